@@ -1,0 +1,2 @@
+// Package pgbaton locks things with the PostgreSQL that a service already has.
+package pgbaton

@@ -1,0 +1,37 @@
+package pgbaton
+
+import "github.com/pgbaton/pgbaton/internal/lockerr"
+
+// ErrNotAcquired says that the lock was not granted: somebody else holds it (TryAcquire and its
+// relatives), or the context ended while waiting. In the second case the error matches the context's
+// error as well.
+var ErrNotAcquired = lockerr.NotAcquired
+
+// ErrLost says that a lock ended before it was released: the connection or the server was lost, its lease
+// ran out, or an operator ended its session. Somebody else may hold the lock by now.
+var ErrLost = lockerr.Lost
+
+// ErrTooManyLocks says that the client holds as many locks as [Config.MaxHeld] allows, or that the
+// server's lock table is nearly full or full. A full lock table refuses logins to everybody, so the
+// client stops before.
+var ErrTooManyLocks = lockerr.TooManyLocks
+
+// ErrDeadlock says that PostgreSQL ended a wait because it was part of a deadlock.
+var ErrDeadlock = lockerr.Deadlock
+
+// ErrPooler says that a connection pooler stands between the client and the server. In transaction
+// mode a pooler gives one session's locks to many clients. See [Config.SessionPooler].
+var ErrPooler = lockerr.Pooler
+
+// ErrStandby says that the server is a standby: it grants advisory locks that its primary knows nothing of.
+var ErrStandby = lockerr.Standby
+
+// ErrUnsupportedServer says that the server is older than PostgreSQL 14, or not PostgreSQL.
+var ErrUnsupportedServer = lockerr.UnsupportedServer
+
+// ErrSchema says that the schema pgbaton is missing, is not of a version that serves this client, has
+// been altered, or that the role lacks a privilege on it. The message says which, and what to do.
+var ErrSchema = lockerr.Schema
+
+// ErrClosed says that the client was closed before, or during, the call.
+var ErrClosed = lockerr.Closed

@@ -1,0 +1,3 @@
+module github.com/pgbaton/pgbaton
+
+go 1.25.0

@@ -1,0 +1,18 @@
+// Package lockerr holds the sentinel errors that the rooms of the library share with its door.
+// The root package exports each one under its public name and documents it there.
+package lockerr
+
+import "errors"
+
+var (
+	NotAcquired       = errors.New("pgbaton: lock not acquired")
+	Lost              = errors.New("pgbaton: lock lost")
+	NotHeld           = errors.New("pgbaton: lock not held")
+	Deadlock          = errors.New("pgbaton: deadlock")
+	TooManyLocks      = errors.New("pgbaton: too many locks")
+	Pooler            = errors.New("pgbaton: connection goes through a pooler")
+	Standby           = errors.New("pgbaton: server is a standby")
+	UnsupportedServer = errors.New("pgbaton: unsupported server")
+	Schema            = errors.New("pgbaton: schema does not serve this client")
+	Closed            = errors.New("pgbaton: client closed")
+)

@@ -1,0 +1,91 @@
+package pgbaton
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+)
+
+// maxNameLength bounds a name in bytes. Names appear in errors, logs and tables; a longer one is
+// nearly always a payload given by mistake.
+const maxNameLength = 512
+
+// Key says what is locked. It is a value: make one with [Name], [ID] or [Pair], compare it with ==.
+// The zero Key is invalid.
+//
+// Keys are global to a database, whatever the schema or role: services that share a database should prefix
+// their names.
+type Key struct {
+	name string
+	kind keyKind
+	key  advisory.Key
+}
+
+type keyKind uint8
+
+const (
+	keyInvalid keyKind = iota
+	keyName
+	keyID
+	keyPair
+)
+
+// Name is the key of a name, such as "invoice/42". It is the first eight bytes, big-endian, of the
+// SHA-256 of "pgbaton:" and the name; pgbaton.key(text) computes the same in SQL. Some vectors:
+//
+//	"a"           6829330124373218384
+//	"invoice/42" -2627838530059473662
+//	"größe"       -3519208014951106283
+//
+// A name is 1 to 512 bytes of UTF-8 without NUL; another makes every call with the key fail.
+func Name(name string) Key {
+	sum := sha256.Sum256([]byte("pgbaton:" + name))
+	id := int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // the bits are the key
+	return Key{name: name, kind: keyName, key: advisory.Key{ID: id}}
+}
+
+// ID is a bigint key of PostgreSQL's advisory locks as it is, to share it with other programs.
+func ID(id int64) Key {
+	return Key{kind: keyID, key: advisory.Key{ID: id}}
+}
+
+// Pair is a key of two int4, a space of its own in PostgreSQL, as it is.
+func Pair(a, b int32) Key {
+	return Key{kind: keyPair, key: advisory.Key{ID: int64(a)<<32 | int64(uint32(b)), Pair: true}} //nolint:gosec // the bits are the key
+}
+
+// String names the key for people: the quoted name, id:N or pair:A,B.
+func (k Key) String() string {
+	switch k.kind {
+	case keyName:
+		return fmt.Sprintf("%q", k.name)
+	case keyID:
+		return fmt.Sprintf("id:%d", k.key.ID)
+	case keyPair:
+		a, b := k.key.Halves()
+		return fmt.Sprintf("pair:%d,%d", a, b)
+	default:
+		return "invalid key"
+	}
+}
+
+// validate says what is wrong with a key, for people.
+func (k Key) validate() error {
+	switch {
+	case k.kind == keyInvalid:
+		return fmt.Errorf("pgbaton: the zero Key is not a key: make one with Name, ID or Pair")
+	case k.kind != keyName:
+		return nil
+	case k.name == "":
+		return fmt.Errorf(`pgbaton: key name "" is empty`)
+	case len(k.name) > maxNameLength:
+		return fmt.Errorf("pgbaton: key name %q… has %d bytes, the most is %d", k.name[:32], len(k.name), maxNameLength)
+	case !utf8.ValidString(k.name) || strings.ContainsRune(k.name, 0):
+		return fmt.Errorf("pgbaton: key name %q is not UTF-8 without NUL", k.name)
+	}
+	return nil
+}

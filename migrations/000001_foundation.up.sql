@@ -1,0 +1,199 @@
+-- The schema that pgbaton's clients, psql users and services in other languages share.
+--
+-- A role that runs a service needs: USAGE on the schema and USAGE on the sequence pgbaton.token.
+-- Everything else goes through functions, which everybody who may use the schema may execute.
+--
+-- Locks: creates new objects only; waits for nobody.
+
+CREATE SCHEMA pgbaton;
+
+-- What this schema is, for a client that connects: its version, and the oldest client that it still
+-- serves. Each migration that changes the interface replaces this function.
+CREATE FUNCTION pgbaton.schema_version(OUT version integer, OUT oldest_client integer)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT 1, 1;
+END;
+
+-- The advisory lock key of a name: the first eight bytes of SHA-256('pgbaton:' || name), big-endian.
+CREATE FUNCTION pgbaton.key(name text) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN ('x' || encode(substr(sha256(convert_to('pgbaton:' || name, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint;
+
+-- The key at which processes queue for a key. A process that waits for key k holds gate(k) while it is
+-- first in line.
+CREATE FUNCTION pgbaton.gate(key bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN key # 8099550625553935921;
+
+CREATE FUNCTION pgbaton.gate(a integer, b integer) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN ((a::bigint << 32) | (b::bigint & 4294967295)) # 8099550625553935922;
+
+-- Fencing tokens. A draw is worth a block of 32 tokens, from the value drawn upwards, so one round trip
+-- can serve many grants. CACHE 1: a larger cache would break the order between sessions. The last block
+-- ends below 2^53, so that a token survives JSON.
+CREATE SEQUENCE pgbaton.token AS bigint
+    INCREMENT BY 32 START WITH 32 MINVALUE 32 MAXVALUE 9007199254740960 CACHE 1 NO CYCLE;
+
+-- Says whether the sequence can be trusted. nextval is not crash-safe until its WAL is flushed, and an
+-- asynchronous standby may be promoted with an old value. PostgreSQL empties an UNLOGGED table in just
+-- these cases. A row that came with a dump or with a copy of the data directory does not count either:
+-- it names another table or another start of the server.
+CREATE UNLOGGED TABLE pgbaton.incarnation (
+    singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
+    relation    oid         NOT NULL,
+    started     timestamptz NOT NULL,
+    token_floor bigint      NOT NULL
+);
+
+COMMENT ON COLUMN pgbaton.incarnation.relation IS 'oid of the table that the row was written into';
+COMMENT ON COLUMN pgbaton.incarnation.started IS 'start of the server on which the row was written';
+COMMENT ON COLUMN pgbaton.incarnation.token_floor IS 'where the repair put the sequence; a lower value was set by hand';
+
+CREATE FUNCTION pgbaton.tokens_trusted() RETURNS boolean
+LANGUAGE sql VOLATILE SECURITY DEFINER
+BEGIN ATOMIC
+    SELECT EXISTS (
+        SELECT FROM pgbaton.incarnation AS i, pgbaton.token AS t
+        WHERE i.relation = i.tableoid
+          AND i.started = pg_postmaster_start_time()
+          AND t.last_value >= i.token_floor);
+END;
+
+-- Moves the sequence above every token that can ever have been handed out, if that is in doubt. Returns
+-- whether it did.
+--
+-- The clock is the second floor beside the lost sequence's own value: milliseconds since 2020 times 4096
+-- stay ahead of any sequence that is drawn from less than 128,000 times a second.
+CREATE FUNCTION pgbaton.repair_tokens() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    new_floor bigint;
+BEGIN
+    IF pgbaton.tokens_trusted() THEN
+        RETURN false;
+    END IF;
+    -- The row may be seen only after the sequence's new value is safe on disk.
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    -- ON CONFLICT makes those who find it missing at the same time wait for the first.
+    INSERT INTO pgbaton.incarnation AS i (relation, started, token_floor)
+    VALUES ('pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
+    ON CONFLICT (singleton) DO UPDATE
+        SET relation = excluded.relation, started = excluded.started
+        WHERE i.relation <> excluded.relation
+           OR i.started <> excluded.started
+           OR i.token_floor > (SELECT last_value FROM pgbaton.token);
+    IF NOT FOUND THEN
+        RETURN false; -- another one has just repaired it
+    END IF;
+    SELECT setval('pgbaton.token', greatest(
+               t.last_value + (1 << 26),
+               (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12))
+      INTO new_floor
+      FROM pgbaton.token AS t;
+    UPDATE pgbaton.incarnation SET token_floor = new_floor;
+    RETURN true;
+END;
+$$;
+
+-- A new fencing token, greater than every token handed out before. For a lock of one's own: call it
+-- after the lock was granted, in a later statement.
+CREATE FUNCTION pgbaton.next_token() RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER
+BEGIN ATOMIC
+    SELECT CASE WHEN pgbaton.repair_tokens() IS NOT NULL THEN nextval('pgbaton.token') END;
+END;
+
+-- Waits in the queue of the processes for a key, and takes nothing: 2 = your turn, 1 = first in line but
+-- the key is still taken, 0 = not even first in line. After 2 the session holds the gate, after 1 too
+-- if keep_gate; after 0 it holds nothing. No wait is longer than wait_ms, and none leaves a line in the
+-- server's log if wait_ms is below deadlock_timeout.
+--
+-- An error from a lock function does not mean "not held": a timeout or cancel can race with the grant.
+-- So a failed wait ends with pg_advisory_unlock_all (the session is for waiting only), and the key itself
+-- is locked for the transaction, which gives it back in every case.
+CREATE FUNCTION pgbaton.wait_for_turn(
+    key bigint, pair boolean, shared boolean, gate bigint,
+    at_gate boolean, keep_gate boolean, wait_ms integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    give_up timestamptz := clock_timestamp() + wait_ms * interval '1 ms';
+    remaining integer;
+BEGIN
+    IF NOT at_gate THEN
+        BEGIN
+            PERFORM set_config('lock_timeout', wait_ms::text, true);
+            PERFORM pg_advisory_lock(gate);
+        EXCEPTION WHEN lock_not_available OR query_canceled THEN
+            PERFORM pg_advisory_unlock_all();
+            RETURN 0;
+        END;
+    END IF;
+    BEGIN
+        remaining := extract(epoch FROM give_up - clock_timestamp()) * 1000;
+        PERFORM set_config('lock_timeout', greatest(remaining, 1)::text, true);
+        PERFORM CASE
+            WHEN pair AND shared THEN pg_advisory_xact_lock_shared((key >> 32)::integer, ((key << 32) >> 32)::integer)
+            WHEN pair THEN pg_advisory_xact_lock((key >> 32)::integer, ((key << 32) >> 32)::integer)
+            WHEN shared THEN pg_advisory_xact_lock_shared(key)
+            ELSE pg_advisory_xact_lock(key)
+        END;
+        RETURN 2;
+    EXCEPTION WHEN lock_not_available OR query_canceled THEN
+        IF keep_gate THEN
+            RETURN 1;
+        END IF;
+        PERFORM pg_advisory_unlock_all();
+        RETURN 0;
+    END;
+END;
+$$;
+
+-- Locks a key until the end of the caller's transaction and returns a fencing token; NULL if the key
+-- is taken. wait_ms: NULL waits as long as the session's own lock_timeout lets it, 0 does not wait.
+-- The caller's lock_timeout is as before afterwards, and a wait that timed out leaves the transaction usable.
+CREATE FUNCTION pgbaton.lock_for_transaction(
+    key bigint, pair boolean, shared boolean, wait_ms integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    high   integer := key >> 32;
+    low    integer := (key << 32) >> 32;
+    before text    := current_setting('lock_timeout');
+    taken  boolean;
+BEGIN
+    IF wait_ms = 0 THEN
+        taken := CASE
+            WHEN pair AND shared THEN pg_try_advisory_xact_lock_shared(high, low)
+            WHEN pair THEN pg_try_advisory_xact_lock(high, low)
+            WHEN shared THEN pg_try_advisory_xact_lock_shared(key)
+            ELSE pg_try_advisory_xact_lock(key)
+        END;
+        IF NOT taken THEN
+            RETURN NULL;
+        END IF;
+        RETURN pgbaton.next_token();
+    END IF;
+    -- The block is a subtransaction: when the wait fails, what a race may have left is freed with it.
+    BEGIN
+        IF wait_ms IS NOT NULL THEN
+            PERFORM set_config('lock_timeout', wait_ms::text, true);
+        END IF;
+        PERFORM CASE
+            WHEN pair AND shared THEN pg_advisory_xact_lock_shared(high, low)
+            WHEN pair THEN pg_advisory_xact_lock(high, low)
+            WHEN shared THEN pg_advisory_xact_lock_shared(key)
+            ELSE pg_advisory_xact_lock(key)
+        END;
+        PERFORM set_config('lock_timeout', before, true);
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN NULL;
+    END;
+    RETURN pgbaton.next_token();
+END;
+$$;
