@@ -35,3 +35,6 @@ var ErrSchema = lockerr.Schema
 
 // ErrClosed says that the client was closed before, or during, the call.
 var ErrClosed = lockerr.Closed
+
+// ErrNotHeld says that a lock was released already.
+var ErrNotHeld = lockerr.NotHeld

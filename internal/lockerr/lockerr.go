@@ -2,7 +2,10 @@
 // The root package exports each one under its public name and documents it there.
 package lockerr
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 var (
 	NotAcquired       = errors.New("pgbaton: lock not acquired")
@@ -16,3 +19,8 @@ var (
 	Schema            = errors.New("pgbaton: schema does not serve this client")
 	Closed            = errors.New("pgbaton: client closed")
 )
+
+// Limit is TooManyLocks for a client that holds all that it may.
+func Limit(maxHeld int) error {
+	return fmt.Errorf("%w: this client holds, or asks for, the %d that its MaxHeld allows", TooManyLocks, maxHeld)
+}
