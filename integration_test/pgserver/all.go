@@ -26,7 +26,7 @@ func StartAll(ctx context.Context) ([]*Server, error) {
 		case err != nil && c.named:
 			return nil, errors.Join(err, stopAll(ctx, servers))
 		case err != nil:
-			note("%s: %s", c.name, firstLine(err))
+			note("%s: %s", c.name, brief(err))
 		case has(servers, s.Major()): // an image's tag need not tell its major
 			if err := s.Stop(ctx); err != nil {
 				return nil, errors.Join(err, stopAll(ctx, servers))

@@ -93,10 +93,9 @@ func (s *Server) Restart(ctx context.Context, mode string) error {
 	}
 	deadline := time.Now().Add(restartPatience)
 	for {
+		written := len(s.cluster.readLog())
 		err := s.cluster.pgCtl(ctx, "restart", "-m", mode)
-		// What pg_ctl says does not tell a passing obstacle from a lasting one, the log does.
-		passing := bytes.Contains(s.cluster.readLog(), []byte("pre-existing shared memory block"))
-		if err == nil || !passing || time.Now().After(deadline) {
+		if err == nil || time.Now().After(deadline) || !s.cluster.passing(err, written) {
 			return err
 		}
 		select {
@@ -105,6 +104,19 @@ func (s *Server) Restart(ctx context.Context, mode string) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// passing says whether a restart may succeed a little later: a postmaster that was killed is still being
+// buried, or its children have not noticed its death yet.
+func (c *cluster) passing(err error, written int) bool {
+	if strings.Contains(err.Error(), "server does not shut down") {
+		return c.pid() == 0
+	}
+	log := c.readLog()
+	log = log[min(written, len(log)):]
+	return bytes.Contains(log, []byte("pre-existing shared memory block")) ||
+		bytes.Contains(log, []byte(`lock file "postmaster.pid" already exists`)) ||
+		bytes.Contains(log, []byte("could not bind"))
 }
 
 // cluster is what a server from local binaries consists of: one temporary directory, made by

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,11 +44,11 @@ func findImage(ctx context.Context) (string, error) {
 	if pullErr == nil {
 		return wanted, nil
 	}
-	local, err := newestLocalImage(ctx, engine)
+	local, err := localImage(ctx, engine, tagMajor(wanted))
 	if err != nil {
 		return "", fmt.Errorf("%w; %w", pullErr, err)
 	}
-	note("%s; using the local image %s", firstLine(pullErr), local)
+	note("%s; using the local image %s", brief(pullErr), local)
 	return local, nil
 }
 
@@ -111,22 +110,25 @@ func pullIfMissing(ctx context.Context, engine *testcontainers.DockerProvider, i
 	return nil
 }
 
-// newestLocalImage is the official image with the highest major that the engine has.
-func newestLocalImage(ctx context.Context, engine *testcontainers.DockerProvider) (string, error) {
+// localImage is an official image that the engine has: of the major wanted, or else the newest.
+func localImage(ctx context.Context, engine *testcontainers.DockerProvider, major int) (string, error) {
 	images, err := engine.ListImages(ctx)
 	if err != nil {
 		return "", fmt.Errorf("list local images: %w", err)
 	}
-	var names []string
+	newest := ""
 	for _, image := range images {
-		if tagMajor(image.Name) >= minMajor {
-			names = append(names, image.Name)
+		switch tagged := tagMajor(image.Name); {
+		case tagged == major && tagged >= minMajor:
+			return image.Name, nil
+		case tagged >= minMajor && tagged > tagMajor(newest):
+			newest = image.Name
 		}
 	}
-	if len(names) == 0 {
+	if newest == "" {
 		return "", errors.New("no local postgres image")
 	}
-	return slices.MaxFunc(names, func(a, b string) int { return tagMajor(a) - tagMajor(b) }), nil
+	return newest, nil
 }
 
 // tagMajor reads the major from a tag of the official image: 17 from postgres:17.2-alpine. It is 0 for

@@ -100,14 +100,14 @@ func Start(ctx context.Context, opts ...Option) (*Server, error) {
 		return nil, fmt.Errorf("pgserver: %w", context.Cause(ctx))
 	}
 	tried = fmt.Errorf("%w\nDocker: %w", tried, err)
-	note("Docker is not usable (%s), trying local binaries", firstLine(err))
+	note("Docker is not usable (%s), trying local binaries", brief(err))
 	for _, dir := range preferredBinDirs() {
 		s, err := StartBinaries(ctx, dir, fast(opts)...)
 		if err == nil {
 			return s, nil
 		}
 		tried = fmt.Errorf("%w\n%s: %w", tried, dir, err)
-		note("%s: %s", dir, firstLine(err))
+		note("%s: %s", dir, brief(err))
 	}
 	return nil, tried
 }
@@ -182,9 +182,14 @@ func closeConn(ctx context.Context, conn *pgx.Conn) {
 	_ = conn.Close(ctx)
 }
 
-func firstLine(err error) string {
+// brief is an error for one line at the terminal.
+func brief(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
-	return strings.TrimPrefix(line, "pgserver: ")
+	line = strings.TrimPrefix(line, "pgserver: ")
+	if runes := []rune(line); len(runes) > 150 {
+		line = string(runes[:150]) + "…"
+	}
+	return line
 }
 
 // note tells the person at the terminal why another way is taken. It goes to stderr, because stdout
