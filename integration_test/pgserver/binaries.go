@@ -34,7 +34,7 @@ func StartBinaries(ctx context.Context, bindir string, opts ...Option) (*Server,
 	if major < minMajor {
 		return nil, fmt.Errorf("pgserver: %s has no initdb, pg_ctl and postgres of PostgreSQL %d or later", bindir, minMajor)
 	}
-	c, err := newCluster(bindir)
+	c, err := newCluster(bindir) //nolint:contextcheck // its watchdog outlives the call
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func (c *cluster) create(ctx context.Context, settings []setting) error {
 		return fmt.Errorf("pgserver: configure the server: %w", err)
 	}
 	_, err = f.WriteString(conf.String())
-	if err := errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("pgserver: configure the server: %w", err)
 	}
 	return nil
@@ -193,7 +193,7 @@ func (c *cluster) start(ctx context.Context) error {
 			return err
 		}
 		c.port = port
-		if err := c.writeFile(filepath.Join(c.data(), "port.conf"), fmt.Sprintf("port = %d\n", port)); err != nil {
+		if err = c.writeFile(filepath.Join(c.data(), "port.conf"), fmt.Sprintf("port = %d\n", port)); err != nil {
 			return err
 		}
 		err = c.pgCtl(ctx, "start")

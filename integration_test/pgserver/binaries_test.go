@@ -12,13 +12,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// startBinaries starts a server from the first programs found. Fault tests need such a server, so a
-// machine without the programs cannot run this package's tests.
+// localBinDirs is [BinDirs] for tests, which are skipped on a machine that has only Docker.
+func localBinDirs(t *testing.T) []string {
+	t.Helper()
+	dirs := BinDirs()
+	if len(dirs) == 0 {
+		t.Skip("no local PostgreSQL programs: apt-get install postgresql")
+	}
+	return dirs
+}
+
+// startBinaries starts a server from the newest programs of this machine.
 func startBinaries(t *testing.T, opts ...Option) *Server {
 	t.Helper()
-	dirs := preferredBinDirs()
-	require.NotEmpty(t, dirs, "no local PostgreSQL programs: apt-get install postgresql")
-	s, err := StartBinaries(t.Context(), dirs[0], opts...)
+	s, err := StartBinaries(t.Context(), localBinDirs(t)[0], opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Stop(context.Background())) })
 	return s
@@ -112,8 +119,7 @@ func TestStartBinaries_TellsWhatIsWrong(t *testing.T) {
 	_, err := StartBinaries(t.Context(), t.TempDir())
 	require.ErrorContains(t, err, "has no initdb")
 
-	dirs := BinDirs()
-	require.NotEmpty(t, dirs)
+	dirs := localBinDirs(t)
 	_, err = StartBinaries(t.Context(), dirs[0], WithSetting("no_such_setting", "1"))
 	require.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
 

@@ -1,7 +1,6 @@
 package pgserver
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 const (
@@ -89,7 +87,7 @@ func paths(dirs []binDir) []string {
 }
 
 func pgConfigBinDir() string {
-	out, err := runBriefly("pg_config", "--bindir")
+	out, err := output("pg_config", "--bindir")
 	if err != nil {
 		return ""
 	}
@@ -105,7 +103,7 @@ func binaryMajor(dir string) int {
 			return 0
 		}
 	}
-	out, err := runBriefly(filepath.Join(dir, "postgres"), "--version")
+	out, err := output(filepath.Join(dir, "postgres"), "--version")
 	if err != nil {
 		return 0
 	}
@@ -120,9 +118,7 @@ func binaryMajor(dir string) int {
 	return major
 }
 
-func runBriefly(name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, name, args...).Output()
+func output(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).Output()
 	return string(out), err
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 )
@@ -35,11 +34,8 @@ func helperBinaries() {
 	}
 	fmt.Println(s.PID(), s.DataDir(), s.URL())
 	_, _ = os.Stdin.Read(make([]byte, 1))
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := s.Stop(ctx); err != nil {
+	if err := s.Stop(context.Background()); err != nil {
 		fmt.Println("failed:", err)
-		cancel()
 		os.Exit(1)
 	}
 }

@@ -89,8 +89,7 @@ func TestStartAll(t *testing.T) {
 }
 
 func TestStartAll_NamedServers(t *testing.T) {
-	dirs := BinDirs()
-	require.NotEmpty(t, dirs)
+	dirs := localBinDirs(t)
 	main := startBinaries(t)
 	t.Setenv("DATABASE_URL", main.URL())
 	t.Setenv("PGBATON_TEST_IMAGES", "")
@@ -106,8 +105,7 @@ func TestStartAll_NamedServers(t *testing.T) {
 }
 
 func TestBinDirs(t *testing.T) {
-	dirs := BinDirs()
-	require.NotEmpty(t, dirs)
+	dirs := localBinDirs(t)
 	require.True(t, slices.IsSortedFunc(dirs, func(a, b string) int { return binaryMajor(b) - binaryMajor(a) }), dirs)
 
 	oldest := dirs[len(dirs)-1]

@@ -72,16 +72,16 @@ func makeDir(owner *account) (string, error) {
 		return "", fmt.Errorf("pgserver: %w", err)
 	}
 	if owner != nil {
-		if err := os.Chown(dir, owner.uid, owner.gid); err != nil {
+		if err = os.Chown(dir, owner.uid, owner.gid); err != nil {
 			return "", errors.Join(fmt.Errorf("pgserver: %w", err), os.RemoveAll(dir))
 		}
 	}
 	// The watchdog recognises the server by the path of its directory as the kernel tells it.
-	real, err := filepath.EvalSymlinks(dir)
+	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("pgserver: %w", err), os.RemoveAll(dir))
 	}
-	return real, nil
+	return resolved, nil
 }
 
 // openToAll says whether any user may pass through the directory and those above it.

@@ -48,8 +48,7 @@ func startHelper(t *testing.T, cmd *exec.Cmd) (stdin io.Closer, pid int, dir str
 
 func TestWatchdog_EndsTheServerOfAKilledProcess(t *testing.T) {
 	t.Parallel()
-	dirs := preferredBinDirs()
-	require.NotEmpty(t, dirs)
+	dirs := localBinDirs(t)
 	cmd := helper(t, "binaries", "PGSERVER_TEST_BINDIR="+dirs[0])
 	_, pid, dir := startHelper(t, cmd)
 
@@ -59,12 +58,11 @@ func TestWatchdog_EndsTheServerOfAKilledProcess(t *testing.T) {
 
 func TestWatchdog_CleansUpAfterAStartThatWasKilled(t *testing.T) {
 	t.Parallel()
-	dirs := preferredBinDirs()
-	require.NotEmpty(t, dirs)
+	dirs := localBinDirs(t)
 	for _, age := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond, 900 * time.Millisecond} {
 		t.Run(age.String(), func(t *testing.T) {
 			t.Parallel()
-			tmp, err := os.MkdirTemp("/tmp", "pgserver-test-")
+			tmp, err := os.MkdirTemp("/tmp", "pgserver-test-") //nolint:usetesting // t.TempDir is closed to other users
 			require.NoError(t, err)
 			require.NoError(t, os.Chmod(tmp, 0o777|os.ModeSticky))
 			t.Cleanup(func() { require.NoError(t, os.RemoveAll(tmp)) })
@@ -98,8 +96,7 @@ func TestStartBinaries_AsOrdinaryUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the other tests are run by an ordinary user already")
 	}
-	dirs := preferredBinDirs()
-	require.NotEmpty(t, dirs)
+	dirs := localBinDirs(t)
 	nobody := lookup(t, "nobody")
 	// The test binary stands in a directory that is root's own.
 	dir, err := makeDir(nobody)
