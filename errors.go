@@ -35,3 +35,16 @@ var ErrSchema = lockerr.Schema
 
 // ErrClosed says that the client was closed before, or during, the call.
 var ErrClosed = lockerr.Closed
+
+// ErrConflict says that a row was changed by somebody else since it was read, or that PostgreSQL could not
+// serialize the transaction (SQLSTATE 40001). Above read committed the transaction is aborted with it.
+// [UpdateVersion] and [DeleteVersion] return it as a [*ConflictError].
+var ErrConflict = lockerr.Conflict
+
+// ErrNotFound says that no row has the key.
+var ErrNotFound = lockerr.NotFound
+
+// ErrCommitUnknown says that the connection was lost, or the context ended, after COMMIT was sent and before
+// its answer came. The transaction may be committed or not, so [InTx] does not retry it: look before doing it
+// again.
+var ErrCommitUnknown = lockerr.CommitUnknown

@@ -14,5 +14,8 @@ var (
 	Standby           = errors.New("pgbaton: server is a standby")
 	UnsupportedServer = errors.New("pgbaton: unsupported server")
 	Schema            = errors.New("pgbaton: schema does not serve this client")
+	Conflict          = errors.New("pgbaton: conflict")
+	NotFound          = errors.New("pgbaton: row not found")
+	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
 )
