@@ -48,7 +48,8 @@ type TxOpts struct {
 // On failure it is rolled back, also when fn panics or the context has ended, and the error is fn's or the
 // server's; it must not be hidden by fn if it is to be retried. [ErrDeadlock] and [ErrConflict] say
 // that the last attempt ended with a deadlock or a serialization failure. For a deadlock the error says which
-// processes waited for what, and, as far as the role may see them, what they were running.
+// processes waited for what, and, over a pool and as far as the role may see it, which statement of ours failed and
+// what the other runs by now. (The server itself tells the statements only to its log.)
 //
 // [ErrCommitUnknown] says that it is not known whether the transaction was committed. That is never retried.
 func InTx(
@@ -228,20 +229,26 @@ func (t *boundSQLTx) end(ctx context.Context, end func() error) error {
 	return end()
 }
 
-const sqlStatementsOf = `
-SELECT pid, query
-FROM pg_catalog.pg_stat_activity
-WHERE pid::text = ANY (string_to_array($1::text, ','))
-ORDER BY pid`
+// Ours is the aborted one. The other's transaction is shown only while it is still the one of the deadlock: a
+// pooled session is soon used for something else.
+const sqlDeadlockStatements = `
+WITH party AS MATERIALIZED (
+    SELECT pid, xact_start, query_start, query, state = 'idle in transaction (aborted)' AS aborted
+    FROM pg_catalog.pg_stat_activity
+    WHERE pid::text = ANY (string_to_array($1::text, ',')) AND pid <> pg_backend_pid())
+SELECT pid, CASE WHEN aborted THEN 'ran' ELSE 'now runs' END, query
+FROM party
+WHERE aborted OR xact_start <= (SELECT max(query_start) FROM party WHERE aborted)
+ORDER BY NOT aborted, pid`
 
-// observeTimeout bounds the look at the others after a deadlock.
+// observeTimeout bounds the look at the parties of a deadlock.
 const observeTimeout = time.Second
 
 var firstNumber = regexp.MustCompile(`^\D*(\d+)`)
 
-// deadlockStatements says what the parties of a deadlock were running. The server writes their statements to
-// its log only; its answer names the processes, one in each line of the detail ("Process 4711 waits for …", or
-// the same in another language). Our own still shows its failed statement until it is rolled back.
+// deadlockStatements says what the parties of a deadlock ran. The server writes their statements to its log
+// only; its answer names the processes, one in each line of the detail ("Process 4711 waits for …", or the same
+// in another language). Our own session still shows its failed statement until it is rolled back.
 func deadlockStatements(ctx context.Context, observer Querier, err error) string {
 	if observer == nil {
 		return ""
@@ -254,7 +261,7 @@ func deadlockStatements(ctx context.Context, observer Querier, err error) string
 	}
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
-	rows, queryErr := observer.Query(ctx, sqlStatementsOf, strings.Join(pids, ","))
+	rows, queryErr := observer.Query(ctx, sqlDeadlockStatements, strings.Join(pids, ","))
 	if queryErr != nil {
 		return "" // what is missing is only an explanation
 	}
@@ -262,11 +269,11 @@ func deadlockStatements(ctx context.Context, observer Querier, err error) string
 	var text strings.Builder
 	for rows.Next() {
 		var (
-			pid   int32
-			query sql.NullString
+			pid         int32
+			when, query string
 		)
-		if rows.Scan(&pid, &query) == nil && query.Valid {
-			fmt.Fprintf(&text, "; process %d: %s", pid, strings.Join(strings.Fields(query.String), " "))
+		if rows.Scan(&pid, &when, &query) == nil {
+			fmt.Fprintf(&text, "; process %d %s: %s", pid, when, strings.Join(strings.Fields(query), " "))
 		}
 	}
 	return text.String()
