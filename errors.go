@@ -38,3 +38,20 @@ var ErrClosed = lockerr.Closed
 
 // ErrNotHeld says that a lock was released already.
 var ErrNotHeld = lockerr.NotHeld
+
+// ErrConflict says that a row was changed by somebody else since it was read, or that PostgreSQL could not
+// serialize the transaction (SQLSTATE 40001). Above read committed the transaction is aborted with it.
+// [UpdateVersion] and [DeleteVersion] return it as a [*ConflictError].
+var ErrConflict = lockerr.Conflict
+
+// ErrNotFound says that no row has the key.
+var ErrNotFound = lockerr.NotFound
+
+// ErrCommitUnknown says that the connection was lost, or the context ended, after COMMIT was sent and before
+// its answer came. The transaction may be committed or not, so [InTx] does not retry it: look before doing it
+// again.
+var ErrCommitUnknown = lockerr.CommitUnknown
+
+// ErrStaleSnapshot says that a lock for a transaction above READ COMMITTED was refused: what the transaction
+// reads may date from before the grant. See [AcquireTx] and [AllowStaleSnapshot].
+var ErrStaleSnapshot = lockerr.StaleSnapshot

@@ -17,7 +17,12 @@ var (
 	Standby           = errors.New("pgbaton: server is a standby")
 	UnsupportedServer = errors.New("pgbaton: unsupported server")
 	Schema            = errors.New("pgbaton: schema does not serve this client")
+	Conflict          = errors.New("pgbaton: conflict")
+	NotFound          = errors.New("pgbaton: row not found")
+	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
+	StaleSnapshot     = errors.New("pgbaton: the transaction's snapshot may be older than the lock: " +
+		"acquire before the transaction begins, or use READ COMMITTED")
 )
 
 // Limit is TooManyLocks for a client that holds all that it may.

@@ -1,0 +1,112 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbaton/pgbaton/internal/sqltext"
+)
+
+// constant is SQL that stands in the caller's source. Its name is not exported, so only an untyped constant
+// becomes one: a string that was built at run time does not compile.
+type constant string
+
+// ClaimOpts are the settings of [ClaimRows]. Nil means the defaults.
+type ClaimOpts struct {
+	// Where is the condition that a row must meet, such as "state = $1 AND run_at <= now()". It must be a
+	// constant in the source; what varies goes into Args. Defaults to every row.
+	Where constant
+
+	// Args are the values of $1, $2, … in Where.
+	Args []any
+
+	// OrderBy is which rows come first, such as "priority DESC, id". It must be a constant in the source.
+	// Defaults to no order.
+	OrderBy constant
+
+	// Strength is how the rows are locked. Defaults to ForUpdate.
+	Strength LockStrength
+
+	// Column is the column that is read whole into T, for a T that is not a struct of columns.
+	// Defaults to none: T is a struct.
+	Column string
+}
+
+// ClaimRows locks up to n free rows until the transaction ends, and returns them: a worker's next jobs. It never
+// waits for a row that somebody else has locked, and no two transactions get the same row.
+//
+// On success the rows are locked and meet the condition. None may be an empty result: that is no error. It has
+// been looked for twice then, because SKIP LOCKED can miss a row that has just become free; a result
+// that is shorter than n but not empty may have missed some. T is read as by [LockRow].
+//
+// The claim lasts as long as the transaction. Finish the job in it, with its row deleted or marked as done, or mark
+// the row as taken and commit: a worker that dies before gives the row back at once. Calling it twice in one
+// transaction returns the same rows again, unless they were changed so that they no longer meet the condition.
+//
+// On failure the result is nil, and after an error of the server the transaction is aborted. Under
+// repeatable read and above a row that was changed since the transaction began gives [ErrConflict]: claim in
+// read committed.
+//
+// How it works: SELECT … ORDER BY … LIMIT n FOR UPDATE SKIP LOCKED, on its own. Inside the WHERE of an UPDATE it
+// could run once per row and take more than n. An index that serves both the condition and the order keeps it fast.
+func ClaimRows[T any](ctx context.Context, tx Tx, table pgx.Identifier, n int, opts *ClaimOpts) ([]T, error) {
+	if opts == nil {
+		opts = &ClaimOpts{}
+	}
+	wrap := func(err error) error { return fmt.Errorf("pgbaton: claim rows of %q: %w", []string(table), err) }
+	if n < 1 {
+		return nil, wrap(fmt.Errorf("n is %d: at least one row", n))
+	}
+	record, err := recordOf[T](opts.Column)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	s, err := claimStatement(table, record.Select, n, opts)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	rows, err := collect[T](ctx, tx, record, s)
+	if err == nil && len(rows) == 0 {
+		rows, err = collect[T](ctx, tx, record, s)
+	}
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	return rows, nil
+}
+
+func claimStatement(table pgx.Identifier, columns string, n int, opts *ClaimOpts) (*statement, error) {
+	name, err := sqltext.Table(table)
+	if err != nil {
+		return nil, err
+	}
+	strength, err := opts.Strength.clause()
+	if err != nil {
+		return nil, err
+	}
+	if opts.Where == "" && len(opts.Args) > 0 {
+		return nil, errors.New("ClaimOpts.Args without a Where")
+	}
+	var args sqltext.Args
+	for i, value := range opts.Args {
+		if _, err := args.Add(value); err != nil {
+			return nil, fmt.Errorf("argument %d: %w", i+1, err)
+		}
+	}
+	limit, err := args.Add(int64(n))
+	if err != nil {
+		return nil, err
+	}
+	text := "SELECT " + columns + "\nFROM " + name
+	if opts.Where != "" {
+		text += "\nWHERE (" + string(opts.Where) + "\n)" // on a line of its own, below a comment at the end
+	}
+	if opts.OrderBy != "" {
+		text += "\nORDER BY " + string(opts.OrderBy)
+	}
+	text += "\nLIMIT " + limit + "\n" + strength + " SKIP LOCKED"
+	return &statement{verb: "claim rows of", table: name, text: text, args: args.Values()}, nil
+}

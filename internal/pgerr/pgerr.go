@@ -1,0 +1,114 @@
+// Package pgerr reads the errors of PostgreSQL, whichever driver brings them.
+package pgerr
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// The SQLSTATEs that the library tells apart.
+const (
+	LockNotAvailable     = "55P03"
+	QueryCanceled        = "57014"
+	SerializationFailure = "40001"
+	DeadlockDetected     = "40P01"
+
+	UndefinedSchema       = "3F000"
+	UndefinedFunction     = "42883"
+	InsufficientPrivilege = "42501"
+
+	completionUnknown = "40003"
+	adminShutdown     = "57P01"
+	crashShutdown     = "57P02"
+	cannotConnectNow  = "57P03"
+)
+
+// Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
+// lib/pq's *pq.Error by the method that they share.
+func Code(err error) string {
+	var e interface{ SQLState() string }
+	if errors.As(err, &e) {
+		return e.SQLState()
+	}
+	return ""
+}
+
+// Detail is the server's DETAIL of err, or "".
+func Detail(err error) string {
+	var pgxErr *pgconn.PgError
+	if errors.As(err, &pgxErr) {
+		return pgxErr.Detail
+	}
+	return libpqField(err, 'D')
+}
+
+// Position is where in the statement err happened, counted in characters from 1; 0 if the server did not say.
+func Position(err error) int {
+	var pgxErr *pgconn.PgError
+	if errors.As(err, &pgxErr) {
+		return int(pgxErr.Position)
+	}
+	n, err := strconv.Atoi(libpqField(err, 'P'))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// libpqField reads a field of a protocol's ErrorResponse from lib/pq's error without importing lib/pq.
+func libpqField(err error, field byte) string {
+	var e interface{ Get(k byte) string }
+	if errors.As(err, &e) {
+		return e.Get(field)
+	}
+	return ""
+}
+
+// Retryable says whether the whole transaction that ended with err may succeed when it is run again.
+func Retryable(err error) bool {
+	code := Code(err)
+	return code == SerializationFailure || code == DeadlockDetected
+}
+
+// Translate adds the library's sentinel to an error of the server. Other errors, and one that has been
+// translated, are returned as they are.
+func Translate(err error) error {
+	sentinel := error(nil)
+	switch Code(err) {
+	case LockNotAvailable:
+		sentinel = lockerr.NotAcquired
+	case SerializationFailure:
+		sentinel = lockerr.Conflict
+	case DeadlockDetected:
+		sentinel = lockerr.Deadlock
+	}
+	if sentinel == nil || errors.Is(err, sentinel) {
+		return err
+	}
+	if detail := Detail(err); sentinel == lockerr.Deadlock && detail != "" {
+		return fmt.Errorf("%w: %w: %s", sentinel, err, strings.ReplaceAll(detail, "\n", " "))
+	}
+	return fmt.Errorf("%w: %w", sentinel, err)
+}
+
+// CommitUnknown says whether a COMMIT that returned err may have committed. An error of the server that
+// leaves the session alive says that it has not; a broken connection, or a server that goes down, says nothing.
+func CommitUnknown(err error) bool {
+	code := Code(err)
+	switch {
+	case err == nil:
+		return false
+	case code == "":
+		return !pgconn.SafeToRetry(err) // nothing was sent
+	case code == completionUnknown, code == adminShutdown, code == crashShutdown, code == cannotConnectNow:
+		return true
+	}
+	// Connection exceptions, system errors and internal errors.
+	return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "58") || strings.HasPrefix(code, "XX")
+}

@@ -1,0 +1,71 @@
+package rowtest
+
+import (
+	"context"
+	"database/sql"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+)
+
+// PgxWay is a way by pgx; with makes the handle under test.
+func PgxWay(t testing.TB, dsn string, with func(t testing.TB, pool *pgxpool.Pool, f func(pgbaton.Querier))) Way {
+	t.Helper()
+	pool, err := pgxpool.New(context.Background(), dsn)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return Way{
+		With: func(t testing.TB, f func(pgbaton.Querier)) { with(t, pool, f) },
+		Begin: func(t testing.TB) pgbaton.Tx {
+			tx, err := pool.Begin(context.Background())
+			require.NoError(t, err)
+			return tx
+		},
+		InTx: func(ctx context.Context, opts *pgbaton.TxOpts, fn func(ctx context.Context, tx pgbaton.Tx) error) error {
+			return pgbaton.InTx(ctx, pool, opts, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, tx) })
+		},
+	}
+}
+
+// WithConn calls f with a connection of its own.
+func WithConn(t testing.TB, pool *pgxpool.Pool, f func(conn *pgx.Conn)) {
+	t.Helper()
+	ctx := context.Background()
+	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig.Copy())
+	require.NoError(t, err)
+	defer conn.Close(ctx)
+	f(conn)
+}
+
+// SQLWay is a way by database/sql with the driver of the name given; with makes the handle under test.
+func SQLWay(t testing.TB, driver, dsn string, with func(t testing.TB, db *sql.DB, f func(pgbaton.Querier))) Way {
+	t.Helper()
+	db, err := sql.Open(driver, dsn)
+	require.NoError(t, err)
+	db.SetMaxOpenConns(20)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return Way{
+		With: func(t testing.TB, f func(pgbaton.Querier)) { with(t, db, f) },
+		Begin: func(t testing.TB) pgbaton.Tx {
+			tx, err := db.BeginTx(context.Background(), nil)
+			require.NoError(t, err)
+			return pgbaton.SQLTx(tx)
+		},
+		InTx: func(ctx context.Context, opts *pgbaton.TxOpts, fn func(ctx context.Context, tx pgbaton.Tx) error) error {
+			return pgbaton.InSQLTx(ctx, db, opts, func(ctx context.Context, tx *sql.Tx) error { return fn(ctx, pgbaton.SQLTx(tx)) })
+		},
+	}
+}
+
+// WithSQLTx calls f with a transaction of database/sql and commits it.
+func WithSQLTx(t testing.TB, db *sql.DB, f func(pgbaton.Querier)) {
+	t.Helper()
+	tx, err := db.BeginTx(context.Background(), nil)
+	require.NoError(t, err)
+	f(pgbaton.SQLTx(tx))
+	require.NoError(t, tx.Commit())
+}

@@ -1,0 +1,129 @@
+package sqltext
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// KeyColumns are the columns of a key in their canonical order, which is also the order in which rows are
+// locked: callers that name the same columns lock in the same order.
+func KeyColumns(key map[string]any) ([]string, error) {
+	if len(key) == 0 {
+		return nil, fmt.Errorf("key has no columns")
+	}
+	columns := make([]string, 0, len(key))
+	for column, value := range key {
+		if err := CheckName(column); err != nil {
+			return nil, fmt.Errorf("key: %w", err)
+		}
+		if IsNull(value) {
+			return nil, fmt.Errorf("key: column %s is NULL, which equals nothing", Quote(column))
+		}
+		columns = append(columns, column)
+	}
+	slices.Sort(columns)
+	return columns, nil
+}
+
+// KeyEquals is the condition that a row has the key.
+func KeyEquals(args *Args, columns []string, key map[string]any) (string, error) {
+	var b strings.Builder
+	for i, column := range columns {
+		placeholder, err := args.Add(key[column])
+		if err != nil {
+			return "", fmt.Errorf("key column %s: %w", Quote(column), err)
+		}
+		if i > 0 {
+			b.WriteString(" AND ")
+		}
+		b.WriteString(Quote(column))
+		b.WriteString(" = ")
+		b.WriteString(placeholder)
+	}
+	return b.String(), nil
+}
+
+// KeyIn is the condition that a row has one of the keys, which must all have the given columns. The list is
+// filled up to a power of two with its last key, so that few different statements are prepared.
+func KeyIn[M ~map[string]any](args *Args, columns []string, keys []M) (string, error) {
+	var b strings.Builder
+	b.WriteString("(")
+	b.WriteString(QuoteList(columns))
+	b.WriteString(") IN (")
+	last := ""
+	for i, key := range keys {
+		tuple, err := keyTuple(args, columns, key)
+		if err != nil {
+			return "", fmt.Errorf("key %d: %w", i, err)
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(tuple)
+		last = tuple
+	}
+	for i := len(keys); i&(i-1) != 0; i++ {
+		b.WriteString(", ")
+		b.WriteString(last)
+	}
+	b.WriteString(")")
+	return b.String(), nil
+}
+
+func keyTuple(args *Args, columns []string, key map[string]any) (string, error) {
+	if len(key) != len(columns) {
+		return "", fmt.Errorf("has %d columns, the first key has %d", len(key), len(columns))
+	}
+	placeholders := make([]string, len(columns))
+	for i, column := range columns {
+		value, ok := key[column]
+		switch {
+		case !ok:
+			return "", fmt.Errorf("lacks column %s", Quote(column))
+		case IsNull(value):
+			return "", fmt.Errorf("column %s is NULL, which equals nothing", Quote(column))
+		}
+		placeholder, err := args.Add(value)
+		if err != nil {
+			return "", fmt.Errorf("column %s: %w", Quote(column), err)
+		}
+		placeholders[i] = placeholder
+	}
+	return "(" + strings.Join(placeholders, ", ") + ")", nil
+}
+
+// Assignments is the list of a SET clause, in the order of the columns' names.
+func Assignments(args *Args, set map[string]any) (string, error) {
+	columns := make([]string, 0, len(set))
+	for column := range set {
+		if err := CheckName(column); err != nil {
+			return "", fmt.Errorf("set: %w", err)
+		}
+		columns = append(columns, column)
+	}
+	slices.Sort(columns)
+	var b strings.Builder
+	for i, column := range columns {
+		placeholder, err := args.Add(set[column])
+		if err != nil {
+			return "", fmt.Errorf("set %s: %w", Quote(column), err)
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(Quote(column))
+		b.WriteString(" = ")
+		b.WriteString(placeholder)
+	}
+	return b.String(), nil
+}
+
+// QuoteList is a list of quoted names.
+func QuoteList(names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = Quote(name)
+	}
+	return strings.Join(quoted, ", ")
+}

@@ -1,0 +1,328 @@
+package pgbaton
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbaton/pgbaton/internal/backoff"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/record"
+	"github.com/pgbaton/pgbaton/internal/sqltext"
+)
+
+// VersionOpts are the settings of [UpdateVersion], [DeleteVersion] and [Mutate]. Nil means the defaults.
+type VersionOpts struct {
+	// Column is the column of the version: smallint, integer or bigint, NOT NULL. Defaults to "version".
+	Column string
+
+	// MaxAttempts is how often Mutate tries in all before it gives up. Defaults to 10.
+	MaxAttempts int
+}
+
+// ConflictError is the [ErrConflict] of a row that has another version than expected.
+type ConflictError struct {
+	// Expected is the version that the caller gave.
+	Expected int64
+	// Current is the version that the row had when the call looked. It equals Expected if
+	// something other than the version kept the row from being written, such as a trigger.
+	Current int64
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%v: version is %d, expected %d", lockerr.Conflict, e.Current, e.Expected)
+}
+
+// Unwrap makes the error match [ErrConflict].
+func (e *ConflictError) Unwrap() error { return lockerr.Conflict }
+
+// UpdateVersion sets columns of the row that has the key, if it still has the version, and returns its new
+// version: the old one plus one.
+//
+// On failure the row is unchanged and the version is zero. [ErrConflict]: somebody else has changed the row, and a
+// [*ConflictError] carries its current version. [ErrNotFound]: no row has the key, or no longer. Neither
+// aborts a transaction in read committed; above it a conflict is the server's own (SQLSTATE 40001) and does.
+//
+// If the connection fails, the row may or may not have been updated; its version then tells.
+//
+// How it works: one UPDATE … WHERE key AND version, and in the same statement a look at the row if that changed
+// nothing. If the row was changed while the UPDATE waited for it, the statement cannot see how, and a second one
+// looks. A trigger of pgbaton.bump_version() on the table makes writers who do not use pgbaton raise the version
+// too; it may be there or not:
+//
+//	CREATE TRIGGER bump_version BEFORE UPDATE ON accounts
+//	    FOR EACH ROW EXECUTE FUNCTION pgbaton.bump_version();  -- ('version') for another column
+func UpdateVersion(
+	ctx context.Context, db Querier, table pgx.Identifier, key Values, version int64, set Values, opts *VersionOpts,
+) (int64, error) {
+	v, err := newVersioned("update version of", table, key, opts)
+	if err != nil {
+		return 0, err
+	}
+	switch _, ok := set[v.column]; {
+	case ok:
+		return 0, v.wrap(fmt.Errorf("set has the version column %q, which is raised by itself", v.column))
+	case len(set) == 0:
+		return 0, v.wrap(errors.New("nothing to set"))
+	}
+	c, err := v.change(set, version)
+	if err != nil {
+		return 0, err
+	}
+	return c.run(ctx, db, "UPDATE "+v.table+c.set, version)
+}
+
+// DeleteVersion deletes the row that has the key, if it still has the version. Errors are those
+// of [UpdateVersion].
+func DeleteVersion(
+	ctx context.Context, db Querier, table pgx.Identifier, key Values, version int64, opts *VersionOpts,
+) error {
+	v, err := newVersioned("delete version of", table, key, opts)
+	if err != nil {
+		return err
+	}
+	c, err := v.change(nil, version)
+	if err != nil {
+		return err
+	}
+	_, err = c.run(ctx, db, "DELETE FROM "+v.table, version)
+	return err
+}
+
+// Mutate reads the row that has the key, lets fn change it, and writes the changed columns if nobody has changed
+// the row since. Otherwise it reads the row again and calls fn again, up to [VersionOpts.MaxAttempts] times, with
+// growing random pauses. So fn may run several times and should do nothing but change the row.
+//
+// On success it returns the row as it was written, triggers included. If fn changed nothing, nothing is written.
+// T is a struct read as by [LockRow]; it need not have the version, and fn must not change it if it has.
+//
+// On failure nothing is written and T is zero. [ErrNotFound]: no row has the key. [ErrConflict]: every
+// attempt came too late. If the context ended during a pause, the error matches ErrConflict and the context's
+// error. An error of fn is returned as it is. If the connection fails during the write, the row may have been
+// written.
+//
+// It is meant for a pool or a database. In a transaction of the caller's it works in read committed; above it a
+// conflict aborts the transaction and ErrConflict comes at once; in [InTx] the whole of it is then run again.
+func Mutate[T any](
+	ctx context.Context, db Querier, table pgx.Identifier, key Values, opts *VersionOpts, fn func(row *T) error,
+) (T, error) {
+	var zero T
+	v, err := newVersioned("mutate row of", table, key, opts)
+	if err != nil {
+		return zero, err
+	}
+	r, err := recordOf[T]("")
+	if err != nil {
+		return zero, v.wrap(err)
+	}
+	_, inTx := db.(Tx)
+	for attempt := 1; ; attempt++ {
+		row, err := mutateOnce(ctx, db, v, r, fn)
+		retry := errors.Is(err, errChanged) || !inTx && pgerr.Retryable(err)
+		switch {
+		case err == nil:
+			return row, nil
+		case !retry:
+			return zero, err
+		case attempt == v.maxAttempts:
+			return zero, fmt.Errorf("mutate row of %s: %d attempts: %w", v.table, attempt, err)
+		}
+		if ctxErr := backoff.Wait(ctx, attempt); ctxErr != nil {
+			return zero, fmt.Errorf("mutate row of %s: %w: %w", v.table, err, ctxErr)
+		}
+	}
+}
+
+// errChanged says that a row was changed between mutateOnce's read and its write.
+var errChanged = fmt.Errorf("%w: changed meanwhile", lockerr.Conflict)
+
+func mutateOnce[T any](
+	ctx context.Context, db Querier, v *versioned, r *record.Record, fn func(row *T) error,
+) (T, error) {
+	var zero T
+	before, row, version, err := readVersioned[T](ctx, db, v, r)
+	if err != nil {
+		return zero, err
+	}
+	if err := fn(&row); err != nil {
+		return zero, err
+	}
+	changed := Values(r.Changed(&before, &row))
+	if len(changed) == 0 {
+		return row, nil
+	}
+	if _, ok := changed[v.column]; ok {
+		return zero, v.wrap(fmt.Errorf("fn changed the version of %v", r))
+	}
+	c, err := v.change(changed, version)
+	if err != nil {
+		return zero, err
+	}
+	c.text = "UPDATE " + v.table + c.set + c.unchanged + "\nRETURNING " + r.Select
+	rows, err := collect[T](ctx, db, r, &c.statement)
+	switch {
+	case err != nil:
+		return zero, c.fail(err)
+	case len(rows) == 0:
+		return zero, errChanged
+	}
+	return rows[0], nil
+}
+
+// readVersioned reads the row twice from the same answer: two values that share no memory, so that what fn does
+// to the second shows even in slices and maps.
+func readVersioned[T any](
+	ctx context.Context, db Querier, v *versioned, r *record.Record,
+) (before, row T, version int64, err error) {
+	var args sqltext.Args
+	hasKey, err := sqltext.KeyEquals(&args, v.keyColumns, v.key)
+	if err != nil {
+		return before, row, 0, v.wrap(err)
+	}
+	columns := append(append([]string(nil), r.Columns...), v.column)
+	s := statement{verb: v.verb, table: v.table, args: args.Values()}
+	s.text = "SELECT " + sqltext.QuoteList(columns) + "\nFROM " + v.table + "\nWHERE " + hasKey
+	rows, err := db.Query(ctx, s.text, s.args...)
+	if err != nil {
+		return before, row, 0, s.fail(err)
+	}
+	defer rows.Close()
+	if !rows.Next() {
+		if err := rows.Err(); err != nil {
+			return before, row, 0, s.fail(err)
+		}
+		return before, row, 0, s.fail(lockerr.NotFound)
+	}
+	if err := errors.Join(scan(rows, r, &before, &version), scan(rows, r, &row, &version)); err != nil {
+		return before, row, 0, s.fail(err)
+	}
+	rows.Close()
+	if err := rows.Err(); err != nil {
+		return before, row, 0, s.fail(err)
+	}
+	return before, row, version, nil
+}
+
+// defaultAttempts bounds the retries of Mutate and InTx.
+const defaultAttempts = 10
+
+// versioned addresses a row that has a version.
+type versioned struct {
+	verb        string
+	table       string // quoted
+	key         Values
+	keyColumns  []string
+	column      string // of the version
+	maxAttempts int
+}
+
+func newVersioned(verb string, table pgx.Identifier, key Values, opts *VersionOpts) (*versioned, error) {
+	if opts == nil {
+		opts = &VersionOpts{}
+	}
+	v := &versioned{
+		verb:        verb,
+		key:         key,
+		column:      cmp.Or(opts.Column, "version"),
+		maxAttempts: cmp.Or(opts.MaxAttempts, defaultAttempts),
+	}
+	wrap := func(err error) error { return fmt.Errorf("pgbaton: %s %q: %w", verb, []string(table), err) }
+	var err error
+	if v.table, err = sqltext.Table(table); err != nil {
+		return nil, wrap(err)
+	}
+	if err := sqltext.CheckName(v.column); err != nil {
+		return nil, wrap(fmt.Errorf("VersionOpts.Column: %w", err))
+	}
+	if v.maxAttempts < 1 {
+		return nil, wrap(fmt.Errorf("VersionOpts.MaxAttempts is %d: give one or more", v.maxAttempts))
+	}
+	if v.keyColumns, err = sqltext.KeyColumns(key); err != nil {
+		return nil, wrap(err)
+	}
+	return v, nil
+}
+
+func (v *versioned) wrap(err error) error {
+	return fmt.Errorf("pgbaton: %s %s: %w", v.verb, v.table, err)
+}
+
+// change puts the parts of a write together: the SET clause and the conditions for the key alone and for the
+// key with the version.
+func (v *versioned) change(set Values, version int64) (c change, err error) {
+	var args sqltext.Args
+	if c.hasKey, err = sqltext.KeyEquals(&args, v.keyColumns, v.key); err != nil {
+		return change{}, v.wrap(err)
+	}
+	c.keyArgs = len(args.Values())
+	placeholder, err := args.Add(version)
+	if err != nil {
+		return change{}, v.wrap(err)
+	}
+	if c.set, err = sqltext.Assignments(&args, set); err != nil {
+		return change{}, v.wrap(err)
+	}
+	c.column = sqltext.Quote(v.column)
+	c.set = "\nSET " + c.set + ", " + c.column + " = " + c.column + " + 1" // not for a DELETE
+	c.unchanged = "\nWHERE " + c.hasKey + " AND " + c.column + " = " + placeholder
+	c.statement = statement{verb: v.verb, table: v.table, args: args.Values()}
+	return c, nil
+}
+
+// change is a write that depends on a version.
+type change struct {
+	statement
+
+	column    string // of the version, quoted
+	set       string // the SET clause
+	hasKey    string // the condition that a row has the key
+	keyArgs   int    // so many of the args, from the first, are those of hasKey
+	unchanged string // the WHERE clause for the key with the version
+}
+
+// run runs the write, "UPDATE …" or "DELETE FROM …", and returns the version of the row that it wrote.
+func (c *change) run(ctx context.Context, db Querier, write string, expected int64) (int64, error) {
+	s := c.statement
+	s.text = "WITH pgbaton_written AS (\n" + write + c.unchanged + "\nRETURNING " + c.column + ")" +
+		"\nSELECT " + c.column + ", true\nFROM pgbaton_written" +
+		"\nUNION ALL" +
+		"\nSELECT " + c.column + ", false\nFROM " + c.table +
+		"\nWHERE " + c.hasKey + " AND NOT EXISTS (SELECT FROM pgbaton_written)"
+	var (
+		version int64
+		written bool
+	)
+	found, err := queryRow(ctx, db, []any{&version, &written}, s.text, s.args...)
+	switch {
+	case err != nil:
+		return 0, s.fail(err)
+	case !found:
+		return 0, s.fail(lockerr.NotFound)
+	case written:
+		return version, nil
+	case version != expected:
+		return 0, s.fail(&ConflictError{Expected: expected, Current: version})
+	}
+	return 0, c.explain(ctx, db, expected)
+}
+
+// explain looks why a write whose snapshot showed the expected version changed nothing: another transaction
+// changed or deleted the row while the write waited for it, and only a new snapshot shows how.
+func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
+	s := c.statement
+	s.text = "SELECT " + c.column + "\nFROM " + c.table + "\nWHERE " + c.hasKey
+	s.args = s.args[:c.keyArgs]
+	var version int64
+	found, err := queryRow(ctx, db, []any{&version}, s.text, s.args...)
+	switch {
+	case err != nil:
+		return s.fail(err)
+	case !found:
+		return s.fail(lockerr.NotFound)
+	}
+	return s.fail(&ConflictError{Expected: expected, Current: version})
+}
