@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/migrations"
 )
 
 // serverURL is the server that the tests may use as superuser.
@@ -54,17 +54,10 @@ func database(tb testing.TB) string {
 func migratedDatabase(tb testing.TB) string {
 	tb.Helper()
 	dsn := database(tb)
-	conn := connect(tb, dsn)
-	files, err := migrations.FS.ReadDir(".")
+	pool, err := pgxpool.New(context.Background(), dsn)
 	require.NoError(tb, err)
-	for _, file := range files {
-		if strings.HasSuffix(file.Name(), ".up.sql") {
-			sql, err := migrations.FS.ReadFile(file.Name())
-			require.NoError(tb, err)
-			_, err = conn.PgConn().Exec(context.Background(), string(sql)).ReadAll()
-			require.NoError(tb, err)
-		}
-	}
+	defer pool.Close()
+	require.NoError(tb, pgbaton.Migrate(context.Background(), pool))
 	return dsn
 }
 
