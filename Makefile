@@ -43,7 +43,7 @@ bench: build/postgres ## run the benchmarks once
 lint: build/lint ## check the format, go vet and golangci-lint in every module
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
 	$(call each-module,go vet ./...)
-	$(call each-module,$(GOLANGCI_LINT) run ./...)
+	$(call each-module,$(GOLANGCI_LINT) run --allow-parallel-runners ./...)
 
 .PHONY: fmt
 fmt: build/lint ## format the code (gofumpt, gci)

@@ -184,7 +184,7 @@ func startContainer(ctx context.Context, image string, opts ...Option) (*Server,
 // guardContainer sets a watchdog on the container, where Docker's command is there to do its work, and
 // gives the function that removes both.
 func guardContainer(container *postgres.PostgresContainer) (stop func(context.Context) error, err error) {
-	if _, err := exec.LookPath("docker"); err != nil {
+	if _, err = exec.LookPath("docker"); err != nil {
 		return func(ctx context.Context) error { return removeContainer(ctx, container) }, nil
 	}
 	guard, err := startWatchdog(containerScript, container.GetContainerID(), nil)

@@ -38,7 +38,7 @@ func TestDocker_ContainerOfAKilledProcessIsRemoved(t *testing.T) {
 	if err != nil {
 		t.Skip("no Docker engine with a postgres image:", err)
 	}
-	if _, err := exec.LookPath("docker"); err != nil {
+	if _, err = exec.LookPath("docker"); err != nil {
 		t.Skip("no docker command")
 	}
 	cmd := helper(t, "docker", "PGSERVER_TEST_IMAGE="+image)
