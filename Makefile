@@ -21,16 +21,17 @@ demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO
 	go build -o $(BIN)/pgbaton ./cmd/pgbaton
 	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
 
+# -count=1, because go's cache of results does not know the servers.
 .PHONY: test
 test: test/unit test/integration ## run all tests with the race detector
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests with the race detector
-	$(WITH_POSTGRES) -- go test -race -timeout $(TEST_TIMEOUT) ./...
+	$(WITH_POSTGRES) -- go test -race -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand) with the race detector
-	cd integration_test && go test -race -timeout $(TEST_TIMEOUT) ./...
+	cd integration_test && go test -race -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: bench
 bench: build/postgres ## run the benchmarks once
@@ -43,7 +44,7 @@ bench: build/postgres ## run the benchmarks once
 lint: build/lint ## check the format, go vet and golangci-lint in every module
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
 	$(call each-module,go vet ./...)
-	$(call each-module,$(GOLANGCI_LINT) run ./...)
+	$(call each-module,$(GOLANGCI_LINT) run --allow-parallel-runners ./...)
 
 .PHONY: fmt
 fmt: build/lint ## format the code (gofumpt, gci)

@@ -20,6 +20,6 @@ fi
 # Only the programs are used: the cluster that the package sets up is left as it is.
 echo "No DATABASE_URL, no Docker and no PostgreSQL programs here: installing the package postgresql (apt-get)." >&2
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq >&2
+apt-get update -qq >&2 || true # the lists already there may do
 apt-get install -y -qq --no-install-recommends postgresql >&2
 "$with_postgres" -look >/dev/null

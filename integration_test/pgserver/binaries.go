@@ -34,7 +34,7 @@ func StartBinaries(ctx context.Context, bindir string, opts ...Option) (*Server,
 	if major < minMajor {
 		return nil, fmt.Errorf("pgserver: %s has no initdb, pg_ctl and postgres of PostgreSQL %d or later", bindir, minMajor)
 	}
-	c, err := newCluster(bindir) //nolint:contextcheck // its watchdog outlives the call
+	c, err := newCluster(bindir)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func newCluster(bindir string) (*cluster, error) {
 		return nil, err
 	}
 	c := &cluster{bindir: bindir, dir: dir, owner: owner, password: strings.ToLower(rand.Text())}
-	if c.watchdog, err = startWatchdog(dir, owner); err != nil {
+	if c.watchdog, err = startWatchdog(watchdogScript, dir, owner); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return c, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -165,17 +166,33 @@ func startContainer(ctx context.Context, image string, opts ...Option) (*Server,
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("pgserver: start %s: %w", image, err), removeContainer(ctx, container))
 	}
+	stop, err := guardContainer(container)
+	if err != nil {
+		return nil, errors.Join(err, removeContainer(ctx, container))
+	}
 	url, err := container.ConnectionString(ctx, "sslmode=disable")
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("pgserver: ask for the address of %s: %w", image, err), removeContainer(ctx, container))
+		return nil, errors.Join(fmt.Errorf("pgserver: ask for the address of %s: %w", image, err), stop(ctx))
 	}
 	major, err := askMajor(ctx, url)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("pgserver: connect to %s: %w", image, err), removeContainer(ctx, container))
+		return nil, errors.Join(fmt.Errorf("pgserver: connect to %s: %w", image, err), stop(ctx))
 	}
-	return &Server{
-		url: url, origin: dockerOrigin(image), major: major,
-		stop: func(ctx context.Context) error { return removeContainer(ctx, container) },
+	return &Server{url: url, origin: dockerOrigin(image), major: major, stop: stop}, nil
+}
+
+// guardContainer sets a watchdog on the container, where Docker's command is there to do its work, and
+// gives the function that removes both.
+func guardContainer(container *postgres.PostgresContainer) (stop func(context.Context) error, err error) {
+	if _, err = exec.LookPath("docker"); err != nil {
+		return func(ctx context.Context) error { return removeContainer(ctx, container) }, nil
+	}
+	guard, err := startWatchdog(containerScript, container.GetContainerID(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		return errors.Join(removeContainer(ctx, container), guard.release(ctx))
 	}, nil
 }
 

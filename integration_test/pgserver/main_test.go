@@ -19,6 +19,14 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "binaries": // starts a server, says so and stays until it is killed or its input ends
 		helperBinaries()
+	case "docker": // starts a container, says so and stays until it is killed
+		s, err := startContainer(context.Background(), os.Getenv("PGSERVER_TEST_IMAGE"))
+		if err != nil {
+			fmt.Println("failed:", err)
+			os.Exit(1)
+		}
+		fmt.Println(s.URL())
+		_, _ = os.Stdin.Read(make([]byte, 1))
 	case "start-bare": // what Start says on a machine that has nothing
 		binDirPatterns = nil
 		_, err := Start(context.Background())

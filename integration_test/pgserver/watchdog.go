@@ -16,15 +16,25 @@ import (
 //go:embed watchdog.sh
 var watchdogScript string
 
+// containerScript removes the container $1 when its starter dies without a word. testcontainers-go has a
+// helper container for that, but not everywhere: it can be switched off, and its image has to be pulled.
+const containerScript = `
+trap '' HUP INT QUIT TERM
+orderly=
+while read -r word; do orderly=$word; done
+[ -n "$orderly" ] || exec docker rm --force --volumes "$1"
+`
+
 type watchdog struct {
 	pipe   io.WriteCloser
 	exited chan struct{} // closed when the shell has ended
 	err    error         // how it ended; set before exited is closed
 }
 
-// startWatchdog guards the server in dir from before it is created.
-func startWatchdog(dir string, owner *account) (*watchdog, error) {
-	cmd := commandAs(context.Background(), owner, "/bin/sh", "-c", watchdogScript, "pgserver-watchdog", dir)
+// startWatchdog starts a shell that guards what arg names, as owner. A server's directory is guarded from
+// before the server is created.
+func startWatchdog(script, arg string, owner *account) (*watchdog, error) {
+	cmd := commandAs(context.Background(), owner, "/bin/sh", "-c", script, "pgserver-watchdog", arg)
 	cmd.Dir = "/"
 	pipe, err := cmd.StdinPipe()
 	if err != nil {
@@ -43,8 +53,8 @@ func (w *watchdog) wait(cmd *exec.Cmd) {
 	w.err = cmd.Wait()
 }
 
-// release has the watchdog stop the server and remove its directory, and waits until it has. When ctx
-// ends first, that goes on by itself.
+// release tells the watchdog of an orderly end and waits until it has done its part. When ctx ends
+// first, that goes on by itself.
 func (w *watchdog) release(ctx context.Context) error {
 	_, err := io.WriteString(w.pipe, "stop\n")
 	_ = w.pipe.Close()

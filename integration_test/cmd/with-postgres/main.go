@@ -72,13 +72,16 @@ func printLook() error {
 
 // run gives the command's exit status, or an error of with-postgres's own, or both.
 func run(command []string, quiet bool) (status int, err error) {
-	// Until the command runs, a signal ends the preparations; afterwards it is the command's.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	started := make(chan *os.Process, 1)
-	go passSignals(signals, started, cancel)
+	r := &relay{cancel: cancel}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	go func() {
+		for sig := range signals {
+			r.deliver(sig)
+		}
+	}()
 
 	server, err := pgserver.Start(ctx)
 	if err != nil {
@@ -93,10 +96,10 @@ func run(command []string, quiet bool) (status int, err error) {
 	if !quiet {
 		fmt.Fprintf(os.Stderr, "with-postgres: PostgreSQL %d, %s\n", server.Major(), server.Origin())
 	}
-	return runCommand(ctx, command, url, started)
+	return runCommand(command, url, r)
 }
 
-func runCommand(ctx context.Context, command []string, url string, started chan<- *os.Process) (int, error) {
+func runCommand(command []string, url string, r *relay) (int, error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+url)
@@ -106,10 +109,7 @@ func runCommand(ctx context.Context, command []string, url string, started chan<
 		}
 		return statusNotRun, err
 	}
-	started <- cmd.Process
-	if ctx.Err() != nil { // a signal came in the last moment of the preparations
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-	}
+	r.attach(cmd.Process)
 	err := cmd.Wait()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
@@ -119,26 +119,6 @@ func runCommand(ctx context.Context, command []string, url string, started chan<
 		return 128 + int(status.Signal()), nil // as a shell has it
 	}
 	return exit.ExitCode(), nil
-}
-
-// passSignals hands signals to the command once it runs. The terminal gives Ctrl-C to every process in
-// front of it, the command among them; passing that on would be a second one, which many programs take
-// for "at once".
-func passSignals(signals <-chan os.Signal, started <-chan *os.Process, cancel context.CancelCauseFunc) {
-	var process *os.Process
-	for {
-		select {
-		case process = <-started:
-		case sig := <-signals:
-			fromTerminal := (sig == syscall.SIGINT || sig == syscall.SIGQUIT) && inForeground()
-			switch {
-			case process == nil:
-				cancel(fmt.Errorf("ended by signal: %v", sig))
-			case !fromTerminal:
-				_ = process.Signal(sig) // fails only when it has just ended
-			}
-		}
-	}
 }
 
 func within(end func(context.Context) error) error {
