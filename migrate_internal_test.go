@@ -39,10 +39,10 @@ func migrateTestConn(t *testing.T) *pgx.Conn {
 	return conn
 }
 
-func migrationFiles(files ...string) fstest.MapFS {
+func migrationFiles(files map[string]string) fstest.MapFS {
 	fsys := fstest.MapFS{}
-	for i := 0; i < len(files); i += 2 {
-		fsys[files[i]] = &fstest.MapFile{Data: []byte(files[i+1])}
+	for name, sql := range files {
+		fsys[name] = &fstest.MapFile{Data: []byte(sql)}
 	}
 	return fsys
 }
@@ -50,26 +50,30 @@ func migrationFiles(files ...string) fstest.MapFS {
 func TestMigrate_FailureLeavesNothing(t *testing.T) {
 	t.Parallel()
 	conn := migrateTestConn(t)
-	one := []string{"000001_one.up.sql", "CREATE TABLE one (); SELECT 1", "000001_one.down.sql", "no SQL"}
-	two := append(one, "000002_two.up.sql", "CREATE TABLE public.two (); CREATE TABLE public.two ()")
 
-	// Files run with search_path = pg_catalog, so the unqualified name of the first is refused as well.
-	err := migrate(t.Context(), conn, migrationFiles(one...))
+	// Files run with search_path = pg_catalog, so an unqualified name is refused.
+	files := map[string]string{
+		"000001_one.up.sql":   "CREATE TABLE one (); SELECT 1",
+		"000001_one.down.sql": "no SQL",
+	}
+	err := migrate(t.Context(), conn, migrationFiles(files))
 	require.ErrorContains(t, err, "pgbaton: migrate: apply 000001_one: ")
 	require.Empty(t, tables(t, conn))
 
-	two[1] = "CREATE TABLE public.one (); SELECT 1"
-	err = migrate(t.Context(), conn, migrationFiles(two...))
+	files["000001_one.up.sql"] = "CREATE TABLE public.one (); SELECT 1"
+	files["000002_two.up.sql"] = "CREATE TABLE public.two (); CREATE TABLE public.two ()"
+	err = migrate(t.Context(), conn, migrationFiles(files))
 	require.ErrorContains(t, err, "pgbaton: migrate: apply 000002_two: ")
 	require.ErrorContains(t, err, "SQLSTATE 42P07")
 	require.Equal(t, []string{"one", "pgbaton_schema_migrations"}, tables(t, conn))
 	require.Equal(t, int64(1), recordedVersion(t, conn))
 	require.Equal(t, byte('I'), conn.PgConn().TxStatus())
 
-	// Repaired, with a file more: only what is missing is applied, in the order of the numbers.
-	two[5] = "CREATE TABLE public.two ()"
-	ten := append(two, "000010_ten.up.sql", "ALTER TABLE public.nine RENAME TO ten", "9_nine.up.sql", "CREATE TABLE public.nine ()")
-	require.NoError(t, migrate(t.Context(), conn, migrationFiles(ten...)))
+	// Repaired, with more files: what is missing is applied, in the order of the numbers.
+	files["000002_two.up.sql"] = "CREATE TABLE public.two ()"
+	files["000010_ten.up.sql"] = "ALTER TABLE public.nine RENAME TO ten"
+	files["9_nine.up.sql"] = "CREATE TABLE public.nine ()"
+	require.NoError(t, migrate(t.Context(), conn, migrationFiles(files)))
 	require.Equal(t, []string{"one", "pgbaton_schema_migrations", "ten", "two"}, tables(t, conn))
 	require.Equal(t, int64(10), recordedVersion(t, conn))
 	require.Equal(t, `"$user", public`, queryValue[string](t, conn, "SHOW search_path"))
@@ -77,15 +81,15 @@ func TestMigrate_FailureLeavesNothing(t *testing.T) {
 
 func TestMigrate_BadFileName(t *testing.T) {
 	t.Parallel()
-	err := migrate(t.Context(), nil, migrationFiles("first.up.sql", "SELECT 1"))
+	err := migrate(t.Context(), nil, migrationFiles(map[string]string{"first.up.sql": "SELECT 1"}))
 	require.ErrorContains(t, err, "pgbaton: migrate: read files: first.up.sql: no version at its start")
 }
 
 // The lock of golang-migrate, as computed by golang-migrate.
 func TestMigrateLockID(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, int64(3686108022), migrateLockID("app", "public", migrations.VersionTable))
-	require.Equal(t, int64(819178198), migrateLockID("/app", "public", migrations.VersionTable))
+	require.Equal(t, int64(3686108022), migrateLockID("app", "public"))
+	require.Equal(t, int64(819178198), migrateLockID("/app", "public"))
 }
 
 // Adoption depends on it: the schema's version is the number of the newest file.
