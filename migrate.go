@@ -217,8 +217,8 @@ SELECT pg_catalog.pg_advisory_xact_lock($1), pg_catalog.pg_advisory_xact_lock($2
 	if _, err := tx.Exec(ctx, sqlSetTimeouts, "0", "0"); err != nil {
 		return err
 	}
-	byName := migrateLockID(p.database, p.schema, migrations.VersionTable)
-	byPath := migrateLockID("/"+p.database, p.schema, migrations.VersionTable)
+	byName := migrateLockID(p.database, p.schema)
+	byPath := migrateLockID("/"+p.database, p.schema)
 	if _, err := tx.Exec(ctx, sqlLock, byName, byPath); err != nil {
 		return err
 	}
@@ -226,10 +226,10 @@ SELECT pg_catalog.pg_advisory_xact_lock($1), pg_catalog.pg_advisory_xact_lock($2
 	return err
 }
 
-// migrateLockID is the advisory lock that golang-migrate takes for a version table.
-func migrateLockID(database, schema, table string) int64 {
+// migrateLockID is the advisory lock that golang-migrate takes for the version table.
+func migrateLockID(database, schema string) int64 {
 	const salt uint32 = 1486364155
-	sum := crc32.ChecksumIEEE([]byte(strings.Join([]string{schema, table, database}, "\x00")))
+	sum := crc32.ChecksumIEEE([]byte(strings.Join([]string{schema, migrations.VersionTable, database}, "\x00")))
 	return int64(sum * salt) // the product wraps at 32 bits
 }
 

@@ -122,8 +122,9 @@ END;
 -- An error from a lock function does not mean "not held": a timeout or cancel can race with the grant.
 -- So a failed wait ends with pg_advisory_unlock_all (the session is for waiting only), and the key itself
 -- is locked for the transaction, which gives it back in every case. Other errors (a deadlock, a full lock
--- table) are raised, and leave nothing either. What remains is a cancel that arrives after the
--- last block: it raises query_canceled and leaves the gate.
+-- table) are raised, and leave nothing either. What remains is a cancel from outside that
+-- arrives after the last block, or while a handler runs: it raises query_canceled, or lock_not_available
+-- by the reason of the wait before, and may leave the gate. So after any error: unlock all, or end the session.
 CREATE FUNCTION pgbaton.wait_for_turn(
     key bigint, pair boolean, shared boolean, gate bigint,
     at_gate boolean, keep_gate boolean, wait_ms integer) RETURNS integer

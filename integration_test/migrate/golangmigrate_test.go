@@ -108,6 +108,7 @@ func up(tool *migrate.Migrate) error {
 }
 
 func migrateTimes(t *testing.T, pool *pgxpool.Pool, times int) error {
+	t.Helper()
 	for range times {
 		if err := pgbaton.Migrate(t.Context(), pool); err != nil {
 			return err

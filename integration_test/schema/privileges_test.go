@@ -152,9 +152,11 @@ SET search_path = pg_temp, evil, pg_catalog`)
 
 	// What is in the body of a function is settled when the file is run.
 	migrate := func(t *testing.T, dsn string) {
+		t.Helper()
 		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
 	}
 	byHand := func(t *testing.T, dsn string) {
+		t.Helper()
 		file, err := fs.ReadFile(migrations.FS, "000001_foundation.up.sql")
 		require.NoError(t, err)
 		testdb.Exec(t, testdb.Connect(t, dsn), string(file))

@@ -109,6 +109,7 @@ func TestTokens_RepairsSerialize(t *testing.T) {
 }
 
 func repair(t *testing.T, conn *pgx.Conn) (done bool) {
+	t.Helper()
 	if err := conn.QueryRow(t.Context(), "SELECT pgbaton.repair_tokens()").Scan(&done); err != nil {
 		t.Error(err)
 	}

@@ -18,100 +18,100 @@ import (
 )
 
 // New makes an empty database and returns its URL. The database is dropped when the test ends.
-func New(t testing.TB) string {
-	t.Helper()
+func New(tb testing.TB) string {
+	tb.Helper()
 	server := os.Getenv("DATABASE_URL")
-	require.NotEmpty(t, server, "set DATABASE_URL to a PostgreSQL server on which databases and roles may be created")
+	require.NotEmpty(tb, server, "set DATABASE_URL to a PostgreSQL server on which databases and roles may be created")
 	name := randomName()
-	admin(t, "CREATE DATABASE "+name)
-	t.Cleanup(func() { admin(t, "DROP DATABASE "+name+" WITH (FORCE)") })
+	admin(tb, "CREATE DATABASE "+name)
+	tb.Cleanup(func() { admin(tb, "DROP DATABASE "+name+" WITH (FORCE)") })
 
 	u, err := url.Parse(server)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	u.Path = "/" + name
 	return u.String()
 }
 
 // NewMigrated is New with the schema pgbaton in it.
-func NewMigrated(t testing.TB) string {
-	t.Helper()
-	dsn := New(t)
-	require.NoError(t, pgbaton.Migrate(t.Context(), Pool(t, dsn)))
+func NewMigrated(tb testing.TB) string {
+	tb.Helper()
+	dsn := New(tb)
+	require.NoError(tb, pgbaton.Migrate(tb.Context(), Pool(tb, dsn)))
 	return dsn
 }
 
 // Role makes a role without any rights and returns its name. Call it before New: a role that has rights in
 // a database cannot be dropped before that database.
-func Role(t testing.TB) string {
-	t.Helper()
+func Role(tb testing.TB) string {
+	tb.Helper()
 	name := randomName()
-	admin(t, "CREATE ROLE "+name+" LOGIN")
-	t.Cleanup(func() { admin(t, "DROP ROLE "+name) })
+	admin(tb, "CREATE ROLE "+name+" LOGIN")
+	tb.Cleanup(func() { admin(tb, "DROP ROLE "+name) })
 	return name
 }
 
 // As returns dsn with another user.
-func As(t testing.TB, dsn, role string) string {
-	t.Helper()
+func As(tb testing.TB, dsn, role string) string {
+	tb.Helper()
 	u, err := url.Parse(dsn)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	u.User = url.User(role)
 	return u.String()
 }
 
 // Pool opens a pool that is closed when the test ends.
-func Pool(t testing.TB, dsn string) *pgxpool.Pool {
-	t.Helper()
-	pool, err := pgxpool.New(t.Context(), dsn)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
+func Pool(tb testing.TB, dsn string) *pgxpool.Pool {
+	tb.Helper()
+	pool, err := pgxpool.New(tb.Context(), dsn)
+	require.NoError(tb, err)
+	tb.Cleanup(pool.Close)
 	return pool
 }
 
 // Connect opens a connection that is closed when the test ends.
-func Connect(t testing.TB, dsn string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), dsn)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+func Connect(tb testing.TB, dsn string) *pgx.Conn {
+	tb.Helper()
+	conn, err := pgx.Connect(tb.Context(), dsn)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 
 // Exec runs statements without parameters.
-func Exec(t testing.TB, conn *pgx.Conn, sql string) {
-	t.Helper()
-	_, err := conn.PgConn().Exec(t.Context(), sql).ReadAll()
-	require.NoError(t, err, sql)
+func Exec(tb testing.TB, conn *pgx.Conn, sql string) {
+	tb.Helper()
+	_, err := conn.PgConn().Exec(tb.Context(), sql).ReadAll()
+	require.NoError(tb, err, sql)
 }
 
 // Value returns the one value of a query.
-func Value[T any](t testing.TB, conn *pgx.Conn, sql string, args ...any) T {
-	t.Helper()
-	rows, err := conn.Query(t.Context(), sql, args...)
-	require.NoError(t, err, sql)
+func Value[T any](tb testing.TB, conn *pgx.Conn, sql string, args ...any) T {
+	tb.Helper()
+	rows, err := conn.Query(tb.Context(), sql, args...)
+	require.NoError(tb, err, sql)
 	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
-	require.NoError(t, err, sql)
+	require.NoError(tb, err, sql)
 	return value
 }
 
 // WaitFor returns when the condition, a query of one boolean, is true. It is for what only the
 // server's views tell, such as that a session waits.
-func WaitFor(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
-	t.Helper()
-	for !Value[bool](t, conn, sql, args...) {
-		require.NoError(t, t.Context().Err())
-		Exec(t, conn, "SELECT pg_sleep(0.005)")
+func WaitFor(tb testing.TB, conn *pgx.Conn, sql string, args ...any) {
+	tb.Helper()
+	for !Value[bool](tb, conn, sql, args...) {
+		require.NoError(tb, tb.Context().Err())
+		Exec(tb, conn, "SELECT pg_sleep(0.005)")
 	}
 }
 
-func admin(t testing.TB, sql string) {
-	t.Helper()
+func admin(tb testing.TB, sql string) {
+	tb.Helper()
 	ctx := context.Background() // also for clean-up, when the test's has ended
 	conn, err := pgx.Connect(ctx, os.Getenv("DATABASE_URL"))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, sql)
-	require.NoError(t, err, sql)
+	require.NoError(tb, err, sql)
 }
 
 func randomName() string {
