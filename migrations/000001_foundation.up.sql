@@ -71,10 +71,16 @@ END;
 --
 -- The clock is the second floor beside the lost sequence's own value: milliseconds since 2020 times 4096
 -- stay ahead of any sequence that is drawn from less than 128,000 times a second.
+--
+-- Two advisory locks, of the transaction: the first belongs to whoever repairs, the second says that the
+-- sequence has been moved. setval does not wait for the commit, so those who come while the transaction of
+-- the repair goes on, however long, need not wait for it either: the sequence is right already.
 CREATE FUNCTION pgbaton.repair_tokens() RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    repairing CONSTANT bigint := 6539763025470766920;
+    moved     CONSTANT bigint := 6539763025470766921;
     new_floor bigint;
 BEGIN
     IF pgbaton.tokens_trusted() THEN
@@ -84,23 +90,35 @@ BEGIN
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
-    -- ON CONFLICT makes those who find it missing at the same time wait for the first.
-    INSERT INTO pgbaton.incarnation AS i (relation, started, token_floor)
-    VALUES ('pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
-    ON CONFLICT (singleton) DO UPDATE
-        SET relation = excluded.relation, started = excluded.started
-        WHERE i.relation <> excluded.relation
-           OR i.started <> excluded.started
-           OR i.token_floor > (SELECT last_value FROM pgbaton.token);
-    IF NOT FOUND THEN
+    WHILE NOT pg_try_advisory_xact_lock(repairing) LOOP
+        IF EXISTS (SELECT FROM pg_locks AS l
+                   WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                     AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+                     AND (l.classid::bigint << 32 | l.objid::bigint) = moved) THEN
+            -- This transaction's commit shall flush the other's new value with it: only one with an id does.
+            PERFORM pg_current_xact_id();
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    IF pgbaton.tokens_trusted() THEN
         RETURN false; -- another one has just repaired it
     END IF;
+    BEGIN
+        INSERT INTO pgbaton.incarnation AS i (relation, started, token_floor)
+        VALUES ('pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
+        ON CONFLICT (singleton) DO UPDATE
+            SET relation = excluded.relation, started = excluded.started;
+    EXCEPTION WHEN serialization_failure THEN
+        RETURN false; -- repaired after this transaction's snapshot
+    END;
     SELECT setval('pgbaton.token', greatest(
                t.last_value + (1 << 26),
                (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12))
       INTO new_floor
       FROM pgbaton.token AS t;
     UPDATE pgbaton.incarnation SET token_floor = new_floor;
+    PERFORM pg_advisory_xact_lock(moved);
     RETURN true;
 END;
 $$;

@@ -2,6 +2,7 @@ package schema_test
 
 import (
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -80,8 +81,9 @@ func TestTokens_Repair(t *testing.T) {
 	}
 }
 
-// The second finder waits for the first one's transaction, and does not repair again.
-func TestTokens_RepairsSerialize(t *testing.T) {
+// While a repair's transaction goes on, others neither wait for it nor repair again: a transaction of the
+// caller's may take long.
+func TestTokens_RepairHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	for _, cause := range []string{"TRUNCATE pgbaton.incarnation", "UPDATE pgbaton.incarnation SET started = now()"} {
 		for _, end := range []string{"COMMIT", "ROLLBACK"} {
@@ -95,16 +97,60 @@ func TestTokens_RepairsSerialize(t *testing.T) {
 				testdb.Exec(t, first, "BEGIN")
 				require.True(t, testdb.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
 				firstToken := nextToken(t, first)
-				repaired := make(chan bool, 1)
-				go func() { repaired <- repair(t, second) }()
-				waitsForLock(t, owner, pidOf(second))
+				require.False(t, testdb.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
+				secondToken := nextToken(t, second)
 				testdb.Exec(t, first, end)
-				require.Equal(t, end == "ROLLBACK", <-repaired)
+				require.Equal(t, end == "ROLLBACK", testdb.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
 
 				require.Greater(t, firstToken, before)
-				require.Greater(t, nextToken(t, second), firstToken)
+				require.Greater(t, secondToken, firstToken)
+				require.Greater(t, nextToken(t, second), secondToken)
 			})
 		}
+	}
+}
+
+// Many find it at once; one repairs.
+func TestTokens_OneRepairs(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner := testdb.Connect(t, ownerURL)
+	before := nextToken(t, owner)
+	for range 20 {
+		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		var repairs atomic.Int32
+		var finders sync.WaitGroup
+		for range 8 {
+			conn := testdb.Connect(t, appURL)
+			finders.Go(func() {
+				if repair(t, conn) {
+					repairs.Add(1)
+				}
+			})
+		}
+		finders.Wait()
+		require.EqualValues(t, 1, repairs.Load())
+		after := nextToken(t, owner)
+		require.Greater(t, after, before)
+		before = after
+	}
+}
+
+// A transaction whose snapshot is older than the repair does not fail.
+func TestTokens_OldSnapshot(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner, old, other := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+	before := nextToken(t, other)
+	for _, cause := range []string{"DELETE FROM pgbaton.incarnation", "UPDATE pgbaton.incarnation SET started = now()"} {
+		testdb.Exec(t, owner, cause)
+		testdb.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+		testdb.Exec(t, old, "SELECT 1")
+		repaired := nextToken(t, other)
+		require.Greater(t, repaired, before)
+		before = nextToken(t, old)
+		require.Greater(t, before, repaired)
+		testdb.Exec(t, old, "COMMIT")
 	}
 }
 

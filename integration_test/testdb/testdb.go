@@ -40,12 +40,15 @@ func NewMigrated(tb testing.TB) string {
 	return dsn
 }
 
+// rolePassword is the password of every role that Role makes.
+const rolePassword = "service"
+
 // Role makes a role without any rights and returns its name. Call it before New: a role that has rights in
 // a database cannot be dropped before that database.
 func Role(tb testing.TB) string {
 	tb.Helper()
 	name := randomName()
-	admin(tb, "CREATE ROLE "+name+" LOGIN")
+	admin(tb, "CREATE ROLE "+name+" LOGIN PASSWORD '"+rolePassword+"'")
 	tb.Cleanup(func() { admin(tb, "DROP ROLE "+name) })
 	return name
 }
@@ -55,7 +58,7 @@ func As(tb testing.TB, dsn, role string) string {
 	tb.Helper()
 	u, err := url.Parse(dsn)
 	require.NoError(tb, err)
-	u.User = url.User(role)
+	u.User = url.UserPassword(role, rolePassword)
 	return u.String()
 }
 
