@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -101,8 +102,8 @@ func Value[T any](tb testing.TB, conn *pgx.Conn, sql string, args ...any) T {
 // server's views tell, such as that a session waits.
 func WaitFor(tb testing.TB, conn *pgx.Conn, sql string, args ...any) {
 	tb.Helper()
-	for !Value[bool](tb, conn, sql, args...) {
-		require.NoError(tb, tb.Context().Err())
+	for end := time.Now().Add(30 * time.Second); !Value[bool](tb, conn, sql, args...); {
+		require.True(tb, time.Now().Before(end), "not true after 30 s: %s", sql)
 		Exec(tb, conn, "SELECT pg_sleep(0.005)")
 	}
 }
