@@ -3,6 +3,7 @@ package pgbaton_test
 import (
 	"context"
 	"database/sql"
+	"runtime"
 	"testing"
 	"time"
 
@@ -111,8 +112,11 @@ func TestAcquireTxErrors(t *testing.T) {
 		tx, err := connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
 		cancelled, cancel := context.WithCancel(ctx)
+		watcher := connect(t, dsn)
 		go func() {
-			waiting(t, connect(t, dsn), 1)
+			for !waits(watcher) && ctx.Err() == nil { // until the call is in the queue
+				runtime.Gosched()
+			}
 			cancel()
 		}()
 		_, err = pgbaton.AcquireTx(cancelled, tx, pgbaton.ID(1))
@@ -135,13 +139,13 @@ func TestAcquireTxErrors(t *testing.T) {
 		outcome := make(chan error, 1)
 		go func() {
 			_, err := pgbaton.AcquireTx(ctx, first, pgbaton.ID(2))
-			outcome <- err
 			_ = first.Rollback(context.Background())
+			outcome <- err
 		}()
 		_, err = pgbaton.AcquireTx(ctx, second, pgbaton.ID(1))
-		_ = second.Rollback(ctx)
+		require.NoError(t, second.Rollback(ctx))
 		other := <-outcome
-		require.True(t, (err == nil) != (other == nil), "one of them goes on: %v, %v", err, other)
+		require.NotEqual(t, err == nil, other == nil, "one of them goes on: %v, %v", err, other)
 		if err == nil {
 			err = other
 		}

@@ -106,7 +106,7 @@ func TestClose(t *testing.T) {
 			failed <- err
 		}()
 	}
-	waiting(t, connect(t, dsn), 1)
+	waiting(t, connect(t, dsn))
 
 	require.NoError(t, client.Close(ctx))
 	require.ErrorIs(t, <-failed, pgbaton.ErrClosed)
@@ -156,7 +156,7 @@ func TestServiceRole(t *testing.T) {
 	lock, err := a.Acquire(ctx, pgbaton.Name("service"))
 	require.NoError(t, err)
 	waiter := background(t, func() (*pgbaton.Lock, error) { return b.Acquire(ctx, pgbaton.Name("service")) })
-	waiting(t, admin, 1)
+	waiting(t, admin)
 	require.NoError(t, lock.Release(ctx))
 	require.NoError(t, (<-waiter).Release(ctx))
 

@@ -1,2 +1,61 @@
-// Package pgbaton locks things with the PostgreSQL that a service already has.
+// Package pgbaton locks things with the PostgreSQL that a service already runs on: exclusive and shared locks
+// between processes, each grant with a fencing token, without a second system to operate.
+//
+// # What it guarantees
+//
+// Among all clients of one primary, goroutines of one process included:
+//
+//   - A key has at most one exclusive holder, or any number of shared ones, from the return of an acquire to
+//     the call of Release or the news of a loss.
+//   - Every grant has a [Token] greater than that of every earlier exclusive grant of the key, and an
+//     exclusive one greater than that of every earlier grant: through crashes, failover and restore.
+//   - An acquire that fails holds nothing, and returns within 50 ms of its context's end.
+//   - Release says nil only if the lock was held without a break until then.
+//   - The server frees the locks of a killed process within milliseconds, those of a frozen or
+//     unreachable one within [Config.TTL].
+//   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and
+//     takes none from the caller's pool.
+//
+// # What it does not
+//
+//   - A holder that is paused (a stopped process, a long garbage collection, a virtual machine that is moved) cannot
+//     know that it has lost its lock until it runs again. When the server itself ends the session, by an
+//     operator or a crash, the next holder may be granted the key some microseconds before the old one is told.
+//     Whoever writes to something that must not see two holders checks the token there.
+//   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
+//     image; take keys in one order.
+//   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
+//   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
+//   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
+//     apart. It rises on the new one.
+//   - Fairness is order of arrival among the goroutines of a process, and PostgreSQL's own queue among
+//     processes. A process keeps a key for its own goroutines for at most 63 hand-overs or 1 s while others
+//     wait. A process that comes by at the right moment may overtake one that waits.
+//
+// # How it works
+//
+// One session, the link, holds all locks of the process as session-level advisory locks, and never issues a
+// statement that can wait. Requests that come while a round trip is under way share the next one. A
+// few other sessions only wait: they stand in the server's queue for a key and, when it is free, let the link
+// take it. Within the process a released key goes to the next goroutine in line without the server.
+// The link asks the server to end it when nothing was heard for TTL, and stops trusting itself after 9/10
+// of that. What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer
+// be trusted, and functions for SQL; see package [github.com/pgbaton/pgbaton/migrations].
+//
+// # Before the first lock
+//
+// Run the migrations, by [Migrate] or golang-migrate, as a role that may create a schema. The role that
+// runs the service then needs:
+//
+//	GRANT USAGE ON SCHEMA pgbaton TO service;
+//	GRANT USAGE ON SEQUENCE pgbaton.token TO service;
+//
+// # Which lock for what
+//
+//   - [Client.Acquire], [Client.AcquireShared], [Client.Do]: work that spans several transactions, or
+//     touches something outside the database.
+//   - [AcquireTx]: work in one transaction, on something that is not one row.
+//   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
+//   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.
+//   - [InTx]: any transaction that may fail by serialization or deadlock and can be run again.
 package pgbaton

@@ -35,13 +35,13 @@ func database(tb testing.TB) string {
 	name := "t_" + strings.ToLower(rand.Text()[:16])
 	conn, err := pgx.Connect(ctx, server.String())
 	require.NoError(tb, err)
-	defer conn.Close(ctx) //nolint:errcheck // a test's
+	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize())
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
 		conn, err := pgx.Connect(ctx, server.String())
 		require.NoError(tb, err)
-		defer conn.Close(ctx) //nolint:errcheck // a test's
+		defer conn.Close(ctx)
 		_, err = conn.Exec(ctx, "DROP DATABASE "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)")
 		require.NoError(tb, err)
 	})

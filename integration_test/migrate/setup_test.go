@@ -102,3 +102,12 @@ func generateLockID(t *testing.T, databaseName string, names ...string) int64 {
 	require.NoError(t, err)
 	return id
 }
+
+// newest is the version of the newest migration file.
+var newest = func() int {
+	files, err := migrations.FS.ReadDir(".")
+	if err != nil {
+		panic(err)
+	}
+	return len(files) / 2 // an up and a down each, numbered without gaps
+}()

@@ -116,12 +116,15 @@ func TestTokens_OneRepairs(t *testing.T) {
 	ownerURL, appURL := newDatabase(t)
 	owner := testdb.Connect(t, ownerURL)
 	before := nextToken(t, owner)
+	conns := make([]*pgx.Conn, 8)
+	for i := range conns {
+		conns[i] = testdb.Connect(t, appURL)
+	}
 	for range 20 {
 		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
 		var repairs atomic.Int32
 		var finders sync.WaitGroup
-		for range 8 {
-			conn := testdb.Connect(t, appURL)
+		for _, conn := range conns {
 			finders.Go(func() {
 				if repair(t, conn) {
 					repairs.Add(1)
