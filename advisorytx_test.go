@@ -3,11 +3,14 @@ package pgbaton_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
@@ -157,5 +160,63 @@ func TestAcquireTxErrors(t *testing.T) {
 		require.NoError(t, err)
 		_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.ID(1))
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
+	})
+}
+
+// TestDoTx raises a counter at SERIALIZABLE from two clients: the lock is free only when the commit is there,
+// so no attempt ever reads what is stale, and none fails.
+func TestDoTx(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	a, b, dsn := pair(t, nil)
+	pool, err := pgxpool.New(ctx, dsn)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	_, err = pool.Exec(ctx, "CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)")
+	require.NoError(t, err)
+
+	const goroutines, rounds = 8, 20
+	opts := &pgbaton.TxOpts{Isolation: pgx.Serializable, MaxAttempts: 1}
+	var wg sync.WaitGroup
+	for i := range goroutines {
+		client := []*pgbaton.Client{a, b}[i%2]
+		wg.Go(func() {
+			for range rounds {
+				err := client.DoTx(ctx, pool, pgbaton.Name("counter"), opts,
+					func(ctx context.Context, tx pgx.Tx, lock *pgbaton.Lock) error {
+						var n int
+						if err := tx.QueryRow(ctx, "SELECT n FROM counter").Scan(&n); err != nil {
+							return err
+						}
+						_, err := tx.Exec(ctx, "UPDATE counter SET n = $1", n+1)
+						return errors.Join(err, lock.Err())
+					})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var n int
+	require.NoError(t, pool.QueryRow(ctx, "SELECT n FROM counter").Scan(&n))
+	require.Equal(t, goroutines*rounds, n)
+
+	t.Run("RollsBackOnLoss", func(t *testing.T) {
+		t.Parallel()
+		mine := newClient(t, dsn+"?application_name=dotx-loses", nil)
+		err := mine.DoTx(ctx, pool, pgbaton.Name("counter, lost"), nil,
+			func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
+				_, err := tx.Exec(ctx, "UPDATE counter SET n = -1")
+				require.NoError(t, err)
+				_, err = pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dotx-loses'")
+				require.NoError(t, err)
+				<-ctx.Done()
+				return nil
+			})
+		require.ErrorIs(t, err, pgbaton.ErrLost)
+		var now int
+		require.NoError(t, pool.QueryRow(t.Context(), "SELECT n FROM counter").Scan(&now))
+		require.Equal(t, n, now)
 	})
 }
