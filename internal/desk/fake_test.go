@@ -45,7 +45,10 @@ func newWorld(t *testing.T, adjust ...func(*Config)) *world {
 	var err error
 	w.Desk, err = New(t.Context(), cfg)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.Equal(t, len(w.all), w.hung, "places in the budget given back") })
+	t.Cleanup(func() {
+		require.NoError(t, w.Desk.Close(context.Background())) // so that the bubble can end after a failure, too
+		require.Equal(t, len(w.all), w.hung, "places in the budget given back")
+	})
 	return w
 }
 
