@@ -51,6 +51,8 @@ func TestDesk_AnswerAfterLoss(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, func(cfg *Config) { cfg.MaxLinks, cfg.PerLink = 2, 1 })
 		owner := w.held(key2, exclusive)
+		w.release(w.held(advisory.Key{ID: 3}, exclusive))
+		w.rounds()
 		require.Len(t, w.seats, 2, "the first one is full")
 
 		waiter := w.acquire(key, exclusive, false)
