@@ -46,8 +46,7 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 	wait := time.Duration(l.trusted.Load()) - now.Sub(l.born)
 	switch {
 	case idle && silent >= pingEvery:
-		l.Submit(&Op{Kind: Ping})
-		l.Attend()
+		l.ping(now.Add(wait))
 		wait = min(wait, pingEvery)
 	case idle:
 		wait = min(wait, pingEvery-silent)
@@ -60,6 +59,14 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 		wait = min(wait, idleAfter) // callers read for themselves; look again soon
 	}
 	return max(wait, time.Millisecond)
+}
+
+// ping shows a sign of life. The keeper must not hang in a write that the network does not take.
+func (l *Link) ping(trustEnds time.Time) {
+	_ = l.conn.SetWriteDeadline(trustEnds)
+	l.Submit(&Op{Kind: Ping})
+	_ = l.conn.SetWriteDeadline(time.Time{})
+	l.Attend()
 }
 
 // sqlMine lists this session's advisory locks, each with its key as the operations know it.

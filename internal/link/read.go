@@ -106,6 +106,7 @@ func (l *Link) attend() {
 		case <-l.wake:
 		}
 		if _, ok := l.claim(true); !ok {
+			signal(l.nudge) // a caller was faster; the keeper must look again when it has left
 			continue
 		}
 		err := l.serve()
@@ -241,10 +242,16 @@ func (l *Link) finish(b *batch) error {
 // failWith fails the link while a batch is in nobody's list.
 func (l *Link) failWith(cause error, b *batch) error {
 	l.mu.Lock()
-	if !l.closed {
+	closed, closedFor := l.closed, l.cause
+	if !closed {
 		l.failed = append(l.failed, b)
 	}
 	l.mu.Unlock()
+	if closed { // another was faster, and did not see this batch
+		markDone(b.ops)
+		l.handler.Lost(b.ops, closedFor)
+		return closedFor
+	}
 	l.Fail(cause)
 	return cause
 }
@@ -260,8 +267,12 @@ func (l *Link) complete(b *batch) {
 		op.OK = b.granted[i]
 	}
 	for _, op := range b.ops {
-		if op.Kind == Look {
+		switch op.Kind {
+		case Look:
 			op.Count = b.count
+		case UnlockAll:
+			op.OK = true
+		case Try, TryAtGate, Unlock, Draw, Gate, Ping:
 		}
 	}
 	markDone(b.ops)

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -58,16 +59,39 @@ func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
 			return nil, fmt.Errorf("connect: BeforeConnect: %w", err)
 		}
 	}
+	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", address(cfg), err)
 	}
+	opened.Store(true)
 	s := &Session{Conn: conn}
 	if err := d.prepare(ctx, s, role); err != nil {
 		Close(conn)
 		return nil, fmt.Errorf("%s: %w", address(cfg), err)
 	}
 	return s, nil
+}
+
+// boundCancels bounds what is dialled once the session is open, which is cancel requests. pgx sends one in the
+// background when it gives a connection up, and lets it take 15 s.
+func (d *Dialer) boundCancels(cfg *pgx.ConnConfig) *atomic.Bool {
+	opened := &atomic.Bool{}
+	dial, limit := cfg.DialFunc, min(d.TTL/4, cancelTimeout)
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if !opened.Load() {
+			return dial(ctx, network, addr)
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		deadline := time.Now().Add(limit)
+		conn, err := dial(ctx, network, addr)
+		if err == nil {
+			err = conn.SetDeadline(deadline)
+		}
+		return conn, err
+	}
+	return opened
 }
 
 // prepare makes a fresh connection fit for its role.
@@ -79,16 +103,20 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role) error {
 		if err := d.AfterConnect(ctx, s.Conn); err != nil {
 			return fmt.Errorf("AfterConnect: %w", err)
 		}
+		if s.PgConn().TxStatus() != 'I' {
+			return errors.New("AfterConnect: it left a transaction open")
+		}
 	}
 	var err error
 	if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
 		return err
 	}
-	// With synchronous_commit still as the server has it: a repair must be safe on disk.
-	if s.Repaired, err = repairTokens(ctx, s.PgConn()); err != nil {
+	if s.Refused, err = pin(ctx, s.PgConn(), d.settings(role, s.Server)); err != nil {
 		return err
 	}
-	s.Refused, err = pin(ctx, s.PgConn(), d.settings(role, s.Server))
+	// Only now: a role's default_transaction_read_only would refuse the repair. It sees itself to it that it
+	// is safe on disk.
+	s.Repaired, err = repairTokens(ctx, s.PgConn())
 	return err
 }
 
@@ -111,15 +139,26 @@ func (d *Dialer) refusePooler(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// Close ends a connection without waiting for the network.
+// Close ends a connection. It takes a moment at the most when the server does not answer; afterwards socket
+// and goroutines are gone.
 func Close(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	_ = conn.Close(ctx) // it is being thrown away
+	// After an error pgx itself is closing it, in the background.
+	pg := conn.PgConn()
+	select {
+	case <-pg.CleanupDone():
+	case <-ctx.Done():
+		_ = pg.Conn().Close()
+		<-pg.CleanupDone()
+	}
 }
 
-// closeTimeout bounds the polite farewell to the server.
-const closeTimeout = 100 * time.Millisecond
+const (
+	closeTimeout  = 100 * time.Millisecond // for the polite farewell to the server
+	cancelTimeout = 2 * time.Second        // for a cancel request
+)
 
 // address names the server for people.
 func address(cfg *pgx.ConnConfig) string {
