@@ -146,12 +146,9 @@ func (l *Link) serve() error {
 // than errInterrupted the link has failed. After errInterrupted the next reader goes on where it was.
 func (l *Link) read() error {
 	for {
-		msg, err := l.front.Receive()
+		msg, err := l.receive()
 		if err != nil {
 			return l.readError(err)
-		}
-		if msg, ok := msg.(*pgproto3.ErrorResponse); ok && isFatal(msg) {
-			return l.readError(pgconn.ErrorResponseToPgError(msg))
 		}
 		b := l.oldest()
 		if b == nil {
@@ -165,6 +162,18 @@ func (l *Link) read() error {
 			return l.finish(b)
 		}
 	}
+}
+
+// receive reads a message. One that says that the session has ended is an error.
+func (l *Link) receive() (pgproto3.BackendMessage, error) {
+	msg, err := l.front.Receive()
+	if err != nil {
+		return nil, err
+	}
+	if msg, ok := msg.(*pgproto3.ErrorResponse); ok && isFatal(msg) {
+		return nil, pgconn.ErrorResponseToPgError(msg)
+	}
+	return msg, nil
 }
 
 // readError fails the link, unless the error is only the end of this reader's turn.
