@@ -45,14 +45,30 @@ type Dialer struct {
 type Session struct {
 	*pgx.Conn
 
-	Server   Server
-	Refused  []Refusal // protections that the server would not set
-	Repaired bool      // this session found the token sequence in doubt and moved it
+	Server      Server
+	Protections []Protection
+	Repaired    bool // this session found the token sequence in doubt and moved it
 }
 
 // Dial opens a session for a role. On failure nothing is left open. The error names host and port,
 // never a password, and matches one of the sentinels when the ground is wrong.
 func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
+	return d.dial(ctx, role, nil)
+}
+
+// DialProbed is Dial that also tries out, with a second connection for a moment, whether sessions are what they
+// seem: that no pooler shares them, and that advisory locks exclude.
+func (d *Dialer) DialProbed(ctx context.Context, role Role) (*Session, error) {
+	other, err := d.second(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer Close(other)
+	return d.dial(ctx, role, other.PgConn())
+}
+
+// dial opens a session, and probes it with another connection if there is one.
+func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Session, error) {
 	cfg := d.Config.Copy()
 	if d.BeforeConnect != nil {
 		if err := d.BeforeConnect(ctx, cfg); err != nil {
@@ -66,7 +82,7 @@ func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
 	}
 	opened.Store(true)
 	s := &Session{Conn: conn}
-	if err := d.prepare(ctx, s, role); err != nil {
+	if err := d.prepare(ctx, s, role, other); err != nil {
 		Close(conn)
 		return nil, fmt.Errorf("%s: %w", address(cfg), err)
 	}
@@ -95,9 +111,14 @@ func (d *Dialer) boundCancels(cfg *pgx.ConnConfig) *atomic.Bool {
 }
 
 // prepare makes a fresh connection fit for its role.
-func (d *Dialer) prepare(ctx context.Context, s *Session, role Role) error {
+func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, other *pgconn.PgConn) error {
 	if err := d.refusePooler(ctx, s.Conn); err != nil {
 		return err
+	}
+	if d.SessionPooler && other != nil {
+		if err := probePooler(ctx, s.PgConn(), other); err != nil {
+			return err
+		}
 	}
 	if d.AfterConnect != nil {
 		if err := d.AfterConnect(ctx, s.Conn); err != nil {
@@ -111,13 +132,15 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role) error {
 	if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
 		return err
 	}
-	if s.Refused, err = pin(ctx, s.PgConn(), d.settings(role, s.Server)); err != nil {
+	if s.Protections, err = pin(ctx, s.PgConn(), d.settings(role, s.Server)); err != nil {
 		return err
 	}
 	// Only now: a role's default_transaction_read_only would refuse the repair. It sees itself to it that it
 	// is safe on disk.
-	s.Repaired, err = repairTokens(ctx, s.PgConn())
-	return err
+	if s.Repaired, err = repairTokens(ctx, s.PgConn()); err != nil || other == nil {
+		return err
+	}
+	return probeLocks(ctx, s.PgConn(), other)
 }
 
 // refusePooler compares the process id that was announced at login with the one that answers. Behind
