@@ -148,7 +148,7 @@ func mutateOnce[T any](
 	if err != nil {
 		return zero, err
 	}
-	if err := fn(&row); err != nil {
+	if err = fn(&row); err != nil {
 		return zero, err
 	}
 	changed := Values(r.Changed(&before, &row))
@@ -235,7 +235,7 @@ func newVersioned(verb string, table pgx.Identifier, key Values, opts *VersionOp
 	if v.table, err = sqltext.Table(table); err != nil {
 		return nil, wrap(err)
 	}
-	if err := sqltext.CheckName(v.column); err != nil {
+	if err = sqltext.CheckName(v.column); err != nil {
 		return nil, wrap(fmt.Errorf("VersionOpts.Column: %w", err))
 	}
 	if v.maxAttempts < 1 {

@@ -86,10 +86,10 @@ func LockRow[T any](ctx context.Context, tx Tx, table pgx.Identifier, key Values
 		return zero, err
 	}
 	var rows []T
-	switch {
-	case lock.wait == 0:
+	switch lock.wait {
+	case 0:
 		rows, err = lockRows[T](ctx, tx, lock, waiting)
-	case lock.wait == NoWait:
+	case NoWait:
 		rows, err = tryLockRow[T](ctx, tx, lock)
 	default:
 		rows, err = tryLockRow[T](ctx, tx, lock)
@@ -238,7 +238,7 @@ func tryLockRow[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
 	exists := false
 	s := lock.statement
 	s.text = "SELECT EXISTS (SELECT FROM " + lock.table + "\nWHERE " + lock.where + ")"
-	if _, err := queryRow(ctx, tx, []any{&exists}, s.text, s.args...); err != nil {
+	if _, err = queryRow(ctx, tx, []any{&exists}, s.text, s.args...); err != nil {
 		return nil, s.failWait(ctx, err)
 	}
 	if !exists {
