@@ -96,10 +96,14 @@ func TestArgs(t *testing.T) {
 	t.Parallel()
 	t.Run("RefusesOptionsOfPgx", func(t *testing.T) {
 		t.Parallel()
-		for _, value := range []any{
-			pgx.NamedArgs{"a": 1}, pgx.StrictNamedArgs{}, pgx.QueryExecModeSimpleProtocol,
-			pgx.QueryResultFormats{1}, pgx.QueryResultFormatsByOID{1: 1},
-		} {
+		options := []any{
+			pgx.NamedArgs{"a": 1},
+			pgx.StrictNamedArgs{},
+			pgx.QueryExecModeSimpleProtocol,
+			pgx.QueryResultFormats{1},
+			pgx.QueryResultFormatsByOID{1: 1},
+		}
+		for _, value := range options {
 			var args sqltext.Args
 			_, err := args.Add(value)
 			require.ErrorContains(t, err, "is an option of a query")
