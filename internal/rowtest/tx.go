@@ -121,10 +121,7 @@ func (s *suite) inTx(t *testing.T) {
 	})
 	t.Run("InTx/TellsUnknownCommit", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(ctx, t, "CREATE FUNCTION "+pgx.Identifier{b.table[0], "die"}.Sanitize()+`() RETURNS trigger LANGUAGE plpgsql AS
-			$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$`)
-		b.exec(ctx, t, "CREATE CONSTRAINT TRIGGER die AFTER UPDATE ON "+b.name()+
-			" DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "+pgx.Identifier{b.table[0], "die"}.Sanitize()+"()")
+		b.atCommit(ctx, t, "PERFORM pg_terminate_backend(pg_backend_pid())")
 		calls := 0
 		err := s.way.InTx(ctx, nil, func(ctx context.Context, tx pgbaton.Tx) error {
 			calls++
@@ -134,7 +131,30 @@ func (s *suite) inTx(t *testing.T) {
 		require.ErrorIs(t, err, pgbaton.ErrCommitUnknown)
 		require.Equal(t, 1, calls)
 	})
+	t.Run("InTx/TellsContextThatEndsInCommit", func(t *testing.T) {
+		ctx, b := s.setup(t)
+		b.atCommit(ctx, t, "PERFORM pg_sleep(1)")
+		short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		err := s.way.InTx(short, nil, func(ctx context.Context, tx pgbaton.Tx) error {
+			exec(ctx, t, tx, "UPDATE "+b.name()+" SET balance = 1 WHERE id = 1")
+			return nil
+		})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		if !errors.Is(err, pgbaton.ErrCommitUnknown) { // then it is certain
+			require.Equal(t, 100, read[int](ctx, t, b, "SELECT balance FROM "+b.name()+" WHERE id = 1"))
+		}
+	})
 	t.Run("InTx/ExplainsDeadlock", s.deadlock)
+}
+
+// atCommit makes a transaction that updated the table run a statement while it commits.
+func (b *bundle) atCommit(ctx context.Context, t *testing.T, statement string) {
+	t.Helper()
+	function := pgx.Identifier{b.table[0], "at_commit"}.Sanitize() + "()"
+	b.exec(ctx, t, "CREATE FUNCTION "+function+" RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "+statement+"; RETURN NULL; END $$")
+	b.exec(ctx, t, "CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON "+b.name()+
+		" DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "+function)
 }
 
 // requireRetries runs fn, before whose first call somebody else changes the row behind the transaction's back.
