@@ -36,6 +36,9 @@ var ErrSchema = lockerr.Schema
 // ErrClosed says that the client was closed before, or during, the call.
 var ErrClosed = lockerr.Closed
 
+// ErrNotHeld says that a lock was released already.
+var ErrNotHeld = lockerr.NotHeld
+
 // ErrConflict says that a row was changed by somebody else since it was read, or that PostgreSQL could not
 // serialize the transaction (SQLSTATE 40001). Above read committed the transaction is aborted with it.
 // [UpdateVersion] and [DeleteVersion] return it as a [*ConflictError].
@@ -48,3 +51,7 @@ var ErrNotFound = lockerr.NotFound
 // its answer came. The transaction may be committed or not, so [InTx] does not retry it: look before doing it
 // again.
 var ErrCommitUnknown = lockerr.CommitUnknown
+
+// ErrStaleSnapshot says that a lock for a transaction above READ COMMITTED was refused: what the transaction
+// reads may date from before the grant. See [AcquireTx] and [AllowStaleSnapshot].
+var ErrStaleSnapshot = lockerr.StaleSnapshot

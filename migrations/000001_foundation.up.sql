@@ -3,12 +3,16 @@
 -- A role that runs a service needs: USAGE on the schema and USAGE on the sequence pgbaton.token.
 -- Everything else goes through functions, which everybody who may use the schema may execute.
 --
+-- Names in the bodies that are parsed here (BEGIN ATOMIC, RETURN) are qualified and literals typed, so
+-- that they mean the same whatever search_path this file is run with: in public an overload such as
+-- nextval(text) would otherwise win over nextval(regclass).
+--
 -- Locks: creates new objects only; waits for nobody.
 
 CREATE SCHEMA pgbaton;
 
 -- What this schema is, for a client that connects: its version, and the oldest client that it still
--- serves. Each migration that changes the interface replaces this function.
+-- serves. Every migration replaces this function: version is the number of the newest one.
 CREATE FUNCTION pgbaton.schema_version(OUT version integer, OUT oldest_client integer)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
@@ -18,7 +22,8 @@ END;
 -- The advisory lock key of a name: the first eight bytes of SHA-256('pgbaton:' || name), big-endian.
 CREATE FUNCTION pgbaton.key(name text) RETURNS bigint
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN ('x' || encode(substr(sha256(convert_to('pgbaton:' || name, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint;
+RETURN ('x'::pg_catalog.text || pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to(
+    'pgbaton:'::pg_catalog.text || name, 'UTF8'::pg_catalog.name)), 1, 8), 'hex'::pg_catalog.text))::bit(64)::bigint;
 
 -- The key at which processes queue for a key. A process that waits for key k holds gate(k) while it is
 -- first in line.
@@ -57,7 +62,7 @@ BEGIN ATOMIC
     SELECT EXISTS (
         SELECT FROM pgbaton.incarnation AS i, pgbaton.token AS t
         WHERE i.relation = i.tableoid
-          AND i.started = pg_postmaster_start_time()
+          AND i.started = pg_catalog.pg_postmaster_start_time()
           AND t.last_value >= i.token_floor);
 END;
 
@@ -66,10 +71,16 @@ END;
 --
 -- The clock is the second floor beside the lost sequence's own value: milliseconds since 2020 times 4096
 -- stay ahead of any sequence that is drawn from less than 128,000 times a second.
+--
+-- Two advisory locks, of the transaction: the first belongs to whoever repairs, the second says that the
+-- sequence has been moved. setval does not wait for the commit, so those who come while the transaction of
+-- the repair goes on, however long, need not wait for it either: the sequence is right already.
 CREATE FUNCTION pgbaton.repair_tokens() RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    repairing CONSTANT bigint := 6539763025470766920;
+    moved     CONSTANT bigint := 6539763025470766921;
     new_floor bigint;
 BEGIN
     IF pgbaton.tokens_trusted() THEN
@@ -79,23 +90,35 @@ BEGIN
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
-    -- ON CONFLICT makes those who find it missing at the same time wait for the first.
-    INSERT INTO pgbaton.incarnation AS i (relation, started, token_floor)
-    VALUES ('pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
-    ON CONFLICT (singleton) DO UPDATE
-        SET relation = excluded.relation, started = excluded.started
-        WHERE i.relation <> excluded.relation
-           OR i.started <> excluded.started
-           OR i.token_floor > (SELECT last_value FROM pgbaton.token);
-    IF NOT FOUND THEN
+    WHILE NOT pg_try_advisory_xact_lock(repairing) LOOP
+        IF EXISTS (SELECT FROM pg_locks AS l
+                   WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                     AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+                     AND (l.classid::bigint << 32 | l.objid::bigint) = moved) THEN
+            -- This transaction's commit shall flush the other's new value with it: only one with an id does.
+            PERFORM pg_current_xact_id();
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    IF pgbaton.tokens_trusted() THEN
         RETURN false; -- another one has just repaired it
     END IF;
+    BEGIN
+        INSERT INTO pgbaton.incarnation AS i (relation, started, token_floor)
+        VALUES ('pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
+        ON CONFLICT (singleton) DO UPDATE
+            SET relation = excluded.relation, started = excluded.started;
+    EXCEPTION WHEN serialization_failure THEN
+        RETURN false; -- repaired after this transaction's snapshot
+    END;
     SELECT setval('pgbaton.token', greatest(
                t.last_value + (1 << 26),
                (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12))
       INTO new_floor
       FROM pgbaton.token AS t;
     UPDATE pgbaton.incarnation SET token_floor = new_floor;
+    PERFORM pg_advisory_xact_lock(moved);
     RETURN true;
 END;
 $$;
@@ -105,7 +128,8 @@ $$;
 CREATE FUNCTION pgbaton.next_token() RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    SELECT CASE WHEN pgbaton.repair_tokens() IS NOT NULL THEN nextval('pgbaton.token') END;
+    SELECT CASE WHEN pgbaton.repair_tokens() IS NOT NULL
+                THEN pg_catalog.nextval('pgbaton.token'::pg_catalog.regclass) END;
 END;
 
 -- Waits in the queue of the processes for a key, and takes nothing: 2 = your turn, 1 = first in line but
@@ -115,7 +139,10 @@ END;
 --
 -- An error from a lock function does not mean "not held": a timeout or cancel can race with the grant.
 -- So a failed wait ends with pg_advisory_unlock_all (the session is for waiting only), and the key itself
--- is locked for the transaction, which gives it back in every case.
+-- is locked for the transaction, which gives it back in every case. Other errors (a deadlock, a full lock
+-- table) are raised, and leave nothing either. What remains is a cancel from outside that
+-- arrives after the last block, or while a handler runs: it raises query_canceled, or lock_not_available
+-- by the reason of the wait before, and may leave the gate. So after any error: unlock all, or end the session.
 CREATE FUNCTION pgbaton.wait_for_turn(
     key bigint, pair boolean, shared boolean, gate bigint,
     at_gate boolean, keep_gate boolean, wait_ms integer) RETURNS integer
@@ -123,20 +150,14 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     give_up timestamptz := clock_timestamp() + wait_ms * interval '1 ms';
-    remaining integer;
 BEGIN
     IF NOT at_gate THEN
-        BEGIN
-            PERFORM set_config('lock_timeout', wait_ms::text, true);
-            PERFORM pg_advisory_lock(gate);
-        EXCEPTION WHEN lock_not_available OR query_canceled THEN
-            PERFORM pg_advisory_unlock_all();
-            RETURN 0;
-        END;
+        PERFORM set_config('lock_timeout', wait_ms::text, true);
+        PERFORM pg_advisory_lock(gate);
     END IF;
     BEGIN
-        remaining := extract(epoch FROM give_up - clock_timestamp()) * 1000;
-        PERFORM set_config('lock_timeout', greatest(remaining, 1)::text, true);
+        PERFORM set_config('lock_timeout',
+            greatest((extract(epoch FROM give_up - clock_timestamp()) * 1000)::integer, 1)::text, true);
         PERFORM CASE
             WHEN pair AND shared THEN pg_advisory_xact_lock_shared((key >> 32)::integer, ((key << 32) >> 32)::integer)
             WHEN pair THEN pg_advisory_xact_lock((key >> 32)::integer, ((key << 32) >> 32)::integer)
@@ -148,9 +169,15 @@ BEGIN
         IF keep_gate THEN
             RETURN 1;
         END IF;
+        RAISE;
+    END;
+EXCEPTION
+    WHEN lock_not_available OR query_canceled THEN
         PERFORM pg_advisory_unlock_all();
         RETURN 0;
-    END;
+    WHEN OTHERS THEN
+        PERFORM pg_advisory_unlock_all();
+        RAISE;
 END;
 $$;
 
@@ -197,3 +224,6 @@ BEGIN
     RETURN pgbaton.next_token();
 END;
 $$;
+
+-- The default, said aloud: installations take it back with ALTER DEFAULT PRIVILEGES.
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgbaton TO PUBLIC;

@@ -2,7 +2,10 @@
 // The root package exports each one under its public name and documents it there.
 package lockerr
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 var (
 	NotAcquired       = errors.New("pgbaton: lock not acquired")
@@ -18,4 +21,11 @@ var (
 	NotFound          = errors.New("pgbaton: row not found")
 	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
+	StaleSnapshot     = errors.New("pgbaton: the transaction's snapshot may be older than the lock: " +
+		"acquire before the transaction begins, or use READ COMMITTED")
 )
+
+// Limit is TooManyLocks for a client that holds all that it may.
+func Limit(maxHeld int) error {
+	return fmt.Errorf("%w: this client holds, or asks for, the %d that its MaxHeld allows", TooManyLocks, maxHeld)
+}

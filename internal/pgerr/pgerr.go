@@ -19,6 +19,10 @@ const (
 	SerializationFailure = "40001"
 	DeadlockDetected     = "40P01"
 
+	UndefinedSchema       = "3F000"
+	UndefinedFunction     = "42883"
+	InsufficientPrivilege = "42501"
+
 	completionUnknown = "40003"
 	adminShutdown     = "57P01"
 	crashShutdown     = "57P02"

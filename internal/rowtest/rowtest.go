@@ -6,10 +6,8 @@ package rowtest
 import (
 	"context"
 	"crypto/rand"
-	"io/fs"
 	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/migrations"
 )
 
 // Way is one way into a database.
@@ -60,18 +57,10 @@ func NewDatabase(tb testing.TB, server string) string {
 	u, err := url.Parse(server)
 	require.NoError(tb, err, "the server's address must be a URL")
 	u.Path = "/" + name
-	conn, err := pgx.Connect(ctx, u.String())
+	pool, err := pgxpool.New(ctx, u.String())
 	require.NoError(tb, err)
-	defer conn.Close(ctx)
-	files, err := fs.Glob(migrations.FS, "*.up.sql")
-	require.NoError(tb, err)
-	slices.Sort(files)
-	for _, file := range files {
-		text, err := fs.ReadFile(migrations.FS, file)
-		require.NoError(tb, err)
-		_, err = conn.PgConn().Exec(ctx, string(text)).ReadAll()
-		require.NoError(tb, err, file)
-	}
+	defer pool.Close()
+	require.NoError(tb, pgbaton.Migrate(ctx, pool))
 	return u.String()
 }
 

@@ -1,0 +1,72 @@
+# `make` lists the targets. A target that needs a PostgreSQL finds or starts one by itself: see CONTRIBUTING.md.
+
+GOLANGCI_LINT_VERSION := 2.15.0
+MODULES := $(sort $(dir $(wildcard go.mod */go.mod)))
+BIN := $(CURDIR)/bin
+WITH_POSTGRES := $(BIN)/with-postgres
+GOLANGCI_LINT := $(BIN)/golangci-lint
+TEST_TIMEOUT ?= 20m
+
+# Runs a command in every module, and stops at the first that fails.
+each-module = @set -e; for module in $(MODULES); do echo "$$module: $(1)"; (cd $$module && $(1)); done
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO_WORKERS=N for more workers)
+	go build -o $(BIN)/pgbaton ./cmd/pgbaton
+	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
+
+# -count=1, because go's cache of results does not know the servers.
+.PHONY: test
+test: test/unit test/integration ## run all tests with the race detector
+
+.PHONY: test/unit
+test/unit: build/postgres ## run the root module's tests with the race detector
+	$(WITH_POSTGRES) -- go test -race -count=1 -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: test/integration
+test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand) with the race detector
+	cd integration_test && go test -race -count=1 -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: bench
+bench: build/postgres ## run the benchmarks once
+	@set -e; for module in $(filter-out integration_test/,$(MODULES)); do \
+		echo "$$module: benchmarks"; \
+		(cd $$module && $(WITH_POSTGRES) -- go test -run '^$$' -bench . -benchmem ./...); \
+	done
+
+.PHONY: lint
+lint: build/lint ## check the format, go vet and golangci-lint in every module
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
+	$(call each-module,go vet ./...)
+	$(call each-module,$(GOLANGCI_LINT) run --allow-parallel-runners ./...)
+
+.PHONY: fmt
+fmt: build/lint ## format the code (gofumpt, gci)
+	$(call each-module,$(GOLANGCI_LINT) fmt ./...)
+
+.PHONY: tidy
+tidy: ## bring every go.mod and go.sum in order
+	$(call each-module,go mod tidy)
+
+.PHONY: verify
+verify: ## check that go.mod files are tidy and that the library brings at most 20 modules to its users
+	$(call each-module,go mod tidy -diff)
+	integration_test/module-budget.sh 20
+
+# Builds with-postgres, and on a bare Debian installs PostgreSQL for it.
+.PHONY: build/postgres
+build/postgres:
+	cd integration_test && go build -o $(WITH_POSTGRES) ./cmd/with-postgres
+	integration_test/ensure-postgres.sh $(WITH_POSTGRES)
+
+.PHONY: build/lint
+build/lint:
+	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qxF $(GOLANGCI_LINT_VERSION) || { \
+		echo "installing golangci-lint v$(GOLANGCI_LINT_VERSION) into bin/"; \
+		GOBIN=$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_LINT_VERSION); }

@@ -1,0 +1,139 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/desk"
+)
+
+// Lock is a key that is held. It is made by [Client.Acquire] and its relatives, and ended by Release, by
+// [Client.Close], or by loss. It is safe for concurrent use. Locks are not re-entrant: a second Acquire of a
+// key waits for the first, also in the same goroutine.
+//
+// # How it works
+//
+// The lock is a PostgreSQL session-level advisory lock on a connection of the client that holds many. When
+// the process dies the server frees it within milliseconds, when the process or the network stands
+// still, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
+// line without asking the server, for a while.
+type Lock struct {
+	key    Key
+	hold   *desk.Hold
+	parent context.Context //nolint:containedctx // the values of the lock's own context
+
+	once sync.Once
+	ctx  context.Context //nolint:containedctx // made when asked for
+}
+
+// Acquire waits until it holds the key exclusively, or ctx ends. ctx covers this call only; the lock
+// outlives it.
+//
+// On success the key is really held, with a token greater than that of every earlier grant. On failure
+// nothing is held or waited for, and the error matches [ErrNotAcquired] and the context's error when the
+// context ended, [ErrTooManyLocks] or [ErrClosed]. It returns within 50 ms of the context's end, whatever
+// the network does. While the server cannot be reached, it goes on trying until the context ends.
+//
+// Waiters of one process are served in the order of their arrival; between processes it is the order
+// of the server's own queue, see the package comment.
+func (c *Client) Acquire(ctx context.Context, key Key) (*Lock, error) {
+	return c.acquire(ctx, key, advisory.Exclusive, false)
+}
+
+// TryAcquire is [Client.Acquire] for a key that is free: it does not wait for other holders, and returns
+// [ErrNotAcquired] when there is one, or a waiter. It takes one round trip at most, but the
+// connection may have to be opened first.
+func (c *Client) TryAcquire(ctx context.Context, key Key) (*Lock, error) {
+	return c.acquire(ctx, key, advisory.Exclusive, true)
+}
+
+// AcquireShared is [Client.Acquire] for a lock that any number may share and that excludes exclusive ones.
+// Its token is greater than that of every earlier exclusive grant. A waiting exclusive lock goes before
+// shared ones that come later.
+func (c *Client) AcquireShared(ctx context.Context, key Key) (*Lock, error) {
+	return c.acquire(ctx, key, advisory.Shared, false)
+}
+
+// TryAcquireShared is [Client.AcquireShared] that does not wait for other holders, as [Client.TryAcquire].
+func (c *Client) TryAcquireShared(ctx context.Context, key Key) (*Lock, error) {
+	return c.acquire(ctx, key, advisory.Shared, true)
+}
+
+func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try bool) (*Lock, error) {
+	if err := key.validate(); err != nil {
+		return nil, err
+	}
+	hold, err := c.desk.Acquire(ctx, key.key, mode, try)
+	if err != nil {
+		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
+	}
+	return &Lock{key: key, hold: hold, parent: ctx}, nil
+}
+
+// Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled
+// with a cause that matches [ErrLost] when the lock is lost: fn should then stop. The lock is released
+// when fn returns, or panics.
+//
+// The error is that of the acquire, in which case fn did not run; or fn's, joined with [ErrLost]
+// when the lock was lost before fn had returned, also if fn itself saw nothing of it.
+func (c *Client) Do(ctx context.Context, key Key, fn func(ctx context.Context, lock *Lock) error) (err error) {
+	lock, err := c.Acquire(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Release(ctx)) }()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	lock.hold.OnEnd(cancel)
+	return fn(ctx, lock)
+}
+
+// Key is what is locked.
+func (l *Lock) Key() Key { return l.key }
+
+// Token is the grant's fencing token; see [Token].
+func (l *Lock) Token() Token { return Token(l.hold.Token()) }
+
+// Done is closed when the lock is over: released, lost, or no longer to be trusted. On a silent network
+// or after a pause of the process that is before the server can grant the key to anybody else, once the
+// process runs. When the server ends the session it is a moment after; use the token to be safe from
+// what happens in it.
+func (l *Lock) Done() <-chan struct{} { return l.hold.Done() }
+
+// Context is a context that ends when the lock is over, with [Lock.Err] as its cause. It has the
+// values of the acquire's context, but not its end. Every call returns the same.
+func (l *Lock) Context() context.Context {
+	l.once.Do(func() {
+		ctx, cancel := context.WithCancelCause(context.WithoutCancel(l.parent))
+		l.ctx = ctx
+		l.hold.OnEnd(cancel)
+	})
+	return l.ctx
+}
+
+// Err is nil while the lock is held and can be trusted. Afterwards it matches [ErrNotHeld] if the lock
+// was released, or [ErrLost] and says why: the connection was lost, the lease expired, an operator or the
+// server ended the session. It asks no server.
+func (l *Lock) Err() error {
+	if err := l.hold.Err(); err != nil {
+		return fmt.Errorf("lock %v: %w", l.key, err)
+	}
+	return nil
+}
+
+// Release ends the lock. Nil means that it was held without a break until this call, as far as the server,
+// or for a hand-over within the process the client's trust in its connection, can say. An error that
+// matches [ErrLost] means that it was not, or that nobody can tell; there is nothing left to release.
+//
+// It is safe to call twice, in defer, and after ctx has ended: ctx is only a source of values, and a
+// release is never cut short. It returns within TTL on a dead network. A second call returns what the
+// first did.
+func (l *Lock) Release(_ context.Context) error {
+	if err := l.hold.Release(); err != nil {
+		return fmt.Errorf("release lock %v: %w", l.key, err)
+	}
+	return nil
+}

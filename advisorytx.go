@@ -1,0 +1,134 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
+)
+
+// txGrace is how long after the context's deadline the server's own word on the wait is still awaited, so that
+// a wait that times out does not cost the transaction.
+const txGrace = time.Second
+
+// sqlLockForTransaction answers -1 instead of locking when the transaction reads from one snapshot, which
+// may be older than the grant. Arguments: key, pair, shared, milliseconds to wait, any isolation level.
+const sqlLockForTransaction = `
+SELECT CASE WHEN $5 OR current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
+       THEN pgbaton.lock_for_transaction($1, $2, $3, $4) ELSE -1 END`
+
+// AcquireTx waits until the caller's transaction holds the key exclusively. PostgreSQL itself frees it when
+// the transaction commits or rolls back, or rolls back to a savepoint set before the call. The lock excludes
+// those of [Client.Acquire] too. tx is a pgx.Tx, or a *sql.Tx by [SQLTx].
+//
+// On success it returns a fencing token greater than that of every earlier grant of the key. The context's
+// deadline bounds the wait through a lock_timeout of this call alone: when it passes, the error matches
+// [ErrNotAcquired], and the transaction stays usable. A context that ends otherwise, by cancel, interrupts the
+// connection and costs the transaction. A deadlock that PostgreSQL finds is [ErrDeadlock] and costs it too.
+//
+// The wait, and the connection for it, are the caller's: with a pool of N connections, N transactions that
+// wait leave none for the holder. [Client.Acquire] does not have this trouble.
+//
+// In REPEATABLE READ and SERIALIZABLE the transaction may go on reading what was there before it waited
+// for the lock, so AcquireTx refuses with [ErrStaleSnapshot]. Take a lock with [Client.Acquire] before the
+// transaction begins; or, where no read depends on the lock, say so with [AllowStaleSnapshot].
+func AcquireTx(ctx context.Context, tx Tx, key Key) (Token, error) {
+	return lockTx(ctx, tx, key, advisory.Exclusive, false)
+}
+
+// TryAcquireTx is [AcquireTx] that does not wait: a key that is taken is [ErrNotAcquired], and the
+// transaction stays usable.
+func TryAcquireTx(ctx context.Context, tx Tx, key Key) (Token, error) {
+	return lockTx(ctx, tx, key, advisory.Exclusive, true)
+}
+
+// AcquireSharedTx is [AcquireTx] for a lock that any number may share and that excludes exclusive ones.
+func AcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
+	return lockTx(ctx, tx, key, advisory.Shared, false)
+}
+
+// TryAcquireSharedTx is [AcquireSharedTx] that does not wait, as [TryAcquireTx].
+func TryAcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
+	return lockTx(ctx, tx, key, advisory.Shared, true)
+}
+
+// AllowStaleSnapshot lets [AcquireTx] and its relatives lock in a transaction above READ COMMITTED: for
+// callers whose reads do not depend on the lock.
+func AllowStaleSnapshot(tx Tx) Tx { return staleTx{tx} }
+
+type staleTx struct{ Tx }
+
+func lockTx(ctx context.Context, tx Tx, key Key, mode advisory.Mode, try bool) (Token, error) {
+	if err := key.validate(); err != nil {
+		return 0, err
+	}
+	token, err := lockForTransaction(ctx, tx, key.key, mode, try)
+	if err != nil {
+		return 0, fmt.Errorf("acquire lock %v for the transaction: %w", key, err)
+	}
+	return token, nil
+}
+
+func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advisory.Mode, try bool) (Token, error) {
+	if ctx.Err() != nil {
+		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, ctx.Err())
+	}
+	var wait any // NULL: as long as the session's own lock_timeout lets it
+	query := ctx
+	deadline, bounded := ctx.Deadline()
+	switch {
+	case try:
+		wait = int64(0)
+	case bounded:
+		wait = max(time.Until(deadline).Milliseconds(), 1)
+		var stop func()
+		query, stop = graceful(ctx, deadline.Add(txGrace))
+		defer stop()
+	}
+	_, anyIsolation := tx.(staleTx)
+	var token *int64
+	err := tx.QueryRow(query, sqlLockForTransaction,
+		key.ID, key.Pair, mode == advisory.Shared, wait, anyIsolation).Scan(&token)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return 0, fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, ctx.Err(), err)
+	case err != nil:
+		return 0, schemaError(pgerr.Translate(err))
+	case token == nil && !try:
+		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, context.DeadlineExceeded)
+	case token == nil:
+		return 0, lockerr.NotAcquired
+	case *token < 0:
+		return 0, lockerr.StaleSnapshot
+	}
+	return Token(*token), nil
+}
+
+// graceful is ctx with a later deadline: its cancel still counts at once, its deadline only then.
+func graceful(ctx context.Context, deadline time.Time) (context.Context, func()) {
+	later, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	stop := context.AfterFunc(ctx, func() {
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			cancel()
+		}
+	})
+	return later, func() {
+		stop()
+		cancel()
+	}
+}
+
+// schemaError says what to do when the schema's functions are missing or forbidden.
+func schemaError(err error) error {
+	switch pgerr.Code(err) {
+	case pgerr.UndefinedSchema, pgerr.UndefinedFunction:
+		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
+	case pgerr.InsufficientPrivilege:
+		return fmt.Errorf("%w: the role needs USAGE on the schema pgbaton: %w", lockerr.Schema, err)
+	}
+	return err
+}

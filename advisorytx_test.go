@@ -1,0 +1,157 @@
+package pgbaton_test
+
+import (
+	"context"
+	"database/sql"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+)
+
+// TestAcquireTx runs over both kinds of transaction.
+func TestAcquireTx(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx{
+		"pgx.Tx": func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx {
+			t.Helper()
+			tx, err := connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
+			require.NoError(t, err)
+			return tx
+		},
+		"sql.Tx": func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx {
+			t.Helper()
+			db, err := sql.Open("pgx", dsn)
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = db.Close() })
+			levels := map[pgx.TxIsoLevel]sql.IsolationLevel{
+				pgx.ReadCommitted: sql.LevelReadCommitted, pgx.RepeatableRead: sql.LevelRepeatableRead, pgx.Serializable: sql.LevelSerializable,
+			}
+			tx, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: levels[level]})
+			require.NoError(t, err)
+			return pgbaton.SQLTx(tx)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := migratedDatabase(t)
+			testAcquireTx(t, newClient(t, dsn, nil), func(level pgx.TxIsoLevel) pgbaton.Tx { return begin(t, dsn, level) })
+		})
+	}
+}
+
+func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLevel) pgbaton.Tx) {
+	t.Helper()
+	ctx := t.Context()
+	key := pgbaton.Name("in a transaction")
+
+	// It excludes clients and other transactions, and ends with the transaction.
+	tx, other := begin(pgx.ReadCommitted), begin(pgx.ReadCommitted)
+	before, err := client.Acquire(ctx, key)
+	require.NoError(t, err)
+	_, err = pgbaton.TryAcquireTx(ctx, tx, key)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NoError(t, before.Release(ctx))
+	token, err := pgbaton.AcquireTx(ctx, tx, key)
+	require.NoError(t, err)
+	require.Greater(t, token, before.Token())
+	_, err = client.TryAcquire(ctx, key)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	_, err = pgbaton.TryAcquireSharedTx(ctx, other, key)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+
+	// A wait that times out leaves the transaction as it was.
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	_, err = pgbaton.AcquireTx(short, other, key)
+	cancel()
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	var timeout string
+	require.NoError(t, other.QueryRow(ctx, "SHOW lock_timeout").Scan(&timeout))
+	require.Equal(t, "0", timeout)
+
+	// Commit gives it to the next; its token is greater.
+	require.NoError(t, tx.Commit(ctx))
+	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	next, err := pgbaton.AcquireSharedTx(wait, other, key)
+	require.NoError(t, err)
+	require.Greater(t, next, token)
+	require.NoError(t, other.QueryRow(ctx, "SHOW lock_timeout").Scan(&timeout))
+	require.Equal(t, "0", timeout)
+	shared, err := client.TryAcquireShared(ctx, key)
+	require.NoError(t, err)
+	require.NoError(t, shared.Release(ctx))
+	require.NoError(t, other.Rollback(ctx))
+
+	// Above READ COMMITTED what is read may be older than the lock.
+	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
+		tx := begin(level)
+		_, err = pgbaton.AcquireTx(ctx, tx, key)
+		require.ErrorIs(t, err, pgbaton.ErrStaleSnapshot)
+		_, err = pgbaton.AcquireTx(ctx, pgbaton.AllowStaleSnapshot(tx), key)
+		require.NoError(t, err)
+		require.NoError(t, tx.Rollback(ctx))
+	}
+}
+
+func TestAcquireTxErrors(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+
+	t.Run("CancelCostsTheTransaction", func(t *testing.T) {
+		t.Parallel()
+		dsn := migratedDatabase(t)
+		lock, err := newClient(t, dsn, nil).Acquire(ctx, pgbaton.ID(1))
+		require.NoError(t, err)
+		defer lock.Release(ctx) //nolint:errcheck // the client is closed anyway
+		tx, err := connect(t, dsn).Begin(ctx)
+		require.NoError(t, err)
+		cancelled, cancel := context.WithCancel(ctx)
+		go func() {
+			waiting(t, connect(t, dsn), 1)
+			cancel()
+		}()
+		_, err = pgbaton.AcquireTx(cancelled, tx, pgbaton.ID(1))
+		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+		require.ErrorIs(t, err, context.Canceled)
+		_, err = tx.Exec(ctx, "SELECT 1")
+		require.Error(t, err)
+	})
+	t.Run("DeadlockIsNamed", func(t *testing.T) {
+		t.Parallel()
+		dsn := migratedDatabase(t)
+		first, err := connect(t, dsn).Begin(ctx)
+		require.NoError(t, err)
+		second, err := connect(t, dsn).Begin(ctx)
+		require.NoError(t, err)
+		_, err = pgbaton.AcquireTx(ctx, first, pgbaton.ID(1))
+		require.NoError(t, err)
+		_, err = pgbaton.AcquireTx(ctx, second, pgbaton.ID(2))
+		require.NoError(t, err)
+		outcome := make(chan error, 1)
+		go func() {
+			_, err := pgbaton.AcquireTx(ctx, first, pgbaton.ID(2))
+			outcome <- err
+			_ = first.Rollback(context.Background())
+		}()
+		_, err = pgbaton.AcquireTx(ctx, second, pgbaton.ID(1))
+		_ = second.Rollback(ctx)
+		other := <-outcome
+		require.True(t, (err == nil) != (other == nil), "one of them goes on: %v, %v", err, other)
+		if err == nil {
+			err = other
+		}
+		require.ErrorIs(t, err, pgbaton.ErrDeadlock)
+	})
+	t.Run("NeedsTheSchema", func(t *testing.T) {
+		t.Parallel()
+		tx, err := connect(t, database(t)).Begin(ctx)
+		require.NoError(t, err)
+		_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.ID(1))
+		require.ErrorIs(t, err, pgbaton.ErrSchema)
+	})
+}

@@ -1,0 +1,250 @@
+package pgbaton
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/waitroom"
+)
+
+const (
+	defaultTTL      = 15 * time.Second
+	minTTL          = time.Second
+	maxTTL          = time.Hour
+	defaultMaxConns = 4
+	minMaxConns     = 2
+	heldPerLink     = 1000 // from which on another link is opened
+)
+
+// Config adjusts a [Client]. The zero value, or nil, means all defaults.
+type Config struct {
+	// TTL is how long the server keeps the locks of a client that has fallen silent: its process frozen, its
+	// machine gone, its network cut. The client itself stops trusting its locks after 9/10 of it. While idle
+	// it shows three signs of life in each TTL. At least 1 s, at most 1 h.
+	//
+	// Defaults to 15 s.
+	TTL time.Duration
+
+	// MaxConns is the most connections that the client opens, however many locks it holds or waits for.
+	// They are its own; the caller's pool is never used for locks. At least 2.
+	//
+	// Defaults to 4.
+	MaxConns int
+
+	// MaxHeld is the most keys that the client holds at the same time; further ones get
+	// [ErrTooManyLocks]. They live in the server's lock table, which all its clients share.
+	//
+	// Defaults to an eighth of the lock table.
+	MaxHeld int
+
+	// Logger gets what an operator may want to know: lost and reopened connections, protections that
+	// the server refused, a repaired token sequence.
+	//
+	// Defaults to none.
+	Logger *slog.Logger
+
+	// SessionPooler says that the client reaches the server through a pooler in session mode, and
+	// switches off the check that refuses poolers. Behind one in transaction mode locks exclude
+	// nobody.
+	//
+	// Defaults to false.
+	SessionPooler bool
+}
+
+// withDefaults fills a copy.
+func (c *Config) withDefaults() Config {
+	var filled Config
+	if c != nil {
+		filled = *c
+	}
+	filled.TTL = cmp.Or(filled.TTL, defaultTTL)
+	filled.MaxConns = cmp.Or(filled.MaxConns, defaultMaxConns)
+	if filled.Logger == nil {
+		filled.Logger = slog.New(slog.DiscardHandler)
+	}
+	return filled
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.TTL < minTTL:
+		return fmt.Errorf("pgbaton: Config.TTL is %v, the least is %v", c.TTL, minTTL)
+	case c.TTL > maxTTL:
+		return fmt.Errorf("pgbaton: Config.TTL is %v, the most is %v", c.TTL, maxTTL)
+	case c.MaxConns < minMaxConns:
+		return fmt.Errorf("pgbaton: Config.MaxConns is %d, the least is %d: one connection holds, one waits",
+			c.MaxConns, minMaxConns)
+	case c.MaxHeld < 0:
+		return fmt.Errorf("pgbaton: Config.MaxHeld is %d, the least is 1", c.MaxHeld)
+	}
+	return nil
+}
+
+// Client acquires locks in one database. It is safe for concurrent use; one for each process and
+// database is enough. Make it with [New] or [Open], end it with Close.
+type Client struct {
+	cfg    Config
+	desk   *desk.Desk
+	room   *waitroom.Room
+	dialer session.Dialer
+	budget *session.Budget
+
+	mu     sync.Mutex
+	server session.Server // of the newest link
+	closed bool
+	done   chan struct{} // closed when Close has ended
+}
+
+// New makes a client for the database of a pool. It takes the pool's connection config, with its
+// BeforeConnect and AfterConnect for every connection, and opens connections of its own; the
+// pool itself is neither used nor altered, and may be closed before or after the client.
+//
+// New connects, and on failure returns an error that says what to do and matches [ErrPooler],
+// [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
+func New(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Client, error) {
+	if pool == nil {
+		return nil, errors.New("pgbaton: New: the pool is nil")
+	}
+	from := pool.Config()
+	return newClient(ctx, session.Dialer{
+		Config:        from.ConnConfig,
+		BeforeConnect: from.BeforeConnect,
+		AfterConnect:  from.AfterConnect,
+	}, cfg)
+}
+
+// Open is [New] for a service without a pool: it takes a connection string or URL as pgx knows it.
+func Open(ctx context.Context, dsn string, cfg *Config) (*Client, error) {
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("pgbaton: Open: %w", err) // pgx leaves passwords out
+	}
+	return newClient(ctx, session.Dialer{Config: config}, cfg)
+}
+
+func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Client, error) {
+	cfg := config.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	dialer.TTL, dialer.SessionPooler = cfg.TTL, cfg.SessionPooler
+	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), done: make(chan struct{})}
+	c.room = waitroom.New(waitroom.Config{TTL: cfg.TTL, Budget: c.budget, Home: c.home,
+		Dial: c.dialWaiting, Report: c.report})
+	var err error
+	c.desk, err = desk.New(ctx, desk.Config{
+		MaxHeld:  cfg.MaxHeld,
+		TTL:      cfg.TTL,
+		PerLink:  heldPerLink,
+		MaxLinks: cfg.MaxConns - 1,
+		Room:     c.room,
+		Dial:     c.dialLink,
+		Hung:     func() { c.budget.Give(session.Link) },
+		Report:   c.report,
+	})
+	if err != nil {
+		c.room.Close()
+		return nil, fmt.Errorf("pgbaton: %w", err)
+	}
+	c.room.Desk = c.desk
+	return c, nil
+}
+
+// dialLink opens a session that will hold locks.
+func (c *Client) dialLink(ctx context.Context, handler link.Handler) (desk.Link, int, error) {
+	if !c.budget.Take(session.Link) {
+		return nil, 0, errors.New("all connections are in use")
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
+	defer cancel()
+	s, err := c.dialer.Dial(ctx, session.Link)
+	if err != nil {
+		c.budget.Give(session.Link)
+		return nil, 0, err
+	}
+	c.seen(s)
+	l, err := link.New(ctx, s, c.cfg.TTL, handler)
+	if err != nil {
+		c.budget.Give(session.Link)
+		return nil, 0, err
+	}
+	return l, s.Server.LockTable, nil
+}
+
+// seen notes the server of a new link, and tells the log what is odd about it.
+func (c *Client) seen(s *session.Session) {
+	c.mu.Lock()
+	c.server = s.Server
+	c.mu.Unlock()
+	if s.Repaired {
+		c.cfg.Logger.Warn("pgbaton: the token sequence was in doubt (crash, restart, failover or restore) and was moved on")
+	}
+	for _, refusal := range s.Refused {
+		c.cfg.Logger.Warn("pgbaton: the server refuses a protection; a lock may outlive its holder longer",
+			"setting", refusal.Setting, "reason", refusal.Reason)
+	}
+}
+
+// dialWaiting opens a session that will wait, on the server on which the links hold.
+func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
+	s, err := c.dialer.Dial(ctx, session.Waiting)
+	if err != nil {
+		return nil, err
+	}
+	if here, home := s.Server.Identity, c.home(); here != home {
+		session.Close(s.Conn)
+		return nil, fmt.Errorf("reached another server (%s) than the one that holds the locks (%s)", here, home)
+	}
+	return s, nil
+}
+
+// home is the identity of the server that the newest link is on.
+func (c *Client) home() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.server.Identity
+}
+
+func (c *Client) report(event string, err error) {
+	if err != nil {
+		c.cfg.Logger.Warn("pgbaton: "+event, "error", err)
+		return
+	}
+	c.cfg.Logger.Info("pgbaton: " + event)
+}
+
+// Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
+// told, and all connections and goroutines are gone when it returns. It waits for the server's word on
+// the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
+// that the connections are closed, and the error says so. It is safe to call twice; the second call
+// waits for the first and returns nil.
+func (c *Client) Close(ctx context.Context) error {
+	c.mu.Lock()
+	first := !c.closed
+	c.closed = true
+	c.mu.Unlock()
+	if !first {
+		<-c.done
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
+	defer cancel()
+	c.room.Close()
+	err := c.desk.Close(ctx)
+	close(c.done)
+	if err != nil {
+		return fmt.Errorf("pgbaton: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package pgbaton_test
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+)
+
+func TestNew(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+
+	t.Run("RefusesBadInput", func(t *testing.T) {
+		t.Parallel()
+		_, err := pgbaton.New(ctx, nil, nil)
+		require.ErrorContains(t, err, "pool is nil")
+		for text, cfg := range map[string]pgbaton.Config{
+			"Config.TTL is 999ms":   {TTL: 999 * time.Millisecond},
+			"Config.TTL is 1h0m1s":  {TTL: time.Hour + time.Second},
+			"Config.MaxConns is 1":  {MaxConns: 1},
+			"Config.MaxConns is -4": {MaxConns: -4},
+			"Config.MaxHeld is -1":  {MaxHeld: -1},
+		} {
+			_, err := pgbaton.Open(ctx, serverURL(t), &cfg)
+			require.ErrorContains(t, err, text)
+		}
+		_, err = pgbaton.Open(ctx, "postgres://u:secret@[bad", nil)
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "secret")
+	})
+	t.Run("NamesAServerThatIsAway", func(t *testing.T) {
+		t.Parallel()
+		_, err := pgbaton.Open(ctx, "postgres://u:secret@127.0.0.1:1/db", nil)
+		require.ErrorContains(t, err, "127.0.0.1:1")
+		require.NotContains(t, err.Error(), "secret")
+	})
+	t.Run("NeedsTheSchema", func(t *testing.T) {
+		t.Parallel()
+		_, err := pgbaton.Open(ctx, database(t), nil)
+		require.ErrorIs(t, err, pgbaton.ErrSchema)
+		require.ErrorContains(t, err, "run its migrations")
+	})
+	t.Run("UsesThePoolsConfigAndLeavesThePoolAlone", func(t *testing.T) {
+		t.Parallel()
+		config, err := pgxpool.ParseConfig(migratedDatabase(t))
+		require.NoError(t, err)
+		config.MaxConns = 1
+		var before, after atomic.Int32
+		config.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
+			before.Add(1)
+			cfg.RuntimeParams["application_name"] = "from the hook"
+			return nil
+		}
+		config.AfterConnect = func(context.Context, *pgx.Conn) error {
+			after.Add(1)
+			return nil
+		}
+		pool, err := pgxpool.NewWithConfig(ctx, config)
+		require.NoError(t, err)
+		defer pool.Close()
+		conn, err := pool.Acquire(ctx) // the pool is exhausted from here on
+		require.NoError(t, err)
+		defer conn.Release()
+		beforePool, afterPool := before.Load(), after.Load()
+
+		client, err := pgbaton.New(ctx, pool, nil)
+		require.NoError(t, err)
+		lock, err := client.Acquire(ctx, pgbaton.Name("hooks"))
+		require.NoError(t, err)
+		require.Equal(t, beforePool+1, before.Load())
+		require.Equal(t, afterPool+1, after.Load())
+		var named int
+		require.NoError(t, conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity
+			WHERE application_name = 'from the hook' AND datname = current_database()`).Scan(&named))
+		require.Equal(t, 2, named)
+		require.NoError(t, lock.Release(ctx))
+		require.NoError(t, client.Close(ctx))
+	})
+}
+
+func TestClose(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	client, err := pgbaton.Open(ctx, dsn, nil)
+	require.NoError(t, err)
+	other := newClient(t, dsn, nil)
+	key := pgbaton.Name("closed")
+
+	lock, err := client.Acquire(ctx, key)
+	require.NoError(t, err)
+	taken, err := other.Acquire(ctx, pgbaton.Name("elsewhere"))
+	require.NoError(t, err)
+	failed := make(chan error, 2)
+	for _, k := range []pgbaton.Key{key, taken.Key()} { // one waits in the process, one on the server
+		go func() {
+			_, err := client.Acquire(ctx, k)
+			failed <- err
+		}()
+	}
+	waiting(t, connect(t, dsn), 1)
+
+	require.NoError(t, client.Close(ctx))
+	require.ErrorIs(t, <-failed, pgbaton.ErrClosed)
+	require.ErrorIs(t, <-failed, pgbaton.ErrClosed)
+	free, err := other.TryAcquire(ctx, key) // at once
+	require.NoError(t, err)
+	require.NoError(t, free.Release(ctx))
+	<-lock.Done()
+	require.ErrorIs(t, lock.Err(), pgbaton.ErrClosed)
+	require.ErrorIs(t, lock.Release(ctx), pgbaton.ErrLost)
+	_, err = client.Acquire(ctx, key)
+	require.ErrorIs(t, err, pgbaton.ErrClosed)
+	_, err = client.TryAcquire(ctx, key)
+	require.ErrorIs(t, err, pgbaton.ErrClosed)
+	require.NoError(t, client.Close(ctx))
+	require.NoError(t, taken.Release(ctx))
+}
+
+// TestServiceRole proves that the documented grants are enough, and each needed.
+func TestServiceRole(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	admin := connect(t, dsn)
+	role := fmt.Sprintf("service_%d", time.Now().UnixNano())
+	_, err := admin.Exec(ctx, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := admin.Exec(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role)
+		require.NoError(t, err)
+	})
+	config, err := pgx.ParseConfig(dsn)
+	require.NoError(t, err)
+	as := fmt.Sprintf("postgres://%s:service@%s:%d/%s?sslmode=disable", role, config.Host, config.Port, config.Database)
+
+	for _, grant := range []string{"USAGE ON SCHEMA pgbaton", "USAGE ON SEQUENCE pgbaton.token"} {
+		_, err = pgbaton.Open(ctx, as, nil)
+		require.ErrorIs(t, err, pgbaton.ErrSchema)
+		require.ErrorContains(t, err, "GRANT "+grant+" TO \""+role+`"`)
+		_, err = admin.Exec(ctx, "GRANT "+grant+" TO "+role)
+		require.NoError(t, err)
+	}
+	// The sequence's repair needs more than the role has: the function has it.
+	_, err = admin.Exec(ctx, "TRUNCATE pgbaton.incarnation")
+	require.NoError(t, err)
+	a, b := newClient(t, as, nil), newClient(t, as, nil)
+	lock, err := a.Acquire(ctx, pgbaton.Name("service"))
+	require.NoError(t, err)
+	waiter := background(t, func() (*pgbaton.Lock, error) { return b.Acquire(ctx, pgbaton.Name("service")) })
+	waiting(t, admin, 1)
+	require.NoError(t, lock.Release(ctx))
+	require.NoError(t, (<-waiter).Release(ctx))
+
+	conn := connect(t, as)
+	tx, err := conn.Begin(ctx)
+	require.NoError(t, err)
+	_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.Name("service"))
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(ctx))
+}

@@ -1,0 +1,53 @@
+package demo
+
+import "time"
+
+// Parent and worker talk in JSON lines. The parent writes the job, and "go" (any line) when all workers are
+// ready; the end of the worker's input tells it to stop. The worker writes messages.
+
+// job is what a worker process is started for.
+type job struct {
+	Kind     string        `json:"kind"`
+	Locked   bool          `json:"locked"`
+	Duration time.Duration `json:"duration"`
+	Work     time.Duration `json:"work"`
+}
+
+// What a message reports.
+const (
+	eventReady    = "ready"    // connected, waits for "go"
+	eventProgress = "progress" // counts since the last message
+	eventDone     = "done"     // the last counts
+	eventFailed   = "failed"   // could not do the job at all
+	eventWaiting  = "waiting"  // is about to wait for the lock
+	eventGranted  = "granted"  // has the lock
+	eventHolding  = "holding"  // has read Salary, committed one change, and is in the middle of the next
+)
+
+// message is what a worker tells its parent.
+type message struct {
+	Event  string `json:"event"`
+	Error  string `json:"error,omitempty"`
+	Salary int64  `json:"salary,omitempty"`
+
+	counts
+}
+
+// counts is what happened in a while.
+type counts struct {
+	Mutations []time.Duration `json:"mutations,omitempty"` // how long each took
+	Reads     int             `json:"reads,omitempty"`
+	Torn      int             `json:"torn,omitempty"`
+	Errors    int             `json:"errors,omitempty"`
+	Problem   string          `json:"problem,omitempty"` // the first error
+}
+
+func (c *counts) add(more counts) {
+	c.Mutations = append(c.Mutations, more.Mutations...)
+	c.Reads += more.Reads
+	c.Torn += more.Torn
+	c.Errors += more.Errors
+	if c.Problem == "" {
+		c.Problem = more.Problem
+	}
+}

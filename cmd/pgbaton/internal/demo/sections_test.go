@@ -1,0 +1,97 @@
+package demo
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	const ms = time.Millisecond
+	var (
+		torn  = row{mutations: 50, reads: 100, torn: 20}
+		clean = row{mutations: 50, reads: 100}
+		chain = func(change func(*succession)) outcome {
+			got := succession{holders: 3, waits: []time.Duration{2 * ms, 4 * ms}, final: firstSalary + 3}
+			change(&got)
+			return judgeSuccession(got)
+		}
+	)
+	for name, tt := range map[string]struct {
+		outcome outcome
+		failure string // part of the only failure; empty: everything as expected
+	}{
+		"WithoutLock/Lost":    {judgeWithoutLock(row{mutations: 10, lost: 4}, ""), ""},
+		"WithoutLock/NonLost": {judgeWithoutLock(row{mutations: 10}, ""), "proved nothing"},
+		"WithoutLock/Errors":  {judgeWithoutLock(row{mutations: 10, lost: 4, errors: 2}, "away"), "2 errors; the first: away"},
+
+		"WithLock/NonLost": {judgeWithLock(row{mutations: 10}, ""), ""},
+		"WithLock/Lost":    {judgeWithLock(row{mutations: 10, lost: 1}, ""), "must never happen"},
+		"WithLock/Surplus": {judgeWithLock(row{mutations: 10, lost: -1}, ""), "must never happen"},
+		"WithLock/Nothing": {judgeWithLock(row{}, ""), "proved nothing"},
+		"WithLock/Errors":  {judgeWithLock(row{mutations: 10, errors: 1}, "away"), "the first: away"},
+
+		"Audit/Clean":        {judgeAudit(torn, clean, "", ""), ""},
+		"Audit/Torn":         {judgeAudit(torn, torn, "", ""), "must never happen"},
+		"Audit/Lost":         {judgeAudit(torn, row{mutations: 50, reads: 100, lost: 1}, "", ""), "must never happen"},
+		"Audit/NeverTorn":    {judgeAudit(clean, clean, "", ""), "proved nothing"},
+		"Audit/NoReads":      {judgeAudit(torn, row{mutations: 50}, "", ""), "proved nothing"},
+		"Audit/NoWrites":     {judgeAudit(torn, row{reads: 50}, "", ""), "proved nothing"},
+		"Audit/Errors":       {judgeAudit(torn, row{mutations: 50, reads: 100, errors: 1}, "", "away"), "the first: away"},
+		"Audit/ErrorsBefore": {judgeAudit(row{torn: 1, errors: 1}, clean, "away", ""), "the first: away"},
+
+		"Killed/Good":  {chain(func(*succession) {}), ""},
+		"Killed/Late":  {chain(func(s *succession) { s.waits[1] = grantWithin + ms }), "at most 1000 ms was expected"},
+		"Killed/Early": {chain(func(s *succession) { s.early = 1 }), "while another held it"},
+		"Killed/Wrong": {chain(func(s *succession) { s.wrong = 1 }), "another salary"},
+		"Killed/Final": {chain(func(s *succession) { s.final-- }), "the last salary is 1000002, not 1000003"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if tt.failure == "" {
+				require.Empty(t, tt.outcome.failures)
+				require.NotEmpty(t, tt.outcome.seen)
+				return
+			}
+			require.Len(t, tt.outcome.failures, 1)
+			require.Contains(t, tt.outcome.failures[0], tt.failure)
+		})
+	}
+}
+
+func TestConclude(t *testing.T) {
+	t.Parallel()
+	good := outcome{rows: []row{{title: "good"}}, seen: []string{"Fine."}}
+	bad := outcome{rows: []row{{title: "bad"}}, failures: []string{"It proved nothing."}}
+
+	text, ok := conclude([]outcome{good, good})
+	require.True(t, ok)
+	require.Contains(t, text, "2. Fine.\n\nEverything was as expected.\n")
+
+	text, ok = conclude([]outcome{good, bad})
+	require.False(t, ok)
+	require.Contains(t, text, "2. It proved nothing.\n\nNot as expected: 1 of 2 sections.\n")
+}
+
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	p := &progress{w: &out}
+	p.begin(1, 4, "no lock")
+	p.update(0.5, "10 mutations")
+	p.end("20 mutations")
+	require.Equal(t, "1/4 no lock: 20 mutations\n", out.String())
+
+	out.Reset()
+	p.terminal = true
+	p.update(0.5, "10 mutations")
+	require.Equal(t, "\r\x1b[K1/4 no lock                [###############...............]  50%  10 mutations", out.String())
+	p.update(7, "")
+	require.Contains(t, out.String(), "] 100%")
+	p.end("20 mutations")
+	require.True(t, strings.HasSuffix(out.String(), "\r\x1b[K"))
+	require.False(t, newProgress(&out).terminal)
+}

@@ -1,0 +1,239 @@
+package migrate_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/migrations"
+)
+
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+
+	t.Run("Twice", func(t *testing.T) {
+		t.Parallel()
+		dsn := testdb.NewMigrated(t)
+		before := catalog(t, dsn)
+		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+		require.Equal(t, before, catalog(t, dsn))
+	})
+
+	t.Run("NilPool", func(t *testing.T) {
+		t.Parallel()
+		require.ErrorContains(t, pgbaton.Migrate(t.Context(), nil), "pgbaton: migrate: the pool is nil")
+	})
+
+	t.Run("DirtyVersion", func(t *testing.T) {
+		t.Parallel()
+		dsn := testdb.NewMigrated(t)
+		testdb.Exec(t, testdb.Connect(t, dsn), "UPDATE pgbaton_schema_migrations SET dirty = true")
+		err := pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn))
+		require.ErrorContains(t, err, `version 1 in "public"."pgbaton_schema_migrations" is dirty`)
+		require.ErrorContains(t, err, "force")
+	})
+
+	t.Run("NewerVersionIsLeftAlone", func(t *testing.T) {
+		t.Parallel()
+		dsn := testdb.New(t)
+		conn := testdb.Connect(t, dsn)
+		testdb.Exec(t, conn, `CREATE TABLE pgbaton_schema_migrations (version bigint PRIMARY KEY, dirty boolean);
+			INSERT INTO pgbaton_schema_migrations VALUES (1000, false)`)
+		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+		require.Equal(t, int64(1000), testdb.Value[int64](t, conn, "SELECT version FROM pgbaton_schema_migrations"))
+		require.False(t, testdb.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+	})
+
+	t.Run("UpToDateNeedsNoRightToWrite", func(t *testing.T) {
+		t.Parallel()
+		role := testdb.Role(t)
+		dsn := testdb.NewMigrated(t)
+		pool := testdb.Pool(t, testdb.As(t, dsn, role))
+		require.ErrorContains(t, pgbaton.Migrate(t.Context(), pool), "permission denied")
+		testdb.Exec(t, testdb.Connect(t, dsn), "GRANT SELECT ON pgbaton_schema_migrations TO "+role)
+		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
+	})
+
+	t.Run("NoRightToCreate", func(t *testing.T) {
+		t.Parallel()
+		role := testdb.Role(t)
+		dsn := testdb.New(t)
+		conn := testdb.Connect(t, dsn)
+		testdb.Exec(t, conn, "GRANT CREATE ON SCHEMA public TO "+role)
+		err := pgbaton.Migrate(t.Context(), testdb.Pool(t, testdb.As(t, dsn, role)))
+		require.ErrorContains(t, err, "pgbaton: migrate: apply 000001_foundation: ")
+		require.ErrorContains(t, err, "permission denied for database")
+		require.False(t, testdb.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
+	})
+}
+
+func TestMigrate_SearchPath(t *testing.T) {
+	t.Parallel()
+
+	t.Run("VersionTableInTheCurrentSchema", func(t *testing.T) {
+		t.Parallel()
+		dsn := testdb.New(t)
+		conn := testdb.Connect(t, dsn)
+		testdb.Exec(t, conn, `CREATE SCHEMA "Odd ""name"`)
+		require.NoError(t, pgbaton.Migrate(t.Context(), poolWith(t, dsn, `SET search_path = nowhere, "Odd ""name", public`)))
+		require.Equal(t, `"Odd ""name"`, testdb.Value[string](t, conn,
+			"SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'pgbaton_schema_migrations'"))
+	})
+
+	refused := map[string]string{
+		"SET search_path = ''":              "current_schema() is NULL",
+		"SET search_path = nowhere":         "current_schema() is NULL",
+		"SET search_path = pgbaton, public": "makes pgbaton the current schema",
+	}
+	for set, message := range refused {
+		t.Run(set, func(t *testing.T) {
+			t.Parallel()
+			dsn := testdb.New(t)
+			for range 2 {
+				require.ErrorContains(t, pgbaton.Migrate(t.Context(), poolWith(t, dsn, set)), message)
+			}
+			conn := testdb.Connect(t, dsn)
+			require.False(t, testdb.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+		})
+	}
+}
+
+// Settings that a role or a pool may have, and that must not get in the way.
+func TestMigrate_Settings(t *testing.T) {
+	t.Parallel()
+	for _, set := range []string{
+		"SET default_transaction_isolation = 'repeatable read'",
+		"SET default_transaction_isolation = 'serializable'; SET default_transaction_deferrable = on",
+		"SET default_transaction_read_only = on",
+		"SET standard_conforming_strings = off",
+		"SET check_function_bodies = off",
+		"SET lock_timeout = 1; SET statement_timeout = '10s'",
+	} {
+		t.Run(set, func(t *testing.T) {
+			t.Parallel()
+			dsn := testdb.New(t)
+			pool := poolWith(t, dsn, set)
+			jobs := []func() error{}
+			for range 6 {
+				jobs = append(jobs, func() error { return pgbaton.Migrate(t.Context(), pool) })
+			}
+			require.NoError(t, errors.Join(atOnce(jobs)...))
+			require.Zero(t, pool.Stat().NewConnsCount(), "a connection of the pool was used")
+		})
+	}
+}
+
+func TestMigrate_Hooks(t *testing.T) {
+	t.Parallel()
+	dsn := testdb.New(t)
+	config, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	calls := []string{}
+	user := config.ConnConfig.User
+	config.ConnConfig.User = "nobody_of_this_name"
+	config.BeforeConnect = func(_ context.Context, config *pgx.ConnConfig) error {
+		calls = append(calls, "before")
+		config.User = user
+		return nil
+	}
+	hookErr := errors.New("refused by the hook")
+	config.AfterConnect = func(context.Context, *pgx.Conn) error {
+		calls = append(calls, "after")
+		return hookErr
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	err = pgbaton.Migrate(t.Context(), pool)
+	require.ErrorIs(t, err, hookErr)
+	require.ErrorContains(t, err, "pgbaton: migrate: connect: ")
+	require.Equal(t, []string{"before", "after"}, calls)
+	require.Equal(t, "nobody_of_this_name", pool.Config().ConnConfig.User)
+}
+
+func TestMigrate_ContextEndsDuringTheWait(t *testing.T) {
+	t.Parallel()
+	dsn := testdb.New(t)
+	holder, observer := testdb.Connect(t, dsn), testdb.Connect(t, dsn)
+	for _, path := range []string{"", "/"} {
+		testdb.Exec(t, holder, "BEGIN")
+		_, err := holder.Exec(t.Context(), "SELECT pg_advisory_xact_lock($1)", lockID(t, holder, path))
+		require.NoError(t, err)
+
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() { result <- pgbaton.Migrate(ctx, testdb.Pool(t, dsn)) }()
+		const sqlWaits = `
+SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database
+               WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted)`
+		testdb.WaitFor(t, observer, sqlWaits)
+		cancel()
+		err = <-result
+		require.ErrorIs(t, err, context.Canceled)
+		require.ErrorContains(t, err, "pgbaton: migrate: wait for the migration lock: ")
+		testdb.WaitFor(t, observer, "SELECT NOT ("+sqlWaits+")")
+		testdb.Exec(t, holder, "ROLLBACK")
+	}
+	require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+}
+
+// A service whose own migrations hold the files has the schema and no version row.
+func TestMigrate_Adopts(t *testing.T) {
+	t.Parallel()
+	setup := func(t *testing.T, dsn string) {
+		t.Helper()
+		file, err := fs.ReadFile(migrations.FS, "000001_foundation.up.sql")
+		require.NoError(t, err)
+		testdb.Exec(t, testdb.Connect(t, dsn), string(file))
+	}
+
+	t.Run("OwnSchema", func(t *testing.T) {
+		t.Parallel()
+		dsn := testdb.New(t)
+		setup(t, dsn)
+		pool := testdb.Pool(t, dsn)
+		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
+		require.Equal(t, catalog(t, testdb.NewMigrated(t)), catalog(t, dsn))
+		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
+		require.NoError(t, golangMigrate(t, dsn).Down())
+	})
+
+	t.Run("NotAnothersSchema", func(t *testing.T) {
+		t.Parallel()
+		role := testdb.Role(t)
+		dsn := testdb.New(t)
+		conn := testdb.Connect(t, dsn)
+		testdb.Exec(t, conn, "GRANT CREATE ON DATABASE "+testdb.Value[string](t, conn, "SELECT current_database()")+" TO "+role)
+		setup(t, testdb.As(t, dsn, role))
+		err := pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn))
+		require.ErrorContains(t, err, "does not own the schema")
+	})
+}
+
+func poolWith(t *testing.T, dsn, set string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.PgConn().Exec(ctx, set).ReadAll()
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// lockID asks golang-migrate for its lock.
+func lockID(t *testing.T, conn *pgx.Conn, path string) int64 {
+	t.Helper()
+	database := path + testdb.Value[string](t, conn, "SELECT current_database()::text")
+	return generateLockID(t, database, "public", migrations.VersionTable)
+}

@@ -1,0 +1,104 @@
+package migrate_test
+
+import (
+	"database/sql"
+	"net/url"
+	"strconv"
+	"testing"
+
+	"github.com/golang-migrate/migrate/v4"
+	"github.com/golang-migrate/migrate/v4/database"
+	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
+	"github.com/golang-migrate/migrate/v4/source/iofs"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/migrations"
+)
+
+// golangMigrate is golang-migrate on the embedded files, over a database/sql handle.
+func golangMigrate(t *testing.T, dsn string) *migrate.Migrate {
+	t.Helper()
+	source, err := iofs.New(migrations.FS, ".")
+	require.NoError(t, err)
+	db, err := sql.Open("pgx/v5", dsn)
+	require.NoError(t, err)
+	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{MigrationsTable: migrations.VersionTable})
+	require.NoError(t, err)
+	m, err := migrate.NewWithInstance("iofs", source, "pgx5", driver)
+	require.NoError(t, err)
+	t.Cleanup(func() { _, _ = m.Close() })
+	return m
+}
+
+// golangMigrateByURL is what golang-migrate's command does. Its advisory lock is another one.
+func golangMigrateByURL(t *testing.T, dsn string) *migrate.Migrate {
+	t.Helper()
+	source, err := iofs.New(migrations.FS, ".")
+	require.NoError(t, err)
+	u, err := url.Parse(dsn)
+	require.NoError(t, err)
+	u.Scheme = "pgx5"
+	query := u.Query()
+	query.Set("x-migrations-table", migrations.VersionTable)
+	u.RawQuery = query.Encode()
+	m, err := migrate.NewWithSourceInstance("iofs", source, u.String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _, _ = m.Close() })
+	return m
+}
+
+// catalog describes everything in the schema pgbaton and the version table, one object a line.
+func catalog(t *testing.T, dsn string) []string {
+	t.Helper()
+	const sqlCatalog = `
+WITH relations AS (
+    SELECT c.* FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'pgbaton' OR c.relname LIKE 'pgbaton_schema_migrations%')
+SELECT 'schema ' || nspname || ' ' || coalesce(nspacl::text, '-') || ' ' || nspowner::regrole
+FROM pg_namespace WHERE nspname = 'pgbaton'
+UNION ALL
+SELECT 'function ' || pg_get_functiondef(p.oid) || ' ' || coalesce(proacl::text, '-') || ' ' || proowner::regrole
+FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = 'pgbaton'
+UNION ALL
+SELECT format('relation %s kind %s persistence %s options %s acl %s owner %s comment %s', oid::regclass, relkind,
+              relpersistence, reloptions, relacl, relowner::regrole, obj_description(oid, 'pg_class'))
+FROM relations
+UNION ALL
+SELECT format('column %s.%s %s not null %s default %s comment %s', r.oid::regclass, attname,
+              format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid), col_description(r.oid, attnum))
+FROM relations AS r JOIN pg_attribute AS a ON a.attrelid = r.oid AND attnum > 0 AND NOT attisdropped
+LEFT JOIN pg_attrdef AS d ON d.adrelid = r.oid AND d.adnum = attnum
+UNION ALL
+SELECT format('constraint %s.%s %s', conrelid::regclass, conname, pg_get_constraintdef(c.oid))
+FROM pg_constraint AS c JOIN relations AS r ON r.oid = conrelid
+UNION ALL
+SELECT 'index ' || pg_get_indexdef(oid) FROM relations WHERE relkind = 'i'
+UNION ALL
+SELECT 'trigger ' || pg_get_triggerdef(t.oid) FROM pg_trigger AS t JOIN relations AS r ON r.oid = tgrelid
+WHERE NOT tgisinternal
+UNION ALL
+SELECT format('sequence %s %s %s %s %s %s %s %s', r.oid::regclass, seqtypid::regtype, seqstart, seqincrement,
+              seqmax, seqmin, seqcache, seqcycle)
+FROM pg_sequence JOIN relations AS r ON r.oid = seqrelid
+UNION ALL
+SELECT format('version %s dirty %s', version, dirty) FROM public.pgbaton_schema_migrations
+ORDER BY 1`
+	conn := testdb.Connect(t, dsn)
+	rows, err := conn.Query(t.Context(), sqlCatalog)
+	require.NoError(t, err)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	return lines
+}
+
+// generateLockID is golang-migrate's own advisory lock.
+func generateLockID(t *testing.T, databaseName string, names ...string) int64 {
+	t.Helper()
+	text, err := database.GenerateAdvisoryLockId(databaseName, names...)
+	require.NoError(t, err)
+	id, err := strconv.ParseInt(text, 10, 64)
+	require.NoError(t, err)
+	return id
+}

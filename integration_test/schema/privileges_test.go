@@ -1,0 +1,182 @@
+package schema_test
+
+import (
+	"io/fs"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/migrations"
+)
+
+// calls has one call of each function in the schema, with its result; nil is any.
+var calls = map[string]struct {
+	sql    string
+	result any
+}{
+	"schema_version()":      {"SELECT version FROM pgbaton.schema_version()", int32(1)},
+	"key(text)":             {"SELECT pgbaton.key('invoice/42')", int64(-2627838530059473662)},
+	"gate(bigint)":          {"SELECT pgbaton.gate(0)", int64(8099550625553935921)},
+	"gate(integer,integer)": {"SELECT pgbaton.gate(0, 0)", int64(8099550625553935922)},
+	"tokens_trusted()":      {"SELECT pgbaton.tokens_trusted()", true},
+	"repair_tokens()":       {"SELECT pgbaton.repair_tokens()", false},
+	"next_token()":          {"SELECT pgbaton.next_token()", nil},
+	"wait_for_turn(bigint,boolean,boolean,bigint,boolean,boolean,integer)": {
+		"SELECT pgbaton.wait_for_turn(1, false, false, 2, false, true, 100)", int32(2)},
+	"lock_for_transaction(bigint,boolean,boolean,integer)": {
+		"SELECT pgbaton.lock_for_transaction(1, false, false, 100)", nil},
+}
+
+// functions lists the functions in the schema as they are written in calls.
+func functions(t *testing.T, conn *pgx.Conn) []string {
+	t.Helper()
+	const sqlFunctions = `
+SELECT format('%s(%s)', proname, coalesce((
+    SELECT string_agg(format_type(type, NULL), ',' ORDER BY i)
+    FROM unnest(proargtypes::oid[]) WITH ORDINALITY AS a (type, i)), ''))
+FROM pg_proc WHERE pronamespace = 'pgbaton'::regnamespace`
+	rows, err := conn.Query(t.Context(), sqlFunctions)
+	require.NoError(t, err)
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	return names
+}
+
+// callAll calls every function in the schema and looks at the results.
+func callAll(t *testing.T, conn *pgx.Conn, names []string) {
+	t.Helper()
+	require.NotEmpty(t, names)
+	for _, name := range names {
+		call, known := calls[name]
+		require.True(t, known, "add a call of pgbaton.%s", name)
+		result := testdb.Value[any](t, conn, call.sql)
+		if call.result != nil {
+			require.Equal(t, call.result, result, name)
+		}
+	}
+}
+
+// The documented grants are enough, also where the installation takes the default right to execute away.
+func TestSchema_GrantsSuffice(t *testing.T) {
+	t.Parallel()
+	for _, defaults := range []string{
+		"",
+		"ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+	} {
+		t.Run(defaults, func(t *testing.T) {
+			t.Parallel()
+			role := testdb.Role(t)
+			dsn := testdb.New(t)
+			owner, app := testdb.Connect(t, dsn), testdb.Connect(t, testdb.As(t, dsn, role))
+			testdb.Exec(t, owner, defaults)
+			require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+			testdb.Exec(t, owner, "GRANT USAGE ON SCHEMA pgbaton TO "+role)
+			testdb.Exec(t, owner, "GRANT USAGE ON SEQUENCE pgbaton.token TO "+role)
+
+			nextToken(t, app) // repairs
+			callAll(t, app, functions(t, owner))
+			require.Positive(t, testdb.Value[int64](t, app, "SELECT nextval('pgbaton.token')"))
+
+			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
+			require.ErrorContains(t, err, "permission denied")
+			_, err = app.Exec(t.Context(), "DELETE FROM pgbaton.incarnation")
+			require.ErrorContains(t, err, "permission denied")
+		})
+	}
+}
+
+// evil is a schema with what the functions use, each raising an error, and with overloads that would
+// win over the real ones for untyped literals.
+const evil = `
+CREATE SCHEMA evil;
+CREATE FUNCTION evil.trap() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
+CREATE FUNCTION evil.nextval(regclass) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.nextval(text) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.setval(regclass, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.setval(text, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
+CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
+CREATE FUNCTION evil.pg_postmaster_start_time() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
+CREATE FUNCTION evil.current_setting(text) RETURNS text LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''on''::text';
+CREATE FUNCTION evil.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::text';
+CREATE FUNCTION evil.pg_advisory_lock(bigint) RETURNS void LANGUAGE sql AS 'SELECT evil.trap()';
+CREATE FUNCTION evil.pg_advisory_xact_lock(bigint) RETURNS void LANGUAGE sql AS 'SELECT evil.trap()';
+CREATE FUNCTION evil.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT evil.trap(); SELECT true';
+CREATE FUNCTION evil.pg_advisory_unlock_all() RETURNS void LANGUAGE sql AS 'SELECT evil.trap()';
+CREATE FUNCTION evil.convert_to(text, name) RETURNS bytea LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::bytea';
+CREATE FUNCTION evil.convert_to(text, text) RETURNS bytea LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::bytea';
+CREATE FUNCTION evil.sha256(bytea) RETURNS bytea LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::bytea';
+CREATE FUNCTION evil.substr(bytea, integer, integer) RETURNS bytea LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::bytea';
+CREATE FUNCTION evil.encode(bytea, text) RETURNS text LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::text';
+CREATE FUNCTION evil.same(oid, oid) RETURNS boolean LANGUAGE sql AS 'SELECT evil.trap(); SELECT false';
+CREATE FUNCTION evil.same(timestamptz, timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT evil.trap(); SELECT false';
+CREATE FUNCTION evil.same(bigint, bigint) RETURNS boolean LANGUAGE sql AS 'SELECT evil.trap(); SELECT false';
+CREATE FUNCTION evil.bits(bigint, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.bits(bigint, integer) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.glue(text, text) RETURNS text LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::text';
+CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = oid, RIGHTARG = oid);
+CREATE OPERATOR evil.<> (FUNCTION = evil.same, LEFTARG = oid, RIGHTARG = oid);
+CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+CREATE OPERATOR evil.>= (FUNCTION = evil.same, LEFTARG = bigint, RIGHTARG = bigint);
+CREATE OPERATOR evil.# (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = bigint);
+CREATE OPERATOR evil.| (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = bigint);
+CREATE OPERATOR evil.& (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = bigint);
+CREATE OPERATOR evil.<< (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = integer);
+CREATE OPERATOR evil.>> (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = integer);
+CREATE OPERATOR evil.|| (FUNCTION = evil.glue, LEFTARG = text, RIGHTARG = text);
+GRANT USAGE ON SCHEMA evil TO PUBLIC;
+`
+
+func TestSchema_HostileSearchPath(t *testing.T) {
+	t.Parallel()
+
+	t.Run("OfTheCaller", func(t *testing.T) {
+		t.Parallel()
+		ownerURL, appURL := newDatabase(t)
+		owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+		names := functions(t, owner)
+		testdb.Exec(t, owner, evil)
+		testdb.Exec(t, app, `
+CREATE TEMP TABLE incarnation (singleton boolean, relation oid, started timestamptz, token_floor bigint);
+CREATE TEMP TABLE token (last_value bigint);
+SET search_path = pg_temp, evil, pg_catalog`)
+		_, err := app.Exec(t.Context(), "SELECT now()")
+		require.ErrorContains(t, err, "trapped")
+		before := nextToken(t, app) // repairs
+		callAll(t, app, names)
+		require.Greater(t, nextToken(t, app), before)
+	})
+
+	// What is in the body of a function is settled when the file is run.
+	migrate := func(t *testing.T, dsn string) {
+		t.Helper()
+		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+	}
+	byHand := func(t *testing.T, dsn string) {
+		t.Helper()
+		file, err := fs.ReadFile(migrations.FS, "000001_foundation.up.sql")
+		require.NoError(t, err)
+		testdb.Exec(t, testdb.Connect(t, dsn), string(file))
+	}
+	for name, c := range map[string]struct {
+		searchPath string
+		apply      func(*testing.T, string)
+	}{
+		"OfTheMigratingRole":                 {"evil,public", migrate},
+		"OfTheMigratingRole/BeforePgCatalog": {"evil,pg_catalog", migrate},
+		"OfTheMigratingRole/ByHand":          {"evil,public", byHand},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := testdb.New(t)
+			conn := testdb.Connect(t, dsn)
+			testdb.Exec(t, conn, evil)
+			c.apply(t, dsn+"?search_path="+c.searchPath)
+			nextToken(t, conn)
+			callAll(t, conn, functions(t, conn))
+		})
+	}
+}

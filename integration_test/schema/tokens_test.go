@@ -1,0 +1,188 @@
+package schema_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+)
+
+func TestTokens_Rise(t *testing.T) {
+	t.Parallel()
+	_, app := newDatabase(t)
+	const sessions, draws = 4, 50
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	seen := map[int64]bool{}
+	for range sessions {
+		conn := testdb.Connect(t, app)
+		group.Go(func() {
+			var last int64
+			for range draws {
+				var token int64
+				if err := conn.QueryRow(t.Context(), "SELECT pgbaton.next_token()").Scan(&token); err != nil || token < last+32 {
+					t.Errorf("token %d after %d: %v", token, last, err)
+					return
+				}
+				last = token
+				mu.Lock()
+				seen[token] = true
+				mu.Unlock()
+			}
+		})
+	}
+	group.Wait()
+	require.Len(t, seen, sessions*draws)
+}
+
+func TestTokens_LastBlockEndsBelow2To53(t *testing.T) {
+	t.Parallel()
+	owner, app := newDatabase(t)
+	conn := testdb.Connect(t, owner)
+	nextToken(t, conn)
+	const last = 1<<53 - 32
+	testdb.Exec(t, conn, "SELECT setval('pgbaton.token', 9007199254740992 - 64)")
+	conn = testdb.Connect(t, app)
+	require.Equal(t, int64(last), nextToken(t, conn))
+	_, err := conn.Exec(t.Context(), "SELECT pgbaton.next_token()")
+	require.ErrorContains(t, err, "reached maximum value")
+}
+
+func TestTokens_Repair(t *testing.T) {
+	t.Parallel()
+	causes := map[string]string{
+		"Truncate":           "TRUNCATE pgbaton.incarnation",
+		"Delete":             "DELETE FROM pgbaton.incarnation",
+		"OtherStart":         "UPDATE pgbaton.incarnation SET started = started - interval '1 s'",
+		"OtherRelation":      "UPDATE pgbaton.incarnation SET relation = 'pg_class'::regclass",
+		"Restart":            "ALTER SEQUENCE pgbaton.token RESTART",
+		"RestartAndTruncate": `ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation`,
+	}
+	for name, cause := range causes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ownerURL, appURL := newDatabase(t)
+			owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+			before := nextToken(t, app)
+			require.True(t, testdb.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			testdb.Exec(t, owner, cause)
+			require.False(t, testdb.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			after := nextToken(t, app)
+			require.Greater(t, after, before+31)
+			require.Less(t, after, int64(1)<<53)
+			require.True(t, testdb.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			require.False(t, testdb.Value[bool](t, app, "SELECT pgbaton.repair_tokens()"))
+			require.Greater(t, nextToken(t, app), after+31)
+		})
+	}
+}
+
+// While a repair's transaction goes on, others neither wait for it nor repair again: a transaction of the
+// caller's may take long.
+func TestTokens_RepairHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	for _, cause := range []string{"TRUNCATE pgbaton.incarnation", "UPDATE pgbaton.incarnation SET started = now()"} {
+		for _, end := range []string{"COMMIT", "ROLLBACK"} {
+			t.Run(cause+"/"+end, func(t *testing.T) {
+				t.Parallel()
+				ownerURL, appURL := newDatabase(t)
+				owner, first, second := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+				before := nextToken(t, first)
+				testdb.Exec(t, owner, cause)
+
+				testdb.Exec(t, first, "BEGIN")
+				require.True(t, testdb.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
+				firstToken := nextToken(t, first)
+				require.False(t, testdb.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
+				secondToken := nextToken(t, second)
+				testdb.Exec(t, first, end)
+				require.Equal(t, end == "ROLLBACK", testdb.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
+
+				require.Greater(t, firstToken, before)
+				require.Greater(t, secondToken, firstToken)
+				require.Greater(t, nextToken(t, second), secondToken)
+			})
+		}
+	}
+}
+
+// Many find it at once; one repairs.
+func TestTokens_OneRepairs(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner := testdb.Connect(t, ownerURL)
+	before := nextToken(t, owner)
+	for range 20 {
+		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		var repairs atomic.Int32
+		var finders sync.WaitGroup
+		for range 8 {
+			conn := testdb.Connect(t, appURL)
+			finders.Go(func() {
+				if repair(t, conn) {
+					repairs.Add(1)
+				}
+			})
+		}
+		finders.Wait()
+		require.EqualValues(t, 1, repairs.Load())
+		after := nextToken(t, owner)
+		require.Greater(t, after, before)
+		before = after
+	}
+}
+
+// A transaction whose snapshot is older than the repair does not fail.
+func TestTokens_OldSnapshot(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner, old, other := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+	before := nextToken(t, other)
+	for _, cause := range []string{"DELETE FROM pgbaton.incarnation", "UPDATE pgbaton.incarnation SET started = now()"} {
+		testdb.Exec(t, owner, cause)
+		testdb.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+		testdb.Exec(t, old, "SELECT 1")
+		repaired := nextToken(t, other)
+		require.Greater(t, repaired, before)
+		before = nextToken(t, old)
+		require.Greater(t, before, repaired)
+		testdb.Exec(t, old, "COMMIT")
+	}
+}
+
+func repair(t *testing.T, conn *pgx.Conn) (done bool) {
+	t.Helper()
+	if err := conn.QueryRow(t.Context(), "SELECT pgbaton.repair_tokens()").Scan(&done); err != nil {
+		t.Error(err)
+	}
+	return done
+}
+
+// The row may not be seen before the sequence's new value is on disk, whatever the caller has set.
+func TestTokens_RepairIsSynchronous(t *testing.T) {
+	t.Parallel()
+	for set, want := range map[string]string{
+		"off": "on", "local": "on", "on": "on", "remote_write": "remote_write", "remote_apply": "remote_apply",
+	} {
+		t.Run(set, func(t *testing.T) {
+			t.Parallel()
+			_, appURL := newDatabase(t)
+			app := testdb.Connect(t, appURL)
+			const sqlSetting = "SELECT current_setting('synchronous_commit')"
+			testdb.Exec(t, app, "SET synchronous_commit = "+set)
+			testdb.Exec(t, app, "BEGIN")
+			nextToken(t, app)
+			require.Equal(t, want, testdb.Value[string](t, app, sqlSetting))
+			testdb.Exec(t, app, "COMMIT")
+			require.Equal(t, set, testdb.Value[string](t, app, sqlSetting))
+			testdb.Exec(t, app, "BEGIN")
+			nextToken(t, app)
+			require.Equal(t, set, testdb.Value[string](t, app, sqlSetting), "without a repair it is the caller's")
+			testdb.Exec(t, app, "COMMIT")
+		})
+	}
+}

@@ -1,0 +1,120 @@
+package schema_test
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+)
+
+func lockForTransaction(t *testing.T, conn *pgx.Conn, pair, shared bool, waitMS any) *int64 {
+	t.Helper()
+	return testdb.Value[*int64](t, conn, "SELECT pgbaton.lock_for_transaction($1, $2, $3, $4::integer)",
+		waitKey, pair, shared, waitMS)
+}
+
+func TestLockForTransaction(t *testing.T) {
+	t.Parallel()
+	const (
+		lockKey       = "SELECT pg_advisory_lock(42)"
+		lockKeyShared = "SELECT pg_advisory_lock_shared(42)"
+		lockPair      = "SELECT pg_advisory_lock(0, 42)"
+	)
+	for name, c := range map[string]struct {
+		taken        string // by another session
+		pair, shared bool
+		waitMS       any
+		granted      bool
+	}{
+		"Free":                 {"SELECT", false, false, 0, true},
+		"FreeWait":             {"SELECT", false, false, 30, true},
+		"FreeWaitForever":      {"SELECT", false, false, nil, true},
+		"FreePair":             {"SELECT", true, false, 0, true},
+		"FreePairSharedWait":   {"SELECT", true, true, 30, true},
+		"OtherSpace":           {lockPair, false, false, 0, true},
+		"SharedMeetsShared":    {lockKeyShared, false, true, 0, true},
+		"ExclusiveMeetsShared": {lockKeyShared, false, false, 0, false},
+		"Taken":                {lockKey, false, false, 0, false},
+		"TakenWait":            {lockKey, false, false, 30, false},
+		"TakenSharedWait":      {lockKey, false, true, 30, false},
+		"TakenPair":            {lockPair, true, false, 0, false},
+		"TakenPairSharedWait":  {lockPair, true, true, 30, false},
+		"TakenSessionsTimeout": {lockKey, false, false, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ownerURL, appURL := newDatabase(t)
+			observer, conn := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+			testdb.Exec(t, testdb.Connect(t, appURL), c.taken)
+			testdb.Exec(t, conn, "SET lock_timeout = '70ms'; BEGIN")
+			before := nextToken(t, conn)
+
+			token := lockForTransaction(t, conn, c.pair, c.shared, c.waitMS)
+			require.Equal(t, c.granted, token != nil)
+			require.Equal(t, "70ms", testdb.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+			if c.granted {
+				require.Greater(t, *token, before)
+				require.Equal(t, []int64{waitKey}, advisoryLocks(t, observer, pidOf(conn)))
+			} else {
+				require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
+			}
+			testdb.Exec(t, conn, "COMMIT")
+			require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
+			require.Equal(t, "70ms", testdb.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+		})
+	}
+}
+
+func TestLockForTransaction_Savepoints(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	observer, conn := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	for _, waitMS := range []any{0, 30, nil} {
+		testdb.Exec(t, conn, "BEGIN; SET LOCAL lock_timeout = '5s'; SAVEPOINT a")
+		first := lockForTransaction(t, conn, false, false, waitMS)
+		require.NotNil(t, first)
+		testdb.Exec(t, conn, "ROLLBACK TO a")
+		require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
+		require.Equal(t, "5s", testdb.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+
+		second := lockForTransaction(t, conn, false, false, waitMS)
+		require.NotNil(t, second)
+		require.Greater(t, *second, *first)
+		testdb.Exec(t, conn, "RELEASE a")
+		require.Equal(t, []int64{waitKey}, advisoryLocks(t, observer, pidOf(conn)))
+		testdb.Exec(t, conn, "COMMIT")
+		require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
+	}
+}
+
+// After each of many calls that race with holders that come and go, the transaction goes on and holds
+// the key just when there is a token.
+func TestLockForTransaction_HoldsWhatItSays(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	observer, conn := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	defer startTraffic(t, ownerURL, false, 0)()
+	var granted, refused int
+	var last int64
+	for range 3000 {
+		testdb.Exec(t, conn, "BEGIN; SAVEPOINT a")
+		token := lockForTransaction(t, conn, false, rand.IntN(2) == 0, rand.IntN(3))
+		held := advisoryLocks(t, observer, pidOf(conn))
+		require.Equal(t, "0", testdb.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+		if token != nil {
+			granted++
+			require.Greater(t, *token, last)
+			require.Equal(t, []int64{waitKey}, held)
+			last = *token
+		} else {
+			refused++
+			require.Empty(t, held)
+		}
+		testdb.Exec(t, conn, "RELEASE a; COMMIT")
+	}
+	t.Logf("granted %d, refused %d", granted, refused)
+	require.Greater(t, min(granted, refused), 50)
+}

@@ -1,0 +1,206 @@
+package desk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// Config is what a desk needs to know.
+type Config struct {
+	MaxHeld  int           // locks held or asked for at the same time; 0 for an eighth of the lock table
+	TTL      time.Duration // how often to look at the lock table, at the most
+	PerLink  int           // locks on a link from which another link is wanted
+	MaxLinks int
+	Room     Room
+	Dial     func(context.Context, link.Handler) (Link, int, error) // a link, and its server's lock table's size
+	Hung     func()                                                 // a link's connection was closed
+	Report   func(event string, err error)                          // for the log
+}
+
+// Room is where entries stand in the server's queue. Its methods are called with the desk's mutex held.
+type Room interface {
+	Enter(key advisory.Key) // may be called again for a key that has left
+	Leave(key advisory.Key)
+}
+
+// Desk is the table of the keys that this process holds or wants.
+type Desk struct {
+	cfg Config
+
+	mu        sync.Mutex
+	entries   map[advisory.Key]*entry
+	seats     []*seat
+	claims    int // entries that are not idle
+	closed    bool
+	lockTable int   // room in the server's
+	lastError error // of the last attempt to get a link, while there is none
+	looked    time.Time
+	crowded   error // what the last look at the lock table found, if too full
+
+	want    chan struct{} // another link is wanted
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+}
+
+// New makes a desk and opens its first link. On failure nothing is left open.
+func New(ctx context.Context, cfg Config) (*Desk, error) {
+	d := &Desk{cfg: cfg, entries: map[advisory.Key]*entry{}, want: make(chan struct{}, 1)}
+	if err := d.open(ctx); err != nil {
+		return nil, err
+	}
+	running, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	d.workers.Add(1)
+	go d.maintain(running)
+	return d, nil
+}
+
+// Acquire waits for a grant of the key until ctx ends; with try, only for answers that are not other
+// processes' to give. On failure nothing is held, and nothing will be.
+func (d *Desk) Acquire(ctx context.Context, key advisory.Key, mode advisory.Mode, try bool) (*Hold, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, d.ended(ctx)
+	}
+	w := &waiter{mode: mode, try: try, ch: make(chan struct{}, 1)}
+	w.until, _ = ctx.Deadline()
+	a := actions{now: time.Now()}
+	helping, err := d.enter(key, w, &a)
+	if err != nil {
+		return nil, err
+	}
+	d.run(&a, helping)
+	if helping != nil {
+		helping.link.Help(ctx, func() bool { return len(w.ch) > 0 })
+	}
+	select {
+	case <-w.ch:
+	case <-ctx.Done():
+		if d.abandon(key, w) {
+			return nil, d.ended(ctx)
+		}
+		<-w.ch // it was answered meanwhile
+	}
+	if w.err != nil {
+		return nil, w.err
+	}
+	if ctx.Err() != nil { // when both are true, fail: the caller has stopped waiting
+		w.hold.GiveBack()
+		return nil, d.ended(ctx)
+	}
+	return w.hold, nil
+}
+
+// enter puts a waiter into its key's queue and returns the link to help, if something was started there.
+func (d *Desk) enter(key advisory.Key, w *waiter, a *actions) (*seat, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, lockerr.Closed
+	}
+	e := d.entries[key]
+	if e == nil {
+		e = &entry{key: key}
+		d.entries[key] = e
+	} else if w.try && !e.admits(w.mode) {
+		return nil, lockerr.NotAcquired
+	}
+	e.push(w)
+	d.advance(e, a)
+	if len(a.ops) > 0 {
+		return e.seat, nil
+	}
+	return nil, nil
+}
+
+// abandon takes a waiter out of the queue, unless it was answered.
+func (d *Desk) abandon(key advisory.Key, w *waiter) bool {
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	if w.answered {
+		d.mu.Unlock()
+		return false
+	}
+	e := d.entries[key]
+	e.drop(w)
+	if e.first == nil {
+		d.leave(e)
+	}
+	d.advance(e, &a) // those behind may fit where it did not
+	d.mu.Unlock()
+	d.run(&a, nil)
+	return true
+}
+
+// ended is the error of a wait that the context ended.
+func (d *Desk) ended(ctx context.Context) error {
+	d.mu.Lock()
+	lastError := d.lastError
+	d.mu.Unlock()
+	err := fmt.Errorf("%w: %w", lockerr.NotAcquired, ctx.Err())
+	if cause := context.Cause(ctx); !errors.Is(ctx.Err(), cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if lastError != nil {
+		err = fmt.Errorf("%w; there is no connection: %w", err, lastError)
+	}
+	return err
+}
+
+// run carries out what a step decided. The caller will read the answers on the link of helping.
+func (d *Desk) run(a *actions, helping *seat) {
+	for _, w := range a.wake {
+		w.ch <- struct{}{}
+	}
+	for _, h := range a.freed {
+		h.ch <- struct{}{}
+	}
+	for _, h := range a.lost {
+		h.end()
+	}
+	for start := 0; start < len(a.ops); {
+		s := a.ops[start].seat
+		var ops []*link.Op
+		for ; start < len(a.ops) && a.ops[start].seat == s; start++ {
+			ops = append(ops, a.ops[start].op)
+		}
+		s.link.Submit(ops...)
+		if s != helping {
+			s.link.Attend()
+		}
+	}
+	for _, s := range a.expire {
+		s.link.Fail(s.link.Expired())
+	}
+}
+
+// Close ends the desk: waiters are answered with Closed, holders lose their locks with it as the cause,
+// the links unlock everything and are closed. The error says that the server did not confirm it in time.
+func (d *Desk) Close(ctx context.Context) error {
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	d.closed = true
+	for _, e := range d.entries {
+		d.refuse(e, lockerr.Closed, false, &a)
+		d.leave(e)
+		d.settleTurn(e, true)
+	}
+	d.mu.Unlock()
+	d.run(&a, nil)
+	d.stop()
+	d.workers.Wait()
+	d.mu.Lock()
+	seats := d.seats
+	d.mu.Unlock()
+	var err error
+	for _, s := range seats {
+		err = errors.Join(err, s.link.Close(ctx))
+	}
+	return err
+}

@@ -1,0 +1,149 @@
+package desk
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"context"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// Hold is a grant.
+type Hold struct {
+	desk  *Desk
+	entry *entry
+	seat  *seat
+	mode  advisory.Mode
+	token int64
+	ch    chan struct{} // gets a value when the unlock of this hold was answered
+
+	next, prev *Hold // owners of the entry; guarded by the desk's mutex
+
+	mu     sync.Mutex
+	over   error         // why it is not held any more; nil while it is
+	done   chan struct{} // made when asked for
+	onEnd  []func(error)
+	result error         // of Release; valid when freed is closed
+	freed  chan struct{} // not nil once Release was called
+}
+
+// Token is the grant's fencing token.
+func (h *Hold) Token() int64 { return h.token }
+
+// Err is nil while the hold can be trusted, and says afterwards why not.
+func (h *Hold) Err() error {
+	h.mu.Lock()
+	over := h.over
+	h.mu.Unlock()
+	if over == nil && !h.seat.link.Trusted(time.Now()) {
+		// The clock knows it before the keeper has come to it.
+		h.seat.link.Fail(h.seat.link.Expired())
+		h.finish(lost(h.seat.link.Expired()))
+		return h.Err()
+	}
+	return over
+}
+
+// Done is closed when the hold is over.
+func (h *Hold) Done() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done == nil {
+		h.done = make(chan struct{})
+		if h.over != nil {
+			close(h.done)
+		}
+	}
+	return h.done
+}
+
+// OnEnd calls f once with the reason when the hold is over, or at once if it is.
+func (h *Hold) OnEnd(f func(error)) {
+	h.mu.Lock()
+	over := h.over
+	if over == nil {
+		h.onEnd = append(h.onEnd, f)
+	}
+	h.mu.Unlock()
+	if over != nil {
+		f(over)
+	}
+}
+
+// finish ends the hold with a reason, once, and tells.
+func (h *Hold) finish(reason error) {
+	h.mu.Lock()
+	if h.over != nil {
+		h.mu.Unlock()
+		return
+	}
+	h.over = reason
+	if h.done != nil {
+		close(h.done)
+	}
+	tell := h.onEnd
+	h.onEnd = nil
+	h.mu.Unlock()
+	for _, f := range tell {
+		f(reason)
+	}
+}
+
+// end tells of the loss of the hold's link.
+func (h *Hold) end() { h.finish(lost(h.seat.cause)) }
+
+func lost(cause error) error { return fmt.Errorf("%w: %w", lockerr.Lost, cause) }
+
+var errReleased = fmt.Errorf("%w: released", lockerr.NotHeld)
+
+// Release ends the hold. Nil means that it was held without a break until now, as far as the server or, when
+// the key is handed over in the process, the trust in the link can say. Called again it returns the
+// same. It does not heed any context: it ends, at the latest, with the trust in the link.
+func (h *Hold) Release() error {
+	h.mu.Lock()
+	if h.freed != nil {
+		h.mu.Unlock()
+		<-h.freed
+		return h.result
+	}
+	h.freed = make(chan struct{})
+	h.mu.Unlock()
+	h.result = h.release(true)
+	close(h.freed)
+	return h.result
+}
+
+// GiveBack ends a hold that its waiter did not want any more, without waiting.
+func (h *Hold) GiveBack() { _ = h.release(false) }
+
+func (h *Hold) release(wait bool) error {
+	if err := h.Err(); err != nil {
+		return err
+	}
+	h.finish(errReleased)
+	d, e := h.desk, h.entry
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	if h.seat.cause != nil {
+		d.mu.Unlock()
+		return lost(h.seat.cause)
+	}
+	e.disown(h)
+	d.advance(e, &a)
+	unlocking := wait && e.phase == releasing && e.leaving == nil && len(a.ops) > 0
+	if unlocking {
+		e.leaving = h
+	}
+	d.mu.Unlock()
+	if !unlocking {
+		d.run(&a, nil)
+		return nil
+	}
+	d.run(&a, h.seat)
+	h.seat.link.Help(context.Background(), func() bool { return len(h.ch) > 0 })
+	<-h.ch
+	return h.result
+}

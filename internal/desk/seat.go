@@ -1,0 +1,300 @@
+package desk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// Link is what the desk needs of a link; see package link.
+type Link interface {
+	Submit(ops ...*link.Op)
+	Help(ctx context.Context, done func() bool)
+	Attend()
+	Trusted(now time.Time) bool
+	Fail(cause error)
+	Expired() error
+	Close(ctx context.Context) error
+}
+
+// seat is a link with what the desk keeps of it. All but link is guarded by the desk's mutex; cause
+// is set once, before any of its holders is told.
+type seat struct {
+	desk  *Desk
+	link  Link
+	held  int // entries that are not idle
+	deal  deal
+	cause error // why it was lost
+}
+
+var _ link.Handler = (*seat)(nil)
+
+// deal gives out the tokens of the newest round trip. They serve the grants of that round trip and, after
+// them, hand-overs and joins of keys held since before the draw; never a later grant by the server,
+// since its own round trip brings newer ones.
+type deal struct {
+	draws []int64
+	used  int64
+}
+
+func (t *deal) next() (int64, bool) {
+	i := t.used / link.TokensPerDraw
+	if i >= int64(len(t.draws)) {
+		return 0, false
+	}
+	token := t.draws[i] + t.used%link.TokensPerDraw
+	t.used++
+	return token, true
+}
+
+// Complete implements [link.Handler].
+func (s *seat) Complete(ops []*link.Op, draws []int64) {
+	d := s.desk
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	if len(draws) > 0 {
+		s.deal = deal{draws: draws}
+	}
+	for _, op := range ops {
+		if e, ok := op.Owner.(*entry); ok {
+			d.complete(e, op, &a)
+		} else if op.Kind == link.Look {
+			d.sawTable(op)
+		}
+	}
+	d.mu.Unlock()
+	d.run(&a, nil)
+}
+
+// complete takes the answer to an entry's operation.
+func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
+	switch op.Kind {
+	case link.Try, link.TryAtGate:
+		d.tried(e, op, a)
+		return
+	case link.Unlock:
+		if h := e.leaving; h != nil {
+			e.leaving = nil
+			if !op.OK {
+				h.result = lost(errNotThere)
+			}
+			a.freed = append(a.freed, h)
+		}
+		d.vacate(e)
+	case link.Gate:
+		e.phase = held
+		if op.Err == nil && op.OK {
+			e.since, e.passes = a.now, 0
+		} else {
+			d.refuse(e, lockerr.NotAcquired, true, a)
+			if e.first != nil {
+				d.queue(e)
+			}
+		}
+	case link.Draw:
+		e.phase = held
+		if op.Err != nil {
+			d.refuse(e, op.Err, false, a)
+		}
+	case link.Ping, link.Look:
+	}
+	d.advance(e, a)
+}
+
+var errNotThere = errors.New("the server says that its session did not hold the lock")
+
+// tried takes the answer to a try.
+func (d *Desk) tried(e *entry, op *link.Op, a *actions) {
+	const maxRetries = 3
+	switch {
+	case op.OK:
+		e.phase = held
+		e.since, e.passes, e.retries = a.now, -1, 0 // the first grant is no hand-over
+		d.leave(e)
+		d.settleTurn(e, true)
+	case op.Err != nil && errors.Is(op.Err, link.ErrRetry) && e.retries < maxRetries:
+		e.retries++
+		d.vacate(e)
+	case op.Err != nil:
+		d.vacate(e)
+		d.refuse(e, op.Err, false, a)
+	default:
+		d.vacate(e)
+		d.refuse(e, lockerr.NotAcquired, true, a)
+		if e.first != nil {
+			d.queue(e)
+		}
+		d.settleTurn(e, false)
+	}
+	d.advance(e, a)
+}
+
+// Lost implements [link.Handler].
+func (s *seat) Lost(ops []*link.Op, cause error) {
+	d := s.desk
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	if s.cause == nil {
+		s.cause = cause
+		d.cfg.Hung()
+		d.unseat(s, cause)
+	}
+	for _, e := range d.entries {
+		if e.seat == s {
+			d.lose(e, &a)
+		}
+	}
+	d.mu.Unlock()
+	d.run(&a, nil)
+	_ = ops // each belongs to an entry of this seat, and was dealt with above
+}
+
+// lose takes an entry off its lost seat; those who wait ask again elsewhere.
+func (d *Desk) lose(e *entry, a *actions) {
+	for e.owners != nil {
+		h := e.owners
+		e.disown(h)
+		a.lost = append(a.lost, h)
+	}
+	if h := e.leaving; h != nil {
+		e.leaving = nil
+		h.result = lost(h.seat.cause)
+		a.freed = append(a.freed, h)
+	}
+	d.vacate(e)
+	d.advance(e, a)
+}
+
+// unseat removes a seat from those that can be picked and asks for another.
+func (d *Desk) unseat(s *seat, cause error) {
+	for i, other := range d.seats {
+		if other == s {
+			d.seats = append(d.seats[:i:i], d.seats[i+1:]...)
+			if !d.closed {
+				d.cfg.Report("link lost", cause)
+				signal(d.want)
+			}
+			return
+		}
+	}
+}
+
+// pick returns the link with the fewest locks, nil if there is none. When all are well filled it asks
+// for another: a session's every statement slows down with the locks it holds.
+func (d *Desk) pick() *seat {
+	var best *seat
+	for _, s := range d.seats {
+		if best == nil || s.held < best.held {
+			best = s
+		}
+	}
+	if best == nil || (best.held >= d.cfg.PerLink && len(d.seats) < d.cfg.MaxLinks) {
+		signal(d.want)
+	}
+	return best
+}
+
+// open dials a link and seats it.
+func (d *Desk) open(ctx context.Context) error {
+	s := &seat{desk: d}
+	l, table, err := d.cfg.Dial(ctx, s)
+	if err != nil {
+		return err
+	}
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	s.link = l
+	d.lockTable = table
+	if s.cause == nil { // it may have died already
+		d.seats = append(d.seats, s)
+		d.lastError = nil
+		for _, e := range d.entries {
+			if e.phase == idle {
+				d.advance(e, &a)
+			}
+		}
+	}
+	d.mu.Unlock()
+	d.run(&a, nil)
+	return nil
+}
+
+// short says whether another link is wanted.
+func (d *Desk) short() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.seats {
+		if s.held < d.cfg.PerLink {
+			return false
+		}
+	}
+	return len(d.seats) < d.cfg.MaxLinks
+}
+
+// maintain opens links when they are wanted, with jittered pauses between failures.
+func (d *Desk) maintain(ctx context.Context) {
+	defer d.workers.Done()
+	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
+	pause := firstPause
+	for {
+		var retry <-chan time.Time
+		if d.short() {
+			switch err := d.open(ctx); {
+			case err == nil:
+				pause = firstPause
+				d.cfg.Report("link opened", nil)
+				continue
+			case ctx.Err() != nil:
+				return
+			default:
+				d.failed(err)
+				retry = time.After(rand.N(pause) + pause/2) //nolint:gosec // jitter, not a secret
+				pause = min(2*pause, longestPause)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-retry:
+		case <-d.wanted(retry):
+		}
+	}
+}
+
+// wanted is the channel to wait on for a wish; during a pause wishes wait.
+func (d *Desk) wanted(pause <-chan time.Time) <-chan struct{} {
+	if pause != nil {
+		return nil
+	}
+	return d.want
+}
+
+// failed tells the tries that wait for a link that there is none.
+func (d *Desk) failed(err error) {
+	d.cfg.Report("link cannot be opened", err)
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	if len(d.seats) == 0 {
+		d.lastError = err
+		for _, e := range d.entries {
+			if e.phase == idle {
+				d.refuse(e, fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), true, &a)
+				d.forget(e)
+			}
+		}
+	}
+	d.mu.Unlock()
+	d.run(&a, nil)
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,206 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// keep watches the link's trust, pings while it is idle, and calls the link's own reader to stand by.
+func (l *Link) keep() {
+	defer l.workers.Done()
+	timer := time.NewTimer(idleAfter)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.done:
+			return
+		case <-l.nudge:
+		case <-timer.C:
+		}
+		now := time.Now()
+		if !l.Trusted(now) {
+			l.Fail(l.Expired())
+			return
+		}
+		timer.Reset(l.upkeep(now))
+	}
+}
+
+// upkeep does what is due and returns for how long nothing else will be.
+func (l *Link) upkeep(now time.Time) time.Duration {
+	pingEvery := l.ttl / 3
+	l.mu.Lock()
+	idle := len(l.flight) == 0 && len(l.queue) == 0
+	silent, quiet := now.Sub(l.lastSent), now.Sub(l.lastAnswer)
+	attended := l.attended
+	standBy := idle && !l.reading && quiet >= idleAfter
+	l.mu.Unlock()
+
+	wait := time.Duration(l.trusted.Load()) - now.Sub(l.born)
+	switch {
+	case idle && silent >= pingEvery:
+		l.Submit(&Op{Kind: Ping})
+		l.Attend()
+		wait = min(wait, pingEvery)
+	case idle:
+		wait = min(wait, pingEvery-silent)
+	default:
+		wait = min(wait, pingEvery)
+	}
+	if standBy {
+		signal(l.wake) // when it yields it will nudge
+	} else if !attended {
+		wait = min(wait, idleAfter) // callers read for themselves; look again soon
+	}
+	return max(wait, time.Millisecond)
+}
+
+// sqlMine lists this session's advisory locks, each with its key as the operations know it.
+const sqlMine = `SELECT (classid::int8 << 32) | objid::int8, objsubid = 2, mode = 'ShareLock'
+  FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()`
+
+// holding is one row of sqlMine.
+type holding struct {
+	key  advisory.Key
+	mode advisory.Mode
+}
+
+// mend sets right what failed batches left: it asks the server what is held, undoes the tries, completes the
+// unlocks, and answers the operations. The caller is the link's own reader and nothing is in flight.
+func (l *Link) mend() error {
+	l.mu.Lock()
+	failed := l.failed
+	l.mu.Unlock()
+	held, err := l.mine()
+	if err != nil {
+		return err
+	}
+	var undo []*Op
+	for _, b := range failed {
+		for _, op := range b.ops {
+			isHeld := held[holding{op.Key, op.Mode}]
+			switch op.Kind {
+			case Unlock:
+				op.OK = true
+			case Try, TryAtGate, Gate, Draw, Ping, Look, UnlockAll:
+				op.Err = refusal(b.err)
+			}
+			if isHeld && (op.Kind == Unlock || op.Kind == Try || op.Kind == TryAtGate) {
+				undo = append(undo, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
+			}
+		}
+	}
+	if err := l.undo(undo); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	if l.closed {
+		defer l.mu.Unlock()
+		return l.cause
+	}
+	l.failed = nil
+	l.mu.Unlock()
+	for _, b := range failed {
+		markDone(b.ops)
+		l.handler.Complete(b.ops, nil)
+	}
+	l.pump()
+	return nil
+}
+
+// mine asks the server which advisory locks the session holds.
+func (l *Link) mine() (map[holding]bool, error) {
+	held := map[holding]bool{}
+	sent := time.Now()
+	l.front.SendQuery(&pgproto3.Query{String: sqlMine})
+	if err := l.front.Flush(); err != nil {
+		return nil, l.readError(err)
+	}
+	var failure error
+	for {
+		msg, err := l.front.Receive()
+		if err != nil {
+			return nil, l.readError(err)
+		}
+		switch msg := msg.(type) {
+		case *pgproto3.DataRow:
+			h, err := parseHolding(msg.Values)
+			if err != nil {
+				return nil, l.readError(err)
+			}
+			held[h] = true
+		case *pgproto3.ErrorResponse:
+			failure = fmt.Errorf("ask which locks are held: %w", pgconn.ErrorResponseToPgError(msg))
+		case *pgproto3.ReadyForQuery:
+			if failure != nil {
+				return nil, l.readError(failure)
+			}
+			l.trust(sent)
+			return held, nil
+		}
+	}
+}
+
+func parseHolding(values [][]byte) (holding, error) {
+	var h holding
+	if len(values) != 3 {
+		return h, errProtocol
+	}
+	if _, err := fmt.Sscan(string(values[0]), &h.key.ID); err != nil {
+		return h, errProtocol
+	}
+	h.key.Pair = string(values[1]) == "t"
+	if string(values[2]) == "t" {
+		h.mode = advisory.Shared
+	}
+	return h, nil
+}
+
+// undo unlocks, and fails the link if it cannot.
+func (l *Link) undo(ops []*Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	b := &batch{ops: ops, sent: time.Now()}
+	l.encoder.encode(l.front, b)
+	if err := l.front.Flush(); err != nil {
+		return l.readError(err)
+	}
+	for {
+		msg, err := l.front.Receive()
+		if err != nil {
+			return l.readError(err)
+		}
+		finished, err := b.take(msg)
+		if err == nil && finished && b.err != nil {
+			err = fmt.Errorf("undo a failed round trip: %w", b.err)
+		}
+		if err != nil {
+			return l.readError(err)
+		}
+		if finished {
+			return nil
+		}
+	}
+}
+
+// refusal translates the server's error for the operations that it ended.
+func refusal(err *pgconn.PgError) error {
+	switch err.Code {
+	case "53200": // out_of_memory; with this hint it is the lock table
+		return fmt.Errorf("%w: the server's lock table is full: raise max_locks_per_transaction: %w", lockerr.TooManyLocks, err)
+	case "57014": // query_canceled, by an operator: nothing in the library cancels a link
+		return fmt.Errorf("%w: %w", ErrRetry, err)
+	}
+	return err
+}
+
+// ErrRetry marks an operation that was cut off from outside and may simply be submitted again.
+var ErrRetry = errors.New("operation cancelled on the server")

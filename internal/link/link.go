@@ -1,0 +1,311 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+const (
+	// maxBatch bounds one round trip, so that its request fits into the socket's buffer and a write
+	// does not wait for the network.
+	maxBatch = 1024
+	// maxFlight is how many round trips may be under way: with two the server works on one while the
+	// client digests the other.
+	maxFlight = 2
+	// idleAfter is when a link without traffic gets its standing read.
+	idleAfter = 2 * time.Millisecond
+)
+
+// Kind is what an operation does.
+type Kind uint8
+
+const (
+	Try       Kind = iota // lock the key if it is free
+	TryAtGate             // lock the key if it is free and no process queues for it
+	Unlock                // unlock the key
+	Draw                  // draw tokens only
+	Gate                  // look whether no process queues for the key
+	Ping                  // show a sign of life
+	Look                  // count the locks in the server's table
+	UnlockAll             // unlock everything
+)
+
+// Op is one operation and, once completed, its result.
+type Op struct {
+	Kind  Kind
+	Mode  advisory.Mode
+	Key   advisory.Key
+	Want  int           // tokens to draw with a grant (at least one is), or for Draw
+	Owner any           // the handler's
+	Done  chan struct{} // closed, if there is one, when the operation was answered or lost
+
+	OK    bool  // granted, or unlocked
+	Count int64 // for Look
+	Err   error // the server refused to run it; nothing is held by it, or for Unlock: all is as before
+}
+
+// code is the operation's number in stmtMany.
+func (op *Op) code() uint16 {
+	var code uint16
+	switch op.Kind {
+	case TryAtGate:
+		code = codeAtGate
+	case Unlock:
+		code = codeUnlock
+	case Gate:
+		return codeGate
+	case Try, Draw, Ping, Look, UnlockAll:
+	}
+	if op.Key.Pair {
+		code += 2
+	}
+	if op.Mode == advisory.Shared {
+		code++
+	}
+	return code
+}
+
+// Handler is told how operations ended. Its methods are called without any of the link's locks, by whichever
+// goroutine reads or fails the link, and must not wait.
+type Handler interface {
+	// Complete tells the results of operations that made one round trip, and which tokens were drawn for
+	// them, after all of them.
+	Complete(ops []*Op, draws []int64)
+	// Lost says, once, that the link is gone with all its locks, and which operations were not answered.
+	Lost(unanswered []*Op, cause error)
+}
+
+// Link is a session that holds locks.
+type Link struct {
+	conn    net.Conn
+	front   *pgproto3.Frontend
+	handler Handler
+	ttl     time.Duration
+	born    time.Time
+	trusted atomic.Int64 // when trust ends, in nanoseconds after born
+
+	encoder encoder // of whoever has set sending
+
+	mu          sync.Mutex
+	queue       []*Op    // submitted, unsent
+	flight      []*batch // sent, unanswered, oldest first
+	failed      []*batch // answered with an error, to be set right once flight is empty
+	spare       *batch
+	sending     bool
+	reading     bool
+	turn        uint64 // counts the readers; an interrupt is for one of them
+	interrupted bool
+	attended    bool // the link's own reader is reading
+	lastSent    time.Time
+	lastAnswer  time.Time
+	closed      bool
+	cause       error
+
+	wake    chan struct{} // something for the link's own reader
+	nudge   chan struct{} // something for the keeper
+	done    chan struct{} // closed when the link is
+	workers sync.WaitGroup
+}
+
+// New makes a link of a session and takes the session over, also on failure.
+func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Handler) (*Link, error) {
+	born := time.Now() // before anything is sent: trust starts here
+	pg := s.PgConn()
+	err := prepare(ctx, pg)
+	if err == nil {
+		err = pg.SyncConn(ctx)
+	}
+	if err != nil {
+		session.Close(s.Conn)
+		return nil, err
+	}
+	hijacked, err := pg.Hijack()
+	if err != nil {
+		session.Close(s.Conn)
+		return nil, err
+	}
+	l := &Link{
+		conn: hijacked.Conn, front: hijacked.Frontend, handler: handler, ttl: ttl, born: born,
+		lastSent: born, lastAnswer: born,
+		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	l.trusted.Store(int64(l.trustSpan()))
+	l.workers.Add(2)
+	go l.attend()
+	go l.keep()
+	return l, nil
+}
+
+// trustSpan is for how long after a message was sent its answer shows that the session lives. The margin
+// is for telling the holders before the server can grant their locks to others.
+func (l *Link) trustSpan() time.Duration { return l.ttl - l.ttl/10 }
+
+// Trusted says whether, at a moment, the locks of the link can still be relied on.
+func (l *Link) Trusted(now time.Time) bool {
+	return int64(now.Sub(l.born)) < l.trusted.Load()
+}
+
+// Submit hands operations over. Each will be answered to the handler. It writes to the socket when fewer than
+// maxFlight round trips are under way; it does not wait for answers: call Help or Attend next.
+func (l *Link) Submit(ops ...*Op) {
+	l.mu.Lock()
+	if l.closed {
+		cause := l.cause
+		l.mu.Unlock()
+		markDone(ops)
+		l.handler.Lost(ops, cause)
+		return
+	}
+	l.queue = append(l.queue, ops...)
+	l.mu.Unlock()
+	l.pump()
+}
+
+// pump sends what may be sent.
+func (l *Link) pump() {
+	l.mu.Lock()
+	for !l.sending && !l.closed && len(l.queue) > 0 && len(l.flight) < maxFlight && len(l.failed) == 0 {
+		b := l.take()
+		l.sending = true
+		l.mu.Unlock()
+		l.encoder.encode(l.front, b)
+		err := l.front.Flush()
+		l.mu.Lock()
+		l.sending = false
+		if err != nil {
+			l.mu.Unlock()
+			l.Fail(fmt.Errorf("connection lost: %w", err))
+			return
+		}
+	}
+	l.mu.Unlock()
+}
+
+// take moves waiting operations into a batch and the batch into flight. The caller holds mu.
+func (l *Link) take() *batch {
+	b := l.spare
+	l.spare = nil
+	if b == nil {
+		b = &batch{}
+	}
+	if len(l.queue) <= maxBatch {
+		b.ops, l.queue = l.queue, b.ops
+	} else {
+		b.ops = append(b.ops, l.queue[:maxBatch]...)
+		l.queue = append(l.queue[:0], l.queue[maxBatch:]...)
+	}
+	b.sent = time.Now()
+	l.lastSent = b.sent
+	l.flight = append(l.flight, b)
+	return b
+}
+
+// Fail ends the link, once: the connection is closed, all operations and locks are lost.
+func (l *Link) Fail(cause error) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return
+	}
+	l.closed, l.cause = true, cause
+	var unanswered []*Op
+	for _, b := range append(l.failed, l.flight...) {
+		unanswered = append(unanswered, b.ops...)
+	}
+	unanswered = append(unanswered, l.queue...)
+	l.queue, l.flight, l.failed = nil, nil, nil
+	l.mu.Unlock()
+
+	closeNow(l.conn)
+	close(l.done)
+	markDone(unanswered)
+	l.handler.Lost(unanswered, cause)
+}
+
+func markDone(ops []*Op) {
+	for _, op := range ops {
+		if op.Done != nil {
+			close(op.Done)
+		}
+	}
+}
+
+// Expired is the cause of a link that cannot be trusted any more.
+func (l *Link) Expired() error {
+	return fmt.Errorf("lease expired: no answer from the server to anything sent in the last %v (TTL %v); "+
+		"this process or the network stood still", l.trustSpan(), l.ttl)
+}
+
+// Close unlocks everything, waiting for the server's answer until ctx ends or trust does, and ends the
+// link. It waits for the link's goroutines. The error says that the answer did not come.
+func (l *Link) Close(ctx context.Context) error {
+	free := &Op{Kind: UnlockAll, Done: make(chan struct{})}
+	l.Submit(free)
+	l.Attend()
+	var err error
+	select {
+	case <-free.Done:
+	case <-ctx.Done():
+		err = fmt.Errorf("close: the server did not confirm that the locks are free: %w", ctx.Err())
+	}
+	l.mu.Lock()
+	polite := !l.closed && !l.sending && len(l.flight) == 0
+	if polite {
+		l.sending = true
+	}
+	l.mu.Unlock()
+	if polite {
+		_ = l.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		l.front.Send(&pgproto3.Terminate{})
+		_ = l.front.Flush() // the close that follows says the same
+	}
+	l.Fail(lockerr.Closed)
+	l.workers.Wait()
+	return err
+}
+
+// closeNow closes a connection without TLS's farewell, which may wait for the network.
+func closeNow(conn net.Conn) {
+	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = wrapped.NetConn()
+	}
+	_ = conn.Close()
+}
+
+// lossOf turns what ended a read into a cause for people.
+func lossOf(err error) error {
+	var pgErr *pgconn.PgError
+	switch {
+	case errors.As(err, &pgErr):
+		return fmt.Errorf("%s: %w", fatal(pgErr.Code), err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("connection lost: the server closed it: %w", err)
+	}
+	return fmt.Errorf("connection lost: %w", err)
+}
+
+// fatal names the reason behind the SQLSTATE of a FATAL message.
+func fatal(code string) string {
+	switch code {
+	case "57P01": // admin_shutdown: pg_terminate_backend, or a shutdown of the server
+		return "terminated by an operator or by the server's shutdown"
+	case "57P02", "57P03": // crash_shutdown, cannot_connect_now
+		return "server restarted after a crash"
+	case "57P05": // idle_session_timeout
+		return "lease expired: the server heard nothing for the TTL"
+	}
+	return "session ended by the server"
+}

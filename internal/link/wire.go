@@ -1,0 +1,268 @@
+package link
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+)
+
+// TokensPerDraw is the sequence's increment: a draw of v stands for the tokens v … v+31.
+const TokensPerDraw = 32
+
+// statement is one of the prepared statements that a link sends.
+type statement struct {
+	name, sql string
+	params    []uint32
+}
+
+// The first four serve a lone operation on a bigint key, the common case, in the fewest steps. CASE
+// decides before its branch is run, so the token is drawn after the grant.
+var (
+	stmtTry = statement{"pgbaton_try",
+		"SELECT CASE WHEN pg_try_advisory_lock($1) THEN nextval('pgbaton.token') END", []uint32{pgtype.Int8OID}}
+	stmtTryShared = statement{"pgbaton_try_shared",
+		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN nextval('pgbaton.token') END", []uint32{pgtype.Int8OID}}
+	stmtUnlock = statement{"pgbaton_unlock",
+		"SELECT pg_advisory_unlock($1)", []uint32{pgtype.Int8OID}}
+	stmtUnlockShared = statement{"pgbaton_unlock_shared",
+		"SELECT pg_advisory_unlock_shared($1)", []uint32{pgtype.Int8OID}}
+
+	// stmtMany runs any number of operations in their order. Codes 4 to 7 try a key only if nobody stands
+	// at its gate; the gate is locked for the statement alone. Arguments: keys, gates, codes.
+	stmtMany = statement{"pgbaton_many", `
+SELECT array_agg(CASE code
+         WHEN 0 THEN pg_try_advisory_lock(key)
+         WHEN 8 THEN pg_advisory_unlock(key)
+         WHEN 1 THEN pg_try_advisory_lock_shared(key)
+         WHEN 9 THEN pg_advisory_unlock_shared(key)
+         WHEN 2 THEN pg_try_advisory_lock((key >> 32)::int4, ((key << 32) >> 32)::int4)
+         WHEN 3 THEN pg_try_advisory_lock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
+         WHEN 10 THEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4)
+         WHEN 11 THEN pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
+         WHEN 12 THEN pg_try_advisory_xact_lock(gate)
+         ELSE CASE WHEN pg_try_advisory_xact_lock(gate) THEN CASE code
+              WHEN 4 THEN pg_try_advisory_lock(key)
+              WHEN 5 THEN pg_try_advisory_lock_shared(key)
+              WHEN 6 THEN pg_try_advisory_lock((key >> 32)::int4, ((key << 32) >> 32)::int4)
+              WHEN 7 THEN pg_try_advisory_lock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
+              END ELSE false END
+         END)
+  FROM unnest($1::int8[], $2::int8[], $3::int2[]) AS operation(key, gate, code)`,
+		[]uint32{pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int2ArrayOID}}
+
+	stmtDraw = statement{"pgbaton_draw",
+		"SELECT nextval('pgbaton.token') FROM generate_series(1, $1)", []uint32{pgtype.Int4OID}}
+	stmtPing = statement{"pgbaton_ping", "SELECT pg_is_in_recovery()", nil}
+	stmtLook = statement{"pgbaton_look", "SELECT count(*) FROM pg_locks WHERE NOT fastpath", nil}
+	stmtFree = statement{"pgbaton_free", "SELECT count(pg_advisory_unlock_all())", nil}
+)
+
+// Codes of stmtMany; a try is 0. Added to them: 1 for shared, 2 for a pair.
+const (
+	codeAtGate = 4
+	codeUnlock = 8
+	codeGate   = 12
+)
+
+var statements = []*statement{&stmtTry, &stmtTryShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
+	&stmtPing, &stmtLook, &stmtFree}
+
+// prepare makes the statements known to the session.
+func prepare(ctx context.Context, conn *pgconn.PgConn) error {
+	for _, s := range statements {
+		if _, err := conn.Prepare(ctx, s.name, s.sql, s.params); err != nil {
+			return fmt.Errorf("prepare %s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// batch is one round trip: the operations it carries, and their results as they come in.
+type batch struct {
+	ops  []*Op
+	sent time.Time
+
+	locks []*Op        // those of ops that stmtMany carries, in its order
+	steps []*statement // what was sent, in order
+	step  int          // whose result comes next
+
+	granted []bool // of locks, or of the lone operation
+	draws   []int64
+	count   int64 // of the lock table
+	standby bool
+	err     *pgconn.PgError
+}
+
+func (b *batch) reset() {
+	clear(b.ops)
+	clear(b.locks)
+	*b = batch{ops: b.ops[:0], locks: b.locks[:0], steps: b.steps[:0], granted: b.granted[:0], draws: nil}
+}
+
+// encoder writes batches; its buffers are reused.
+type encoder struct {
+	keys, gates, codes []byte
+	number             [8]byte
+}
+
+var binaryFormat = []int16{1}
+
+// encode puts a batch into the frontend's buffer.
+func (e *encoder) encode(front *pgproto3.Frontend, b *batch) {
+	want := 0
+	var extra []*statement
+	for _, op := range b.ops {
+		switch op.Kind {
+		case Ping:
+			extra = append(extra, &stmtPing)
+		case Look:
+			extra = append(extra, &stmtLook)
+		case UnlockAll:
+			extra = append(extra, &stmtFree)
+		case Draw:
+			want += op.Want
+		case Unlock, Gate:
+			b.locks = append(b.locks, op)
+		case Try, TryAtGate:
+			want += max(op.Want, 1)
+			b.locks = append(b.locks, op)
+		}
+	}
+	if s := lone(b); s != nil && want <= TokensPerDraw {
+		e.send(front, b, s, e.int8(b.ops[0].Key.ID))
+		front.SendSync(&pgproto3.Sync{})
+		return
+	}
+	if len(b.locks) > 0 {
+		e.arrays(b.locks)
+		e.send(front, b, &stmtMany, e.keys, e.gates, e.codes)
+	}
+	if want > 0 {
+		draws := (want + TokensPerDraw - 1) / TokensPerDraw
+		e.send(front, b, &stmtDraw, binary.BigEndian.AppendUint32(e.number[:0], uint32(draws))) //nolint:gosec // small
+	}
+	for _, s := range extra {
+		e.send(front, b, s)
+	}
+	front.SendSync(&pgproto3.Sync{})
+}
+
+// lone returns the statement for a batch of a single simple operation, else nil.
+func lone(b *batch) *statement {
+	if len(b.ops) != 1 || b.ops[0].Key.Pair {
+		return nil
+	}
+	shared := b.ops[0].Mode == advisory.Shared
+	switch {
+	case b.ops[0].Kind == Try && shared:
+		return &stmtTryShared
+	case b.ops[0].Kind == Try:
+		return &stmtTry
+	case b.ops[0].Kind == Unlock && shared:
+		return &stmtUnlockShared
+	case b.ops[0].Kind == Unlock:
+		return &stmtUnlock
+	}
+	return nil
+}
+
+func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *statement, params ...[]byte) {
+	front.SendBind(&pgproto3.Bind{
+		PreparedStatement:    s.name,
+		ParameterFormatCodes: binaryFormat,
+		Parameters:           params,
+		ResultFormatCodes:    binaryFormat,
+	})
+	front.SendExecute(&pgproto3.Execute{})
+	b.steps = append(b.steps, s)
+}
+
+func (e *encoder) int8(v int64) []byte {
+	return binary.BigEndian.AppendUint64(e.number[:0], uint64(v)) //nolint:gosec // the bits are the number
+}
+
+// arrays encodes the operations as three arrays in PostgreSQL's binary form.
+func (e *encoder) arrays(ops []*Op) {
+	e.keys = arrayHeader(e.keys[:0], pgtype.Int8OID, len(ops))
+	e.gates = arrayHeader(e.gates[:0], pgtype.Int8OID, len(ops))
+	e.codes = arrayHeader(e.codes[:0], pgtype.Int2OID, len(ops))
+	for _, op := range ops {
+		e.keys = binary.BigEndian.AppendUint32(e.keys, 8)
+		e.keys = binary.BigEndian.AppendUint64(e.keys, uint64(op.Key.ID)) //nolint:gosec // the bits are the number
+		e.gates = binary.BigEndian.AppendUint32(e.gates, 8)
+		e.gates = binary.BigEndian.AppendUint64(e.gates, uint64(op.Key.Gate())) //nolint:gosec // the bits are the number
+		e.codes = binary.BigEndian.AppendUint32(e.codes, 2)
+		e.codes = binary.BigEndian.AppendUint16(e.codes, op.code())
+	}
+}
+
+// arrayHeader starts a one-dimensional array without NULLs, counted from 1.
+func arrayHeader(buf []byte, element uint32, length int) []byte {
+	buf = binary.BigEndian.AppendUint32(buf, 1)
+	buf = binary.BigEndian.AppendUint32(buf, 0)
+	buf = binary.BigEndian.AppendUint32(buf, element)
+	buf = binary.BigEndian.AppendUint32(buf, uint32(length)) //nolint:gosec // at most maxBatch
+	return binary.BigEndian.AppendUint32(buf, 1)
+}
+
+const arrayHeaderLength = 20
+
+var errProtocol = errors.New("the server's answer does not fit the statement sent")
+
+// row takes one row of the current statement's result.
+func (b *batch) row(values [][]byte) error {
+	if len(values) != 1 || b.step >= len(b.steps) {
+		return errProtocol
+	}
+	value := values[0]
+	switch s := b.steps[b.step]; {
+	case s == &stmtMany:
+		return b.many(value)
+	case (s == &stmtTry || s == &stmtTryShared) && value == nil:
+		b.granted = append(b.granted, false)
+	case (s == &stmtUnlock || s == &stmtUnlockShared || s == &stmtPing) && len(value) == 1:
+		if s == &stmtPing {
+			b.standby = value[0] != 0
+		} else {
+			b.granted = append(b.granted, value[0] != 0)
+		}
+	case len(value) == 8:
+		b.number(s, int64(binary.BigEndian.Uint64(value))) //nolint:gosec // the bits are the number
+	default:
+		return errProtocol
+	}
+	return nil
+}
+
+// number takes a bigint: the first token of a draw, or a count.
+func (b *batch) number(s *statement, n int64) {
+	switch s {
+	case &stmtTry, &stmtTryShared:
+		b.granted = append(b.granted, true)
+		b.draws = append(b.draws, n)
+	case &stmtDraw:
+		b.draws = append(b.draws, n)
+	case &stmtLook:
+		b.count = n
+	}
+}
+
+// many takes the array of yes and no that answers stmtMany.
+func (b *batch) many(value []byte) error {
+	const element = 5 // four bytes of length, one of truth
+	if len(value) != arrayHeaderLength+element*len(b.locks) {
+		return errProtocol
+	}
+	for i := range b.locks {
+		b.granted = append(b.granted, value[arrayHeaderLength+element*i+element-1] != 0)
+	}
+	return nil
+}

@@ -1,0 +1,54 @@
+package session
+
+import "sync"
+
+// Budget shares the connections that a client may open between links and waiting sessions. One place is
+// always kept for a link and one for a waiting session.
+type Budget struct {
+	mu      sync.Mutex
+	most    int
+	links   int
+	waiting int
+	asked   bool // a link found no room
+}
+
+// NewBudget makes a budget of at most so many connections, which must be 2 or more.
+func NewBudget(most int) *Budget { return &Budget{most: most} }
+
+// Take takes a place for a role. False means that there is none now; for a link, a waiting session will
+// then be asked to leave.
+func (b *Budget) Take(role Role) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case role == Link && b.links < b.most-1 && b.links+b.waiting < b.most:
+		b.links++
+		b.asked = false
+	case role == Link:
+		b.asked = b.links < b.most-1
+		return false
+	case !b.asked && max(b.links, 1)+b.waiting < b.most:
+		b.waiting++
+	default:
+		return false
+	}
+	return true
+}
+
+// Give returns a place.
+func (b *Budget) Give(role Role) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if role == Link {
+		b.links--
+	} else {
+		b.waiting--
+	}
+}
+
+// Crowded says whether a waiting session should leave for a link.
+func (b *Budget) Crowded() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.asked && b.waiting > 1
+}

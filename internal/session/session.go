@@ -1,0 +1,148 @@
+// Package session opens the client's own connections and makes sure of the ground they stand on.
+//
+// Every connection of the client comes from [Dialer.Dial], which runs the caller's hooks, looks for a
+// pooler before anything is SET, pins the session's settings and checks server, schema, privileges
+// and tokens. What it guarantees: a session that Dial returned is a session of its own on a primary
+// whose schema serves this client and whose token sequence can be trusted, and the server ends it
+// when nothing was heard from the client for the idle time of its role. What it does not: that any
+// of this is still so later. A session that is lost, and a server that restarts, fails over or loses the
+// token sequence, ends the session; the next Dial looks again.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// Role is what a session is for; it decides how long the session may be idle.
+type Role uint8
+
+const (
+	Link    Role = iota // holds the granted locks, never waits
+	Waiting             // waits, holds nothing
+)
+
+// Dialer opens sessions.
+type Dialer struct {
+	Config        *pgx.ConnConfig // never altered; each Dial works on a copy
+	BeforeConnect func(context.Context, *pgx.ConnConfig) error
+	AfterConnect  func(context.Context, *pgx.Conn) error
+	SessionPooler bool          // the caller knows of a pooler in session mode
+	TTL           time.Duration // the server ends a link after so much silence
+}
+
+// Session is an open, checked connection. Its owner closes it.
+type Session struct {
+	*pgx.Conn
+
+	Server   Server
+	Refused  []Refusal // protections that the server would not set
+	Repaired bool      // this session found the token sequence in doubt and moved it
+}
+
+// Dial opens a session for a role. On failure nothing is left open. The error names host and port,
+// never a password, and matches one of the sentinels when the ground is wrong.
+func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
+	cfg := d.Config.Copy()
+	if d.BeforeConnect != nil {
+		if err := d.BeforeConnect(ctx, cfg); err != nil {
+			return nil, fmt.Errorf("connect: BeforeConnect: %w", err)
+		}
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", address(cfg), err)
+	}
+	s := &Session{Conn: conn}
+	if err := d.prepare(ctx, s, role); err != nil {
+		Close(conn)
+		return nil, fmt.Errorf("%s: %w", address(cfg), err)
+	}
+	return s, nil
+}
+
+// prepare makes a fresh connection fit for its role.
+func (d *Dialer) prepare(ctx context.Context, s *Session, role Role) error {
+	if err := d.refusePooler(ctx, s.Conn); err != nil {
+		return err
+	}
+	if d.AfterConnect != nil {
+		if err := d.AfterConnect(ctx, s.Conn); err != nil {
+			return fmt.Errorf("AfterConnect: %w", err)
+		}
+	}
+	var err error
+	if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
+		return err
+	}
+	// With synchronous_commit still as the server has it: a repair must be safe on disk.
+	if s.Repaired, err = repairTokens(ctx, s.PgConn()); err != nil {
+		return err
+	}
+	s.Refused, err = pin(ctx, s.PgConn(), d.settings(role, s.Server))
+	return err
+}
+
+// refusePooler compares the process id that was announced at login with the one that answers. Behind
+// PgBouncer and its kin they differ, in session mode too.
+func (d *Dialer) refusePooler(ctx context.Context, conn *pgx.Conn) error {
+	if d.SessionPooler {
+		return nil
+	}
+	row, err := queryRow(ctx, conn.PgConn(), "SELECT pg_backend_pid()")
+	if err != nil {
+		return fmt.Errorf("look for a pooler: %w", err)
+	}
+	if row[0] != strconv.FormatUint(uint64(conn.PgConn().PID()), 10) {
+		return fmt.Errorf("%w: the server process that answers (%s) is not the one announced at login (%d); "+
+			"in transaction mode a pooler would give this session's locks to others. Connect to the server itself, or, "+
+			"if the pooler is in session mode, set Config.SessionPooler",
+			lockerr.Pooler, row[0], conn.PgConn().PID())
+	}
+	return nil
+}
+
+// Close ends a connection without waiting for the network.
+func Close(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx) // it is being thrown away
+}
+
+// closeTimeout bounds the polite farewell to the server.
+const closeTimeout = 100 * time.Millisecond
+
+// address names the server for people.
+func address(cfg *pgx.ConnConfig) string {
+	network, addr := pgconn.NetworkAddress(cfg.Host, cfg.Port)
+	if network == "unix" {
+		return addr
+	}
+	return net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))
+}
+
+// queryRow runs a query without parameters, whatever query mode the caller's config asks for, and returns
+// its only row as text; an SQL NULL becomes "".
+func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
+	results, err := conn.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 {
+		return nil, errors.New("the server did not answer with one row")
+	}
+	row := make([]string, len(results[0].Rows[0]))
+	for i, value := range results[0].Rows[0] {
+		row[i] = string(value)
+	}
+	return row, nil
+}

@@ -1,0 +1,100 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// setting is a parameter of a session. A protection is one without which locks still exclude, but the
+// server frees them later when the client falls silent; some hosts forbid setting it.
+type setting struct {
+	name, value string
+	protection  bool
+}
+
+// Refusal is a protection that the server would not set.
+type Refusal struct {
+	Setting string
+	Reason  string
+}
+
+// WaitSlice is the longest that one call waits in the server's queue. It stays under deadlock_timeout, so
+// that log_lock_waits writes nothing, under a quarter of the TTL, and low enough that the snapshot of a
+// waiting statement holds back VACUUM and CREATE INDEX CONCURRENTLY for less than two seconds.
+func WaitSlice(ttl time.Duration, server Server) time.Duration {
+	slice := min(server.DeadlockTimeout*9/10, ttl/4, time.Second)
+	return max(slice, 20*time.Millisecond)
+}
+
+// settings are what a session of a role pins, whatever the role, database or pool config says.
+func (d *Dialer) settings(role Role, server Server) []setting {
+	silence := d.TTL
+	if role == Waiting {
+		// A waiting session may hold a gate when its process freezes. Its last call can take a slice.
+		silence -= WaitSlice(d.TTL, server)
+	}
+	all := []setting{
+		{name: "statement_timeout", value: "0"},
+		{name: "lock_timeout", value: "0"},
+		{name: "idle_in_transaction_session_timeout", value: "0"},
+		{name: "default_transaction_isolation", value: "read committed"},
+		{name: "default_transaction_read_only", value: "off"},
+		{name: "default_transaction_deferrable", value: "off"},
+		{name: "search_path", value: "pg_catalog, pg_temp"},
+		{name: "client_min_messages", value: "error"},
+		{name: "plan_cache_mode", value: "force_generic_plan"},
+		{name: "jit", value: "off"},
+		// A token may be lost in a crash, which the incarnation repairs; waiting for a synchronous
+		// standby that is away would hang every lock.
+		{name: "synchronous_commit", value: "off"},
+		{name: "idle_session_timeout", value: millis(silence), protection: true},
+		{name: "client_connection_check_interval", value: millis(min(d.TTL/10, 500*time.Millisecond)), protection: true},
+	}
+	if server.Version >= 170000 {
+		all = append(all, setting{name: "transaction_timeout", value: "0"})
+	}
+	return append(all, d.keepalive()...)
+}
+
+// keepalive makes the server's kernel give up on a silent peer. No sooner than TTL after the peer's last
+// sign of life: until then the client may still trust its locks.
+func (d *Dialer) keepalive() []setting {
+	const probes = 3
+	interval := max(1, int((d.TTL/6+time.Second-1)/time.Second))
+	idle := max(1, int((d.TTL-time.Duration(probes*interval)*time.Second+time.Second-1)/time.Second))
+	return []setting{
+		{name: "tcp_keepalives_idle", value: strconv.Itoa(idle), protection: true},
+		{name: "tcp_keepalives_interval", value: strconv.Itoa(interval), protection: true},
+		{name: "tcp_keepalives_count", value: strconv.Itoa(probes), protection: true},
+		{name: "tcp_user_timeout", value: millis(d.TTL), protection: true},
+	}
+}
+
+func millis(d time.Duration) string {
+	return strconv.FormatInt(d.Milliseconds(), 10)
+}
+
+const sqlPin = "SELECT set_config($1, $2, false)"
+
+// pin sets the settings one by one, so that one refused protection does not cost the others.
+
+func pin(ctx context.Context, conn *pgconn.PgConn, all []setting) ([]Refusal, error) {
+	var refused []Refusal
+	for _, s := range all {
+		result := conn.ExecParams(ctx, sqlPin, [][]byte{[]byte(s.name), []byte(s.value)}, nil, nil, nil).Read()
+		var pgErr *pgconn.PgError
+		switch {
+		case result.Err == nil:
+		case s.protection && errors.As(result.Err, &pgErr):
+			refused = append(refused, Refusal{Setting: s.name, Reason: pgErr.Message})
+		default:
+			return nil, fmt.Errorf("set %s to %q: %w", s.name, s.value, result.Err)
+		}
+	}
+	return refused, nil
+}

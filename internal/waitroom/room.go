@@ -1,0 +1,198 @@
+package waitroom
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+// Desk is whom the room waits for; see package desk.
+type Desk interface {
+	Need(key advisory.Key) (mode advisory.Mode, until time.Time, ok bool)
+	Turn(key advisory.Key) <-chan bool
+	Sweep(keys []advisory.Key)
+}
+
+// Config is what a room needs.
+type Config struct {
+	TTL    time.Duration
+	Budget *session.Budget
+	Home   func() string // identity of the server on which the links hold
+	Dial   func(context.Context) (*session.Session, error)
+	Report func(event string, err error) // for the log
+}
+
+// Room is the set of waiting sessions and the line before them. Set Desk before the first Enter.
+type Room struct {
+	Desk Desk
+	cfg  Config
+
+	mu       sync.Mutex
+	stands   map[advisory.Key]*stand
+	line     []*stand // without a session, longest wait first
+	idle     int
+	sweeping bool
+	closed   bool
+
+	wake    chan struct{} // a token for an idle place
+	ctx     context.Context
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+}
+
+// stand is a key that waits. Guarded by the room's mutex.
+type stand struct {
+	key   advisory.Key
+	place *place // nil while in line
+	left  bool   // nobody wants it any more
+}
+
+// New makes a room without sessions; they are opened when somebody waits.
+func New(cfg Config) *Room {
+	ctx, stop := context.WithCancel(context.Background())
+	return &Room{cfg: cfg, stands: map[advisory.Key]*stand{}, wake: make(chan struct{}, 1), ctx: ctx, stop: stop}
+}
+
+// Enter starts to wait for a key. It returns at once.
+func (r *Room) Enter(key advisory.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	if st := r.stands[key]; st != nil {
+		st.left = false
+		return
+	}
+	st := &stand{key: key}
+	r.stands[key] = st
+	r.line = append(r.line, st)
+	r.staff()
+}
+
+// staff sees to it that somebody serves the line. The caller holds mu.
+func (r *Room) staff() {
+	switch {
+	case r.idle > 0:
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	case r.cfg.Budget.Take(session.Waiting):
+		r.workers.Add(1)
+		go (&place{room: r}).run()
+	}
+	if !r.sweeping && len(r.line) > 0 {
+		r.sweeping = true
+		r.workers.Add(1)
+		go r.sweep()
+	}
+}
+
+// Leave stops waiting for a key. It returns at once.
+func (r *Room) Leave(key advisory.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st := r.stands[key]
+	if st == nil {
+		return
+	}
+	if st.place != nil {
+		st.left = true
+		st.place.abandon()
+		return
+	}
+	delete(r.stands, key)
+	for i, other := range r.line {
+		if other == st {
+			r.line = append(r.line[:i], r.line[i+1:]...)
+			return
+		}
+	}
+}
+
+// next gives a place the key that has waited longest; nil when there is none.
+func (r *Room) next(p *place) *stand {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.line) == 0 {
+		return nil
+	}
+	st := r.line[0]
+	r.line = r.line[1:]
+	st.place = p
+	if len(r.line) > 0 && r.idle > 0 {
+		r.staff()
+	}
+	return st
+}
+
+// part ends a place's service of a key: it goes back into the line, or away if nobody wants it.
+func (r *Room) part(st *stand, front bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st.place = nil
+	switch {
+	case st.left:
+		delete(r.stands, st.key)
+	case front:
+		r.line = append([]*stand{st}, r.line...)
+	default:
+		r.line = append(r.line, st)
+	}
+}
+
+// wanted says whether anybody still waits for the key, and whether other keys wait for a place.
+func (r *Room) wanted(st *stand) (wanted, others bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !st.left, len(r.line) > 0
+}
+
+// sweepEvery is how often the keys without a session are tried.
+const sweepEvery = time.Second
+
+// sweep tries the keys in line, as long as there are any.
+func (r *Room) sweep() {
+	defer r.workers.Done()
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		r.mu.Lock()
+		keys := make([]advisory.Key, 0, len(r.line))
+		for _, st := range r.line {
+			keys = append(keys, st.key)
+		}
+		if len(keys) == 0 {
+			r.sweeping = false
+			r.mu.Unlock()
+			return
+		}
+		r.staff() // the budget may allow another place by now
+		r.mu.Unlock()
+		r.Desk.Sweep(keys)
+	}
+}
+
+// Close ends all waits and waits for the room's goroutines.
+func (r *Room) Close() {
+	r.mu.Lock()
+	r.closed = true
+	for _, st := range r.stands {
+		if st.place != nil {
+			st.left = true
+			st.place.abandon()
+		}
+	}
+	r.mu.Unlock()
+	r.stop()
+	r.workers.Wait()
+}
