@@ -28,20 +28,23 @@ func KeyColumns(key map[string]any) ([]string, error) {
 
 // KeyEquals is the condition that a row has the key.
 func KeyEquals(args *Args, columns []string, key map[string]any) (string, error) {
-	var b strings.Builder
-	for i, column := range columns {
-		placeholder, err := args.Add(key[column])
+	return equations(args, columns, key, " AND ")
+}
+
+// equations are column = value for each of the columns.
+func equations(args *Args, columns []string, values map[string]any, separator string) (string, error) {
+	text := ""
+	for _, column := range columns {
+		placeholder, err := args.Add(values[column])
 		if err != nil {
-			return "", fmt.Errorf("key column %s: %w", Quote(column), err)
+			return "", fmt.Errorf("column %s: %w", Quote(column), err)
 		}
-		if i > 0 {
-			b.WriteString(" AND ")
+		if text != "" {
+			text += separator
 		}
-		b.WriteString(Quote(column))
-		b.WriteString(" = ")
-		b.WriteString(placeholder)
+		text += Quote(column) + " = " + placeholder
 	}
-	return b.String(), nil
+	return text, nil
 }
 
 // KeyIn is the condition that a row has one of the keys, which must all have the given columns. The list is
@@ -103,20 +106,7 @@ func Assignments(args *Args, set map[string]any) (string, error) {
 		columns = append(columns, column)
 	}
 	slices.Sort(columns)
-	var b strings.Builder
-	for i, column := range columns {
-		placeholder, err := args.Add(set[column])
-		if err != nil {
-			return "", fmt.Errorf("set %s: %w", Quote(column), err)
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(Quote(column))
-		b.WriteString(" = ")
-		b.WriteString(placeholder)
-	}
-	return b.String(), nil
+	return equations(args, columns, set, ", ")
 }
 
 // QuoteList is a list of quoted names.

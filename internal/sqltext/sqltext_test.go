@@ -40,6 +40,9 @@ func FuzzTable(f *testing.F) {
 		names, rest := skeleton(text)
 		require.Equal(t, []string{schema, table}, names)
 		require.Equal(t, "@.@", rest)
+		one, err := sqltext.Table(pgx.Identifier{table})
+		require.NoError(t, err)
+		require.Equal(t, pgx.Identifier{table}.Sanitize(), one)
 	})
 }
 
