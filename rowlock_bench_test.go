@@ -2,6 +2,7 @@ package pgbaton_test
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -41,8 +42,8 @@ func benchConn(b *testing.B) (context.Context, *pgx.Conn) {
 	return ctx, conn
 }
 
-// compare runs the ways by turns, so that whatever else the machine does hits them alike, and reports the
-// median time of each way over that of the first.
+// compare runs the ways in random order, so that whatever else the machine does, and what one leaves to the next,
+// hits them alike, and reports the median time of each way over that of the first.
 func compare(b *testing.B, names []string, ways ...func(i int)) {
 	b.Helper()
 	for i := range 100 { // prepares the statements
@@ -52,8 +53,7 @@ func compare(b *testing.B, names []string, ways ...func(i int)) {
 	}
 	times := make([][]time.Duration, len(ways))
 	for i := 0; b.Loop(); i++ {
-		for turn := range ways {
-			w := (turn + i) % len(ways)
+		for _, w := range rand.Perm(len(ways)) {
 			start := time.Now()
 			ways[w](i)
 			times[w] = append(times[w], time.Since(start))

@@ -76,10 +76,25 @@ func (a *Args) Add(value any) (string, error) {
 		a.values = make([]any, 0, 4)
 	}
 	a.values = append(a.values, value)
-	if n := len(a.values); n < len(placeholders) {
-		return placeholders[n], nil
+	return Placeholder(len(a.values)), nil
+}
+
+// AddAll makes the columns' values the next parameters, in the order of the columns.
+func (a *Args) AddAll(columns []string, values map[string]any) error {
+	for _, column := range columns {
+		if _, err := a.Add(values[column]); err != nil {
+			return fmt.Errorf("column %s: %w", Quote(column), err)
+		}
 	}
-	return "$" + strconv.Itoa(len(a.values)), nil
+	return nil
+}
+
+// Placeholder is the one of the nth parameter, counted from 1.
+func Placeholder(n int) string {
+	if n < len(placeholders) {
+		return placeholders[n]
+	}
+	return "$" + strconv.Itoa(n)
 }
 
 // placeholders are those that nearly every statement gets by with.

@@ -78,7 +78,12 @@ func FuzzConditions(f *testing.F) {
 			require.Equal(t, first[columns[0]], args.Values()[0])
 		}
 		check(one, func(args *sqltext.Args) (string, error) { return sqltext.KeyEquals(args, columns, first) })
-		check(set, func(args *sqltext.Args) (string, error) { return sqltext.Assignments(args, first) })
+		check(set, func(args *sqltext.Args) (string, error) {
+			columns, err := sqltext.SetColumns(first)
+			require.NoError(t, err)
+			return sqltext.Equations(columns, 1, ", "), args.AddAll(columns, first)
+		})
+		require.Equal(t, a == b, string(sqltext.AppendKey(nil, a, b)) == string(sqltext.AppendKey(nil, b, a)))
 		check(two, func(args *sqltext.Args) (string, error) {
 			return sqltext.KeyIn(args, columns, []map[string]any{first, first, first})
 		})
@@ -123,6 +128,20 @@ func TestArgs(t *testing.T) {
 		_, err := args.Add(0)
 		require.ErrorContains(t, err, "more than 65535 values")
 	})
+}
+
+func TestCache(t *testing.T) {
+	t.Parallel()
+	var cache sqltext.Cache[int]
+	for i := range 5000 {
+		cache.Put(sqltext.AppendKey(nil, strconv.Itoa(i)), i)
+	}
+	value, ok := cache.Get(sqltext.AppendKey(nil, "7"))
+	require.True(t, ok)
+	require.Equal(t, 7, value)
+	_, ok = cache.Get(sqltext.AppendKey(nil, "4999"))
+	require.False(t, ok, "it is bounded")
+	require.NotEqual(t, sqltext.AppendKey(nil, "a", "b"), sqltext.AppendKey(sqltext.AppendKey(nil, "a"), "b"))
 }
 
 func TestAtPosition(t *testing.T) {
