@@ -283,8 +283,8 @@ type change struct {
 	keyArgs int // so many of the args, from the first, are the key
 }
 
-// changeTexts are the texts for one set of names. They are kept: to build them takes
-// longer than anything else that is done on the way to the driver.
+// changeTexts are the texts for one set of names. They are kept, because to build them would take
+// longer than all else that is done on the way to the driver.
 type changeTexts struct {
 	update string // writes, and looks if there was nothing to write
 	delete string // the same with a DELETE
