@@ -79,9 +79,9 @@ func FuzzConditions(f *testing.F) {
 		}
 		check(one, func(args *sqltext.Args) (string, error) { return sqltext.KeyEquals(args, columns, first) })
 		check(set, func(args *sqltext.Args) (string, error) {
-			columns, err := sqltext.SetColumns(first)
+			setColumns, err := sqltext.SetColumns(first)
 			require.NoError(t, err)
-			return sqltext.Equations(columns, 1, ", "), args.AddAll(columns, first)
+			return sqltext.Equations(setColumns, 1, ", "), args.AddAll(setColumns, first)
 		})
 		require.Equal(t, a == b, string(sqltext.AppendKey(nil, a, b)) == string(sqltext.AppendKey(nil, b, a)))
 		check(two, func(args *sqltext.Args) (string, error) {
