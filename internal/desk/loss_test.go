@@ -14,7 +14,8 @@ import (
 )
 
 func TestDesk_LossOfTheLink(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		h := w.held(key, exclusive)
 		waiter := w.acquire(key, exclusive, false)
@@ -48,7 +49,8 @@ func TestDesk_LossOfTheLink(t *testing.T) {
 // An answer may be on its way from a reader of the link to the desk while another goroutine fails the link. By
 // then the key is asked for on another link.
 func TestDesk_AnswerAfterLoss(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(cfg *Config) { cfg.MaxLinks, cfg.PerLink = 2, 1 })
 		owner := w.held(key2, exclusive)
 		w.release(w.held(advisory.Key{ID: 3}, exclusive))
@@ -79,7 +81,8 @@ func TestDesk_AnswerAfterLoss(t *testing.T) {
 }
 
 func TestDesk_UntrustedLinkGrantsNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		h := w.held(key, exclusive)
 		waiter := w.acquire(key, exclusive, false)
@@ -96,7 +99,8 @@ func TestDesk_UntrustedLinkGrantsNothing(t *testing.T) {
 }
 
 func TestDesk_NoLink(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		down := errors.New("connection refused")
 		w.dialErr = down
@@ -123,7 +127,8 @@ func TestDesk_NoLink(t *testing.T) {
 }
 
 func TestDesk_TurnWithoutLink(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.server.try(w.server.newSession(), key, exclusive)
 		waiter := w.acquire(key, exclusive, false)
@@ -186,7 +191,8 @@ func TestDesk_CloseInEveryPhase(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				waiter, release := setup(w)
 				var owners []*Hold
@@ -197,7 +203,7 @@ func TestDesk_CloseInEveryPhase(t *testing.T) {
 				if w.entries[key].standing {
 					answer = w.Turn(key)
 				}
-				require.NoError(t, w.Desk.Close(context.Background()))
+				require.NoError(t, w.Close(context.Background()))
 				synctest.Wait()
 				w.refused(waiter, lockerr.Closed)
 				if release != nil {
@@ -218,7 +224,8 @@ func TestDesk_CloseInEveryPhase(t *testing.T) {
 }
 
 func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		waiter := w.acquire(key, exclusive, false)
 		l := w.link()
@@ -227,7 +234,7 @@ func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
 		closed := &call{done: make(chan struct{})}
 		go func() {
 			defer close(closed.done)
-			closed.err = w.Desk.Close(context.Background())
+			closed.err = w.Close(context.Background())
 		}()
 		synctest.Wait()
 		l.handler.Complete(ops, draws)
@@ -239,7 +246,8 @@ func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
 }
 
 func TestHold_EndsOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		h := w.held(key, exclusive)
 		told := 0

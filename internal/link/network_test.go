@@ -156,12 +156,12 @@ func TestLink_Close(t *testing.T) {
 	for i := range 100 {
 		f.Submit(&Op{Kind: Try, Key: advisory.Key{ID: int64(i)}})
 	}
-	require.NoError(t, f.Link.Close(context.Background()))
+	require.NoError(t, f.Close(context.Background()))
 	require.Empty(t, f.held())
 	within(t, time.Second, "the session ends", func() bool {
 		return dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", int32(f.pid)) == 0 //nolint:gosec // a pid
 	})
-	require.ErrorContains(t, f.Link.Close(context.Background()), "did not confirm")
+	require.ErrorContains(t, f.Close(context.Background()), "did not confirm")
 
 	stalled := open(t, time.Second)
 	stalled.do(&Op{Kind: Try, Key: key})
@@ -169,7 +169,7 @@ func TestLink_Close(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	started := time.Now()
-	require.ErrorIs(t, stalled.Link.Close(ctx), context.DeadlineExceeded)
+	require.ErrorIs(t, stalled.Close(ctx), context.DeadlineExceeded)
 	require.Less(t, time.Since(started), 250*time.Millisecond)
 }
 
@@ -192,7 +192,7 @@ func TestLink_CutAtEveryByte(t *testing.T) {
 		if !whole {
 			require.Error(t, f.waitLost(t))
 		}
-		require.NotPanics(t, func() { _ = f.Link.Close(context.Background()) })
+		require.NotPanics(t, func() { _ = f.Close(context.Background()) })
 	}
 	within(t, patience, "no lock is left", func() bool {
 		return dbtest.Value[int](t, f.admin, `SELECT count(*) FROM pg_locks

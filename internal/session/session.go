@@ -67,7 +67,7 @@ func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
 	opened.Store(true)
 	s := &Session{Conn: conn}
 	if err := d.prepare(ctx, s, role); err != nil {
-		Close(conn)
+		Close(conn) //nolint:contextcheck // also when ctx has ended
 		return nil, fmt.Errorf("%s: %w", address(cfg), err)
 	}
 	return s, nil

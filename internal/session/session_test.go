@@ -161,8 +161,8 @@ func TestDial_HooksThatFail(t *testing.T) {
 	for says, hook := range map[string]func(context.Context, *pgx.Conn) error{
 		"no": func(context.Context, *pgx.Conn) error { return no },
 		"left a transaction open": func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, "BEGIN")
-			return err
+			_, failed := conn.Exec(ctx, "BEGIN")
+			return failed
 		},
 	} {
 		d.AfterConnect = hook
