@@ -62,18 +62,18 @@ func TestWaiting_WritesNothingIntoTheLog(t *testing.T) {
 			key := pgbaton.ID(int64(i % 8))
 			for n := range 10 { // give up
 				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(50+(n*37+i*11)%150)*time.Millisecond)
-				_, err := waiter.Acquire(ctx, key)
+				_, failed := waiter.Acquire(ctx, key)
 				cancel()
-				if err == nil {
+				if failed == nil {
 					t.Error("it is held elsewhere")
 				}
 			}
-			lock, err := waiter.Acquire(context.Background(), key)
-			if err == nil {
-				err = lock.Release(context.Background())
+			lock, failed := waiter.Acquire(context.Background(), key)
+			if failed == nil {
+				failed = lock.Release(context.Background())
 			}
-			if err != nil {
-				t.Error(err)
+			if failed != nil {
+				t.Error(failed)
 			}
 		})
 	}

@@ -234,37 +234,41 @@ func TestDesk_CancelInEveryPhase(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				test.setup(w)
-				c, next := w.acquire(key, exclusive, false), w.acquire(key, exclusive, false)
-				if test.phase == idle {
-					w.rounds()
-				}
-				require.Equal(t, test.phase, w.entries[key].phase)
-				c.cancel()
-				synctest.Wait()
-				w.refused(c, lockerr.NotAcquired)
-				require.ErrorIs(t, c.err, context.Canceled)
-				w.rounds()
-				for e := w.entries[key]; e != nil && e.owners != nil; e = w.entries[key] {
-					w.release(e.owners) // also of those that setup left
-					w.rounds()
-					if next.ended() {
-						break
-					}
-				}
-				if test.phase == idle {
-					w.server.drop(2)
-					w.Sweep([]advisory.Key{key})
-					w.rounds()
-				}
-				w.granted(next)
-				next.hold.GiveBack()
-				w.empty()
-			})
+			synctest.Test(t, func(t *testing.T) { cancelIn(t, test.phase, test.setup) })
 		})
 	}
+}
+
+// cancelIn lets a waiter leave in a phase, with another behind it.
+func cancelIn(t *testing.T, phase phase, setup func(w *world)) {
+	t.Helper()
+	w := newWorld(t)
+	setup(w)
+	c, next := w.acquire(key, exclusive, false), w.acquire(key, exclusive, false)
+	if phase == idle {
+		w.rounds()
+	}
+	require.Equal(t, phase, w.entries[key].phase)
+	c.cancel()
+	synctest.Wait()
+	w.refused(c, lockerr.NotAcquired)
+	require.ErrorIs(t, c.err, context.Canceled)
+	w.rounds()
+	for e := w.entries[key]; e != nil && e.owners != nil; e = w.entries[key] {
+		w.release(e.owners) // also of those that setup left
+		w.rounds()
+		if next.ended() {
+			break
+		}
+	}
+	if phase == idle {
+		w.server.drop(2)
+		w.Sweep([]advisory.Key{key})
+		w.rounds()
+	}
+	w.granted(next)
+	next.hold.GiveBack()
+	w.empty()
 }
 
 func TestDesk_GrantForNobodyGoesBack(t *testing.T) {

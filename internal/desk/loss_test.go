@@ -192,35 +192,39 @@ func TestDesk_CloseInEveryPhase(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				waiter, release := setup(w)
-				var owners []*Hold
-				for h := w.entries[key].owners; h != nil; h = h.next {
-					owners = append(owners, h)
-				}
-				var answer <-chan bool
-				if w.entries[key].standing {
-					answer = w.Turn(key)
-				}
-				require.NoError(t, w.Close(context.Background()))
-				synctest.Wait()
-				w.refused(waiter, lockerr.Closed)
-				if release != nil {
-					require.True(t, release.ended())
-				}
-				for _, h := range owners {
-					require.ErrorIs(t, h.Err(), lockerr.Closed)
-				}
-				if answer != nil {
-					require.True(t, <-answer)
-				}
-				w.refused(w.acquire(key, exclusive, false), lockerr.Closed)
-				require.Empty(t, w.stands)
-				require.Empty(t, w.links)
-			})
+			synctest.Test(t, func(t *testing.T) { closeAfter(t, setup) })
 		})
 	}
+}
+
+// closeAfter closes a desk that has a waiter, and perhaps holders and a release under way.
+func closeAfter(t *testing.T, setup func(w *world) (waiter, release *call)) {
+	t.Helper()
+	w := newWorld(t)
+	waiter, release := setup(w)
+	var owners []*Hold
+	for h := w.entries[key].owners; h != nil; h = h.next {
+		owners = append(owners, h)
+	}
+	var answer <-chan bool
+	if w.entries[key].standing {
+		answer = w.Turn(key)
+	}
+	require.NoError(t, w.Close(context.Background()))
+	synctest.Wait()
+	w.refused(waiter, lockerr.Closed)
+	if release != nil {
+		require.True(t, release.ended())
+	}
+	for _, h := range owners {
+		require.ErrorIs(t, h.Err(), lockerr.Closed)
+	}
+	if answer != nil {
+		require.True(t, <-answer)
+	}
+	w.refused(w.acquire(key, exclusive, false), lockerr.Closed)
+	require.Empty(t, w.stands)
+	require.Empty(t, w.links)
 }
 
 func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
