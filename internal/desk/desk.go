@@ -59,7 +59,7 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 	running, stop := context.WithCancel(context.Background())
 	d.stop = stop
 	d.workers.Add(1)
-	go d.maintain(running)
+	go d.maintain(running) //nolint:contextcheck // it outlives this call
 	return d, nil
 }
 
@@ -92,7 +92,7 @@ func (d *Desk) Acquire(ctx context.Context, key advisory.Key, mode advisory.Mode
 		return nil, w.err
 	}
 	if ctx.Err() != nil { // when both are true, fail: the caller has stopped waiting
-		w.hold.GiveBack()
+		w.hold.GiveBack() //nolint:contextcheck // ctx has ended
 		return nil, d.ended(ctx)
 	}
 	return w.hold, nil

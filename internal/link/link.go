@@ -132,12 +132,12 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 		err = pg.SyncConn(ctx)
 	}
 	if err != nil {
-		session.Close(s.Conn)
+		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
-		session.Close(s.Conn)
+		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
 	l := &Link{
