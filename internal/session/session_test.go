@@ -135,7 +135,10 @@ func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 		s := dial(t, d, role)
 		require.Equal(t, i+1, before)
 		require.Equal(t, i+1, after)
-		require.Empty(t, s.Refused)
+		require.NotEmpty(t, s.Protections)
+		for _, p := range s.Protections {
+			require.Empty(t, p.Refused, p.Setting)
+		}
 		require.NotContains(t, d.Config.RuntimeParams, "application_name", "the caller's config is altered")
 		for name, want := range map[string]string{
 			"search_path": "pg_catalog, pg_temp", "statement_timeout": "0", "lock_timeout": "0",
