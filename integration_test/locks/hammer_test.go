@@ -1,6 +1,7 @@
 package locks
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -17,12 +18,39 @@ func resultsDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := filepath.Abs("../results")
 	require.NoError(tb, err)
+	require.NoError(tb, os.MkdirAll(dir, 0o755)) //nolint:gosec // for everybody to read
 	return dir
 }
 
 // judge checks the histories of processes: the model, exclusion and tokens. It returns what overlapped
 // after losses.
-func judge(tb testing.TB, processes ...*worker.Process) ([]*history.Grant, []int64) {
+func judge(tb testing.TB, processes ...*worker.Process) []int64 {
+	tb.Helper()
+	all := collect(tb, processes...)
+	return verify(tb, all)
+}
+
+// judgeEnded is judge for processes whose sessions were ended by the server while they handed keys over.
+func judgeEnded(tb testing.TB, processes ...*worker.Process) []int64 {
+	tb.Helper()
+	all := collect(tb, processes...)
+	history.Doubt(all)
+	return verify(tb, all)
+}
+
+func verify(tb testing.TB, all []*history.Grant) []int64 {
+	tb.Helper()
+	overlaps, err := history.Exclusion(all)
+	require.NoError(tb, err)
+	require.NoError(tb, history.Tokens(all))
+	checked, err := history.Check(all, resultsDir(tb))
+	require.NoError(tb, err)
+	lab.Note(tb, "history: %d operations checked", checked)
+	return overlaps
+}
+
+// collect reads the histories of processes.
+func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 	tb.Helper()
 	var all []*history.Grant
 	var total history.Counts
@@ -35,13 +63,8 @@ func judge(tb testing.TB, processes ...*worker.Process) ([]*history.Grant, []int
 		total.Unknown += counts.Unknown
 		total.Lost += counts.Lost
 	}
-	overlaps, err := history.Exclusion(all)
-	require.NoError(tb, err)
-	require.NoError(tb, history.Tokens(all))
-	checked, err := history.Check(all, resultsDir(tb))
-	require.NoError(tb, err)
-	lab.Note(tb, "history: %+v, %d operations checked", total, checked)
-	return all, overlaps
+	lab.Note(tb, "history: %+v", total)
+	return all
 }
 
 // Laws 1 and 2, for each operation: a counter that only exclusion keeps right is exact at the end, and each

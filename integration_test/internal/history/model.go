@@ -106,15 +106,17 @@ func takes(grants []*Grant) []take {
 }
 
 // operations are a key's history for the model. A grant took effect between call and return. A release took
-// effect between its call and return; a loss at any time since the grant, and what a killed process held was
-// freed at any time after, or never.
+// effect between its call and return; a loss at any time since the acquire was called, for a grant may be lost
+// before it arrives, and what a killed process held was freed at any time after, or never.
 func operations(grants []*Grant) []porcupine.Operation {
 	ops := make([]porcupine.Operation, 0, 2*len(grants))
 	for _, t := range takes(grants) {
 		g := t.g
 		ops = append(ops, porcupine.Operation{ClientId: g.Process, Input: t, Call: g.Called, Return: g.Got})
 		from := g.End
-		if g.Lost || from <= g.Got {
+		if g.Lost {
+			from = g.Called
+		} else if from <= g.Got {
 			from = g.Got + 1 // the intervals are closed
 		}
 		ops = append(ops, porcupine.Operation{ClientId: g.Process, Input: give{g}, Call: from, Return: max(g.Over, from)})

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	patience = time.Minute // for an acquire that should succeed
+	patience = 30 * time.Second // for an acquire that should succeed
 	gap      = 100 * time.Millisecond
 )
 

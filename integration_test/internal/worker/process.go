@@ -2,12 +2,13 @@ package worker
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -25,11 +26,11 @@ type Process struct {
 	log    string
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
-	stderr bytes.Buffer
+	stderr *os.File
 
 	mu     sync.Mutex
 	last   int
-	calls  map[int]chan Answer
+	calls  map[int]*Call
 	ended  chan struct{} // its output is closed
 	killed int64         // when, 0 if it was not
 }
@@ -48,11 +49,13 @@ func Start(tb testing.TB) *Process {
 	number := numbers.last
 	numbers.Unlock()
 	p := &Process{tb: tb, number: number, log: filepath.Join(tb.TempDir(), "history.jsonl"),
-		calls: map[int]chan Answer{}, ended: make(chan struct{})}
+		calls: map[int]*Call{}, ended: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), envLog+"="+p.log)
-	p.cmd.Stderr = &p.stderr
+	p.cmd.Env = append(os.Environ(), envLog+"="+p.log, "GORACE=atexit_sleep_ms=10") // it sleeps a second otherwise
 	var err error
+	p.stderr, err = os.Create(filepath.Join(filepath.Dir(p.log), "stderr.txt"))
+	require.NoError(tb, err)
+	p.cmd.Stderr = p.stderr
 	p.stdin, err = p.cmd.StdinPipe()
 	require.NoError(tb, err)
 	stdout, err := p.cmd.StdoutPipe()
@@ -80,7 +83,8 @@ func (p *Process) listen(stdout io.Reader) {
 		delete(p.calls, a.ID)
 		p.mu.Unlock()
 		if call != nil {
-			call <- a
+			call.answer <- a
+			close(call.settled)
 		}
 	}
 }
@@ -90,16 +94,17 @@ type Call struct {
 	process *Process
 	cmd     Command
 	answer  chan Answer
+	settled chan struct{}
 }
 
 // Begin sends a command.
 func (p *Process) Begin(cmd Command) *Call {
 	p.tb.Helper()
-	call := &Call{process: p, cmd: cmd, answer: make(chan Answer, 1)}
+	call := &Call{process: p, cmd: cmd, answer: make(chan Answer, 1), settled: make(chan struct{})}
 	p.mu.Lock()
 	p.last++
 	cmd.ID = p.last
-	p.calls[cmd.ID] = call.answer
+	p.calls[cmd.ID] = call
 	p.mu.Unlock()
 	line, err := json.Marshal(cmd)
 	require.NoError(p.tb, err)
@@ -108,14 +113,13 @@ func (p *Process) Begin(cmd Command) *Call {
 	return call
 }
 
-// Answered is ready when the command was answered; it is then for the caller to take the answer from it.
-func (c *Call) Answered() <-chan Answer { return c.answer }
+// Settled is closed when the command was answered.
+func (c *Call) Settled() <-chan struct{} { return c.settled }
 
 // Wait waits for the answer, which must not be a failure.
 func (c *Call) Wait() Answer {
 	c.process.tb.Helper()
-	const patience = 2 * time.Minute
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(patienceForAnswer)
 	defer timer.Stop()
 	select {
 	case a := <-c.answer:
@@ -129,6 +133,8 @@ func (c *Call) Wait() Answer {
 		}
 		require.Fail(c.process.tb, "worker died", "worker %d during %s", c.process.number, c.cmd.Do)
 	case <-timer.C:
+		c.process.Signal(syscall.SIGQUIT) // it says where it hangs
+		<-c.process.ended
 		require.Fail(c.process.tb, "no answer", "worker %d to %s", c.process.number, c.cmd.Do)
 	}
 	return Answer{}
@@ -184,17 +190,49 @@ func (p *Process) History() ([]*history.Grant, history.Counts) {
 	return history.Grants(p.number, events, p.killed)
 }
 
+// patienceForAnswer is for an answer to anything.
+const patienceForAnswer = 40 * time.Second
+
+// stop ends the worker, and for a worker that cannot end says where it hangs.
 func (p *Process) stop() {
+	defer p.stderr.Close()
+	var failure string
 	if p.killed == 0 {
 		p.Signal(syscall.SIGCONT)
-		a := p.Do(Command{Do: Exit})
-		require.Empty(p.tb, a.Fail)
+		exit := p.Begin(Command{Do: Exit})
+		select {
+		case <-exit.settled:
+			failure = (<-exit.answer).Fail
+		case <-p.ended:
+			failure = "it died"
+		case <-time.After(20 * time.Second):
+			failure = "it did not end"
+			p.Signal(syscall.SIGQUIT)
+		}
 		<-p.ended
-		require.NoError(p.tb, p.cmd.Wait(), "worker %d", p.number)
+		if err := p.cmd.Wait(); err != nil {
+			failure += ", " + err.Error()
+		}
+	}
+	if failure != "" {
+		p.tb.Errorf("worker %d: %s", p.number, failure)
 	}
 	if p.tb.Failed() {
-		const tail = 4000
-		text := p.stderr.String()
-		p.tb.Logf("worker %d said:\n%s", p.number, text[max(0, len(text)-tail):])
+		p.keep()
+	}
+}
+
+// keep leaves what the worker wrote where it survives the test.
+func (p *Process) keep() {
+	for _, name := range []string{p.log, p.stderr.Name()} {
+		content, err := os.ReadFile(name)
+		if err == nil && len(content) > 0 {
+			kept := filepath.Join("..", "results", fmt.Sprintf("%s-worker-%d-%s",
+				strings.ReplaceAll(p.tb.Name(), "/", "-"), p.number, filepath.Base(name)))
+			if err = os.MkdirAll(filepath.Dir(kept), 0o755); err == nil { //nolint:gosec // for everybody to read
+				err = os.WriteFile(kept, content, 0o600)
+			}
+			p.tb.Logf("see %s (%v)", kept, err)
+		}
 	}
 }
