@@ -14,7 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 )
 
-// Kinds of hammer. All but chaos change counters that only exclusion keeps right, and that refuse a token
+// Kinds of hammer. All but chaos and readers change counters that only exclusion keeps right, and that refuse a token
 // which is not greater than the one before.
 const (
 	ByAcquire  = "acquire"
@@ -22,6 +22,7 @@ const (
 	ByMix      = "mix"      // three readers for each writer
 	ByDo       = "do"       // Client.Do
 	ByHandover = "handover" // a counter in shared memory, so that most grants are hand-overs
+	Readers    = "readers"  // shared only, each for Hold; no counter
 	Chaos      = "chaos"    // every operation, many with contexts that end soon; no counter
 )
 
@@ -133,6 +134,8 @@ func (h *hammer) round(ctx context.Context, client *pgbaton.Client, key string, 
 		})
 	case ByMix:
 		return h.hold(ctx, client, key, round%4 != 0, false)
+	case Readers:
+		return h.hold(ctx, client, key, true, false)
 	case ByTry:
 		return h.hold(ctx, client, key, false, true)
 	case Chaos:
@@ -156,7 +159,7 @@ func (h *hammer) hold(ctx context.Context, client *pgbaton.Client, key string, s
 	h.counts["granted"].Add(1)
 	var err error
 	switch {
-	case h.cmd.Kind == Chaos:
+	case h.cmd.Kind == Chaos || h.cmd.Kind == Readers:
 		time.Sleep(h.cmd.Hold)
 	case shared:
 		err = h.look(ctx, key, r.Token)

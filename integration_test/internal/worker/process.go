@@ -67,7 +67,14 @@ func Start(tb testing.TB) *Process {
 }
 
 func (p *Process) listen(stdout io.Reader) {
-	defer close(p.ended)
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		close(p.ended)
+		for _, call := range p.calls {
+			close(call.settled)
+		}
+	}()
 	lines := bufio.NewReader(stdout)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -113,7 +120,7 @@ func (p *Process) Begin(cmd Command) *Call {
 	return call
 }
 
-// Settled is closed when the command was answered.
+// Settled is closed when the command was answered, or never will be.
 func (c *Call) Settled() <-chan struct{} { return c.settled }
 
 // Wait waits for the answer, which must not be a failure.
@@ -201,8 +208,8 @@ func (p *Process) stop() {
 		p.Signal(syscall.SIGCONT)
 		exit := p.Begin(Command{Do: Exit})
 		select {
-		case <-exit.settled:
-			failure = (<-exit.answer).Fail
+		case a := <-exit.answer:
+			failure = a.Fail
 		case <-p.ended:
 			failure = "it died"
 		case <-time.After(20 * time.Second):
