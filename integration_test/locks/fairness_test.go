@@ -32,7 +32,7 @@ func TestFairness_Processes(t *testing.T) {
 	}
 	all := collect(t, workers...)
 	verify(t, all)
-	slices.SortFunc(all, func(a, b *history.Grant) int { return cmp.Compare(a.Got, b.Got) })
+	sortByGot(all)
 	others, tenures, most, longest := overtakes(all)
 	lab.Note(t, "fairness: %d grants; while one waited, others got at the most %d grants in %d tenures (on average %.1f); "+
 		"longest wait %v", len(all), most, tenures, others, longest)
@@ -47,6 +47,11 @@ func TestFairness_Processes(t *testing.T) {
 	}
 	// Two others, 64 grants each, and a few rounds of them: a process may join the queue again behind both.
 	require.LessOrEqual(t, tenures, 16)
+}
+
+func sortByGot(all []*history.Grant) []*history.Grant {
+	slices.SortFunc(all, func(a, b *history.Grant) int { return cmp.Compare(a.Got, b.Got) })
+	return all
 }
 
 // overtakes counts, for each grant, the grants and the tenures that other processes got while it waited.
