@@ -105,3 +105,27 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 	lab.Report(t, "a writer among readers without end", lab.NewSpread(spans), 5*time.Second)
 	judge(t, append(workers, writer)...)
 }
+
+// Law 8 for lone goroutines: who releases a key and wants it again at once does not get it before a process that
+// stood in the queue by then, at least not many times in a row.
+func TestFairness_LoneGoroutines(t *testing.T) {
+	for _, hold := range []time.Duration{0, time.Millisecond} {
+		dsn := lab.Database(t)
+		a, b := worker.Start(t), worker.Start(t)
+		var calls []*worker.Call
+		for _, p := range []*worker.Process{a, b} {
+			p.Open("c", dsn, 0)
+			calls = append(calls, p.Begin(worker.Command{Do: worker.Relay, Client: "c", Key: "lone", Count: 1000, Hold: hold}))
+		}
+		for _, call := range calls {
+			call.Wait()
+		}
+		all := sortByGot(collect(t, a, b))
+		average, _, most, longest := overtakes(all)
+		lab.Note(t, "lone goroutines holding for %v: while one waited, the other got at the most %d grants, on average %.2f; longest wait %v",
+			hold, most, average, longest)
+		// The first wait opens the session that will wait; meanwhile the other may pass many times.
+		require.LessOrEqual(t, most, 500)
+		require.Less(t, average, 5.0)
+	}
+}

@@ -104,8 +104,9 @@ func byKey(grants []*Grant) map[string][]*Grant {
 }
 
 // Exclusion checks invariant I1: certain intervals of one key do not overlap, unless both are shared. A
-// server that ends a session frees its locks a moment before the holder can know; when the earlier of two
-// overlapping holders lost its lock, the overlap is not an error but returned, to be bounded.
+// server that ends a session frees its locks a moment before the holder can know, and the key may even be handed
+// over in that moment; when one of two overlapping holders lost its lock, the overlap is not an error but
+// returned, to be bounded.
 func Exclusion(grants []*Grant) (overlaps []int64, err error) {
 	for _, list := range byKey(grants) {
 		var writer, reader *Grant // of those so far, the one that was certain for longest
@@ -114,10 +115,10 @@ func Exclusion(grants []*Grant) (overlaps []int64, err error) {
 				if earlier == nil || earlier.End <= g.Got || (earlier == reader && g.Mode == Shared) {
 					continue
 				}
-				if !earlier.Lost {
+				if !earlier.Lost && !g.Lost {
 					return nil, fmt.Errorf("two holders at once:\n%v\n%v", earlier, g)
 				}
-				overlaps = append(overlaps, earlier.End-g.Got)
+				overlaps = append(overlaps, min(earlier.End, g.End)-g.Got)
 			}
 			if g.Mode == Exclusive && (writer == nil || g.End > writer.End) {
 				writer = g
