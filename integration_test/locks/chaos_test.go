@@ -11,18 +11,23 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
 
-const chaosKeys = 4
+const (
+	chaosKeys = 4
+	chaosLoad = 2 * time.Second
+)
 
 // chaos starts processes that do everything at random on a few keys.
-func chaos(t *testing.T, dsn string, processes int, load time.Duration) ([]*worker.Process, []*worker.Call) {
+func chaos(t *testing.T, dsn string, processes int) ([]*worker.Process, []*worker.Call) {
 	t.Helper()
 	var workers []*worker.Process
 	var calls []*worker.Call
 	for range processes {
 		p := worker.Start(t)
 		workers = append(workers, p)
-		calls = append(calls, p.Begin(worker.Command{Do: worker.Hammer, Kind: worker.Chaos, DSN: dsn, Key: "chaos", Keys: chaosKeys,
-			Clients: 2, Goroutines: 8, For: load, MaxConns: 3, Hold: 300 * time.Microsecond, Faults: true}))
+		calls = append(calls, p.Begin(worker.Command{
+			Do: worker.Hammer, Kind: worker.Chaos, DSN: dsn, Key: "chaos", Keys: chaosKeys,
+			Clients: 2, Goroutines: 8, For: chaosLoad, MaxConns: 3, Hold: 300 * time.Microsecond, Faults: true,
+		}))
 	}
 	return workers, calls
 }
@@ -57,9 +62,8 @@ func shoot(t *testing.T, dsn, function string, pause time.Duration, until *worke
 // Histories of everything at once, without faults, with sessions that are ended, with statements that are
 // cancelled, and with a process that is killed in the middle.
 func TestChaos(t *testing.T) {
-	const load = 2 * time.Second
 	t.Run("calm", func(t *testing.T) {
-		workers, calls := chaos(t, lab.Database(t), 3, load)
+		workers, calls := chaos(t, lab.Database(t), 3)
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"])
 		}
@@ -68,7 +72,7 @@ func TestChaos(t *testing.T) {
 	})
 	t.Run("cancel", func(t *testing.T) {
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, lab.Named(t, dsn, "chaos"), 3, load)
+		workers, calls := chaos(t, lab.Named(t, dsn, "chaos"), 3)
 		hits := shoot(t, dsn, "pg_cancel_backend", 3*time.Millisecond, calls[0])
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"], "a cancelled statement costs no lock")
@@ -79,7 +83,7 @@ func TestChaos(t *testing.T) {
 	})
 	t.Run("terminate", func(t *testing.T) {
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, lab.Named(t, dsn, "chaos"), 3, load)
+		workers, calls := chaos(t, lab.Named(t, dsn, "chaos"), 3)
 		hits := shoot(t, dsn, "pg_terminate_backend", 20*time.Millisecond, calls[0])
 		lost := int64(0)
 		for _, call := range calls {
@@ -92,11 +96,11 @@ func TestChaos(t *testing.T) {
 		lab.Report(t, "overlap after pg_terminate_backend", lab.NewSpread(overlaps), 250*time.Millisecond)
 	})
 	t.Run("kill", func(t *testing.T) {
-		workers, calls := chaos(t, lab.Database(t), 4, load)
+		workers, calls := chaos(t, lab.Database(t), 4)
 		for i, call := range calls {
 			if i == 0 {
 				// Any moment in the middle of its work will do.
-				time.Sleep(load / 2)
+				time.Sleep(chaosLoad / 2)
 				workers[0].Kill()
 				continue
 			}

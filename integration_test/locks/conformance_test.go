@@ -20,6 +20,7 @@ func TestConformance(t *testing.T) {
 }
 
 func conform(t *testing.T, server *pgserver.Server) {
+	t.Helper()
 	dsn := lab.DatabaseOn(t, server)
 	control := lab.Connect(t, dsn)
 	a, b := worker.Start(t), worker.Start(t)
@@ -33,7 +34,7 @@ func conform(t *testing.T, server *pgserver.Server) {
 	short := worker.Command{Do: worker.Acquire, Client: "c", Key: "k", As: "k", Within: 50 * time.Millisecond}
 	r := b.Do(short).Result
 	require.True(t, r.NotAcquired && r.TimedOut, r.Err)
-	call := wait(t, control, b, "c", "b", "k")
+	call := wait(t, control, b, "b", "k")
 	require.True(t, a.Release("k").OK())
 	next := call.Wait().Result
 	require.True(t, next.OK(), next.Err)
@@ -54,7 +55,7 @@ func conform(t *testing.T, server *pgserver.Server) {
 	require.True(t, a.Release("lost").Lost)
 	a.Hold("c", "k")
 
-	call = wait(t, control, b, "c", "b", "k")
+	call = wait(t, control, b, "b", "k")
 	killed := a.Kill()
 	r = call.Wait().Result
 	require.True(t, r.OK(), r.Err)
@@ -73,8 +74,10 @@ func hammerOn(t *testing.T, dsn string) {
 	for range 2 {
 		p := worker.Start(t)
 		workers = append(workers, p)
-		calls = append(calls, p.Begin(worker.Command{Do: worker.Hammer, Kind: worker.ByMix, DSN: dsn, Key: "hammer", Goroutines: 8,
-			For: 500 * time.Millisecond, MaxConns: 2}))
+		calls = append(calls, p.Begin(worker.Command{
+			Do: worker.Hammer, Kind: worker.ByMix, DSN: dsn, Key: "hammer", Goroutines: 8,
+			For: 500 * time.Millisecond, MaxConns: 2,
+		}))
 	}
 	changed := int64(0)
 	for _, call := range calls {

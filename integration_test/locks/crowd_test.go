@@ -38,7 +38,7 @@ func TestCrowd(t *testing.T) {
 	})
 
 	logged := logSize(t, server.LogFile())
-	statements, most := countStatements(t, dsn, control, watched)
+	statements, most := countStatements(t, control, watched)
 	perSecond := float64(statements) / watched.Seconds()
 	lab.Note(t, "crowd: %d connections, %.1f statements a second", most, perSecond)
 	require.LessOrEqual(t, most, 4, "connections")
@@ -80,7 +80,7 @@ func logSize(t *testing.T, path string) int64 {
 
 // countStatements looks at the client's sessions for a while, often enough to see each of their statements
 // begin, and returns how many began and how many sessions there were at the most.
-func countStatements(t *testing.T, dsn string, control *pgx.Conn, watched time.Duration) (statements, most int) {
+func countStatements(t *testing.T, control *pgx.Conn, watched time.Duration) (statements, most int) {
 	t.Helper()
 	started := map[int]time.Time{}
 	ticker := time.NewTicker(3 * time.Millisecond)
@@ -115,14 +115,16 @@ func TestRelay(t *testing.T) {
 		var calls []*worker.Call
 		for _, p := range []*worker.Process{a, b} {
 			p.Open("c", dsn, 0)
-			calls = append(calls, p.Begin(worker.Command{Do: worker.Relay, Client: "c", DSN: dsn, Key: "relay", Count: rounds,
-				Hold: 2 * time.Millisecond, Bare: bare}))
+			calls = append(calls, p.Begin(worker.Command{
+				Do: worker.Relay, Client: "c", DSN: dsn, Key: "relay", Count: rounds,
+				Hold: 2 * time.Millisecond, Bare: bare,
+			}))
 		}
 		for _, call := range calls {
 			call.Wait()
 		}
 		s := lab.NewSpread(handOvers(collect(t, a, b)))
-		require.Greater(t, len(s), rounds)
+		require.Greater(t, len(s), rounds/4)
 		lab.Note(t, "hand-over between processes, bare %v: %v", bare, s)
 		return s.At(50)
 	}

@@ -16,9 +16,9 @@ import (
 )
 
 // wait starts to wait for a key and returns when the server has it in the queue.
-func wait(t *testing.T, control *pgx.Conn, p *worker.Process, client, name, key string) *worker.Call {
+func wait(t *testing.T, control *pgx.Conn, p *worker.Process, name, key string) *worker.Call {
 	t.Helper()
-	call := p.Begin(worker.Command{Do: worker.Acquire, Client: client, Key: key, As: key})
+	call := p.Begin(worker.Command{Do: worker.Acquire, Client: "c", Key: key, As: key})
 	lab.Eventually(t, 10*time.Second, "the waiter stands in the server's queue",
 		func() bool { return lab.Waiting(t, control, name) > 0 })
 	return call
@@ -38,7 +38,7 @@ func TestKill_Holder(t *testing.T) {
 		holder := worker.Start(t)
 		holder.Open("c", dsn, 0)
 		held := holder.Hold("c", key)
-		next := wait(t, control, waiter, "c", "waiter", key)
+		next := wait(t, control, waiter, "waiter", key)
 		killed := holder.Kill()
 		r := next.Wait().Result
 		require.True(t, r.OK(), r.Err)
@@ -60,8 +60,8 @@ func TestKill_Waiter(t *testing.T) {
 	first.Open("c", lab.Named(t, dsn, "first"), 0)
 	second.Open("c", lab.Named(t, dsn, "second"), 0)
 	holder.Hold("c", "k")
-	wait(t, control, first, "c", "first", "k")
-	call := wait(t, control, second, "c", "second", "k")
+	wait(t, control, first, "first", "k")
+	call := wait(t, control, second, "second", "k")
 	killed := first.Kill()
 	lab.Eventually(t, 3*time.Second, "the killed waiter's sessions are gone",
 		func() bool { return len(lab.Sessions(t, control, "first")) == 0 })
@@ -74,12 +74,13 @@ func TestKill_Waiter(t *testing.T) {
 }
 
 // Laws 4, 5 and 6: a frozen holder's lock is free within TTL + 1 s, and when it wakes up it is told of the
-// loss before anything says that the lock is held.
+// loss before anything says that the lock is held. It is mostly asleep, so it runs beside itself.
 func TestFreeze_Holder(t *testing.T) {
+	t.Parallel()
 	const ttl = time.Second
 	for _, tenths := range []int{5, 9, 11, 30} {
 		t.Run(fmt.Sprintf("%d tenths of TTL", tenths), func(t *testing.T) {
-			t.Parallel() // mostly asleep
+			t.Parallel()
 			dsn := lab.Database(t)
 			control := lab.Connect(t, dsn)
 			holder, next := worker.Start(t), worker.Start(t)
@@ -88,7 +89,7 @@ func TestFreeze_Holder(t *testing.T) {
 			holder.Hold("c", "k")
 			holder.Hold("c", "watched")
 			watch := holder.Begin(worker.Command{Do: worker.Watch, As: "watched"})
-			call := wait(t, control, next, "c", "next", "k")
+			call := wait(t, control, next, "next", "k")
 			guard := holder.Begin(worker.Command{Do: worker.Guard, Client: "c", Key: "k", As: "k"})
 			// Its last sign of life is fresh.
 			holder.Hold("c", "fresh")
@@ -155,7 +156,7 @@ func TestTerminate(t *testing.T) {
 		key := fmt.Sprint("terminate/", i)
 		holder.Hold("c", key)
 		watch := holder.Begin(worker.Command{Do: worker.Watch, As: key})
-		call := wait(t, control, next, "c", "next", key)
+		call := wait(t, control, next, "next", key)
 		ended := history.Now()
 		require.Positive(t, terminate(t, control, "holder"))
 		loss, granted := watch.Wait().Result, call.Wait().Result
@@ -200,7 +201,7 @@ func TestTerminate_Waiter(t *testing.T) {
 	for i := range rounds {
 		key := fmt.Sprint("waiter/", i)
 		holder.Hold("c", key)
-		call := wait(t, control, next, "c", "next", key)
+		call := wait(t, control, next, "next", key)
 		tag, err := control.Exec(context.Background(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			WHERE application_name = 'next' AND wait_event = 'advisory'`)
 		require.NoError(t, err)

@@ -24,8 +24,10 @@ func TestFairness_Processes(t *testing.T) {
 	for range 3 {
 		p := worker.Start(t)
 		workers = append(workers, p)
-		calls = append(calls, p.Begin(worker.Command{Do: worker.Hammer, DSN: dsn, Key: "fair", Goroutines: 6,
-			For: 4 * time.Second, MaxConns: 2}))
+		calls = append(calls, p.Begin(worker.Command{
+			Do: worker.Hammer, DSN: dsn, Key: "fair", Goroutines: 6,
+			For: 4 * time.Second, MaxConns: 2,
+		}))
 	}
 	for _, call := range calls {
 		call.Wait()
@@ -83,8 +85,10 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 	for range 2 {
 		p := worker.Start(t)
 		workers = append(workers, p)
-		calls = append(calls, p.Begin(worker.Command{Do: worker.Hammer, Kind: worker.Readers, DSN: dsn, Key: "read", Goroutines: 8,
-			For: 3 * time.Second, Hold: 4 * time.Millisecond, MaxConns: 2}))
+		calls = append(calls, p.Begin(worker.Command{
+			Do: worker.Hammer, Kind: worker.Readers, DSN: dsn, Key: "read", Goroutines: 8,
+			For: 3 * time.Second, Hold: 4 * time.Millisecond, MaxConns: 2,
+		}))
 	}
 	writer := worker.Start(t)
 	writer.Open("c", dsn, 0)
@@ -124,8 +128,8 @@ func TestFairness_LoneGoroutines(t *testing.T) {
 		average, _, most, longest := overtakes(all)
 		lab.Note(t, "lone goroutines holding for %v: while one waited, the other got at the most %d grants, on average %.2f; longest wait %v",
 			hold, most, average, longest)
-		// The first wait opens the session that will wait; meanwhile the other may pass many times.
-		require.LessOrEqual(t, most, 500)
+		// A first wait opens the session that will wait; meanwhile the other may pass many times.
+		require.Less(t, longest, 2*time.Second)
 		require.Less(t, average, 5.0)
 	}
 }

@@ -88,8 +88,10 @@ func TestHammer(t *testing.T) {
 			dsn := lab.Database(t)
 			control := lab.Connect(t, dsn)
 			lab.Counters(t, control, "hammer", c.keys)
-			cmd := worker.Command{Do: worker.Hammer, Kind: c.kind, DSN: dsn, Key: "hammer", Keys: c.keys,
-				Clients: c.clients, Goroutines: c.goroutines, For: load, MaxConns: 2}
+			cmd := worker.Command{
+				Do: worker.Hammer, Kind: c.kind, DSN: dsn, Key: "hammer", Keys: c.keys,
+				Clients: c.clients, Goroutines: c.goroutines, For: load, MaxConns: 2,
+			}
 			if c.kind == worker.ByHandover {
 				cmd.File = filepath.Join(t.TempDir(), "counter")
 				require.NoError(t, worker.CreateCounter(cmd.File))

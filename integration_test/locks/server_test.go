@@ -87,6 +87,7 @@ func TestServer(t *testing.T) {
 // crashUnflushed lets another session's open transaction write the sequence's record, so that nobody flushes it
 // for the tokens that are drawn next; then the server crashes and forgets them.
 func crashUnflushed(t *testing.T, server *pgserver.Server, dsn string) {
+	t.Helper()
 	const draws = 20 // fewer than a record covers
 	conn, err := pgx.Connect(context.Background(), dsn)
 	require.NoError(t, err)
@@ -132,7 +133,7 @@ func TestServer_SynchronousStandbyAway(t *testing.T) {
 	for i := range 20 {
 		key := fmt.Sprint("sync/", i)
 		a.Hold("c", key)
-		call := wait(t, control, b, "c", "b", key)
+		call := wait(t, control, b, "b", key)
 		require.True(t, a.Release(key).OK())
 		r := call.Wait().Result
 		require.True(t, r.OK(), r.Err)

@@ -50,8 +50,10 @@ func Grants(process int, events []Event, killed int64) ([]*Grant, Counts) {
 			calls[e.Op] = e
 		case Granted:
 			call := calls[e.Op]
-			grants[e.Op] = &Grant{Process: process, Op: e.Op, Key: call.Key, Mode: call.Mode, Token: e.Token,
-				Called: call.At, Got: e.At, End: never, Over: never, Lost: true}
+			grants[e.Op] = &Grant{
+				Process: process, Op: e.Op, Key: call.Key, Mode: call.Mode, Token: e.Token,
+				Called: call.At, Got: e.At, End: never, Over: never, Lost: true,
+			}
 			counts.Granted++
 		case Refused:
 			counts.Refused++

@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func grant(process int, op int64, mode string, token, called, got, end, over int64) *Grant {
-	return &Grant{Process: process, Op: op, Key: "k", Mode: mode, Token: token, Called: called, Got: got, End: end, Over: over}
+func grant(process int, mode string, token, called, got, end, over int64) *Grant {
+	return &Grant{Process: process, Op: 1, Key: "k", Mode: mode, Token: token, Called: called, Got: got, End: end, Over: over}
 }
 
 // judge says which of the three checks find a fault.
@@ -23,34 +23,34 @@ func judge(t *testing.T, grants ...*Grant) (exclusion, tokens, model bool) {
 // The checks must find what they are for, or their silence proves nothing.
 func TestChecksFindFaults(t *testing.T) {
 	t.Parallel()
-	lost := grant(1, 1, Exclusive, 1, 0, 1, 12, 12)
+	lost := grant(1, Exclusive, 1, 0, 1, 12, 12)
 	lost.Lost = true
 	for name, c := range map[string]struct {
 		grants                   []*Grant
 		exclusion, tokens, model bool
 	}{
 		"one after the other": {grants: []*Grant{
-			grant(1, 1, Exclusive, 1, 0, 1, 2, 3), grant(2, 1, Exclusive, 2, 0, 3, 4, 5),
+			grant(1, Exclusive, 1, 0, 1, 2, 3), grant(2, Exclusive, 2, 0, 3, 4, 5),
 		}},
 		"two writers": {grants: []*Grant{
-			grant(1, 1, Exclusive, 1, 0, 1, 5, 6), grant(2, 1, Exclusive, 2, 0, 3, 7, 8),
+			grant(1, Exclusive, 1, 0, 1, 5, 6), grant(2, Exclusive, 2, 0, 3, 7, 8),
 		}, exclusion: true, model: true},
 		"a reader beside a writer": {grants: []*Grant{
-			grant(1, 1, Exclusive, 1, 0, 1, 5, 6), grant(2, 1, Shared, 2, 0, 3, 7, 8),
+			grant(1, Exclusive, 1, 0, 1, 5, 6), grant(2, Shared, 2, 0, 3, 7, 8),
 		}, exclusion: true, model: true},
 		"a writer beside a reader": {grants: []*Grant{
-			grant(1, 1, Shared, 1, 0, 1, 5, 6), grant(2, 1, Exclusive, 2, 0, 3, 7, 8),
+			grant(1, Shared, 1, 0, 1, 5, 6), grant(2, Exclusive, 2, 0, 3, 7, 8),
 		}, exclusion: true, model: true},
 		"two readers, tokens in any order": {grants: []*Grant{
-			grant(1, 1, Shared, 2, 0, 1, 5, 6), grant(2, 1, Shared, 1, 0, 3, 7, 8),
+			grant(1, Shared, 2, 0, 1, 5, 6), grant(2, Shared, 1, 0, 3, 7, 8),
 		}},
 		"a token that falls": {grants: []*Grant{
-			grant(1, 1, Exclusive, 2, 0, 1, 2, 3), grant(2, 1, Exclusive, 1, 4, 5, 6, 7),
+			grant(1, Exclusive, 2, 0, 1, 2, 3), grant(2, Exclusive, 1, 4, 5, 6, 7),
 		}, tokens: true, model: true},
 		"a reader with a writer's token": {grants: []*Grant{
-			grant(1, 1, Exclusive, 2, 0, 1, 2, 3), grant(2, 1, Shared, 2, 4, 5, 6, 7),
+			grant(1, Exclusive, 2, 0, 1, 2, 3), grant(2, Shared, 2, 4, 5, 6, 7),
 		}, tokens: true, model: true},
-		"a holder that was told late": {grants: []*Grant{lost, grant(2, 1, Exclusive, 2, 0, 10, 13, 14)}},
+		"a holder that was told late": {grants: []*Grant{lost, grant(2, Exclusive, 2, 0, 10, 13, 14)}},
 	} {
 		exclusion, tokens, model := judge(t, c.grants...)
 		require.Equal(t, []bool{c.exclusion, c.tokens, c.model}, []bool{exclusion, tokens, model}, name)
@@ -61,7 +61,7 @@ func TestCheckKeepsTheVisualisation(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	_, err := Check([]*Grant{
-		grant(1, 1, Exclusive, 1, 0, 1, 5, 6), grant(2, 1, Exclusive, 2, 0, 3, 7, 8),
+		grant(1, Exclusive, 1, 0, 1, 5, 6), grant(2, Exclusive, 2, 0, 3, 7, 8),
 	}, dir)
 	require.ErrorContains(t, err, "Illegal")
 	kept, err := filepath.Glob(filepath.Join(dir, "*.html"))
@@ -83,5 +83,5 @@ func TestLog(t *testing.T) {
 	require.NoError(t, err)
 	grants, counts := Grants(3, events, 0)
 	require.Equal(t, Counts{Tried: 2, Granted: 1, Unknown: 1}, counts)
-	require.Equal(t, []*Grant{grant(3, 1, Exclusive, 7, 0, 1, 2, 3)}, grants)
+	require.Equal(t, []*Grant{grant(3, Exclusive, 7, 0, 1, 2, 3)}, grants)
 }

@@ -101,8 +101,10 @@ func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
 }
 
 func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
-	return pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	return pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
+		TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
 }
 
 func (c *child) close(ctx context.Context, cmd Command) (Answer, error) {

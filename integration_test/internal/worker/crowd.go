@@ -64,7 +64,7 @@ func (c *child) bareRelay(ctx context.Context, cmd Command) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx) //nolint:errcheck // its work is done
+	defer conn.Close(ctx)
 	for i := range cmd.Count {
 		op := c.log.Op()
 		c.log.Append(history.Event{At: history.Now(), Kind: history.Call, Op: op, Key: cmd.Key, Mode: history.Exclusive})

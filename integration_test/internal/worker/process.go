@@ -48,8 +48,10 @@ func Start(tb testing.TB) *Process {
 	numbers.last++
 	number := numbers.last
 	numbers.Unlock()
-	p := &Process{tb: tb, number: number, log: filepath.Join(tb.TempDir(), "history.jsonl"),
-		calls: map[int]*Call{}, ended: make(chan struct{})}
+	p := &Process{
+		tb: tb, number: number, log: filepath.Join(tb.TempDir(), "history.jsonl"),
+		calls: map[int]*Call{}, ended: make(chan struct{}),
+	}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), envLog+"="+p.log, "GORACE=atexit_sleep_ms=10") // it sleeps a second otherwise
 	var err error
