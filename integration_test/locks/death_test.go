@@ -77,7 +77,11 @@ func TestKill_Waiter(t *testing.T) {
 // loss before anything says that the lock is held. It is mostly asleep, so it runs beside itself.
 func TestFreeze_Holder(t *testing.T) {
 	t.Parallel()
-	const ttl = time.Second
+	const (
+		ttl = time.Second
+		// belief bounds how long after the next grant Done is closed; the process stands still for most of it.
+		belief = 4 * time.Second
+	)
 	for _, tenths := range []int{5, 9, 11, 30} {
 		t.Run(fmt.Sprintf("%d tenths of TTL", tenths), func(t *testing.T) {
 			t.Parallel()
@@ -89,6 +93,7 @@ func TestFreeze_Holder(t *testing.T) {
 			holder.Hold("c", "k")
 			holder.Hold("c", "watched")
 			watch := holder.Begin(worker.Command{Do: worker.Watch, As: "watched"})
+			holder.Begin(worker.Command{Do: worker.Watch, As: "k"}) // for the history: when Done was closed
 			call := wait(t, control, next, "next", "k")
 			guard := holder.Begin(worker.Command{Do: worker.Guard, Client: "c", Key: "k", As: "k"})
 			// Its last sign of life is fresh.
@@ -115,7 +120,8 @@ func TestFreeze_Holder(t *testing.T) {
 			if tenths == 5 {
 				require.True(t, steps[1].OK(), "half a TTL is no reason to lose a lock: %+v", steps[1])
 			}
-			judge(t, holder, next)
+			overlaps := lab.NewSpread(judge(t, holder, next))
+			lab.Report(t, fmt.Sprintf("frozen for %d/10 TTL, Done closed after the next grant", tenths), overlaps, belief)
 		})
 	}
 }
