@@ -5,6 +5,7 @@ go 1.25.11
 replace github.com/pgbaton/pgbaton => ../
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/golang-migrate/migrate/v4 v4.20.1
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/lib/pq v1.10.9

@@ -39,6 +39,7 @@ type Desk struct {
 	seats     []*seat
 	gone      []Link // lost, their goroutines not yet waited for
 	claims    int    // entries that are not idle
+	held      int    // entries whose key a link holds
 	closed    bool
 	lockTable int   // room in the server's
 	lastError error // of the last attempt to get a link, while there is none

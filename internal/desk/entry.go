@@ -252,6 +252,9 @@ func (d *Desk) submit(e *entry, a *actions, p phase, op link.Op) {
 
 // vacate makes an entry idle: the server holds nothing for it any more.
 func (d *Desk) vacate(e *entry) {
+	if e.phase != asking {
+		d.held--
+	}
 	e.seat.held--
 	d.claims--
 	e.phase, e.seat = idle, nil
@@ -275,10 +278,11 @@ func (d *Desk) limit(s *seat, a *actions) error {
 	return d.pressure(s, a)
 }
 
-// most is how many locks may be held or asked for.
+// most is how many locks may be held. Tries under way do not count: most of those for keys that others hold
+// come back empty. When too many succeed, the last are given back.
 func (d *Desk) most() int {
 	const tableShare = 8
 	return cmp.Or(d.cfg.MaxHeld, d.lockTable/tableShare)
 }
 
-func (d *Desk) full() bool { return d.claims >= d.most() }
+func (d *Desk) full() bool { return d.held >= d.most() }

@@ -247,6 +247,7 @@ func (l *fakeLink) Fail(cause error) {
 	ops := l.queue
 	l.queue = nil
 	l.mu.Unlock()
+	l.handler.Lost(ops, cause) // before the server frees the locks
 	w := l.world
 	w.mu.Lock()
 	w.server.drop(l.session)
@@ -256,7 +257,7 @@ func (l *fakeLink) Fail(cause error) {
 		}
 	}
 	w.mu.Unlock()
-	l.handler.Lost(ops, cause)
+	l.handler.Closed()
 }
 
 func (l *fakeLink) Close(context.Context) error {

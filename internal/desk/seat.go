@@ -124,7 +124,11 @@ func (d *Desk) tried(e *entry, op *link.Op, a *actions) {
 	switch {
 	case op.OK:
 		e.phase = held
+		d.held++
 		e.since, e.passes, e.retries = a.now, -1, 0 // the first grant is no hand-over
+		if d.held > d.most() {                      // many were asked for at once
+			d.refuse(e, lockerr.Limit(d.most()), false, a)
+		}
 		d.leave(e)
 		d.settleTurn(e, true)
 	case op.Err != nil:
@@ -152,7 +156,6 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 	tell := false
 	if s.cause == nil {
 		s.cause = cause
-		d.cfg.Hung()
 		tell = d.unseat(s)
 	}
 	for _, e := range d.entries {
@@ -166,6 +169,12 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 		d.cfg.Report("link lost", cause)
 	}
 	_ = ops // each belongs to an entry of this seat, and was dealt with above
+}
+
+// Closed implements [link.Handler].
+func (s *seat) Closed() {
+	s.desk.cfg.Hung()
+	signal(s.desk.want) // there is room for another
 }
 
 // lose takes an entry off its lost seat; those who wait ask again elsewhere.
@@ -191,7 +200,6 @@ func (d *Desk) unseat(s *seat) bool {
 		if other == s {
 			d.seats = append(d.seats[:i:i], d.seats[i+1:]...)
 			d.gone = append(d.gone, s.link)
-			signal(d.want)
 			return !d.closed
 		}
 	}

@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -82,9 +83,8 @@ type holding struct {
 // mend sets right what failed batches left: it asks the server what is held, undoes the tries, completes the
 // unlocks, and answers the operations. The caller is the link's own reader and nothing is in flight.
 func (l *Link) mend() error {
-	l.mu.Lock()
-	failed := l.failed
-	l.mu.Unlock()
+	failed, release := l.seize()
+	defer release()
 	for attempt := 1; ; attempt++ {
 		err := l.undo(failed)
 		if err == nil {
@@ -111,12 +111,29 @@ func (l *Link) mend() error {
 	}
 	l.failed = nil
 	l.mu.Unlock()
+	release()
 	for _, b := range failed {
 		markDone(b.ops)
 		l.handler.Complete(b.ops, nil)
 	}
 	l.pump()
 	return nil
+}
+
+// seize waits until nobody is sending any more (the answer to a batch can be there before its sender has
+// returned from the write), and keeps it so until release, which may be called twice.
+func (l *Link) seize() (failed []*batch, release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.sending {
+		l.sent.Wait()
+	}
+	l.sending = true
+	return l.failed, sync.OnceFunc(func() {
+		l.mu.Lock()
+		l.sending = false
+		l.mu.Unlock()
+	})
 }
 
 // queryCanceled is the SQLSTATE of a statement that an operator cancelled. One who cancels again and again may

@@ -89,6 +89,8 @@ type Handler interface {
 	// Lost says that the link is gone with all its locks, and which operations were not answered. It comes
 	// again for operations that are submitted afterwards.
 	Lost(unanswered []*Op, cause error)
+	// Closed says, once and after Lost, that the connection is closed.
+	Closed()
 }
 
 // Link is a session that holds locks.
@@ -108,6 +110,7 @@ type Link struct {
 	failed      []*batch // answered with an error, to be set right once flight is empty
 	spare       *batch
 	sending     bool
+	sent        *sync.Cond // sending has ended
 	reading     bool
 	turn        uint64 // counts the readers; an interrupt is for one of them
 	interrupted bool
@@ -145,6 +148,7 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 		lastSent: born, lastAnswer: born,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	l.sent = sync.NewCond(&l.mu)
 	l.trusted.Store(int64(l.trustSpan()))
 	if socket, ok := raw(l.conn).(interface{ SetWriteBuffer(bytes int) error }); ok {
 		_ = socket.SetWriteBuffer(writeBuffer) // a smaller one only makes a write wait on a stalled network
@@ -191,6 +195,7 @@ func (l *Link) pump() {
 		err := l.front.Flush()
 		l.mu.Lock()
 		l.sending = false
+		l.sent.Broadcast()
 		if err != nil {
 			l.mu.Unlock()
 			l.Fail(fmt.Errorf("connection lost: %w", err))
@@ -235,10 +240,12 @@ func (l *Link) Fail(cause error) {
 	l.queue, l.flight, l.failed = nil, nil, nil
 	l.mu.Unlock()
 
+	// The holders first: closing the connection frees the locks for others.
+	l.handler.Lost(unanswered, cause)
 	closeNow(l.conn)
 	close(l.done)
 	markDone(unanswered)
-	l.handler.Lost(unanswered, cause)
+	l.handler.Closed()
 }
 
 // lossCause is why the link is closed.

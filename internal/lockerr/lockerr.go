@@ -27,5 +27,5 @@ var (
 
 // Limit is TooManyLocks for a client that holds all that it may.
 func Limit(maxHeld int) error {
-	return fmt.Errorf("%w: this client holds, or asks for, the %d that its MaxHeld allows", TooManyLocks, maxHeld)
+	return fmt.Errorf("%w: this client holds the %d that its MaxHeld allows", TooManyLocks, maxHeld)
 }
