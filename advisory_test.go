@@ -15,10 +15,10 @@ import (
 )
 
 // pair is two clients of one database, as two services have them.
-func pair(t *testing.T, cfg *pgbaton.Config) (a, b *pgbaton.Client, dsn string) {
+func pair(t *testing.T) (a, b *pgbaton.Client, dsn string) {
 	t.Helper()
 	dsn = migratedDatabase(t)
-	return newClient(t, dsn, cfg), newClient(t, dsn, cfg), dsn
+	return newClient(t, dsn, nil), newClient(t, dsn, nil), dsn
 }
 
 // background waits in a goroutine for a lock and delivers it.
@@ -52,7 +52,7 @@ func waits(conn *pgx.Conn) bool {
 func TestAcquire(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	a, b, dsn := pair(t, nil)
+	a, b, dsn := pair(t)
 	admin := connect(t, dsn)
 
 	t.Run("ExcludesWithinAClientAndBetweenClients", func(t *testing.T) {
@@ -209,7 +209,7 @@ func deadline(ctx context.Context) time.Time {
 func TestRelease(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	a, b, dsn := pair(t, nil)
+	a, b, dsn := pair(t)
 	admin := connect(t, dsn)
 
 	t.Run("IsSafeTwiceAndAfterItsContext", func(t *testing.T) {
@@ -269,7 +269,7 @@ func TestRelease(t *testing.T) {
 func TestDo(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	a, b, dsn := pair(t, nil)
+	a, b, dsn := pair(t)
 	admin := connect(t, dsn)
 
 	t.Run("HoldsWhileItRuns", func(t *testing.T) {

@@ -168,7 +168,7 @@ func TestAcquireTxErrors(t *testing.T) {
 func TestDoTx(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	a, b, dsn := pair(t, nil)
+	a, b, dsn := pair(t)
 	pool, err := pgxpool.New(ctx, dsn)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)

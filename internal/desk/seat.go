@@ -30,6 +30,8 @@ type seat struct {
 	held  int // entries that are not idle
 	deal  deal
 	cause error // why it was lost
+
+	scratch actions // of Complete: a link has one reader at a time
 }
 
 var _ link.Handler = (*seat)(nil)
@@ -55,7 +57,8 @@ func (t *deal) next() (int64, bool) {
 // Complete implements [link.Handler].
 func (s *seat) Complete(ops []*link.Op, draws []int64) {
 	d := s.desk
-	a := actions{now: time.Now()}
+	a := &s.scratch
+	a.now = time.Now()
 	d.mu.Lock()
 	if len(draws) > 0 {
 		s.deal = deal{draws: draws}
@@ -63,14 +66,15 @@ func (s *seat) Complete(ops []*link.Op, draws []int64) {
 	for _, op := range ops {
 		if e, ok := op.Owner.(*entry); ok {
 			if e.op == op { // else the answer comes after the loss of the link
-				d.complete(e, op, &a)
+				d.complete(e, op, a)
 			}
 		} else if op.Kind == link.Look {
 			d.sawTable(op)
 		}
 	}
 	d.mu.Unlock()
-	d.run(&a, nil)
+	d.run(a, nil)
+	a.reset()
 }
 
 // complete takes the answer to an entry's operation.
