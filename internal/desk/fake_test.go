@@ -260,6 +260,8 @@ func (l *fakeLink) Fail(cause error) {
 	l.handler.Closed()
 }
 
+func (l *fakeLink) Jeopardy() <-chan struct{} { return nil }
+
 func (l *fakeLink) Close(context.Context) error {
 	l.Fail(lockerr.Closed)
 	return nil

@@ -68,6 +68,9 @@ func (h *Hold) Done() <-chan struct{} {
 	return h.done
 }
 
+// Jeopardy is that of the hold's link.
+func (h *Hold) Jeopardy() <-chan struct{} { return h.seat.link.Jeopardy() }
+
 // OnEnd calls f once with the reason when the hold is over, or at once if it is.
 func (h *Hold) OnEnd(f func(error)) {
 	h.mu.Lock()

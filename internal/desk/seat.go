@@ -17,6 +17,7 @@ type Link interface {
 	Help(ctx context.Context, done func() bool)
 	Attend()
 	Trusted(now time.Time) bool
+	Jeopardy() <-chan struct{}
 	Fail(cause error)
 	Expired() error
 	Close(ctx context.Context) error
@@ -114,7 +115,9 @@ func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 	d.advance(e, a)
 }
 
-var errNotThere = errors.New("the server says that its session did not hold the lock")
+var errNotThere = &lockerr.Loss{
+	Reason: lockerr.NotThere, Cause: errors.New("the server says that its session did not hold the lock"),
+}
 
 // again says whether to submit an operation that was cut off from outside once more.
 func (e *entry) again(err error) bool {

@@ -44,10 +44,11 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 	standBy := idle && !l.reading && quiet >= idleAfter
 	l.mu.Unlock()
 
-	wait := time.Duration(l.trusted.Load()) - now.Sub(l.born)
+	trustLeft := time.Duration(l.trusted.Load()) - now.Sub(l.born)
+	wait := min(trustLeft, l.watch(now))
 	switch {
 	case idle && silent >= pingEvery:
-		l.ping(now.Add(wait))
+		l.ping(now.Add(trustLeft))
 		wait = min(wait, pingEvery)
 	case idle:
 		wait = min(wait, pingEvery-silent)

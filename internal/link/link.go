@@ -102,6 +102,9 @@ type Link struct {
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
 
+	jeopardy   jeopardy
+	endangered atomic.Bool // jeopardy is raised
+
 	encoder encoder // of whoever has set sending
 
 	mu          sync.Mutex
@@ -198,7 +201,7 @@ func (l *Link) pump() {
 		l.sent.Broadcast()
 		if err != nil {
 			l.mu.Unlock()
-			l.Fail(fmt.Errorf("connection lost: %w", err))
+			l.Fail(lossOf(err))
 			return
 		}
 	}
@@ -240,6 +243,7 @@ func (l *Link) Fail(cause error) {
 	l.queue, l.flight, l.failed = nil, nil, nil
 	l.mu.Unlock()
 
+	l.raise()
 	// The holders first: closing the connection frees the locks for others.
 	l.handler.Lost(unanswered, cause)
 	closeNow(l.conn)
@@ -265,8 +269,8 @@ func markDone(ops []*Op) {
 
 // Expired is the cause of a link that cannot be trusted any more.
 func (l *Link) Expired() error {
-	return fmt.Errorf("lease expired: no answer from the server to anything sent in the last %v (TTL %v); "+
-		"this process or the network stood still", l.trustSpan(), l.ttl)
+	return &lockerr.Loss{Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no answer from the server to anything "+
+		"sent in the last %v (TTL %v); this process or the network stood still", l.trustSpan(), l.ttl)}
 }
 
 // Close unlocks everything, waiting for the server's answer until ctx ends or trust does, and ends the
@@ -300,7 +304,7 @@ func (l *Link) Close(ctx context.Context) error {
 		l.front.Send(&pgproto3.Terminate{})
 		_ = l.front.Flush() // the close that follows says the same
 	}
-	l.Fail(lockerr.Closed)
+	l.Fail(&lockerr.Loss{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
 	l.workers.Wait()
 	return err
 }
@@ -316,27 +320,28 @@ func raw(conn net.Conn) net.Conn {
 	return conn
 }
 
-// lossOf turns what ended a read into a cause for people.
+// lossOf turns what ended a read or a write into a cause for people.
 func lossOf(err error) error {
+	reason := lockerr.ConnectionLost
 	var pgErr *pgconn.PgError
 	switch {
 	case errors.As(err, &pgErr):
-		return fmt.Errorf("%s: %w", fatal(pgErr.Code), err)
+		reason = fatal(pgErr.Code)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("connection lost: the server closed it: %w", err)
+		err = fmt.Errorf("the server closed it: %w", err)
 	}
-	return fmt.Errorf("connection lost: %w", err)
+	return &lockerr.Loss{Reason: reason, Cause: err}
 }
 
-// fatal names the reason behind the SQLSTATE of a FATAL message.
-func fatal(code string) string {
+// fatal is the reason behind the SQLSTATE of a FATAL message.
+func fatal(code string) lockerr.LossReason {
 	switch code {
 	case "57P01": // admin_shutdown: pg_terminate_backend, or a shutdown of the server
-		return "terminated by an operator or by the server's shutdown"
+		return lockerr.Terminated
 	case "57P02", "57P03": // crash_shutdown, cannot_connect_now
-		return "server restarted after a crash"
+		return lockerr.ServerRestarted
 	case "57P05": // idle_session_timeout
-		return "lease expired: the server heard nothing for the TTL"
+		return lockerr.LeaseExpired
 	}
-	return "session ended by the server"
+	return lockerr.ConnectionLost
 }

@@ -199,3 +199,29 @@ func TestLink_CutAtEveryByte(t *testing.T) {
 			WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
 	})
 }
+
+func TestLink_Jeopardy(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	f := open(t, ttl)
+	f.do(&Op{Kind: Try, Key: key})
+	f.proxy.Stall(true)
+	start := time.Now()
+	<-f.Jeopardy()
+	require.InDelta(t, (ttl-ttl/10)/2, time.Since(start), float64(300*time.Millisecond))
+	require.True(t, f.Trusted(time.Now()))
+	f.proxy.Stall(false) // the ping under way is answered
+	within(t, ttl, "relief", func() bool {
+		select {
+		case <-f.Jeopardy():
+			return false
+		default:
+			return true
+		}
+	})
+	require.True(t, f.Trusted(time.Now()))
+	f.proxy.Stall(true)
+	<-f.Jeopardy()
+	f.waitLost(t)
+	<-f.Jeopardy()
+}

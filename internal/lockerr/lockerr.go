@@ -29,3 +29,33 @@ var (
 func Limit(maxHeld int) error {
 	return fmt.Errorf("%w: this client holds the %d that its MaxHeld allows", TooManyLocks, maxHeld)
 }
+
+// LossReason says in which way a lock was lost.
+type LossReason string
+
+const (
+	ConnectionLost  LossReason = "connection lost"
+	LeaseExpired    LossReason = "lease expired"
+	Terminated      LossReason = "terminated by an operator or by the server's shutdown"
+	ServerRestarted LossReason = "server restarted after a crash"
+	BecameStandby   LossReason = "server became a standby"
+	ClientClosed    LossReason = "client closed"
+	NotThere        LossReason = "not held on the server"
+)
+
+// Loss is why a link, or one lock on it, was lost.
+type Loss struct {
+	Reason LossReason
+	Cause  error // what was seen
+}
+
+// Error says the reason and what was seen.
+func (l *Loss) Error() string {
+	if l.Cause == nil {
+		return string(l.Reason)
+	}
+	return string(l.Reason) + ": " + l.Cause.Error()
+}
+
+// Unwrap returns what was seen.
+func (l *Loss) Unwrap() error { return l.Cause }
