@@ -58,6 +58,7 @@ func TestTokens_Repair(t *testing.T) {
 		"Truncate":           "TRUNCATE pgbaton.incarnation",
 		"Delete":             "DELETE FROM pgbaton.incarnation",
 		"OtherStart":         "UPDATE pgbaton.incarnation SET started = started - interval '1 s'",
+		"OtherDatabase":      "UPDATE pgbaton.incarnation SET database = 0",
 		"OtherRelation":      "UPDATE pgbaton.incarnation SET relation = 'pg_class'::regclass",
 		"Restart":            "ALTER SEQUENCE pgbaton.token RESTART",
 		"RestartAndTruncate": `ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation`,
