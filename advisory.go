@@ -66,6 +66,9 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if err := key.validate(); err != nil {
 		return nil, err
 	}
+	if c.reduced != nil {
+		return nil, fmt.Errorf("acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
+	}
 	hold, err := c.desk.Acquire(ctx, key.key, mode, try)
 	if err != nil {
 		return nil, fmt.Errorf("acquire lock %v: %w", key, err)

@@ -92,7 +92,7 @@ func claimStatement(table pgx.Identifier, columns string, n int, opts *ClaimOpts
 	}
 	var args sqltext.Args
 	for i, value := range opts.Args {
-		if _, err := args.Add(value); err != nil {
+		if _, err = args.Add(value); err != nil {
 			return nil, fmt.Errorf("argument %d: %w", i+1, err)
 		}
 	}

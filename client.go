@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,6 +61,14 @@ type Config struct {
 	//
 	// Defaults to false.
 	SessionPooler bool
+
+	// Reduced accepts ground on which the client's own locks would exclude nobody: a pooler in transaction
+	// mode, or an engine whose session locks do nothing. Acquire and its relatives then fail with the reason.
+	// What lives in the caller's transactions works there, with or without a client: [AcquireTx], row locks,
+	// versions and fences.
+	//
+	// Defaults to false: New fails there.
+	Reduced bool
 }
 
 // withDefaults fills a copy.
@@ -100,10 +109,13 @@ type Client struct {
 	dialer session.Dialer
 	budget *session.Budget
 
-	mu     sync.Mutex
-	server session.Server // of the newest link
-	closed bool
-	done   chan struct{} // closed when Close has ended
+	reduced error // why there are no locks of the client's own; nil if there are
+
+	mu          sync.Mutex
+	server      session.Server // of the newest link
+	protections []Protection   // of the newest link
+	closed      bool
+	done        chan struct{} // closed when Close has ended
 }
 
 // New makes a client for the database of a pool. It takes the pool's connection config, with its
@@ -155,6 +167,9 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	})
 	if err != nil {
 		c.room.Close()
+		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
+			return &Client{cfg: cfg, reduced: err, done: make(chan struct{})}, nil
+		}
 		return nil, fmt.Errorf("pgbaton: %w", err)
 	}
 	c.room.Desk = c.desk
@@ -168,7 +183,7 @@ func (c *Client) dialLink(ctx context.Context, handler link.Handler) (desk.Link,
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
-	s, err := c.dialer.Dial(ctx, session.Link)
+	s, err := c.dialHolding(ctx)
 	if err != nil {
 		c.budget.Give(session.Link)
 		return nil, 0, err
@@ -182,18 +197,50 @@ func (c *Client) dialLink(ctx context.Context, handler link.Handler) (desk.Link,
 	return l, s.Server.LockTable, nil
 }
 
+// dialHolding opens the session of a link, and tries it out when a second connection is to be had for it: always
+// for the first link, nearly always later.
+func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
+	if !c.budget.Take(session.Waiting) {
+		return c.dialer.Dial(ctx, session.Link)
+	}
+	defer c.budget.Give(session.Waiting)
+	return c.dialer.DialProbed(ctx, session.Link)
+}
+
 // seen notes the server of a new link, and tells the log what is odd about it.
 func (c *Client) seen(s *session.Session) {
 	c.mu.Lock()
 	c.server = s.Server
+	c.protections = nil
+	for _, p := range s.Protections {
+		c.protections = append(c.protections, Protection(p))
+	}
 	c.mu.Unlock()
 	if s.Repaired {
 		c.cfg.Logger.Warn("pgbaton: the token sequence was in doubt (crash, restart, failover or restore) and was moved on")
 	}
-	for _, refusal := range s.Refused {
-		c.cfg.Logger.Warn("pgbaton: the server refuses a protection; a lock may outlive its holder longer",
-			"setting", refusal.Setting, "reason", refusal.Reason)
+	for _, p := range s.Protections {
+		if p.Refused != "" {
+			c.cfg.Logger.Warn("pgbaton: the server refuses a protection; a lock may outlive its holder longer",
+				"setting", p.Setting, "reason", p.Refused)
+		}
 	}
+}
+
+// Protection is a setting by which the server frees the locks of a client that has fallen silent.
+type Protection struct {
+	Setting string // such as idle_session_timeout
+	Value   string // what the client asks for
+	Refused string // why the server does not set it; "" if it does
+}
+
+// Protections lists the protections of the connection that was opened last. Some hosts refuse some of
+// them: locks exclude as well there, but without idle_session_timeout those of a frozen process are not
+// freed, and without the others those behind a dead network later.
+func (c *Client) Protections() []Protection {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.protections)
 }
 
 // dialWaiting opens a session that will wait, on the server on which the links hold.
@@ -238,11 +285,14 @@ func (c *Client) Close(ctx context.Context) error {
 		<-c.done
 		return nil
 	}
+	defer close(c.done)
+	if c.reduced != nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
 	c.room.Close()
 	err := c.desk.Close(ctx)
-	close(c.done)
 	if err != nil {
 		return fmt.Errorf("pgbaton: %w", err)
 	}

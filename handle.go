@@ -36,9 +36,11 @@ var (
 // nothing; make one whenever it is needed.
 //
 // Values and fields are what the driver and database/sql can convert: with lib/pq a slice needs pq.Array.
-func SQLDB(db interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}) Querier {
+func SQLDB(
+	db interface {
+		QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	},
+) Querier {
 	return sqlQuerier{db}
 }
 
@@ -85,7 +87,7 @@ func (r sqlRow) Scan(dest ...any) error {
 	if r.err != nil {
 		return r.err
 	}
-	defer r.rows.Close() //nolint:errcheck // an error shows in Err
+	defer r.rows.Close()
 	if !r.rows.Next() {
 		if err := r.rows.Err(); err != nil {
 			return err

@@ -73,7 +73,7 @@ func UpdateVersion(
 	if err != nil {
 		return 0, err
 	}
-	return c.run(ctx, db, "UPDATE "+v.table+c.set, version)
+	return c.run(ctx, db, c.update, version)
 }
 
 // DeleteVersion deletes the row that has the key, if it still has the version. Errors are those
@@ -89,7 +89,7 @@ func DeleteVersion(
 	if err != nil {
 		return err
 	}
-	_, err = c.run(ctx, db, "DELETE FROM "+v.table, version)
+	_, err = c.run(ctx, db, c.delete, version)
 	return err
 }
 
@@ -148,7 +148,7 @@ func mutateOnce[T any](
 	if err != nil {
 		return zero, err
 	}
-	if err := fn(&row); err != nil {
+	if err = fn(&row); err != nil {
 		return zero, err
 	}
 	changed := Values(r.Changed(&before, &row))
@@ -162,7 +162,7 @@ func mutateOnce[T any](
 	if err != nil {
 		return zero, err
 	}
-	c.text = "UPDATE " + v.table + c.set + c.unchanged + "\nRETURNING " + r.Select
+	c.text = c.bare + "\nRETURNING " + r.Select
 	rows, err := collect[T](ctx, db, r, &c.statement)
 	switch {
 	case err != nil:
@@ -235,7 +235,7 @@ func newVersioned(verb string, table pgx.Identifier, key Values, opts *VersionOp
 	if v.table, err = sqltext.Table(table); err != nil {
 		return nil, wrap(err)
 	}
-	if err := sqltext.CheckName(v.column); err != nil {
+	if err = sqltext.CheckName(v.column); err != nil {
 		return nil, wrap(fmt.Errorf("VersionOpts.Column: %w", err))
 	}
 	if v.maxAttempts < 1 {
@@ -251,47 +251,82 @@ func (v *versioned) wrap(err error) error {
 	return fmt.Errorf("pgbaton: %s %s: %w", v.verb, v.table, err)
 }
 
-// change puts the parts of a write together: the SET clause and the conditions for the key alone and for the
-// key with the version.
-func (v *versioned) change(set Values, version int64) (c change, err error) {
-	var args sqltext.Args
-	if c.hasKey, err = sqltext.KeyEquals(&args, v.keyColumns, v.key); err != nil {
-		return change{}, v.wrap(err)
-	}
-	c.keyArgs = len(args.Values())
-	placeholder, err := args.Add(version)
+// change makes the write of some columns, or of none for a DELETE, that depends on a version.
+func (v *versioned) change(set Values, version int64) (*change, error) {
+	setColumns, err := sqltext.SetColumns(set)
 	if err != nil {
-		return change{}, v.wrap(err)
+		return nil, v.wrap(err)
 	}
-	if c.set, err = sqltext.Assignments(&args, set); err != nil {
-		return change{}, v.wrap(err)
+	var args sqltext.Args
+	if err = args.AddAll(v.keyColumns, v.key); err != nil {
+		return nil, v.wrap(err)
 	}
-	c.column = sqltext.Quote(v.column)
-	c.set = "\nSET " + c.set + ", " + c.column + " = " + c.column + " + 1" // not for a DELETE
-	c.unchanged = "\nWHERE " + c.hasKey + " AND " + c.column + " = " + placeholder
-	c.statement = statement{verb: v.verb, table: v.table, args: args.Values()}
+	if _, err = args.Add(version); err != nil {
+		return nil, v.wrap(err)
+	}
+	if err = args.AddAll(setColumns, set); err != nil {
+		return nil, v.wrap(err)
+	}
+	c := &change{
+		statement:   statement{verb: v.verb, table: v.table, args: args.Values()},
+		changeTexts: v.texts(setColumns),
+		keyArgs:     len(v.keyColumns),
+	}
 	return c, nil
 }
 
-// change is a write that depends on a version.
+// change is a write that depends on a version. Its args are the key, the version and the values to set.
 type change struct {
 	statement
+	*changeTexts
 
-	column    string // of the version, quoted
-	set       string // the SET clause
-	hasKey    string // the condition that a row has the key
-	keyArgs   int    // so many of the args, from the first, are those of hasKey
-	unchanged string // the WHERE clause for the key with the version
+	keyArgs int // so many of the args, from the first, are the key
 }
 
-// run runs the write, "UPDATE …" or "DELETE FROM …", and returns the version of the row that it wrote.
-func (c *change) run(ctx context.Context, db Querier, write string, expected int64) (int64, error) {
+// changeTexts are the texts for one set of names. They are kept, because to build them would take
+// longer than all else that is done on the way to the driver.
+type changeTexts struct {
+	update string // writes, and looks if there was nothing to write
+	delete string // the same with a DELETE
+	look   string // returns the version
+	bare   string // UPDATE … WHERE …, without what is to be returned
+}
+
+var changeCache sqltext.Cache[*changeTexts]
+
+func (v *versioned) texts(setColumns []string) *changeTexts {
+	var buffer [256]byte
+	key := sqltext.AppendKey(buffer[:0], v.table, v.column)
+	key = sqltext.AppendKey(key, v.keyColumns...)
+	key = sqltext.AppendKey(key, setColumns...)
+	if texts, ok := changeCache.Get(key); ok {
+		return texts
+	}
+	column := sqltext.Quote(v.column)
+	hasKey := sqltext.Equations(v.keyColumns, 1, " AND ")
+	unchanged := "\nWHERE " + hasKey + " AND " + column + " = " + sqltext.Placeholder(len(v.keyColumns)+1)
+	set := sqltext.Equations(setColumns, len(v.keyColumns)+2, ", ") + ", " + column + " = " + column + " + 1"
+	writeOrLook := func(write string) string {
+		return "WITH pgbaton_written AS (\n" + write + unchanged + "\nRETURNING " + column + ")" +
+			"\nSELECT " + column + ", true\nFROM pgbaton_written" +
+			"\nUNION ALL" +
+			"\nSELECT " + column + ", false\nFROM " + v.table +
+			"\nWHERE " + hasKey + " AND NOT EXISTS (SELECT FROM pgbaton_written)"
+	}
+	texts := &changeTexts{
+		update: writeOrLook("UPDATE " + v.table + "\nSET " + set),
+		delete: writeOrLook("DELETE FROM " + v.table),
+		look:   "SELECT " + column + "\nFROM " + v.table + "\nWHERE " + hasKey,
+		bare:   "UPDATE " + v.table + "\nSET " + set + unchanged,
+	}
+	changeCache.Put(key, texts)
+	return texts
+}
+
+// run runs the write, update or delete, and returns the version of the row that it wrote.
+func (c *change) run(ctx context.Context, db Querier, text string, expected int64) (int64, error) {
 	s := c.statement
-	s.text = "WITH pgbaton_written AS (\n" + write + c.unchanged + "\nRETURNING " + c.column + ")" +
-		"\nSELECT " + c.column + ", true\nFROM pgbaton_written" +
-		"\nUNION ALL" +
-		"\nSELECT " + c.column + ", false\nFROM " + c.table +
-		"\nWHERE " + c.hasKey + " AND NOT EXISTS (SELECT FROM pgbaton_written)"
+	s.text = text
 	var (
 		version int64
 		written bool
@@ -314,8 +349,7 @@ func (c *change) run(ctx context.Context, db Querier, write string, expected int
 // changed or deleted the row while the write waited for it, and only a new snapshot shows how.
 func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
 	s := c.statement
-	s.text = "SELECT " + c.column + "\nFROM " + c.table + "\nWHERE " + c.hasKey
-	s.args = s.args[:c.keyArgs]
+	s.text, s.args = c.look, s.args[:c.keyArgs]
 	var version int64
 	found, err := queryRow(ctx, db, []any{&version}, s.text, s.args...)
 	switch {

@@ -67,18 +67,19 @@ type RowOpts struct {
 // exported fields are columns by pgx's rules (the db tag, or else the field's name in snake case), or any type
 // if [RowOpts.Column] is given, or struct{} for the lock alone; other columns of the table are not read.
 //
-// On failure nothing is locked and T is zero. [ErrNotFound]: no row has the key. [ErrNotAcquired]: the row is
-// taken, and if opts.Wait was given the transaction is as usable as before, its settings and savepoints
-// too. After any other error of the server the transaction is aborted, as always in PostgreSQL:
-// [ErrDeadlock], or [ErrConflict] if the row was changed since a transaction above read committed began.
+// On failure T is zero. [ErrNotFound]: no row has the key, and nothing is locked. [ErrNotAcquired]: the row is
+// taken, nothing is locked, and if opts.Wait was given the transaction is as usable as before, its settings and
+// savepoints too. After any other error of the server the transaction is aborted, as always in PostgreSQL:
+// [ErrDeadlock], or [ErrConflict] if the row was changed since a transaction above read committed began. A row that
+// does not fit T, and several rows with the key, are errors that leave what was found locked.
 //
 // The table is a pgx.Identifier, {"accounts"} or {"bank", "accounts"}: a single string could not tell the table
 // "a.b" from the table b of the schema a. Each part is quoted as it is.
 //
 // How it works: SELECT … FOR UPDATE. With NoWait, SKIP LOCKED, and when that finds nothing a look whether
 // the row exists and a second try, because SKIP LOCKED can miss a row that has just become free. With a Wait, the
-// same first; only if the row is taken, a savepoint in which lock_timeout and statement_timeout are set. Such
-// a wait that fails writes a line into the server's log.
+// SKIP LOCKED first; only if that finds nothing, a savepoint in which lock_timeout and statement_timeout are set
+// and restored. Such a wait that fails writes a line into the server's log.
 func LockRow[T any](ctx context.Context, tx Tx, table pgx.Identifier, key Values, opts *RowOpts) (T, error) {
 	var zero T
 	lock, err := newRowLock[T]("lock row of", table, []Values{key}, opts)
@@ -86,14 +87,14 @@ func LockRow[T any](ctx context.Context, tx Tx, table pgx.Identifier, key Values
 		return zero, err
 	}
 	var rows []T
-	switch {
-	case lock.wait == 0:
+	switch lock.wait {
+	case 0:
 		rows, err = lockRows[T](ctx, tx, lock, waiting)
-	case lock.wait == NoWait:
+	case NoWait:
 		rows, err = tryLockRow[T](ctx, tx, lock)
 	default:
-		rows, err = tryLockRow[T](ctx, tx, lock)
-		if errors.Is(err, ErrNotAcquired) && ctx.Err() == nil {
+		rows, err = lockRows[T](ctx, tx, lock, skipping)
+		if err == nil && len(rows) == 0 {
 			rows, err = lockRowsWithin[T](ctx, tx, lock)
 		}
 	}
@@ -238,7 +239,7 @@ func tryLockRow[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
 	exists := false
 	s := lock.statement
 	s.text = "SELECT EXISTS (SELECT FROM " + lock.table + "\nWHERE " + lock.where + ")"
-	if _, err := queryRow(ctx, tx, []any{&exists}, s.text, s.args...); err != nil {
+	if _, err = queryRow(ctx, tx, []any{&exists}, s.text, s.args...); err != nil {
 		return nil, s.failWait(ctx, err)
 	}
 	if !exists {

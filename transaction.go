@@ -173,17 +173,18 @@ func (r *runner[H]) once(ctx context.Context, last bool) error {
 
 func commit(ctx context.Context, tx Tx) error {
 	err := tx.Commit(ctx)
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
+	}
+	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
+		err = fmt.Errorf("%w: %w", ctxErr, err)
+	}
+	switch {
 	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, sql.ErrTxDone):
 		return fmt.Errorf("commit transaction: fn has ended it itself: %w", err)
 	case errors.Is(err, pgx.ErrTxCommitRollback):
 		return fmt.Errorf("commit transaction: fn returned nil after a statement had failed: %w", err)
 	case pgerr.CommitUnknown(err):
-		if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
-			err = fmt.Errorf("%w: %w", ctxErr, err)
-		}
 		return fmt.Errorf("commit transaction: %w: %w", lockerr.CommitUnknown, err)
 	}
 	return fmt.Errorf("commit transaction: %w", pgerr.Translate(err))

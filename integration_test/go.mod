@@ -7,6 +7,7 @@ replace github.com/pgbaton/pgbaton => ../
 require (
 	github.com/golang-migrate/migrate/v4 v4.20.1
 	github.com/jackc/pgx/v5 v5.12.0
+	github.com/lib/pq v1.10.9
 	github.com/moby/moby/client v0.5.0
 	github.com/pgbaton/pgbaton v0.0.0-00010101000000-000000000000
 	github.com/stretchr/testify v1.12.1

@@ -37,7 +37,8 @@ type Desk struct {
 	mu        sync.Mutex
 	entries   map[advisory.Key]*entry
 	seats     []*seat
-	claims    int // entries that are not idle
+	gone      []Link // lost, their goroutines not yet waited for
+	claims    int    // entries that are not idle
 	closed    bool
 	lockTable int   // room in the server's
 	lastError error // of the last attempt to get a link, while there is none
@@ -107,6 +108,7 @@ func (d *Desk) enter(key advisory.Key, w *waiter, a *actions) (*seat, error) {
 	e := d.entries[key]
 	if e == nil {
 		e = &entry{key: key}
+		e.op = &e.ownOp
 		d.entries[key] = e
 	} else if w.try && !e.admits(w.mode) {
 		return nil, lockerr.NotAcquired
@@ -202,5 +204,17 @@ func (d *Desk) Close(ctx context.Context) error {
 	for _, s := range seats {
 		err = errors.Join(err, s.link.Close(ctx))
 	}
+	d.bury(ctx)
 	return err
+}
+
+// bury waits for the goroutines of lost links, which are about to end.
+func (d *Desk) bury(ctx context.Context) {
+	d.mu.Lock()
+	gone := d.gone
+	d.gone = nil
+	d.mu.Unlock()
+	for _, l := range gone {
+		_ = l.Close(ctx) // its loss was reported
+	}
 }

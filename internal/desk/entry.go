@@ -27,7 +27,8 @@ type entry struct {
 	phase phase
 	mode  advisory.Mode // in which it is held or asked for
 	seat  *seat         // on which; nil when idle
-	op    link.Op       // the operation under way; at most one
+	op    *link.Op      // the operation under way; at most one
+	ownOp link.Op       // what op is, until a link was lost with it
 
 	first, last *waiter // waiters in order of arrival
 	queued      int
@@ -131,6 +132,9 @@ func (d *Desk) serve(e *entry, a *actions) {
 		w := e.first
 		switch {
 		case w == nil || w.mode != e.mode || (e.mode == advisory.Exclusive && e.owned > 0):
+			if w == nil {
+				d.leave(e)
+			}
 			if e.owned == 0 {
 				d.unlock(e, a)
 			} else {
@@ -241,9 +245,9 @@ func (d *Desk) unlock(e *entry, a *actions) {
 
 func (d *Desk) submit(e *entry, a *actions, p phase, op link.Op) {
 	e.phase = p
-	e.op = op
+	*e.op = op
 	e.op.Key, e.op.Owner = e.key, e
-	a.ops = append(a.ops, submission{e.seat, &e.op})
+	a.ops = append(a.ops, submission{e.seat, e.op})
 }
 
 // vacate makes an entry idle: the server holds nothing for it any more.
@@ -265,9 +269,16 @@ func (d *Desk) forget(e *entry) {
 
 // limit says whether one more lock may be asked for.
 func (d *Desk) limit(s *seat, a *actions) error {
-	const tableShare = 8
-	if most := cmp.Or(d.cfg.MaxHeld, d.lockTable/tableShare); d.claims >= most {
-		return lockerr.Limit(most)
+	if d.full() {
+		return lockerr.Limit(d.most())
 	}
 	return d.pressure(s, a)
 }
+
+// most is how many locks may be held or asked for.
+func (d *Desk) most() int {
+	const tableShare = 8
+	return cmp.Or(d.cfg.MaxHeld, d.lockTable/tableShare)
+}
+
+func (d *Desk) full() bool { return d.claims >= d.most() }

@@ -62,7 +62,9 @@ func (s *seat) Complete(ops []*link.Op, draws []int64) {
 	}
 	for _, op := range ops {
 		if e, ok := op.Owner.(*entry); ok {
-			d.complete(e, op, &a)
+			if e.op == op { // else the answer comes after the loss of the link
+				d.complete(e, op, &a)
+			}
 		} else if op.Kind == link.Look {
 			d.sawTable(op)
 		}
@@ -98,7 +100,9 @@ func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 		}
 	case link.Draw:
 		e.phase = held
-		if op.Err != nil {
+		if op.Err == nil {
+			e.retries = 0
+		} else if !e.again(op.Err) {
 			d.refuse(e, op.Err, false, a)
 		}
 	case link.Ping, link.Look:
@@ -108,21 +112,27 @@ func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 
 var errNotThere = errors.New("the server says that its session did not hold the lock")
 
+// again says whether to submit an operation that was cut off from outside once more.
+func (e *entry) again(err error) bool {
+	const maxRetries = 3
+	e.retries++
+	return errors.Is(err, link.ErrRetry) && e.retries <= maxRetries
+}
+
 // tried takes the answer to a try.
 func (d *Desk) tried(e *entry, op *link.Op, a *actions) {
-	const maxRetries = 3
 	switch {
 	case op.OK:
 		e.phase = held
 		e.since, e.passes, e.retries = a.now, -1, 0 // the first grant is no hand-over
 		d.leave(e)
 		d.settleTurn(e, true)
-	case op.Err != nil && errors.Is(op.Err, link.ErrRetry) && e.retries < maxRetries:
-		e.retries++
-		d.vacate(e)
 	case op.Err != nil:
 		d.vacate(e)
-		d.refuse(e, op.Err, false, a)
+		if !e.again(op.Err) {
+			e.retries = 0
+			d.refuse(e, op.Err, false, a)
+		}
 	default:
 		d.vacate(e)
 		d.refuse(e, lockerr.NotAcquired, true, a)
@@ -139,10 +149,11 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 	d := s.desk
 	a := actions{now: time.Now()}
 	d.mu.Lock()
+	tell := false
 	if s.cause == nil {
 		s.cause = cause
 		d.cfg.Hung()
-		d.unseat(s, cause)
+		tell = d.unseat(s)
 	}
 	for _, e := range d.entries {
 		if e.seat == s {
@@ -151,6 +162,9 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 	}
 	d.mu.Unlock()
 	d.run(&a, nil)
+	if tell {
+		d.cfg.Report("link lost", cause)
+	}
 	_ = ops // each belongs to an entry of this seat, and was dealt with above
 }
 
@@ -167,21 +181,21 @@ func (d *Desk) lose(e *entry, a *actions) {
 		a.freed = append(a.freed, h)
 	}
 	d.vacate(e)
+	e.op = new(link.Op) // the lost link may still be busy with the old one
 	d.advance(e, a)
 }
 
-// unseat removes a seat from those that can be picked and asks for another.
-func (d *Desk) unseat(s *seat, cause error) {
+// unseat removes a seat from those that can be picked, asks for another, and says whether to report it.
+func (d *Desk) unseat(s *seat) bool {
 	for i, other := range d.seats {
 		if other == s {
 			d.seats = append(d.seats[:i:i], d.seats[i+1:]...)
-			if !d.closed {
-				d.cfg.Report("link lost", cause)
-				signal(d.want)
-			}
-			return
+			d.gone = append(d.gone, s.link)
+			signal(d.want)
+			return !d.closed
 		}
 	}
+	return false
 }
 
 // pick returns the link with the fewest locks, nil if there is none. When all are well filled it asks
@@ -218,6 +232,8 @@ func (d *Desk) open(ctx context.Context) error {
 				d.advance(e, &a)
 			}
 		}
+	} else {
+		d.gone = append(d.gone, l)
 	}
 	d.mu.Unlock()
 	d.run(&a, nil)
@@ -243,6 +259,7 @@ func (d *Desk) maintain(ctx context.Context) {
 	pause := firstPause
 	for {
 		var retry <-chan time.Time
+		d.bury(ctx)
 		if d.short() {
 			switch err := d.open(ctx); {
 			case err == nil:

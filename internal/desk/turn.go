@@ -78,6 +78,9 @@ func (d *Desk) Sweep(keys []advisory.Key) {
 	a := actions{now: time.Now()}
 	d.mu.Lock()
 	for _, key := range keys {
+		if d.full() {
+			break // they go on waiting: most of these tries would only find the key taken
+		}
 		if e := d.entries[key]; e != nil && e.standing && e.phase == idle && e.first != nil {
 			d.ask(e, &a)
 		}

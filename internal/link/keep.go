@@ -46,8 +46,7 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 	wait := time.Duration(l.trusted.Load()) - now.Sub(l.born)
 	switch {
 	case idle && silent >= pingEvery:
-		l.Submit(&Op{Kind: Ping})
-		l.Attend()
+		l.ping(now.Add(wait))
 		wait = min(wait, pingEvery)
 	case idle:
 		wait = min(wait, pingEvery-silent)
@@ -60,6 +59,14 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 		wait = min(wait, idleAfter) // callers read for themselves; look again soon
 	}
 	return max(wait, time.Millisecond)
+}
+
+// ping shows a sign of life. The keeper must not hang in a write that the network does not take.
+func (l *Link) ping(trustEnds time.Time) {
+	_ = l.conn.SetWriteDeadline(trustEnds)
+	l.Submit(&Op{Kind: Ping})
+	_ = l.conn.SetWriteDeadline(time.Time{})
+	l.Attend()
 }
 
 // sqlMine lists this session's advisory locks, each with its key as the operations know it.
@@ -78,27 +85,24 @@ func (l *Link) mend() error {
 	l.mu.Lock()
 	failed := l.failed
 	l.mu.Unlock()
-	held, err := l.mine()
-	if err != nil {
-		return err
-	}
-	var undo []*Op
-	for _, b := range failed {
-		for _, op := range b.ops {
-			isHeld := held[holding{op.Key, op.Mode}]
-			switch op.Kind {
-			case Unlock:
-				op.OK = true
-			case Try, TryAtGate, Gate, Draw, Ping, Look, UnlockAll:
-				op.Err = refusal(b.err)
-			}
-			if isHeld && (op.Kind == Unlock || op.Kind == Try || op.Kind == TryAtGate) {
-				undo = append(undo, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
-			}
+	for attempt := 1; ; attempt++ {
+		err := l.undo(failed)
+		if err == nil {
+			break
+		}
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || pgErr.Code != queryCanceled || attempt == maxRepairs {
+			return l.readError(err)
 		}
 	}
-	if err := l.undo(undo); err != nil {
-		return err
+	for _, b := range failed {
+		for _, op := range b.ops {
+			if op.Kind == Unlock {
+				op.OK = true
+			} else {
+				op.Err = refusal(b.err)
+			}
+		}
 	}
 	l.mu.Lock()
 	if l.closed {
@@ -115,32 +119,77 @@ func (l *Link) mend() error {
 	return nil
 }
 
+// queryCanceled is the SQLSTATE of a statement that an operator cancelled. One who cancels again and again may
+// hit the repair as well, which then starts anew.
+const (
+	queryCanceled = "57014"
+	maxRepairs    = 20
+)
+
+// undo unlocks what the operations of failed batches have locked, or should have unlocked. Nothing else holds
+// their keys on this link.
+func (l *Link) undo(failed []*batch) error {
+	held, err := l.mine()
+	if err != nil {
+		return err
+	}
+	b := &batch{sent: time.Now()}
+	for _, f := range failed {
+		for _, op := range f.ops {
+			locks := op.Kind == Unlock || op.Kind == Try || op.Kind == TryAtGate
+			if locks && held[holding{op.Key, op.Mode}] {
+				b.ops = append(b.ops, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
+			}
+		}
+	}
+	if len(b.ops) == 0 {
+		return nil
+	}
+	l.encoder.encode(l.front, b)
+	if err := l.front.Flush(); err != nil {
+		return err
+	}
+	for {
+		msg, err := l.receive()
+		if err != nil {
+			return err
+		}
+		finished, err := b.take(msg)
+		if err == nil && finished && b.err != nil {
+			err = fmt.Errorf("undo a failed round trip: %w", b.err)
+		}
+		if err != nil || finished {
+			return err
+		}
+	}
+}
+
 // mine asks the server which advisory locks the session holds.
 func (l *Link) mine() (map[holding]bool, error) {
 	held := map[holding]bool{}
 	sent := time.Now()
 	l.front.SendQuery(&pgproto3.Query{String: sqlMine})
 	if err := l.front.Flush(); err != nil {
-		return nil, l.readError(err)
+		return nil, err
 	}
 	var failure error
 	for {
-		msg, err := l.front.Receive()
+		msg, err := l.receive()
 		if err != nil {
-			return nil, l.readError(err)
+			return nil, err
 		}
 		switch msg := msg.(type) {
 		case *pgproto3.DataRow:
 			h, err := parseHolding(msg.Values)
 			if err != nil {
-				return nil, l.readError(err)
+				return nil, err
 			}
 			held[h] = true
 		case *pgproto3.ErrorResponse:
 			failure = fmt.Errorf("ask which locks are held: %w", pgconn.ErrorResponseToPgError(msg))
 		case *pgproto3.ReadyForQuery:
 			if failure != nil {
-				return nil, l.readError(failure)
+				return nil, failure
 			}
 			l.trust(sent)
 			return held, nil
@@ -163,40 +212,12 @@ func parseHolding(values [][]byte) (holding, error) {
 	return h, nil
 }
 
-// undo unlocks, and fails the link if it cannot.
-func (l *Link) undo(ops []*Op) error {
-	if len(ops) == 0 {
-		return nil
-	}
-	b := &batch{ops: ops, sent: time.Now()}
-	l.encoder.encode(l.front, b)
-	if err := l.front.Flush(); err != nil {
-		return l.readError(err)
-	}
-	for {
-		msg, err := l.front.Receive()
-		if err != nil {
-			return l.readError(err)
-		}
-		finished, err := b.take(msg)
-		if err == nil && finished && b.err != nil {
-			err = fmt.Errorf("undo a failed round trip: %w", b.err)
-		}
-		if err != nil {
-			return l.readError(err)
-		}
-		if finished {
-			return nil
-		}
-	}
-}
-
 // refusal translates the server's error for the operations that it ended.
 func refusal(err *pgconn.PgError) error {
 	switch err.Code {
 	case "53200": // out_of_memory; with this hint it is the lock table
 		return fmt.Errorf("%w: the server's lock table is full: raise max_locks_per_transaction: %w", lockerr.TooManyLocks, err)
-	case "57014": // query_canceled, by an operator: nothing in the library cancels a link
+	case queryCanceled: // by an operator: nothing in the library cancels a link
 		return fmt.Errorf("%w: %w", ErrRetry, err)
 	}
 	return err

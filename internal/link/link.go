@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	// maxBatch bounds one round trip, so that its request fits into the socket's buffer and a write
-	// does not wait for the network.
-	maxBatch = 1024
+	// maxBatch bounds one round trip, so that its request, some 30 bytes an operation, fits into the
+	// socket's buffer and a write does not wait for the network.
+	maxBatch    = 1024
+	writeBuffer = 128 << 10
 	// maxFlight is how many round trips may be under way: with two the server works on one while the
 	// client digests the other.
 	maxFlight = 2
@@ -52,7 +53,7 @@ type Op struct {
 	Owner any           // the handler's
 	Done  chan struct{} // closed, if there is one, when the operation was answered or lost
 
-	OK    bool  // granted, or unlocked
+	OK    bool  // granted, unlocked, or for Gate: nobody is there
 	Count int64 // for Look
 	Err   error // the server refused to run it; nothing is held by it, or for Unlock: all is as before
 }
@@ -82,9 +83,11 @@ func (op *Op) code() uint16 {
 // goroutine reads or fails the link, and must not wait.
 type Handler interface {
 	// Complete tells the results of operations that made one round trip, and which tokens were drawn for
-	// them, after all of them.
+	// them, after all of them. It may come after Lost, when the link was failed while it was on its way:
+	// what it grants was lost at once.
 	Complete(ops []*Op, draws []int64)
-	// Lost says, once, that the link is gone with all its locks, and which operations were not answered.
+	// Lost says that the link is gone with all its locks, and which operations were not answered. It comes
+	// again for operations that are submitted afterwards.
 	Lost(unanswered []*Op, cause error)
 }
 
@@ -143,6 +146,9 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.trusted.Store(int64(l.trustSpan()))
+	if socket, ok := raw(l.conn).(interface{ SetWriteBuffer(bytes int) error }); ok {
+		_ = socket.SetWriteBuffer(writeBuffer) // a smaller one only makes a write wait on a stalled network
+	}
 	l.workers.Add(2)
 	go l.attend()
 	go l.keep()
@@ -235,6 +241,13 @@ func (l *Link) Fail(cause error) {
 	l.handler.Lost(unanswered, cause)
 }
 
+// lossCause is why the link is closed.
+func (l *Link) lossCause() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cause
+}
+
 func markDone(ops []*Op) {
 	for _, op := range ops {
 		if op.Done != nil {
@@ -258,11 +271,19 @@ func (l *Link) Close(ctx context.Context) error {
 	var err error
 	select {
 	case <-free.Done:
+		if !free.OK {
+			if err = free.Err; err == nil {
+				err = l.lossCause()
+			}
+		}
 	case <-ctx.Done():
-		err = fmt.Errorf("close: the server did not confirm that the locks are free: %w", ctx.Err())
+		err = ctx.Err()
+	}
+	if err != nil {
+		err = fmt.Errorf("close: the server did not confirm that the locks are free: %w", err)
 	}
 	l.mu.Lock()
-	polite := !l.closed && !l.sending && len(l.flight) == 0
+	polite := !l.closed && !l.sending && len(l.flight) == 0 && len(l.failed) == 0
 	if polite {
 		l.sending = true
 	}
@@ -278,11 +299,14 @@ func (l *Link) Close(ctx context.Context) error {
 }
 
 // closeNow closes a connection without TLS's farewell, which may wait for the network.
-func closeNow(conn net.Conn) {
+func closeNow(conn net.Conn) { _ = raw(conn).Close() }
+
+// raw is the connection under TLS.
+func raw(conn net.Conn) net.Conn {
 	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = wrapped.NetConn()
+		return wrapped.NetConn()
 	}
-	_ = conn.Close()
+	return conn
 }
 
 // lossOf turns what ended a read into a cause for people.

@@ -106,6 +106,7 @@ func (l *Link) attend() {
 		case <-l.wake:
 		}
 		if _, ok := l.claim(true); !ok {
+			signal(l.nudge) // a caller was faster; the keeper must look again when it has left
 			continue
 		}
 		err := l.serve()
@@ -145,12 +146,9 @@ func (l *Link) serve() error {
 // than errInterrupted the link has failed. After errInterrupted the next reader goes on where it was.
 func (l *Link) read() error {
 	for {
-		msg, err := l.front.Receive()
+		msg, err := l.receive()
 		if err != nil {
 			return l.readError(err)
-		}
-		if msg, ok := msg.(*pgproto3.ErrorResponse); ok && isFatal(msg) {
-			return l.readError(pgconn.ErrorResponseToPgError(msg))
 		}
 		b := l.oldest()
 		if b == nil {
@@ -164,6 +162,18 @@ func (l *Link) read() error {
 			return l.finish(b)
 		}
 	}
+}
+
+// receive reads a message. One that says that the session has ended is an error.
+func (l *Link) receive() (pgproto3.BackendMessage, error) {
+	msg, err := l.front.Receive()
+	if err != nil {
+		return nil, err
+	}
+	if msg, ok := msg.(*pgproto3.ErrorResponse); ok && isFatal(msg) {
+		return nil, pgconn.ErrorResponseToPgError(msg)
+	}
+	return msg, nil
 }
 
 // readError fails the link, unless the error is only the end of this reader's turn.
@@ -241,10 +251,16 @@ func (l *Link) finish(b *batch) error {
 // failWith fails the link while a batch is in nobody's list.
 func (l *Link) failWith(cause error, b *batch) error {
 	l.mu.Lock()
-	if !l.closed {
+	closed, closedFor := l.closed, l.cause
+	if !closed {
 		l.failed = append(l.failed, b)
 	}
 	l.mu.Unlock()
+	if closed { // another was faster, and did not see this batch
+		markDone(b.ops)
+		l.handler.Lost(b.ops, closedFor)
+		return closedFor
+	}
 	l.Fail(cause)
 	return cause
 }
@@ -260,8 +276,12 @@ func (l *Link) complete(b *batch) {
 		op.OK = b.granted[i]
 	}
 	for _, op := range b.ops {
-		if op.Kind == Look {
+		switch op.Kind {
+		case Look:
 			op.Count = b.count
+		case UnlockAll:
+			op.OK = true
+		case Try, TryAtGate, Unlock, Draw, Gate, Ping:
 		}
 	}
 	markDone(b.ops)

@@ -79,8 +79,9 @@ func Retryable(err error) bool {
 // Translate adds the library's sentinel to an error of the server. Other errors, and one that has been
 // translated, are returned as they are.
 func Translate(err error) error {
-	sentinel := error(nil)
-	switch Code(err) {
+	var sentinel error
+	code := Code(err)
+	switch code {
 	case LockNotAvailable:
 		sentinel = lockerr.NotAcquired
 	case SerializationFailure:
@@ -91,7 +92,7 @@ func Translate(err error) error {
 	if sentinel == nil || errors.Is(err, sentinel) {
 		return err
 	}
-	if detail := Detail(err); sentinel == lockerr.Deadlock && detail != "" {
+	if detail := Detail(err); code == DeadlockDetected && detail != "" {
 		return fmt.Errorf("%w: %w: %s", sentinel, err, strings.ReplaceAll(detail, "\n", " "))
 	}
 	return fmt.Errorf("%w: %w", sentinel, err)

@@ -12,6 +12,7 @@ import (
 )
 
 func (s *suite) lockRow(t *testing.T) {
+	t.Helper()
 	t.Run("LockRow/ReturnsRow", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		got, err := pgbaton.LockRow[account](ctx, b.begin(t), b.table, pgbaton.Values{"id": 3}, nil)
@@ -50,8 +51,8 @@ func (s *suite) lockRow(t *testing.T) {
 	t.Run("LockRow/TakesCompositeKeyAndOddColumns", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		table := pgx.Identifier{b.table[0], "Order"}
-		b.exec(t, "CREATE TABLE "+table.Sanitize()+` ("Year" integer, "a""b;--" text, uid uuid, "select" numeric, PRIMARY KEY ("Year", "a""b;--", uid))`)
-		b.exec(t, "INSERT INTO "+table.Sanitize()+` VALUES (2026, ''' OR true --', '00000000-0000-0000-0000-000000000007', 1.5), (2026, 'x', gen_random_uuid(), 2)`)
+		b.exec(ctx, t, "CREATE TABLE "+table.Sanitize()+` ("Year" integer, "a""b;--" text, uid uuid, "select" numeric, PRIMARY KEY ("Year", "a""b;--", uid))`)
+		b.exec(ctx, t, "INSERT INTO "+table.Sanitize()+` VALUES (2026, ''' OR true --', '00000000-0000-0000-0000-000000000007', 1.5), (2026, 'x', gen_random_uuid(), 2)`)
 		type order struct {
 			Year  int    `db:"Year"`
 			Odd   string `db:"a\"b;--"`
@@ -100,12 +101,13 @@ func (s *suite) strengths(t *testing.T) {
 }
 
 func (s *suite) lockRowWait(t *testing.T) {
+	t.Helper()
 	const sqlSettings = `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`
 	key := pgbaton.Values{"id": 1}
 
 	t.Run("LockRowWait/LeavesTransactionUsable", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.hold(t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
+		b.hold(ctx, t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
 		tx := b.begin(t)
 		exec(ctx, t, tx, "SET LOCAL lock_timeout = '7s'")
 		exec(ctx, t, tx, "SAVEPOINT outside")
@@ -122,16 +124,16 @@ func (s *suite) lockRowWait(t *testing.T) {
 		exec(ctx, t, tx, "ROLLBACK TO SAVEPOINT outside")
 		require.Equal(t, "7s 0", queryString(ctx, t, tx, sqlSettings))
 		require.NoError(t, tx.Commit(ctx))
-		require.Equal(t, 100, read[int](t, b, "SELECT balance FROM "+b.name()+" WHERE id = 2"))
+		require.Equal(t, 100, read[int](ctx, t, b, "SELECT balance FROM "+b.name()+" WHERE id = 2"))
 	})
 	t.Run("LockRowWait/LocksWhenFreed", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		holder := b.hold(t, "UPDATE "+b.name()+" SET balance = 55 WHERE id = 1")
+		holder := b.hold(ctx, t, "UPDATE "+b.name()+" SET balance = 55 WHERE id = 1")
 		tx := b.begin(t)
 		exec(ctx, t, tx, "SET LOCAL statement_timeout = '59s'")
 		exec(ctx, t, tx, "SAVEPOINT outside")
 		b.background(t, func() {
-			b.awaitWaiter(t, holder)
+			b.awaitWaiter(ctx, t, holder)
 			_ = holder.Commit(ctx)
 		})
 		got, err := pgbaton.LockRow[account](ctx, tx, b.table, key, &pgbaton.RowOpts{Wait: 30 * time.Second})
@@ -144,9 +146,9 @@ func (s *suite) lockRowWait(t *testing.T) {
 	})
 	t.Run("LockRowWait/SeesRowVanish", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		holder := b.hold(t, "DELETE FROM "+b.name()+" WHERE id = 1")
+		holder := b.hold(ctx, t, "DELETE FROM "+b.name()+" WHERE id = 1")
 		b.background(t, func() {
-			b.awaitWaiter(t, holder)
+			b.awaitWaiter(ctx, t, holder)
 			_ = holder.Commit(ctx)
 		})
 		_, err := pgbaton.LockRow[account](ctx, b.begin(t), b.table, key, &pgbaton.RowOpts{Wait: 30 * time.Second})
@@ -154,7 +156,7 @@ func (s *suite) lockRowWait(t *testing.T) {
 	})
 	t.Run("LockRowWait/KeepsStricterStatementTimeout", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.hold(t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
+		b.hold(ctx, t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
 		tx := b.begin(t)
 		exec(ctx, t, tx, "SET LOCAL statement_timeout = '50ms'")
 		_, err := pgbaton.LockRow[account](ctx, tx, b.table, key, &pgbaton.RowOpts{Wait: 30 * time.Second})
@@ -164,7 +166,7 @@ func (s *suite) lockRowWait(t *testing.T) {
 	})
 	t.Run("LockRowWait/EndsWithContext", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.hold(t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
+		b.hold(ctx, t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
 		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		defer cancel()
 		_, err := pgbaton.LockRow[account](short, b.begin(t), b.table, key, nil)
@@ -174,6 +176,7 @@ func (s *suite) lockRowWait(t *testing.T) {
 }
 
 func (s *suite) lockRows(t *testing.T) {
+	t.Helper()
 	keys := func(ids ...int) []pgbaton.Values {
 		var keys []pgbaton.Values
 		for _, id := range ids {
@@ -205,8 +208,8 @@ func (s *suite) lockRows(t *testing.T) {
 	})
 	t.Run("LockRows/RefusesTakenRow", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.hold(t, "SELECT FROM "+b.name()+" WHERE id = 2 FOR UPDATE")
-		b.hold(t, "SELECT FROM "+b.name()+" WHERE id = 8 FOR UPDATE")
+		b.hold(ctx, t, "SELECT FROM "+b.name()+" WHERE id = 2 FOR UPDATE")
+		b.hold(ctx, t, "SELECT FROM "+b.name()+" WHERE id = 8 FOR UPDATE")
 		for _, wait := range []time.Duration{pgbaton.NoWait, 50 * time.Millisecond} {
 			tx := b.begin(t)
 			start := time.Now()
@@ -220,8 +223,8 @@ func (s *suite) lockRows(t *testing.T) {
 	})
 	t.Run("LockRows/BoundsWholeWait", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		first := b.hold(t, "SELECT FROM "+b.name()+" WHERE id = 1 FOR UPDATE")
-		b.hold(t, "SELECT FROM "+b.name()+" WHERE id = 2 FOR UPDATE")
+		first := b.hold(ctx, t, "SELECT FROM "+b.name()+" WHERE id = 1 FOR UPDATE")
+		b.hold(ctx, t, "SELECT FROM "+b.name()+" WHERE id = 2 FOR UPDATE")
 		b.background(t, func() {
 			time.Sleep(600 * time.Millisecond) // of the second that the whole may take
 			_ = first.Rollback(ctx)
@@ -244,6 +247,7 @@ func (s *suite) lockRows(t *testing.T) {
 }
 
 func (s *suite) claimRows(t *testing.T) {
+	t.Helper()
 	opts := &pgbaton.ClaimOpts{
 		Where:   "balance = $1 AND opened <= now() -- free ones",
 		Args:    []any{100},
@@ -270,7 +274,7 @@ func (s *suite) claimRows(t *testing.T) {
 	})
 	t.Run("ClaimRows/SkipsRowThatNoLongerMatches", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(t, "UPDATE "+b.name()+" SET balance = 5 WHERE id = 10")
+		b.exec(ctx, t, "UPDATE "+b.name()+" SET balance = 5 WHERE id = 10")
 		got, err := pgbaton.ClaimRows[int](ctx, b.begin(t), b.table, 1, opts)
 		require.NoError(t, err)
 		require.Equal(t, []int{9}, got)

@@ -6,10 +6,8 @@ package rowtest
 import (
 	"context"
 	"crypto/rand"
-	"io/fs"
 	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,64 +17,55 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/migrations"
 )
 
 // Way is one way into a database.
 type Way struct {
 	// With calls f with the handle under test. If that is a transaction, it is committed afterwards.
-	With func(t testing.TB, f func(q pgbaton.Querier))
+	With func(t *testing.T, f func(q pgbaton.Querier))
 	// Begin begins a transaction of the way's driver.
-	Begin func(t testing.TB) pgbaton.Tx
+	Begin func(t *testing.T) pgbaton.Tx
 	// InTx is pgbaton.InTx or pgbaton.InSQLTx.
 	InTx func(ctx context.Context, opts *pgbaton.TxOpts, fn func(ctx context.Context, tx pgbaton.Tx) error) error
 }
 
 // DSN is the server for tests, as a role that may create databases.
-func DSN(t testing.TB) string {
-	t.Helper()
+func DSN(tb testing.TB) string {
+	tb.Helper()
 	dsn := os.Getenv("DATABASE_URL")
 	if dsn == "" {
-		t.Fatal("set DATABASE_URL to a PostgreSQL for tests, as a superuser: postgres://postgres@127.0.0.1:5432/postgres")
+		tb.Fatal("set DATABASE_URL to a PostgreSQL for tests, as a superuser: postgres://postgres@127.0.0.1:5432/postgres")
 	}
 	return dsn
 }
 
 // NewDatabase creates a database with pgbaton's schema and drops it when the test ends.
-func NewDatabase(t testing.TB, server string) string {
-	t.Helper()
+func NewDatabase(tb testing.TB, server string) string {
+	tb.Helper()
 	ctx := context.Background()
 	name := "pgbaton_rows_" + strings.ToLower(rand.Text()[:12])
 	admin, err := pgx.Connect(ctx, server)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	_, err = admin.Exec(ctx, "CREATE DATABASE "+name)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		_, err := admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
-		require.NoError(t, err)
-		require.NoError(t, admin.Close(ctx))
+	require.NoError(tb, err)
+	tb.Cleanup(func() {
+		_, err = admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
+		require.NoError(tb, err)
+		require.NoError(tb, admin.Close(ctx))
 	})
 
 	u, err := url.Parse(server)
-	require.NoError(t, err, "the server's address must be a URL")
+	require.NoError(tb, err, "the server's address must be a URL")
 	u.Path = "/" + name
-	conn, err := pgx.Connect(ctx, u.String())
-	require.NoError(t, err)
-	defer conn.Close(ctx)
-	files, err := fs.Glob(migrations.FS, "*.up.sql")
-	require.NoError(t, err)
-	slices.Sort(files)
-	for _, file := range files {
-		text, err := fs.ReadFile(migrations.FS, file)
-		require.NoError(t, err)
-		_, err = conn.PgConn().Exec(ctx, string(text)).ReadAll()
-		require.NoError(t, err, file)
-	}
+	pool, err := pgxpool.New(ctx, u.String())
+	require.NoError(tb, err)
+	defer pool.Close()
+	require.NoError(tb, pgbaton.Migrate(ctx, pool))
 	return u.String()
 }
 
 // Run runs the suite over one way. open makes the way for a database, and ends with the test.
-func Run(t *testing.T, server string, open func(t testing.TB, dsn string) Way) {
+func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 	t.Helper()
 	dsn := NewDatabase(t, server)
 	pool, err := pgxpool.New(context.Background(), dsn)
@@ -128,30 +117,29 @@ func (s *suite) setup(t *testing.T) (context.Context, *bundle) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	b := &bundle{s, pgx.Identifier{"s " + strings.ToLower(rand.Text()[:12]), `a"b.Accounts`}}
-	b.exec(t, "CREATE SCHEMA "+pgx.Identifier{b.table[0]}.Sanitize())
-	b.exec(t, "CREATE TABLE "+b.name()+` (
+	b.exec(ctx, t, "CREATE SCHEMA "+pgx.Identifier{b.table[0]}.Sanitize())
+	b.exec(ctx, t, "CREATE TABLE "+b.name()+` (
 		id bigint PRIMARY KEY, owner text NOT NULL, note text, balance integer NOT NULL, data bytea NOT NULL,
 		opened timestamptz NOT NULL, version integer NOT NULL DEFAULT 1, "not read" point)`)
-	b.exec(t, "INSERT INTO "+b.name()+` SELECT i, 'owner ' || i, NULL, 100, '\x0102', '2026-01-02T03:04:05Z', 1
+	b.exec(ctx, t, "INSERT INTO "+b.name()+` SELECT i, 'owner ' || i, NULL, 100, '\x0102', '2026-01-02T03:04:05Z', 1
 		FROM generate_series(1, 10) i`)
 	return ctx, b
 }
 
 func (b *bundle) name() string { return b.table.Sanitize() }
 
-func (b *bundle) exec(t testing.TB, sql string, args ...any) {
+func (b *bundle) exec(ctx context.Context, t *testing.T, sql string) {
 	t.Helper()
-	_, err := b.pool.Exec(context.Background(), sql, args...)
+	_, err := b.pool.Exec(ctx, sql)
 	require.NoError(t, err)
 }
 
 // hold locks or changes rows in a transaction of somebody else's, which ends with the test at the latest.
-func (b *bundle) hold(t testing.TB, sql string) pgx.Tx {
+func (b *bundle) hold(ctx context.Context, t *testing.T, sql string) pgx.Tx {
 	t.Helper()
-	ctx := context.Background()
 	conn, err := pgx.ConnectConfig(ctx, b.pool.Config().ConnConfig.Copy())
 	require.NoError(t, err)
-	t.Cleanup(func() { conn.Close(ctx) })
+	t.Cleanup(func() { conn.Close(context.WithoutCancel(ctx)) })
 	tx, err := conn.Begin(ctx)
 	require.NoError(t, err)
 	_, err = tx.Exec(ctx, sql)
@@ -160,7 +148,7 @@ func (b *bundle) hold(t testing.TB, sql string) pgx.Tx {
 }
 
 // background runs f beside the test, which ends after it.
-func (b *bundle) background(t testing.TB, f func()) {
+func (b *bundle) background(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() { defer close(done); f() }()
@@ -168,7 +156,7 @@ func (b *bundle) background(t testing.TB, f func()) {
 }
 
 // begin begins a transaction that ends with the test.
-func (b *bundle) begin(t testing.TB) pgbaton.Tx {
+func (b *bundle) begin(t *testing.T) pgbaton.Tx {
 	t.Helper()
 	tx := b.way.Begin(t)
 	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
@@ -176,26 +164,26 @@ func (b *bundle) begin(t testing.TB) pgbaton.Tx {
 }
 
 // read is one value, read beside the way.
-func read[T any](t testing.TB, b *bundle, sql string, args ...any) T {
+func read[T any](ctx context.Context, t *testing.T, b *bundle, sql string) T {
 	t.Helper()
 	var value T
-	require.NoError(t, b.pool.QueryRow(context.Background(), sql, args...).Scan(&value))
+	require.NoError(t, b.pool.QueryRow(ctx, sql).Scan(&value))
 	return value
 }
 
 // awaitWaiter returns when a session waits for a lock of the given transaction.
-func (b *bundle) awaitWaiter(t testing.TB, holder pgx.Tx) {
+func (b *bundle) awaitWaiter(ctx context.Context, t *testing.T, holder pgx.Tx) {
 	t.Helper()
 	pid := holder.Conn().PgConn().PID()
 	require.Eventually(t, func() bool {
 		var waits bool
-		err := b.pool.QueryRow(context.Background(), `SELECT EXISTS (
+		err := b.pool.QueryRow(ctx, `SELECT EXISTS (
 			SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))`, int32(pid)).Scan(&waits)
 		return err == nil && waits
 	}, 20*time.Second, 5*time.Millisecond)
 }
 
-func exec(ctx context.Context, t testing.TB, q pgbaton.Querier, sql string) {
+func exec(ctx context.Context, t *testing.T, q pgbaton.Querier, sql string) {
 	t.Helper()
 	rows, err := q.Query(ctx, sql)
 	require.NoError(t, err)
@@ -203,7 +191,7 @@ func exec(ctx context.Context, t testing.TB, q pgbaton.Querier, sql string) {
 	require.NoError(t, rows.Err())
 }
 
-func queryString(ctx context.Context, t testing.TB, q pgbaton.Querier, sql string) string {
+func queryString(ctx context.Context, t *testing.T, q pgbaton.Querier, sql string) string {
 	t.Helper()
 	var value string
 	require.NoError(t, q.QueryRow(ctx, sql).Scan(&value))

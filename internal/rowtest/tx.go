@@ -17,6 +17,7 @@ import (
 var sprintf = fmt.Sprintf
 
 func (s *suite) inTx(t *testing.T) {
+	t.Helper()
 	t.Run("InTx/Commits", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		opts := &pgbaton.TxOpts{Isolation: pgx.Serializable}
@@ -25,7 +26,7 @@ func (s *suite) inTx(t *testing.T) {
 			exec(ctx, t, tx, "DELETE FROM "+b.name()+" WHERE id = 1")
 			return nil
 		}))
-		require.Equal(t, 9, read[int](t, b, "SELECT count(*) FROM "+b.name()))
+		require.Equal(t, 9, read[int](ctx, t, b, "SELECT count(*) FROM "+b.name()))
 		err := s.way.InTx(ctx, &pgbaton.TxOpts{ReadOnly: true}, func(ctx context.Context, tx pgbaton.Tx) error {
 			_, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 2}, nil)
 			return err
@@ -53,7 +54,7 @@ func (s *suite) inTx(t *testing.T) {
 			return nil
 		}), context.Canceled)
 		exec(ctx, t, s.pool, "SELECT FROM "+b.name()+" FOR UPDATE NOWAIT") // nobody holds anything
-		require.Equal(t, 10, read[int](t, b, "SELECT count(*) FROM "+b.name()))
+		require.Equal(t, 10, read[int](ctx, t, b, "SELECT count(*) FROM "+b.name()))
 	})
 	t.Run("InTx/TriesAgainAfterSerializationFailure", func(t *testing.T) {
 		ctx, b := s.setup(t)
@@ -71,7 +72,7 @@ func (s *suite) inTx(t *testing.T) {
 		var version int64
 		s.requireRetries(ctx, t, b, &pgbaton.TxOpts{RetryConflicts: true}, func(ctx context.Context, tx pgbaton.Tx) error {
 			expected := version
-			version = read[int64](t, b, "SELECT version FROM "+b.name()+" WHERE id = 1")
+			version = read[int64](ctx, t, b, "SELECT version FROM "+b.name()+" WHERE id = 1")
 			_, err := pgbaton.UpdateVersion(ctx, tx, b.table, keyOne, expected, pgbaton.Values{"balance": 1101}, nil)
 			return err
 		})
@@ -110,7 +111,7 @@ func (s *suite) inTx(t *testing.T) {
 	})
 	t.Run("InTx/TellsConstraintAtCommit", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(t, "ALTER TABLE "+b.name()+" ADD peer bigint REFERENCES "+b.name()+" DEFERRABLE INITIALLY DEFERRED")
+		b.exec(ctx, t, "ALTER TABLE "+b.name()+" ADD peer bigint REFERENCES "+b.name()+" DEFERRABLE INITIALLY DEFERRED")
 		err := s.way.InTx(ctx, nil, func(ctx context.Context, tx pgbaton.Tx) error {
 			exec(ctx, t, tx, "UPDATE "+b.name()+" SET peer = 99 WHERE id = 1")
 			return nil
@@ -120,10 +121,7 @@ func (s *suite) inTx(t *testing.T) {
 	})
 	t.Run("InTx/TellsUnknownCommit", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(t, "CREATE FUNCTION "+pgx.Identifier{b.table[0], "die"}.Sanitize()+`() RETURNS trigger LANGUAGE plpgsql AS
-			$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$`)
-		b.exec(t, "CREATE CONSTRAINT TRIGGER die AFTER UPDATE ON "+b.name()+
-			" DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "+pgx.Identifier{b.table[0], "die"}.Sanitize()+"()")
+		b.atCommit(ctx, t, "PERFORM pg_terminate_backend(pg_backend_pid())")
 		calls := 0
 		err := s.way.InTx(ctx, nil, func(ctx context.Context, tx pgbaton.Tx) error {
 			calls++
@@ -133,7 +131,30 @@ func (s *suite) inTx(t *testing.T) {
 		require.ErrorIs(t, err, pgbaton.ErrCommitUnknown)
 		require.Equal(t, 1, calls)
 	})
+	t.Run("InTx/TellsContextThatEndsInCommit", func(t *testing.T) {
+		ctx, b := s.setup(t)
+		b.atCommit(ctx, t, "PERFORM pg_sleep(1)")
+		short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		err := s.way.InTx(short, nil, func(ctx context.Context, tx pgbaton.Tx) error {
+			exec(ctx, t, tx, "UPDATE "+b.name()+" SET balance = 1 WHERE id = 1")
+			return nil
+		})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		if !errors.Is(err, pgbaton.ErrCommitUnknown) { // then it is certain
+			require.Equal(t, 100, read[int](ctx, t, b, "SELECT balance FROM "+b.name()+" WHERE id = 1"))
+		}
+	})
 	t.Run("InTx/ExplainsDeadlock", s.deadlock)
+}
+
+// atCommit makes a transaction that updated the table run a statement while it commits.
+func (b *bundle) atCommit(ctx context.Context, t *testing.T, statement string) {
+	t.Helper()
+	function := pgx.Identifier{b.table[0], "at_commit"}.Sanitize() + "()"
+	b.exec(ctx, t, "CREATE FUNCTION "+function+" RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "+statement+"; RETURN NULL; END $$")
+	b.exec(ctx, t, "CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON "+b.name()+
+		" DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "+function)
 }
 
 // requireRetries runs fn, before whose first call somebody else changes the row behind the transaction's back.
@@ -145,12 +166,12 @@ func (s *suite) requireRetries(
 	require.NoError(t, s.way.InTx(ctx, opts, func(ctx context.Context, tx pgbaton.Tx) error {
 		exec(ctx, t, tx, "SELECT FROM "+b.name())
 		if calls++; calls == 1 {
-			b.exec(t, "UPDATE "+b.name()+" SET balance = balance + 1, version = version + 1 WHERE id = 1")
+			b.exec(ctx, t, "UPDATE "+b.name()+" SET balance = balance + 1, version = version + 1 WHERE id = 1")
 		}
 		return fn(ctx, tx)
 	}))
 	require.Equal(t, 2, calls)
-	require.Equal(t, 1101, read[int](t, b, "SELECT balance FROM "+b.name()+" WHERE id = 1"))
+	require.Equal(t, 1101, read[int](ctx, t, b, "SELECT balance FROM "+b.name()+" WHERE id = 1"))
 }
 
 // deadlock lets two transactions lock two rows crosswise. With one attempt the victim hears who did what;
@@ -194,6 +215,7 @@ func (s *suite) deadlock(t *testing.T) {
 }
 
 func (s *suite) badInput(t *testing.T) {
+	t.Helper()
 	t.Run("BadInput/NamesWhatTheServerDoesNotKnow", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		nope := pgx.Identifier{b.table[0], `no"pe`}

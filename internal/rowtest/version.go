@@ -14,6 +14,7 @@ import (
 var keyOne = pgbaton.Values{"id": 1}
 
 func (s *suite) updateVersion(t *testing.T) {
+	t.Helper()
 	t.Run("UpdateVersion/SetsColumns", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		s.way.With(t, func(q pgbaton.Querier) {
@@ -22,18 +23,18 @@ func (s *suite) updateVersion(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, int64(2), version)
 		})
-		require.Equal(t, "7 x'; -- 2", read[string](t, b, "SELECT balance || ' ' || owner || ' ' || version FROM "+b.name()+" WHERE id = 1"))
-		require.Equal(t, 9, read[int](t, b, "SELECT count(*) FROM "+b.name()+" WHERE version = 1 AND balance = 100"))
+		require.Equal(t, "7 x'; -- 2", read[string](ctx, t, b, "SELECT balance || ' ' || owner || ' ' || version FROM "+b.name()+" WHERE id = 1"))
+		require.Equal(t, 9, read[int](ctx, t, b, "SELECT count(*) FROM "+b.name()+" WHERE version = 1 AND balance = 100"))
 	})
 	t.Run("UpdateVersion/RefusesOldVersion", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(t, "UPDATE "+b.name()+" SET version = 5")
+		b.exec(ctx, t, "UPDATE "+b.name()+" SET version = 5")
 		s.way.With(t, func(q pgbaton.Querier) {
 			version, err := pgbaton.UpdateVersion(ctx, q, b.table, keyOne, 4, pgbaton.Values{"balance": 7}, nil)
 			require.Zero(t, version)
 			requireConflict(t, err, 4, 5)
 		})
-		require.Equal(t, 100, read[int](t, b, "SELECT balance FROM "+b.name()+" WHERE id = 1"))
+		require.Equal(t, 100, read[int](ctx, t, b, "SELECT balance FROM "+b.name()+" WHERE id = 1"))
 	})
 	t.Run("UpdateVersion/RefusesMissingRow", func(t *testing.T) {
 		ctx, b := s.setup(t)
@@ -46,9 +47,9 @@ func (s *suite) updateVersion(t *testing.T) {
 	})
 	t.Run("UpdateVersion/WorksWithTrigger", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(t, "ALTER TABLE "+b.name()+` RENAME version TO "Lock V"`)
-		b.exec(t, "CREATE TRIGGER bump BEFORE UPDATE ON "+b.name()+" FOR EACH ROW EXECUTE FUNCTION pgbaton.bump_version('Lock V')")
-		b.exec(t, "UPDATE "+b.name()+" SET balance = 1") // somebody without the library
+		b.exec(ctx, t, "ALTER TABLE "+b.name()+` RENAME version TO "Lock V"`)
+		b.exec(ctx, t, "CREATE TRIGGER bump BEFORE UPDATE ON "+b.name()+" FOR EACH ROW EXECUTE FUNCTION pgbaton.bump_version('Lock V')")
+		b.exec(ctx, t, "UPDATE "+b.name()+" SET balance = 1") // somebody without the library
 		opts := &pgbaton.VersionOpts{Column: "Lock V"}
 		s.way.With(t, func(q pgbaton.Querier) {
 			_, err := pgbaton.UpdateVersion(ctx, q, b.table, keyOne, 1, pgbaton.Values{"balance": 7}, opts)
@@ -60,7 +61,7 @@ func (s *suite) updateVersion(t *testing.T) {
 			_, err = pgbaton.Mutate(ctx, q, b.table, keyOne, opts, func(r *row) error { r.Balance++; return nil })
 			require.NoError(t, err)
 		})
-		require.Equal(t, "8 4", read[string](t, b, `SELECT balance || ' ' || "Lock V" FROM `+b.name()+" WHERE id = 1"))
+		require.Equal(t, "8 4", read[string](ctx, t, b, `SELECT balance || ' ' || "Lock V" FROM `+b.name()+" WHERE id = 1"))
 	})
 	t.Run("DeleteVersion/Deletes", func(t *testing.T) {
 		ctx, b := s.setup(t)
@@ -68,11 +69,11 @@ func (s *suite) updateVersion(t *testing.T) {
 			requireConflict(t, pgbaton.DeleteVersion(ctx, q, b.table, keyOne, 2, nil), 2, 1)
 			require.NoError(t, pgbaton.DeleteVersion(ctx, q, b.table, keyOne, 1, nil))
 		})
-		require.Equal(t, 9, read[int](t, b, "SELECT count(*) FROM "+b.name()))
+		require.Equal(t, 9, read[int](ctx, t, b, "SELECT count(*) FROM "+b.name()))
 	})
 }
 
-func requireConflict(t testing.TB, err error, expected, current int64) {
+func requireConflict(t *testing.T, err error, expected, current int64) {
 	t.Helper()
 	require.ErrorIs(t, err, pgbaton.ErrConflict)
 	var conflict *pgbaton.ConflictError
@@ -82,28 +83,31 @@ func requireConflict(t testing.TB, err error, expected, current int64) {
 
 // races are the updates whose own snapshot cannot show what happened: they waited for it.
 func (s *suite) races(t *testing.T) {
+	t.Helper()
 	for name, test := range map[string]struct {
 		other string
-		check func(t testing.TB, err error)
+		check func(t *testing.T, err error)
 	}{
-		"TellsNewVersion": {"UPDATE %s SET version = version + 1 WHERE id = 1", func(t testing.TB, err error) {
+		"TellsNewVersion": {"UPDATE %s SET version = version + 1 WHERE id = 1", func(t *testing.T, err error) {
+			t.Helper()
 			requireConflict(t, err, 1, 2)
 		}},
-		"TellsVanishedRow": {"DELETE FROM %s WHERE id = 1", func(t testing.TB, err error) {
+		"TellsVanishedRow": {"DELETE FROM %s WHERE id = 1", func(t *testing.T, err error) {
+			t.Helper()
 			require.ErrorIs(t, err, pgbaton.ErrNotFound)
 			require.NotErrorIs(t, err, pgbaton.ErrConflict)
 		}},
 	} {
 		t.Run("UpdateVersion/"+name, func(t *testing.T) {
 			ctx, b := s.setup(t)
-			holder := b.hold(t, sprintf(test.other, b.name()))
+			holder := b.hold(ctx, t, sprintf(test.other, b.name()))
 			s.way.With(t, func(q pgbaton.Querier) {
 				result := make(chan error, 1)
 				go func() {
 					_, err := pgbaton.UpdateVersion(ctx, q, b.table, keyOne, 1, pgbaton.Values{"balance": 7}, nil)
 					result <- err
 				}()
-				b.awaitWaiter(t, holder)
+				b.awaitWaiter(ctx, t, holder)
 				require.NoError(t, holder.Commit(ctx))
 				test.check(t, <-result)
 			})
@@ -114,20 +118,21 @@ func (s *suite) races(t *testing.T) {
 		err := s.way.InTx(ctx, &pgbaton.TxOpts{Isolation: pgx.RepeatableRead, MaxAttempts: 1},
 			func(ctx context.Context, tx pgbaton.Tx) error {
 				exec(ctx, t, tx, "SELECT FROM "+b.name())
-				b.exec(t, "UPDATE "+b.name()+" SET version = version + 1")
+				b.exec(ctx, t, "UPDATE "+b.name()+" SET version = version + 1")
 				_, err := pgbaton.UpdateVersion(ctx, tx, b.table, keyOne, 1, pgbaton.Values{"balance": 7}, nil)
 				return err
 			})
 		require.ErrorIs(t, err, pgbaton.ErrConflict)
 		var conflict *pgbaton.ConflictError
-		require.False(t, errors.As(err, &conflict))
+		require.NotErrorAs(t, err, &conflict)
 	})
 }
 
 func (s *suite) mutate(t *testing.T) {
+	t.Helper()
 	t.Run("Mutate/WritesChangedColumnsOnly", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		b.exec(t, "ALTER TABLE "+b.name()+" DROP COLUMN owner, ADD owner text NOT NULL GENERATED ALWAYS AS ('generated') STORED")
+		b.exec(ctx, t, "ALTER TABLE "+b.name()+" DROP COLUMN owner, ADD owner text NOT NULL GENERATED ALWAYS AS ('generated') STORED")
 		s.way.With(t, func(q pgbaton.Querier) {
 			got, err := pgbaton.Mutate(ctx, q, b.table, keyOne, nil, func(a *account) error {
 				a.Balance += 11
@@ -139,7 +144,7 @@ func (s *suite) mutate(t *testing.T) {
 			require.Equal(t, int64(2), got.Version)
 			require.Equal(t, "generated", got.Owner)
 		})
-		require.Equal(t, []byte{9, 2}, read[[]byte](t, b, "SELECT data FROM "+b.name()+" WHERE id = 1"))
+		require.Equal(t, []byte{9, 2}, read[[]byte](ctx, t, b, "SELECT data FROM "+b.name()+" WHERE id = 1"))
 	})
 	t.Run("Mutate/WritesNothingIfUnchanged", func(t *testing.T) {
 		ctx, b := s.setup(t)
@@ -148,7 +153,7 @@ func (s *suite) mutate(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, int64(1), got.Version)
 		})
-		require.Equal(t, 10, read[int](t, b, "SELECT count(*) FROM "+b.name()+" WHERE version = 1"))
+		require.Equal(t, 10, read[int](ctx, t, b, "SELECT count(*) FROM "+b.name()+" WHERE version = 1"))
 	})
 	t.Run("Mutate/TriesAgain", func(t *testing.T) {
 		ctx, b := s.setup(t)
@@ -156,7 +161,7 @@ func (s *suite) mutate(t *testing.T) {
 		s.way.With(t, func(q pgbaton.Querier) {
 			got, err := pgbaton.Mutate(ctx, q, b.table, keyOne, nil, func(a *account) error {
 				if calls++; calls < 4 {
-					b.exec(t, "UPDATE "+b.name()+" SET balance = balance + 1, version = version + 1 WHERE id = 1")
+					b.exec(ctx, t, "UPDATE "+b.name()+" SET balance = balance + 1, version = version + 1 WHERE id = 1")
 				}
 				a.Balance += 1000
 				return nil
@@ -172,7 +177,7 @@ func (s *suite) mutate(t *testing.T) {
 		s.way.With(t, func(q pgbaton.Querier) {
 			fn := func(a *account) error {
 				calls++
-				b.exec(t, "UPDATE "+b.name()+" SET version = version + 1 WHERE id = 1")
+				b.exec(ctx, t, "UPDATE "+b.name()+" SET version = version + 1 WHERE id = 1")
 				a.Balance += 1000
 				return nil
 			}

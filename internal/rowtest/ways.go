@@ -13,14 +13,15 @@ import (
 )
 
 // PgxWay is a way by pgx; with makes the handle under test.
-func PgxWay(t testing.TB, dsn string, with func(t testing.TB, pool *pgxpool.Pool, f func(pgbaton.Querier))) Way {
+func PgxWay(t *testing.T, dsn string, with func(t *testing.T, pool *pgxpool.Pool, f func(pgbaton.Querier))) Way {
 	t.Helper()
 	pool, err := pgxpool.New(context.Background(), dsn)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	return Way{
-		With: func(t testing.TB, f func(pgbaton.Querier)) { with(t, pool, f) },
-		Begin: func(t testing.TB) pgbaton.Tx {
+		With: func(t *testing.T, f func(pgbaton.Querier)) { t.Helper(); with(t, pool, f) },
+		Begin: func(t *testing.T) pgbaton.Tx {
+			t.Helper()
 			tx, err := pool.Begin(context.Background())
 			require.NoError(t, err)
 			return tx
@@ -31,8 +32,11 @@ func PgxWay(t testing.TB, dsn string, with func(t testing.TB, pool *pgxpool.Pool
 	}
 }
 
+// WithPool calls f with the pool itself.
+func WithPool(_ *testing.T, pool *pgxpool.Pool, f func(pgbaton.Querier)) { f(pool) }
+
 // WithConn calls f with a connection of its own.
-func WithConn(t testing.TB, pool *pgxpool.Pool, f func(conn *pgx.Conn)) {
+func WithConn(t *testing.T, pool *pgxpool.Pool, f func(pgbaton.Querier)) {
 	t.Helper()
 	ctx := context.Background()
 	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig.Copy())
@@ -41,16 +45,26 @@ func WithConn(t testing.TB, pool *pgxpool.Pool, f func(conn *pgx.Conn)) {
 	f(conn)
 }
 
+// WithPgxTx calls f with a transaction and commits it.
+func WithPgxTx(t *testing.T, pool *pgxpool.Pool, f func(pgbaton.Querier)) {
+	t.Helper()
+	require.NoError(t, pgx.BeginFunc(context.Background(), pool, func(tx pgx.Tx) error {
+		f(tx)
+		return nil
+	}))
+}
+
 // SQLWay is a way by database/sql with the driver of the name given; with makes the handle under test.
-func SQLWay(t testing.TB, driver, dsn string, with func(t testing.TB, db *sql.DB, f func(pgbaton.Querier))) Way {
+func SQLWay(t *testing.T, driver, dsn string, with func(t *testing.T, db *sql.DB, f func(pgbaton.Querier))) Way {
 	t.Helper()
 	db, err := sql.Open(driver, dsn)
 	require.NoError(t, err)
 	db.SetMaxOpenConns(20)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return Way{
-		With: func(t testing.TB, f func(pgbaton.Querier)) { with(t, db, f) },
-		Begin: func(t testing.TB) pgbaton.Tx {
+		With: func(t *testing.T, f func(pgbaton.Querier)) { t.Helper(); with(t, db, f) },
+		Begin: func(t *testing.T) pgbaton.Tx {
+			t.Helper()
 			tx, err := db.BeginTx(context.Background(), nil)
 			require.NoError(t, err)
 			return pgbaton.SQLTx(tx)
@@ -61,8 +75,11 @@ func SQLWay(t testing.TB, driver, dsn string, with func(t testing.TB, db *sql.DB
 	}
 }
 
+// WithSQLDB calls f with the database itself.
+func WithSQLDB(_ *testing.T, db *sql.DB, f func(pgbaton.Querier)) { f(pgbaton.SQLDB(db)) }
+
 // WithSQLTx calls f with a transaction of database/sql and commits it.
-func WithSQLTx(t testing.TB, db *sql.DB, f func(pgbaton.Querier)) {
+func WithSQLTx(t *testing.T, db *sql.DB, f func(pgbaton.Querier)) {
 	t.Helper()
 	tx, err := db.BeginTx(context.Background(), nil)
 	require.NoError(t, err)

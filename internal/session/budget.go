@@ -1,6 +1,12 @@
 package session
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
+
+// wish is for how long a link that found no room is waited for; it asks again sooner than that.
+const wish = 5 * time.Second
 
 // Budget shares the connections that a client may open between links and waiting sessions. One place is
 // always kept for a link and one for a waiting session.
@@ -9,7 +15,7 @@ type Budget struct {
 	most    int
 	links   int
 	waiting int
-	asked   bool // a link found no room
+	asked   time.Time // when a link found no room; zero if it is content
 }
 
 // NewBudget makes a budget of at most so many connections, which must be 2 or more.
@@ -23,11 +29,13 @@ func (b *Budget) Take(role Role) bool {
 	switch {
 	case role == Link && b.links < b.most-1 && b.links+b.waiting < b.most:
 		b.links++
-		b.asked = false
+		b.asked = time.Time{}
 	case role == Link:
-		b.asked = b.links < b.most-1
+		if b.links < b.most-1 {
+			b.asked = time.Now()
+		}
 		return false
-	case !b.asked && max(b.links, 1)+b.waiting < b.most:
+	case (b.waiting == 0 || !b.wished()) && max(b.links, 1)+b.waiting < b.most:
 		b.waiting++
 	default:
 		return false
@@ -50,5 +58,7 @@ func (b *Budget) Give(role Role) {
 func (b *Budget) Crowded() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.asked && b.waiting > 1
+	return b.waiting > 1 && b.wished()
 }
+
+func (b *Budget) wished() bool { return !b.asked.IsZero() && time.Since(b.asked) < wish }

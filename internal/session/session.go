@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,52 +45,102 @@ type Dialer struct {
 type Session struct {
 	*pgx.Conn
 
-	Server   Server
-	Refused  []Refusal // protections that the server would not set
-	Repaired bool      // this session found the token sequence in doubt and moved it
+	Server      Server
+	Protections []Protection
+	Repaired    bool // this session found the token sequence in doubt and moved it
 }
 
 // Dial opens a session for a role. On failure nothing is left open. The error names host and port,
 // never a password, and matches one of the sentinels when the ground is wrong.
 func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
+	return d.dial(ctx, role, nil)
+}
+
+// DialProbed is Dial that also tries out, with a second connection for a moment, whether sessions are what they
+// seem: that no pooler shares them, and that advisory locks exclude.
+func (d *Dialer) DialProbed(ctx context.Context, role Role) (*Session, error) {
+	other, err := d.second(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer Close(other)
+	return d.dial(ctx, role, other.PgConn())
+}
+
+// dial opens a session, and probes it with another connection if there is one.
+func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Session, error) {
 	cfg := d.Config.Copy()
 	if d.BeforeConnect != nil {
 		if err := d.BeforeConnect(ctx, cfg); err != nil {
 			return nil, fmt.Errorf("connect: BeforeConnect: %w", err)
 		}
 	}
+	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", address(cfg), err)
 	}
+	opened.Store(true)
 	s := &Session{Conn: conn}
-	if err := d.prepare(ctx, s, role); err != nil {
+	if err := d.prepare(ctx, s, role, other); err != nil {
 		Close(conn)
 		return nil, fmt.Errorf("%s: %w", address(cfg), err)
 	}
 	return s, nil
 }
 
+// boundCancels bounds what is dialled once the session is open, which is cancel requests. pgx sends one in the
+// background when it gives a connection up, and lets it take 15 s.
+func (d *Dialer) boundCancels(cfg *pgx.ConnConfig) *atomic.Bool {
+	opened := &atomic.Bool{}
+	dial, limit := cfg.DialFunc, min(d.TTL/4, cancelTimeout)
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if !opened.Load() {
+			return dial(ctx, network, addr)
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		deadline := time.Now().Add(limit)
+		conn, err := dial(ctx, network, addr)
+		if err == nil {
+			err = conn.SetDeadline(deadline)
+		}
+		return conn, err
+	}
+	return opened
+}
+
 // prepare makes a fresh connection fit for its role.
-func (d *Dialer) prepare(ctx context.Context, s *Session, role Role) error {
+func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, other *pgconn.PgConn) error {
 	if err := d.refusePooler(ctx, s.Conn); err != nil {
 		return err
+	}
+	if d.SessionPooler && other != nil {
+		if err := probePooler(ctx, s.PgConn(), other); err != nil {
+			return err
+		}
 	}
 	if d.AfterConnect != nil {
 		if err := d.AfterConnect(ctx, s.Conn); err != nil {
 			return fmt.Errorf("AfterConnect: %w", err)
+		}
+		if s.PgConn().TxStatus() != 'I' {
+			return errors.New("AfterConnect: it left a transaction open")
 		}
 	}
 	var err error
 	if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
 		return err
 	}
-	// With synchronous_commit still as the server has it: a repair must be safe on disk.
-	if s.Repaired, err = repairTokens(ctx, s.PgConn()); err != nil {
+	if s.Protections, err = pin(ctx, s.PgConn(), d.settings(role, s.Server)); err != nil {
 		return err
 	}
-	s.Refused, err = pin(ctx, s.PgConn(), d.settings(role, s.Server))
-	return err
+	// Only now: a role's default_transaction_read_only would refuse the repair. It sees itself to it that it
+	// is safe on disk.
+	if s.Repaired, err = repairTokens(ctx, s.PgConn()); err != nil || other == nil {
+		return err
+	}
+	return probeLocks(ctx, s.PgConn(), other)
 }
 
 // refusePooler compares the process id that was announced at login with the one that answers. Behind
@@ -111,15 +162,26 @@ func (d *Dialer) refusePooler(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// Close ends a connection without waiting for the network.
+// Close ends a connection. It takes a moment at the most when the server does not answer; afterwards socket
+// and goroutines are gone.
 func Close(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	_ = conn.Close(ctx) // it is being thrown away
+	// After an error pgx itself is closing it, in the background.
+	pg := conn.PgConn()
+	select {
+	case <-pg.CleanupDone():
+	case <-ctx.Done():
+		_ = pg.Conn().Close()
+		<-pg.CleanupDone()
+	}
 }
 
-// closeTimeout bounds the polite farewell to the server.
-const closeTimeout = 100 * time.Millisecond
+const (
+	closeTimeout  = 100 * time.Millisecond // for the polite farewell to the server
+	cancelTimeout = 2 * time.Second        // for a cancel request
+)
 
 // address names the server for people.
 func address(cfg *pgx.ConnConfig) string {

@@ -17,10 +17,11 @@ type setting struct {
 	protection  bool
 }
 
-// Refusal is a protection that the server would not set.
-type Refusal struct {
+// Protection is a setting by which the server frees the locks of a client that has fallen silent.
+type Protection struct {
 	Setting string
-	Reason  string
+	Value   string
+	Refused string // why the server would not set it; "" if it did
 }
 
 // WaitSlice is the longest that one call waits in the server's queue. It stays under deadlock_timeout, so
@@ -83,18 +84,20 @@ const sqlPin = "SELECT set_config($1, $2, false)"
 
 // pin sets the settings one by one, so that one refused protection does not cost the others.
 
-func pin(ctx context.Context, conn *pgconn.PgConn, all []setting) ([]Refusal, error) {
-	var refused []Refusal
+func pin(ctx context.Context, conn *pgconn.PgConn, all []setting) ([]Protection, error) {
+	var protections []Protection
 	for _, s := range all {
 		result := conn.ExecParams(ctx, sqlPin, [][]byte{[]byte(s.name), []byte(s.value)}, nil, nil, nil).Read()
 		var pgErr *pgconn.PgError
 		switch {
+		case result.Err == nil && s.protection:
+			protections = append(protections, Protection{Setting: s.name, Value: s.value})
 		case result.Err == nil:
 		case s.protection && errors.As(result.Err, &pgErr):
-			refused = append(refused, Refusal{Setting: s.name, Reason: pgErr.Message})
+			protections = append(protections, Protection{Setting: s.name, Value: s.value, Refused: pgErr.Message})
 		default:
 			return nil, fmt.Errorf("set %s to %q: %w", s.name, s.value, result.Err)
 		}
 	}
-	return refused, nil
+	return protections, nil
 }

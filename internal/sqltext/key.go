@@ -28,20 +28,23 @@ func KeyColumns(key map[string]any) ([]string, error) {
 
 // KeyEquals is the condition that a row has the key.
 func KeyEquals(args *Args, columns []string, key map[string]any) (string, error) {
-	var b strings.Builder
-	for i, column := range columns {
-		placeholder, err := args.Add(key[column])
-		if err != nil {
-			return "", fmt.Errorf("key column %s: %w", Quote(column), err)
-		}
-		if i > 0 {
-			b.WriteString(" AND ")
-		}
-		b.WriteString(Quote(column))
-		b.WriteString(" = ")
-		b.WriteString(placeholder)
+	first := len(args.values) + 1
+	if err := args.AddAll(columns, key); err != nil {
+		return "", err
 	}
-	return b.String(), nil
+	return Equations(columns, first, " AND "), nil
+}
+
+// Equations are column = $n for each of the columns, numbered upwards from first.
+func Equations(columns []string, first int, separator string) string {
+	text := ""
+	for i, column := range columns {
+		if i > 0 {
+			text += separator
+		}
+		text += Quote(column) + " = " + Placeholder(first+i)
+	}
+	return text
 }
 
 // KeyIn is the condition that a row has one of the keys, which must all have the given columns. The list is
@@ -93,30 +96,17 @@ func keyTuple(args *Args, columns []string, key map[string]any) (string, error) 
 	return "(" + strings.Join(placeholders, ", ") + ")", nil
 }
 
-// Assignments is the list of a SET clause, in the order of the columns' names.
-func Assignments(args *Args, set map[string]any) (string, error) {
+// SetColumns are the columns of a SET clause in the order of their names.
+func SetColumns(set map[string]any) ([]string, error) {
 	columns := make([]string, 0, len(set))
 	for column := range set {
 		if err := CheckName(column); err != nil {
-			return "", fmt.Errorf("set: %w", err)
+			return nil, fmt.Errorf("set: %w", err)
 		}
 		columns = append(columns, column)
 	}
 	slices.Sort(columns)
-	var b strings.Builder
-	for i, column := range columns {
-		placeholder, err := args.Add(set[column])
-		if err != nil {
-			return "", fmt.Errorf("set %s: %w", Quote(column), err)
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(Quote(column))
-		b.WriteString(" = ")
-		b.WriteString(placeholder)
-	}
-	return b.String(), nil
+	return columns, nil
 }
 
 // QuoteList is a list of quoted names.

@@ -19,8 +19,8 @@ type place struct {
 	slice   time.Duration
 
 	// Guarded by the room's mutex.
-	calling bool          // in a wait on the server
-	cancel  chan struct{} // closed when the cancel under way has reached the server; nil if there is none
+	calling bool       // in a wait on the server
+	cancel  chan error // says whether the cancel under way has reached the server; nil if there is none
 }
 
 // Answers of pgbaton.wait_for_turn.
@@ -146,15 +146,29 @@ func (p *place) serve(st *stand) (err error) {
 			return err
 		}
 		atGate = answer == turn || (answer == firstAtKey && !others)
-		if answer == turn && <-p.room.Desk.Turn(st.key) {
+		if answer == turn && p.announce(st) {
 			return nil // and let the next process to the gate, also if the key is wanted again already
 		}
 		waited = answer != turn
 	}
 }
 
+// announce tells the desk that it is its turn. False means that a passer-by was faster, and that the place
+// shall stay at the gate. Without a link to use the turn with, others shall have it.
+func (p *place) announce(st *stand) bool {
+	timer := time.NewTimer(p.room.cfg.TTL / 4)
+	defer timer.Stop()
+	select {
+	case taken := <-p.room.Desk.Turn(st.key):
+		return taken
+	case <-timer.C:
+	case <-p.room.ctx.Done():
+	}
+	return true
+}
+
 // wait stands in the server's queue for a slice at the most.
-func (p *place) wait(st *stand, atGate, keepGate bool) (int, error) {
+func (p *place) wait(st *stand, atGate, keepGate bool) (answer int, err error) {
 	mode, until, ok := p.room.Desk.Need(st.key)
 	if !ok { // it is about to be unwanted
 		p.sleep(time.Millisecond)
@@ -170,7 +184,7 @@ func (p *place) wait(st *stand, atGate, keepGate bool) (int, error) {
 	p.room.mu.Lock()
 	p.calling = !st.left
 	p.room.mu.Unlock()
-	defer p.called()
+	defer func() { err = errors.Join(err, p.called()) }()
 	ctx, cancel := context.WithTimeout(p.room.ctx, slice+p.room.cfg.TTL/4)
 	defer cancel()
 	result := p.session.PgConn().ExecPrepared(ctx, stmtWait, [][]byte{
@@ -187,16 +201,20 @@ func (p *place) wait(st *stand, atGate, keepGate bool) (int, error) {
 }
 
 // called ends a wait. A cancel that is still on its way must not hit the session's next statement: there it
-// would be an error, and a line in the server's log.
-func (p *place) called() {
+// would be an error, and a line in the server's log. After an error the session is not to be used.
+func (p *place) called() error {
 	p.room.mu.Lock()
 	p.calling = false
 	cancel := p.cancel
 	p.cancel = nil
 	p.room.mu.Unlock()
-	if cancel != nil {
-		<-cancel
+	if cancel == nil {
+		return nil
 	}
+	if err := <-cancel; err != nil {
+		return fmt.Errorf("cancel a wait: %w", err)
+	}
+	return nil
 }
 
 // free gives the gate back.
@@ -233,15 +251,14 @@ func (p *place) abandon() {
 		return
 	}
 	p.calling = false
-	p.cancel = make(chan struct{})
+	p.cancel = make(chan error, 1)
 	pg, done := p.session.PgConn(), p.cancel
 	p.room.workers.Add(1)
 	go func() {
 		defer p.room.workers.Done()
-		defer close(done)
 		ctx, cancel := context.WithTimeout(context.Background(), p.room.cfg.TTL/4)
 		defer cancel()
-		_ = pg.CancelRequest(ctx) // without it the wait ends with its slice
+		done <- pg.CancelRequest(ctx) // without it the wait ends with its slice
 	}()
 }
 

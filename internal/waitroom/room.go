@@ -75,6 +75,9 @@ func (r *Room) Enter(key advisory.Key) {
 
 // staff sees to it that somebody serves the line. The caller holds mu.
 func (r *Room) staff() {
+	if r.closed {
+		return
+	}
 	switch {
 	case r.idle > 0:
 		select {
@@ -124,8 +127,8 @@ func (r *Room) next(p *place) *stand {
 	st := r.line[0]
 	r.line = r.line[1:]
 	st.place = p
-	if len(r.line) > 0 && r.idle > 0 {
-		r.staff()
+	if len(r.line) > 0 {
+		r.staff() // the call that came with this key may have been for two
 	}
 	return st
 }
@@ -140,6 +143,9 @@ func (r *Room) part(st *stand, front bool) {
 		delete(r.stands, st.key)
 	case front:
 		r.line = append([]*stand{st}, r.line...)
+		if r.idle > 0 {
+			r.staff() // the place that failed will pause
+		}
 	default:
 		r.line = append(r.line, st)
 	}

@@ -1,0 +1,85 @@
+package pgbaton_test
+
+import (
+	"bytes"
+	"flag"
+	"go/ast"
+	"go/doc"
+	"go/parser"
+	"go/printer"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var updateAPI = flag.Bool("update-api", false, "write the exported surface to testdata/api.txt")
+
+// TestAPI pins the exported surface: a change of it is meant, and goes into CHANGELOG.md. To accept one:
+//
+//	go test -run TestAPI -update-api .
+func TestAPI(t *testing.T) {
+	t.Parallel()
+	const golden = "testdata/api.txt"
+	surface := strings.Join(exported(t), "\n") + "\n"
+	if *updateAPI {
+		require.NoError(t, os.WriteFile(golden, []byte(surface), 0o600))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	require.Equal(t, string(want), surface)
+}
+
+// exported lists the package's exported declarations, each on a line.
+func exported(t *testing.T) []string {
+	t.Helper()
+	fset := token.NewFileSet()
+	paths, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	var files []*ast.File
+	for _, path := range paths {
+		if !strings.HasSuffix(path, "_test.go") {
+			file, err := parser.ParseFile(fset, path, nil, 0)
+			require.NoError(t, err)
+			files = append(files, file)
+		}
+	}
+	pkg, err := doc.NewFromFiles(fset, files, "github.com/pgbaton/pgbaton")
+	require.NoError(t, err)
+	var lines []string
+	add := func(decl ast.Node) {
+		var text bytes.Buffer
+		require.NoError(t, printer.Fprint(&text, fset, decl))
+		lines = append(lines, strings.Join(strings.Fields(text.String()), " "))
+	}
+	functions := func(all []*doc.Func) {
+		for _, f := range all {
+			add(f.Decl)
+		}
+	}
+	values := func(all []*doc.Value) {
+		for _, v := range all {
+			for _, name := range v.Names {
+				if ast.IsExported(name) {
+					lines = append(lines, v.Decl.Tok.String()+" "+name)
+				}
+			}
+		}
+	}
+	functions(pkg.Funcs)
+	values(pkg.Vars)
+	values(pkg.Consts)
+	for _, typ := range pkg.Types {
+		add(typ.Decl)
+		functions(typ.Funcs)
+		functions(typ.Methods)
+		values(typ.Consts)
+		values(typ.Vars)
+	}
+	slices.Sort(lines)
+	return lines
+}

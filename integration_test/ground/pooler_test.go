@@ -1,0 +1,176 @@
+// Package ground_test shows on which ground the library refuses to stand, with real poolers and standbys.
+package ground_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+)
+
+// pgbouncer starts a PgBouncer in front of a database and returns the database's URL through it.
+func pgbouncer(t *testing.T, dsn, mode string) string {
+	t.Helper()
+	program, err := exec.LookPath("pgbouncer")
+	require.NoError(t, err, "this test needs PgBouncer: apt-get install pgbouncer")
+	target, err := url.Parse(dsn)
+	require.NoError(t, err)
+	password, ok := target.User.Password()
+	if ok {
+		password = " password=" + password
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to find a free port
+	require.NoError(t, err)
+	port := listener.Addr().(*net.TCPAddr).Port
+	require.NoError(t, listener.Close())
+
+	dir := t.TempDir()
+	config := fmt.Sprintf(`[databases]
+* = host=%s port=%s user=%s%s
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+auth_type = any
+pool_mode = %s
+default_pool_size = 4
+unix_socket_dir =
+`, target.Hostname(), target.Port(), target.User.Username(), password, port, mode)
+	file := filepath.Join(dir, "pgbouncer.ini")
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o644)) //nolint:gosec // read by another user
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		require.NoError(t, os.Chmod(d, 0o755)) //nolint:gosec // read by another user
+	}
+	args := []string{"-q", file}
+	if os.Getuid() == 0 {
+		args = []string{"-q", "-u", "nobody", file} // it refuses to run as root
+	}
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Stderr = os.Stderr
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	through := *target
+	through.Host = fmt.Sprintf("127.0.0.1:%d", port)
+	query := through.Query()
+	query.Set("sslmode", "disable")
+	through.RawQuery = query.Encode()
+	require.Eventually(t, func() bool {
+		conn, err := pgx.Connect(context.Background(), through.String())
+		if err != nil {
+			return false
+		}
+		return conn.Close(context.Background()) == nil
+	}, 10*time.Second, 20*time.Millisecond)
+	return through.String()
+}
+
+func TestPooler(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for _, mode := range []string{"transaction", "session"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			dsn := testdb.NewMigrated(t)
+			through := pgbouncer(t, dsn, mode)
+
+			// Whoever does not know of it is told of it in either mode.
+			_, err := pgbaton.Open(ctx, through, nil)
+			require.ErrorIs(t, err, pgbaton.ErrPooler)
+			require.ErrorContains(t, err, "Config.SessionPooler")
+
+			// Who says that it is in session mode had better be right.
+			client, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true})
+			if mode == "transaction" {
+				require.ErrorIs(t, err, pgbaton.ErrPooler)
+				require.ErrorContains(t, err, "transaction mode")
+				requireReduced(t, through)
+			} else {
+				require.NoError(t, err)
+				requireLocks(t, client, dsn)
+			}
+			requireNoTrace(t, dsn)
+		})
+	}
+}
+
+// requireLocks makes sure that a client behind a pooler excludes one that is not.
+func requireLocks(t *testing.T, client *pgbaton.Client, dsn string) {
+	t.Helper()
+	ctx := t.Context()
+	direct, err := pgbaton.Open(ctx, dsn, nil)
+	require.NoError(t, err)
+	lock, err := client.Acquire(ctx, pgbaton.Name("pooled"))
+	require.NoError(t, err)
+	_, err = direct.TryAcquire(ctx, pgbaton.Name("pooled"))
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NoError(t, lock.Release(ctx))
+	require.NoError(t, client.Close(ctx))
+	require.NoError(t, direct.Close(ctx))
+}
+
+// requireReduced makes sure that what lives in transactions works behind a pooler in transaction mode.
+func requireReduced(t *testing.T, through string) {
+	t.Helper()
+	ctx := t.Context()
+	client, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true, Reduced: true})
+	require.NoError(t, err)
+	_, err = client.Acquire(ctx, pgbaton.Name("reduced"))
+	require.ErrorIs(t, err, pgbaton.ErrPooler)
+	require.NoError(t, client.Close(ctx))
+
+	config, err := pgx.ParseConfig(through)
+	require.NoError(t, err)
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec // prepared statements do not survive such a pooler either
+	conn, err := pgx.ConnectConfig(ctx, config)
+	require.NoError(t, err)
+	defer conn.Close(ctx)
+	tx, err := conn.Begin(ctx)
+	require.NoError(t, err)
+	token, err := pgbaton.AcquireTx(ctx, tx, pgbaton.Name("reduced"))
+	require.NoError(t, err)
+	require.Positive(t, token)
+	require.NoError(t, tx.Commit(ctx))
+}
+
+// requireNoTrace makes sure that neither a lock nor a setting is left on the pooler's sessions.
+func requireNoTrace(t *testing.T, dsn string) {
+	t.Helper()
+	conn := testdb.Connect(t, dsn)
+	require.Eventually(t, func() bool {
+		return testdb.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
+	}, 5*time.Second, 10*time.Millisecond)
+}
+
+// TestPooler_TransactionModeGrantsTwice is the control: it shows, with bare SQL, the double grant that the
+// library refuses to risk.
+func TestPooler_TransactionModeGrantsTwice(t *testing.T) {
+	t.Parallel()
+	through := pgbouncer(t, testdb.NewMigrated(t), "transaction")
+	grants := 0
+	for range 2 {
+		config, err := pgx.ParseConfig(through)
+		require.NoError(t, err)
+		config.DefaultQueryExecMode = pgx.QueryExecModeExec
+		conn, err := pgx.ConnectConfig(t.Context(), config)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close(context.Background()) })
+		if testdb.Value[bool](t, conn, "SELECT pg_try_advisory_lock(1)") {
+			grants++
+		}
+	}
+	require.Equal(t, 2, grants)
+}
