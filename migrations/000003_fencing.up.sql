@@ -25,7 +25,8 @@ COMMENT ON COLUMN pgbaton.fence.seen_at IS 'when it was last shown, to a minute'
 --
 -- Where there is no row to lock, an advisory lock of the transaction stands for it. Above READ COMMITTED a
 -- row that was written after the snapshot is a serialization_failure; a shared token, which writes
--- nothing, finds one that it cannot see by an INSERT that is taken back.
+-- nothing, finds one that it cannot see by an INSERT that is taken back. (Before it reads, because the
+-- INSERTs of two serializable transactions that have read would be a conflict of theirs.)
 CREATE FUNCTION pgbaton.fence(resource text, token bigint, shared boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -41,17 +42,21 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF shared THEN
+        IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+            PERFORM pg_advisory_xact_lock_shared(hashtextextended(name, salt));
+            BEGIN
+                INSERT INTO pgbaton.fence AS f VALUES (name, 0, clock_timestamp()) ON CONFLICT DO NOTHING;
+                IF FOUND THEN
+                    RAISE EXCEPTION USING ERRCODE = 'PB000';
+                END IF;
+            EXCEPTION WHEN SQLSTATE 'PB000' THEN
+                RETURN; -- there is no row, and now this one is gone, too
+            END;
+        END IF;
         SELECT f.token INTO newest FROM pgbaton.fence AS f WHERE f.resource = name FOR SHARE;
         IF NOT FOUND THEN
             PERFORM pg_advisory_xact_lock_shared(hashtextextended(name, salt));
             SELECT f.token INTO newest FROM pgbaton.fence AS f WHERE f.resource = name FOR SHARE;
-            IF NOT FOUND AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-                BEGIN
-                    INSERT INTO pgbaton.fence AS f VALUES (name, 0, clock_timestamp()) ON CONFLICT DO NOTHING;
-                    RAISE EXCEPTION USING ERRCODE = 'PB000';
-                EXCEPTION WHEN SQLSTATE 'PB000' THEN -- the row is taken back
-                END;
-            END IF;
         END IF;
     ELSE
         LOOP

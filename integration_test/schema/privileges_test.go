@@ -25,9 +25,11 @@ var calls = map[string]struct {
 	"repair_tokens()":       {"SELECT pgbaton.repair_tokens()", false},
 	"next_token()":          {"SELECT pgbaton.next_token()", nil},
 	"wait_for_turn(bigint,boolean,boolean,bigint,boolean,boolean,integer)": {
-		"SELECT pgbaton.wait_for_turn(1, false, false, 2, false, true, 100)", int32(2)},
+		"SELECT pgbaton.wait_for_turn(1, false, false, 2, false, true, 100)", int32(2),
+	},
 	"lock_for_transaction(bigint,boolean,boolean,integer)": {
-		"SELECT pgbaton.lock_for_transaction(1, false, false, 100)", nil},
+		"SELECT pgbaton.lock_for_transaction(1, false, false, 100)", nil,
+	},
 	"fence(text,bigint,boolean)": {"SELECT pgbaton.fence('invoice/42', 42)::text", ""},
 	"prune_fences(interval)":     {"SELECT pgbaton.prune_fences('1 day')", int64(0)},
 }
