@@ -1,6 +1,7 @@
 package schema_test
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -189,4 +190,36 @@ func TestTokens_RepairIsSynchronous(t *testing.T) {
 			testdb.Exec(t, app, "COMMIT")
 		})
 	}
+}
+
+// Repairs in a row, as in a crash loop, do not run ahead of the clock: else a sequence that is then lost, or an
+// old one that a standby brings, would begin below tokens that were handed out.
+func TestTokens_RepairsKeepToTheClock(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	const (
+		clock   = "SELECT ((extract(epoch FROM clock_timestamp()) - 1577836800) * 1000)::bigint << 12"
+		crashes = 4
+	)
+	before := nextToken(t, app)
+	for range crashes {
+		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		testdb.Exec(t, owner, "SELECT pg_sleep(0.3)") // what a restart takes
+		after := nextToken(t, app)
+		require.Greater(t, after, before)
+		require.LessOrEqual(t, after, testdb.Value[int64](t, owner, clock)+32)
+		before = after
+	}
+	// The sequence is lost altogether.
+	testdb.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation")
+	require.Greater(t, nextToken(t, app), before)
+
+	// A clock that was set back by an hour is of no use: the sequence's own value counts.
+	far := testdb.Value[int64](t, owner, clock) + 3600*1000<<12
+	testdb.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); TRUNCATE pgbaton.incarnation", far))
+	require.Equal(t, far+1<<26+32, nextToken(t, app))
+	// Set by hand, it goes on from where the last repair put it.
+	testdb.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART")
+	require.Greater(t, nextToken(t, app), far+1<<26+32)
 }
