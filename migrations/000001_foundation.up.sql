@@ -74,10 +74,12 @@ END;
 --
 -- The clock decides: milliseconds since 2020 times 4096 stay ahead of any sequence that is drawn from less than
 -- 128,000 times a second, so two repairs at different times cannot meet, from however old a state they start.
--- That holds as long as the sequence is not ahead of the clock itself. So the gap above the sequence's own
--- value, the second floor, is what the clock makes in a quarter of a second (32,768 draws): repairs that
--- come one after the other, as in a crash loop, do not run away from the clock. Only a clock that is
--- 17 minutes or more behind the sequence was set back and is of no use; then the gap is 2^26 (two million draws).
+-- That holds as long as no repair puts the sequence ahead of the clock. A gap above the sequence's own value
+-- would do that in a crash loop, and the tokens would go back when a standby from before it is
+-- promoted, or the sequence is lost. So there is a gap only where the clock is of no use, because it was set back and
+-- the sequence is ahead of it: 2^20 (32,768 draws), which a crash loop makes up for in a quarter of a second each
+-- time, or 2^26 (two million draws) when the clock is 17 minutes behind or more. If it is less than a quarter of a
+-- second behind, the repair waits for it.
 --
 -- Two advisory locks, of the transaction: the first belongs to whoever repairs, the second says that the
 -- sequence has been moved. setval does not wait for the commit, so those who come while the transaction of
@@ -124,10 +126,17 @@ BEGIN
     EXCEPTION WHEN serialization_failure THEN
         RETURN false; -- repaired after this transaction's snapshot
     END;
-    SELECT greatest(t.last_value, old_floor) INTO known FROM pgbaton.token AS t;
-    clock := (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12;
-    new_floor := setval('pgbaton.token',
-        greatest(clock, known + CASE WHEN known - clock < 1::bigint << 32 THEN 1 << 20 ELSE 1 << 26 END));
+    LOOP
+        SELECT greatest(t.last_value, old_floor) INTO known FROM pgbaton.token AS t;
+        clock := (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12;
+        EXIT WHEN known < clock OR known - clock >= 1 << 20;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    new_floor := setval('pgbaton.token', CASE
+        WHEN known < clock THEN clock
+        WHEN known - clock < 1::bigint << 32 THEN known + (1 << 20)
+        ELSE known + (1 << 26)
+    END);
     UPDATE pgbaton.incarnation SET token_floor = new_floor;
     PERFORM pg_advisory_xact_lock(moved);
     RETURN true;

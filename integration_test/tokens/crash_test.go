@@ -51,7 +51,6 @@ var crashes = map[string]func(t *testing.T, server *pgserver.Server){
 func TestTokens_Crash(t *testing.T) {
 	t.Parallel()
 	everyMajor(t, func(t *testing.T, bindir string) {
-		t.Parallel()
 		server := start(t, bindir, none, unhurried...)
 		var h history
 		for crashName, crash := range crashes {

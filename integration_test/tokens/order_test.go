@@ -22,6 +22,7 @@ func TestTokens_OrderOfGrants(t *testing.T) {
 			conn := testdb.Connect(t, dsn)
 			testdb.Exec(t, conn, `SELECT pgbaton.next_token();
 				CREATE TABLE grants (place bigint GENERATED ALWAYS AS IDENTITY, token bigint);`+mutant)
+			oneAfterAnother(t, dsn)
 			const sessions, rounds = 4, 100
 			var group sync.WaitGroup
 			for range sessions {
@@ -41,7 +42,7 @@ func TestTokens_OrderOfGrants(t *testing.T) {
 			require.NoError(t, err)
 			tokens, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 			require.NoError(t, err)
-			require.Len(t, tokens, sessions*rounds)
+			require.Len(t, tokens, 3+sessions*rounds)
 			var h history
 			for _, token := range tokens {
 				h.add("grant", token)
@@ -51,6 +52,20 @@ func TestTokens_OrderOfGrants(t *testing.T) {
 			h.require(t, mutant)
 		})
 	}
+}
+
+// oneAfterAnother has two grants while a third session waits.
+func oneAfterAnother(t *testing.T, dsn string) {
+	t.Helper()
+	first, waiter := testdb.Connect(t, dsn), testdb.Connect(t, dsn)
+	testdb.Exec(t, first, "SELECT pg_advisory_lock(7)") // counts beside the grants
+	done := make(chan error, 1)
+	go func() { done <- noteGrant(t, waiter) }()
+	testdb.WaitFor(t, first, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", pidOf(waiter))
+	require.NoError(t, noteGrant(t, first))
+	require.NoError(t, noteGrant(t, first))
+	testdb.Exec(t, first, "SELECT pg_advisory_unlock(7)")
+	require.NoError(t, <-done)
 }
 
 func noteGrant(t *testing.T, session *pgx.Conn) error {
