@@ -138,20 +138,21 @@ BEGIN
             TG_NAME, quote_ident(TG_TABLE_SCHEMA), quote_ident(TG_TABLE_NAME)
             USING ERRCODE = 'trigger_protocol_violated';
     END IF;
-    IF TG_OP <> 'INSERT' THEN
-        IF fenced = 'fence' THEN
-            old_token := OLD.fence;
-        ELSE
-            EXECUTE format('SELECT ($1).%I', fenced) INTO old_token USING OLD;
-        END IF;
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        IF fenced = 'fence' THEN
-            new_token := NEW.fence;
-        ELSE
+    CASE
+        WHEN fenced = 'fence' THEN
+            IF TG_OP <> 'INSERT' THEN
+                old_token := OLD.fence;
+            END IF;
+            IF TG_OP <> 'DELETE' THEN
+                new_token := NEW.fence;
+            END IF;
+        WHEN TG_OP = 'INSERT' THEN
             EXECUTE format('SELECT ($1).%I', fenced) INTO new_token USING NEW;
-        END IF;
-    END IF;
+        WHEN TG_OP = 'DELETE' THEN
+            EXECUTE format('SELECT ($1).%I', fenced) INTO old_token USING OLD;
+        ELSE
+            EXECUTE format('SELECT ($1).%1$I, ($2).%1$I', fenced) INTO old_token, new_token USING OLD, NEW;
+    END CASE;
     old_token := coalesce(old_token, 0);
     new_token := coalesce(new_token, 0);
     IF TG_OP = 'DELETE' OR (shown > 0 AND new_token = old_token) THEN
