@@ -23,6 +23,7 @@ import (
 type Lock struct {
 	key    Key
 	hold   *desk.Hold
+	shared bool
 	parent context.Context //nolint:containedctx // the values of the lock's own context
 
 	once sync.Once
@@ -73,7 +74,7 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if err != nil {
 		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
 	}
-	return &Lock{key: key, hold: hold, parent: ctx}, nil
+	return &Lock{key: key, hold: hold, shared: mode == advisory.Shared, parent: ctx}, nil
 }
 
 // Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled

@@ -120,7 +120,7 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advis
 	case err != nil && ctx.Err() != nil:
 		return 0, fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, ctx.Err(), err)
 	case err != nil:
-		return 0, schemaError(pgerr.Translate(err))
+		return 0, schemaError(translate(err))
 	case token == nil && !try:
 		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, context.DeadlineExceeded)
 	case token == nil:

@@ -73,6 +73,11 @@ var ErrNotHeld = lockerr.NotHeld
 // [UpdateVersion] and [DeleteVersion] return it as a [*ConflictError].
 var ErrConflict = lockerr.Conflict
 
+// ErrStaleToken says that a newer fencing token has been seen than the one that was shown: the lock behind it
+// was lost, and somebody else has held it since. [AssertHeld], [Fence], and writes to a table that a trigger of
+// pgbaton.fence_guard() guards return it as a [*StaleTokenError].
+var ErrStaleToken = lockerr.StaleToken
+
 // ErrNotFound says that no row has the key.
 var ErrNotFound = lockerr.NotFound
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton"
@@ -55,6 +56,28 @@ func exampleClient(ctx context.Context) *pgbaton.Client {
 		log.Fatal(err)
 	}
 	return client
+}
+
+func ExampleAssertHeld() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	key := pgbaton.Name("example/ledger/42")
+	err = client.DoTx(ctx, pool, key, nil, func(ctx context.Context, tx pgx.Tx, lock *pgbaton.Lock) error {
+		if err := pgbaton.AssertHeld(ctx, tx, lock); err != nil { // before the first write
+			return err
+		}
+		_, err := tx.Exec(ctx, "CREATE TEMP TABLE ledger ON COMMIT DROP AS SELECT 42 AS id, 10 AS balance")
+		return err
+	})
+	fmt.Println("written by a holder that nobody has overtaken:", err == nil)
+	// Output: written by a holder that nobody has overtaken: true
 }
 
 func ExampleClient_Acquire() {

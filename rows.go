@@ -39,7 +39,7 @@ type statement struct {
 // fail explains an error of the statement: what was being done to which table, the identifier that the
 // server did not know, and the sentinel that the error stands for.
 func (s *statement) fail(err error) error {
-	err = pgerr.Translate(err)
+	err = translate(err)
 	if name := sqltext.AtPosition(s.text, pgerr.Position(err)); name != "" {
 		return fmt.Errorf("%s %s: at %s: %w", s.verb, s.table, name, err)
 	}

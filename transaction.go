@@ -165,8 +165,8 @@ func (r *runner[H]) once(ctx context.Context, last bool) error {
 	}
 	ended = true
 	rollback(ctx, tx)
-	if pgerr.Retryable(err) {
-		err = pgerr.Translate(err)
+	if pgerr.Retryable(err) || pgerr.Code(err) == pgerr.StaleToken {
+		err = translate(err)
 	}
 	return err
 }
@@ -187,7 +187,7 @@ func commit(ctx context.Context, tx Tx) error {
 	case pgerr.CommitUnknown(err):
 		return fmt.Errorf("commit transaction: %w: %w", lockerr.CommitUnknown, err)
 	}
-	return fmt.Errorf("commit transaction: %w", pgerr.Translate(err))
+	return fmt.Errorf("commit transaction: %w", translate(err))
 }
 
 // rollback ends the transaction, also after the context has ended. An error needs no report: the server

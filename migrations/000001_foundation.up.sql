@@ -43,15 +43,17 @@ CREATE SEQUENCE pgbaton.token AS bigint
 
 -- Says whether the sequence can be trusted. nextval is not crash-safe until its WAL is flushed, and an
 -- asynchronous standby may be promoted with an old value. PostgreSQL empties an UNLOGGED table in just
--- these cases. A row that came with a dump or with a copy of the data directory does not count either:
--- it names another table or another start of the server.
+-- these cases. A row that came with a dump, with a copy of the data directory or with CREATE DATABASE …
+-- TEMPLATE does not count either: it names another table, another start of the server or another database.
 CREATE UNLOGGED TABLE pgbaton.incarnation (
     singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
+    database    oid         NOT NULL,
     relation    oid         NOT NULL,
     started     timestamptz NOT NULL,
     token_floor bigint      NOT NULL
 );
 
+COMMENT ON COLUMN pgbaton.incarnation.database IS 'oid of the database that the row was written in';
 COMMENT ON COLUMN pgbaton.incarnation.relation IS 'oid of the table that the row was written into';
 COMMENT ON COLUMN pgbaton.incarnation.started IS 'start of the server on which the row was written';
 COMMENT ON COLUMN pgbaton.incarnation.token_floor IS 'where the repair put the sequence; a lower value was set by hand';
@@ -61,7 +63,8 @@ LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
     SELECT EXISTS (
         SELECT FROM pgbaton.incarnation AS i, pgbaton.token AS t
-        WHERE i.relation = i.tableoid
+        WHERE i.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
+          AND i.relation = i.tableoid
           AND i.started = pg_catalog.pg_postmaster_start_time()
           AND t.last_value >= i.token_floor);
 END;
@@ -69,8 +72,14 @@ END;
 -- Moves the sequence above every token that can ever have been handed out, if that is in doubt. Returns
 -- whether it did.
 --
--- The clock is the second floor beside the lost sequence's own value: milliseconds since 2020 times 4096
--- stay ahead of any sequence that is drawn from less than 128,000 times a second.
+-- The clock decides: milliseconds since 2020 times 4096 stay ahead of any sequence that is drawn from less than
+-- 128,000 times a second, so two repairs at different times cannot meet, from however old a state they start.
+-- That holds as long as no repair puts the sequence ahead of the clock. A gap above the sequence's own value
+-- would do that in a crash loop, and the tokens would go back when a standby from before it is
+-- promoted, or the sequence is lost. So there is a gap only where the clock is of no use, because it was set back and
+-- the sequence is ahead of it: 2^20 (32,768 draws), which a crash loop makes up for in a quarter of a second each
+-- time, or 2^26 (two million draws) when the clock is 17 minutes behind or more. If it is less than a quarter of a
+-- second behind, the repair waits for it.
 --
 -- Two advisory locks, of the transaction: the first belongs to whoever repairs, the second says that the
 -- sequence has been moved. setval does not wait for the commit, so those who come while the transaction of
@@ -81,6 +90,9 @@ AS $$
 DECLARE
     repairing CONSTANT bigint := 6539763025470766920;
     moved     CONSTANT bigint := 6539763025470766921;
+    old_floor bigint;
+    known     bigint;
+    clock     bigint;
     new_floor bigint;
 BEGIN
     IF pgbaton.tokens_trusted() THEN
@@ -105,18 +117,26 @@ BEGIN
         RETURN false; -- another one has just repaired it
     END IF;
     BEGIN
-        INSERT INTO pgbaton.incarnation AS i (relation, started, token_floor)
-        VALUES ('pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
+        INSERT INTO pgbaton.incarnation AS i (database, relation, started, token_floor)
+        VALUES ((SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()),
+                'pgbaton.incarnation'::regclass, pg_postmaster_start_time(), 0)
         ON CONFLICT (singleton) DO UPDATE
-            SET relation = excluded.relation, started = excluded.started;
+            SET database = excluded.database, relation = excluded.relation, started = excluded.started
+        RETURNING i.token_floor INTO old_floor;
     EXCEPTION WHEN serialization_failure THEN
         RETURN false; -- repaired after this transaction's snapshot
     END;
-    SELECT setval('pgbaton.token', greatest(
-               t.last_value + (1 << 26),
-               (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12))
-      INTO new_floor
-      FROM pgbaton.token AS t;
+    LOOP
+        SELECT greatest(t.last_value, old_floor) INTO known FROM pgbaton.token AS t;
+        clock := (extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00') * 1000)::bigint << 12;
+        EXIT WHEN known < clock OR known - clock >= 1 << 20;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    new_floor := setval('pgbaton.token', CASE
+        WHEN known < clock THEN clock
+        WHEN known - clock < 1::bigint << 32 THEN known + (1 << 20)
+        ELSE known + (1 << 26)
+    END);
     UPDATE pgbaton.incarnation SET token_floor = new_floor;
     PERFORM pg_advisory_xact_lock(moved);
     RETURN true;

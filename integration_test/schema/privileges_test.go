@@ -30,6 +30,8 @@ var calls = map[string]struct {
 	"lock_for_transaction(bigint,boolean,boolean,integer)": {
 		"SELECT pgbaton.lock_for_transaction(1, false, false, 100)", nil,
 	},
+	"fence(text,bigint,boolean)": {"SELECT pgbaton.fence('invoice/42', 42)::text", ""},
+	"prune_fences(interval)":     {"SELECT pgbaton.prune_fences('1 day')", int64(0)},
 }
 
 // functions lists the functions in the schema as they are written in calls. Triggers are called by tables.
@@ -84,8 +86,10 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
-			_, err = app.Exec(t.Context(), "DELETE FROM pgbaton.incarnation")
-			require.ErrorContains(t, err, "permission denied")
+			for _, table := range []string{"incarnation", "fence"} {
+				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
+				require.ErrorContains(t, err, "permission denied")
+			}
 		})
 	}
 }
@@ -99,6 +103,9 @@ CREATE FUNCTION evil.nextval(regclass) RETURNS bigint LANGUAGE sql AS 'SELECT ev
 CREATE FUNCTION evil.nextval(text) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
 CREATE FUNCTION evil.setval(regclass, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
 CREATE FUNCTION evil.setval(text, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.current_database() RETURNS name LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::name';
+CREATE FUNCTION evil.octet_length(text) RETURNS integer LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1';
+CREATE FUNCTION evil.hashtextextended(text, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
 CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
 CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
 CREATE FUNCTION evil.pg_postmaster_start_time() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
@@ -142,7 +149,9 @@ func TestSchema_HostileSearchPath(t *testing.T) {
 		names := functions(t, owner)
 		testdb.Exec(t, owner, evil)
 		testdb.Exec(t, app, `
-CREATE TEMP TABLE incarnation (singleton boolean, relation oid, started timestamptz, token_floor bigint);
+CREATE TEMP TABLE fence (resource text, token bigint, seen_at timestamptz);
+CREATE TEMP TABLE pg_database (oid oid, datname name);
+CREATE TEMP TABLE incarnation (singleton boolean, database oid, relation oid, started timestamptz, token_floor bigint);
 CREATE TEMP TABLE token (last_value bigint);
 SET search_path = pg_temp, evil, pg_catalog`)
 		_, err := app.Exec(t.Context(), "SELECT now()")
@@ -159,9 +168,14 @@ SET search_path = pg_temp, evil, pg_catalog`)
 	}
 	byHand := func(t *testing.T, dsn string) {
 		t.Helper()
-		file, err := fs.ReadFile(migrations.FS, "000001_foundation.up.sql")
+		conn := testdb.Connect(t, dsn)
+		names, err := fs.Glob(migrations.FS, "*.up.sql") // in the order of their numbers
 		require.NoError(t, err)
-		testdb.Exec(t, testdb.Connect(t, dsn), string(file))
+		for _, name := range names {
+			file, err := fs.ReadFile(migrations.FS, name)
+			require.NoError(t, err)
+			testdb.Exec(t, conn, string(file))
+		}
 	}
 	for name, c := range map[string]struct {
 		searchPath string

@@ -1,9 +1,11 @@
 package schema_test
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -58,6 +60,7 @@ func TestTokens_Repair(t *testing.T) {
 		"Truncate":           "TRUNCATE pgbaton.incarnation",
 		"Delete":             "DELETE FROM pgbaton.incarnation",
 		"OtherStart":         "UPDATE pgbaton.incarnation SET started = started - interval '1 s'",
+		"OtherDatabase":      "UPDATE pgbaton.incarnation SET database = 0",
 		"OtherRelation":      "UPDATE pgbaton.incarnation SET relation = 'pg_class'::regclass",
 		"Restart":            "ALTER SEQUENCE pgbaton.token RESTART",
 		"RestartAndTruncate": `ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation`,
@@ -188,4 +191,42 @@ func TestTokens_RepairIsSynchronous(t *testing.T) {
 			testdb.Exec(t, app, "COMMIT")
 		})
 	}
+}
+
+// Repairs in a row, as in a crash loop, do not run ahead of the clock: else a sequence that is then lost, or an
+// old one that a standby brings, would begin below tokens that were handed out.
+func TestTokens_RepairsKeepToTheClock(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	const clock = "SELECT ((extract(epoch FROM clock_timestamp()) - 1577836800) * 1000)::bigint << 12"
+	before := nextToken(t, app)
+	for range 20 {
+		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		after := nextToken(t, app)
+		require.Greater(t, after, before)
+		require.LessOrEqual(t, after, testdb.Value[int64](t, owner, clock)+32)
+		before = after
+	}
+	// The sequence is lost altogether.
+	testdb.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation")
+	require.Greater(t, nextToken(t, app), before)
+
+	// A clock that was set back is of no use: the sequence's own value counts.
+	var far int64
+	for back, gap := range map[time.Duration]int64{time.Hour: 1 << 26, time.Minute: 1 << 20} {
+		far = testdb.Value[int64](t, owner, clock) + back.Milliseconds()<<12
+		testdb.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", far))
+		require.Equal(t, far+gap+32, nextToken(t, app))
+	}
+	// Set by hand, it goes on from where the last repair put it.
+	testdb.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART")
+	require.Greater(t, nextToken(t, app), far+32)
+
+	// A clock that is a little behind is waited for.
+	near := testdb.Value[int64](t, owner, clock) + 100<<12
+	testdb.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", near))
+	after := nextToken(t, app)
+	require.Greater(t, after, near)
+	require.LessOrEqual(t, after, testdb.Value[int64](t, owner, clock)+32)
 }

@@ -49,8 +49,8 @@ func TestLockForTransaction(t *testing.T) {
 			ownerURL, appURL := newDatabase(t)
 			observer, conn := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
 			testdb.Exec(t, testdb.Connect(t, appURL), c.taken)
+			before := nextToken(t, conn) // repairs, which takes locks of the transaction's
 			testdb.Exec(t, conn, "SET lock_timeout = '70ms'; BEGIN")
-			before := nextToken(t, conn)
 
 			token := lockForTransaction(t, conn, c.pair, c.shared, c.waitMS)
 			require.Equal(t, c.granted, token != nil)
@@ -72,6 +72,7 @@ func TestLockForTransaction_Savepoints(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
 	observer, conn := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	nextToken(t, conn) // repairs, which takes locks of the transaction's
 	for _, waitMS := range []any{0, 30, nil} {
 		testdb.Exec(t, conn, "BEGIN; SET LOCAL lock_timeout = '5s'; SAVEPOINT a")
 		first := lockForTransaction(t, conn, false, false, waitMS)
@@ -98,7 +99,7 @@ func TestLockForTransaction_HoldsWhatItSays(t *testing.T) {
 	observer, conn := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
 	defer startTraffic(t, ownerURL, false, 0)()
 	var granted, refused int
-	var last int64
+	last := nextToken(t, conn) // repairs, which takes locks of the transaction's
 	for range 3000 {
 		testdb.Exec(t, conn, "BEGIN; SAVEPOINT a")
 		token := lockForTransaction(t, conn, false, rand.IntN(2) == 0, rand.IntN(3))

@@ -18,6 +18,7 @@ var (
 	UnsupportedServer = errors.New("pgbaton: unsupported server")
 	Schema            = errors.New("pgbaton: schema does not serve this client")
 	Conflict          = errors.New("pgbaton: conflict")
+	StaleToken        = errors.New("pgbaton: stale token")
 	NotFound          = errors.New("pgbaton: row not found")
 	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")

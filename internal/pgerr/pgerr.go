@@ -2,6 +2,7 @@
 package pgerr
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -22,6 +23,8 @@ const (
 	UndefinedSchema       = "3F000"
 	UndefinedFunction     = "42883"
 	InsufficientPrivilege = "42501"
+
+	StaleToken = "PB001" // the schema's own
 
 	completionUnknown = "40003"
 	adminShutdown     = "57P01"
@@ -97,6 +100,8 @@ func Translate(err error) error {
 		sentinel = lockerr.Conflict
 	case DeadlockDetected:
 		sentinel = lockerr.Deadlock
+	case StaleToken:
+		sentinel = lockerr.StaleToken
 	}
 	if sentinel == nil || errors.Is(err, sentinel) {
 		return err
@@ -105,6 +110,23 @@ func Translate(err error) error {
 		return fmt.Errorf("%w: %w: %s", sentinel, err, strings.ReplaceAll(detail, "\n", " "))
 	}
 	return fmt.Errorf("%w: %w", sentinel, err)
+}
+
+// StaleDetail is what the schema's functions say of a stale token, as JSON in the DETAIL.
+type StaleDetail struct {
+	Resource      string
+	Token, Newest int64
+}
+
+// Stale says whether err is the schema's word on a stale token, and what it says.
+func Stale(err error) (detail StaleDetail, ok bool) {
+	if Code(err) != StaleToken {
+		return detail, false
+	}
+	if json.Unmarshal([]byte(Detail(err)), &detail) != nil {
+		return StaleDetail{}, true // somebody else raised it, without the detail
+	}
+	return detail, true
 }
 
 // CommitUnknown says whether a COMMIT that returned err may have committed. An error of the server that

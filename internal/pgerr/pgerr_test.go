@@ -27,7 +27,7 @@ func (e *libpqError) Get(k byte) string {
 func TestTranslate(t *testing.T) {
 	t.Parallel()
 	for code, sentinel := range map[string]error{
-		"55P03": lockerr.NotAcquired, "40001": lockerr.Conflict, "40P01": lockerr.Deadlock,
+		"55P03": lockerr.NotAcquired, "40001": lockerr.Conflict, "40P01": lockerr.Deadlock, "PB001": lockerr.StaleToken,
 	} {
 		for _, err := range []error{&pgconn.PgError{Code: code, Detail: "who"}, &libpqError{code: code, detail: "who"}} {
 			translated := pgerr.Translate(fmt.Errorf("wrapped: %w", err))
@@ -62,4 +62,19 @@ func TestCommitUnknown(t *testing.T) {
 	} {
 		require.False(t, pgerr.CommitUnknown(err), err)
 	}
+}
+
+func TestStale(t *testing.T) {
+	t.Parallel()
+	const detail = `{"token": 5, "newest": 9, "resource": "a \"b\""}`
+	for _, err := range []error{&pgconn.PgError{Code: "PB001", Detail: detail}, &libpqError{code: "PB001", detail: detail}} {
+		stale, ok := pgerr.Stale(fmt.Errorf("wrapped: %w", err))
+		require.True(t, ok)
+		require.Equal(t, pgerr.StaleDetail{Resource: `a "b"`, Token: 5, Newest: 9}, stale)
+	}
+	stale, ok := pgerr.Stale(&pgconn.PgError{Code: "PB001", Detail: "not ours"})
+	require.True(t, ok)
+	require.Zero(t, stale)
+	_, ok = pgerr.Stale(&pgconn.PgError{Code: "40001", Detail: detail})
+	require.False(t, ok)
 }

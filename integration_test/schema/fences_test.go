@@ -1,0 +1,73 @@
+package schema_test
+
+import (
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+)
+
+func requireCode(t *testing.T, conn *pgx.Conn, code, sql string) {
+	t.Helper()
+	_, err := conn.PgConn().Exec(t.Context(), sql).ReadAll()
+	var pgErr *pgconn.PgError
+	require.ErrorAs(t, err, &pgErr, sql)
+	require.Equal(t, code, pgErr.Code, sql)
+}
+
+// A role with the documented grants fences from plain SQL.
+func TestFence_FromSQL(t *testing.T) {
+	t.Parallel()
+	_, appURL := newDatabase(t)
+	app := testdb.Connect(t, appURL)
+	testdb.Exec(t, app, "BEGIN; SELECT pgbaton.fence('ledger', 9); COMMIT")
+	requireCode(t, app, "PB001", "SELECT pgbaton.fence('ledger', 5)")
+	requireCode(t, app, "PB001", "SELECT pgbaton.fence('ledger', 5, shared => true)")
+	testdb.Exec(t, app, "SELECT pgbaton.fence('ledger', 10, shared => true), pgbaton.fence('ledger', 9)")
+	// A lock taken in SQL shares its fence with AssertHeld.
+	testdb.Exec(t, app, `SELECT pgbaton.fence('pgbaton:key:' || pgbaton.key('invoice/42'),
+		pgbaton.lock_for_transaction(pgbaton.key('invoice/42'), false, false, NULL))`)
+
+	for _, arguments := range []string{"'', 1", "NULL, 1", "repeat('x', 513), 1", "'a', 0", "'a', -1", "'a', NULL", "'a', 1::bigint << 53"} {
+		requireCode(t, app, "22023", "SELECT pgbaton.fence("+arguments+")")
+	}
+	requireCode(t, app, "42501", "SELECT FROM pgbaton.fence")
+}
+
+func TestFence_Prune(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner, app, busy := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+	const prune = "SELECT pgbaton.prune_fences('1 day')"
+	testdb.Exec(t, app, "SELECT pgbaton.fence(r, 9) FROM unnest('{old,young,busy,shared}'::text[]) AS r")
+	require.Zero(t, testdb.Value[int64](t, app, prune))
+	testdb.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = seen_at - interval '25 hours' WHERE resource <> 'young'")
+
+	// Who fences now keeps the row, though its transaction has not ended.
+	testdb.Exec(t, busy, "BEGIN; SELECT pgbaton.fence('busy', 9), pgbaton.fence('shared', 9, shared => true)")
+	require.Equal(t, int64(1), testdb.Value[int64](t, app, prune))
+	testdb.Exec(t, busy, "COMMIT")
+	require.Equal(t, int64(1), testdb.Value[int64](t, app, prune), "a shared token was not recorded")
+	require.Equal(t, []string{"busy", "young"}, testdb.Value[[]string](t, owner, "SELECT array_agg(resource ORDER BY resource) FROM pgbaton.fence"))
+	testdb.Exec(t, app, "SELECT pgbaton.fence('old', 5)")
+
+	for _, age := range []string{"'59 min'", "'-1 day'", "NULL"} {
+		requireCode(t, app, "22023", "SELECT pgbaton.prune_fences("+age+")")
+	}
+}
+
+// A row that fences are shown to again and again stays where it is, and leaves no dead index entries.
+func TestFence_UpdatesInPlace(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	for token := range 2000 {
+		_, err := app.Exec(t.Context(), "SELECT pgbaton.fence('ledger', $1)", token+1)
+		require.NoError(t, err)
+	}
+	const pages = "SELECT (pg_relation_size('pgbaton.fence') + pg_relation_size('pgbaton.fence_pkey')) / 8192"
+	require.LessOrEqual(t, testdb.Value[int64](t, owner, pages), int64(4))
+}

@@ -1,0 +1,116 @@
+package tokens_test
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+)
+
+// Each copy is older than what the original hands out after it, and is used later.
+var mutantsOfCopies = map[string]string{"None": none, "RowOnly": rowOnly}
+
+// A dump that is older than what the original has handed out since.
+func TestTokens_DumpAndRestore(t *testing.T) {
+	t.Parallel()
+	bindir := withPrograms(t, "pg_dump", "pg_restore")
+	for name, mutant := range mutantsOfCopies {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server, elsewhere := start(t, bindir, mutant), startEmpty(t, bindir)
+			testdb.Exec(t, testdb.Connect(t, server.URL()), "CREATE DATABASE restored")
+			dump := filepath.Join(t.TempDir(), "dump")
+			var original history
+			original.draw(t, testdb.Connect(t, server.URL()), 3)
+			command(t, bindir, "pg_dump", "-Fc", "-f", dump, "-d", server.URL())
+			original.grant(t, server.URL())
+			original.draw(t, testdb.Connect(t, server.URL()), 100)
+
+			for _, dsn := range []string{withDatabase(t, server.URL(), "restored"), elsewhere.URL()} {
+				h := original
+				command(t, bindir, "pg_restore", "-d", dsn, dump)
+				h.draw(t, testdb.Connect(t, dsn), 3)
+				h.grant(t, dsn)
+				h.require(t, mutant)
+			}
+		})
+	}
+}
+
+// The data directory of a server that was shut down cleanly, started beside the original.
+func TestTokens_ColdCopy(t *testing.T) {
+	t.Parallel()
+	for name, mutant := range mutantsOfCopies {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			coldCopy := func(t *testing.T, bindir string) {
+				server := start(t, bindir, mutant)
+				var h history
+				h.draw(t, testdb.Connect(t, server.URL()), 3)
+				pgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
+				cold := copyOf(t, server)
+				require.NoError(t, server.Restart(t.Context(), "fast"))
+				h.grant(t, server.URL())
+				h.draw(t, testdb.Connect(t, server.URL()), 100)
+				dsn := cold.start(t)
+				h.draw(t, testdb.Connect(t, dsn), 3)
+				h.grant(t, dsn)
+				h.require(t, mutant)
+			}
+			if mutant == none {
+				everyMajor(t, coldCopy)
+			} else {
+				coldCopy(t, withPrograms(t, "initdb"))
+			}
+		})
+	}
+}
+
+// A database that was made from the original as its template, and replaces it later.
+func TestTokens_Template(t *testing.T) {
+	t.Parallel()
+	for name, mutant := range mutantsOfCopies {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn, other := testdb.NewMigrated(t), testdb.New(t)
+			conn := testdb.Connect(t, dsn)
+			var h history
+			h.draw(t, conn, 3)
+			testdb.Exec(t, conn, mutant)
+			require.NoError(t, conn.Close(t.Context())) // a template has no sessions
+			admin := testdb.Connect(t, withDatabase(t, dsn, "postgres"))
+			testdb.Exec(t, admin, "DROP DATABASE "+nameOf(t, other))
+			testdb.Exec(t, admin, "CREATE DATABASE "+nameOf(t, other)+" TEMPLATE "+nameOf(t, dsn))
+			h.grant(t, dsn)
+			h.draw(t, testdb.Connect(t, dsn), 100)
+			h.draw(t, testdb.Connect(t, other), 3)
+			h.grant(t, other)
+			h.require(t, mutant)
+		})
+	}
+}
+
+// The schema is taken away and made again, soon after a repair.
+func TestTokens_DownAndUp(t *testing.T) {
+	t.Parallel()
+	dsn := testdb.NewMigrated(t)
+	conn := testdb.Connect(t, dsn)
+	var h history
+	for range 3 {
+		h.grant(t, dsn)
+		h.draw(t, conn, 100)
+		testdb.Exec(t, conn, "DROP SCHEMA pgbaton CASCADE; DROP TABLE pgbaton_schema_migrations")
+		migrate(t, dsn)
+	}
+	h.grant(t, dsn)
+	h.require(t, none)
+}
+
+func command(t *testing.T, bindir, program string, args ...string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(bindir, program), args...).CombinedOutput()
+	require.NoError(t, err, "%s: %s", program, out)
+}

@@ -1,0 +1,178 @@
+package tokens_test
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/integration_test/testdb"
+)
+
+// A standby that lags is promoted while the old primary lives on, and may have crashed and been repaired before.
+func TestTokens_Promotion(t *testing.T) {
+	t.Parallel()
+	for name, crashes := range map[string]int{"Lagging": 0, "LaggingSinceBeforeACrash": 1, "LaggingSinceBeforeThree": 3} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			everyMajor(t, func(t *testing.T, bindir string) {
+				var h history
+				primary, standby := promote(t, bindir, none, crashes, &h)
+				h.draw(t, testdb.Connect(t, standby), 1)
+				twoHolders(t, primary, standby, &h)
+				h.grant(t, standby)
+				h.require(t, none)
+			})
+		})
+	}
+}
+
+func TestTokens_PromotionOfMutants(t *testing.T) {
+	t.Parallel()
+	bindir := withPrograms(t, "initdb")
+	for name, c := range map[string]struct {
+		mutant  string
+		crashes int
+	}{
+		"BareNextval":        {bareNextval, 0},
+		"NoIncarnationCheck": {noCheck, 0},
+		"RunsAheadOfClock":   {wideGap, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var h history
+			_, standby := promote(t, bindir, c.mutant, c.crashes, &h)
+			h.draw(t, testdb.Connect(t, standby), 1)
+			h.require(t, c.mutant)
+		})
+	}
+}
+
+// promote draws from a primary that its standby does not hear of, and promotes the standby.
+func promote(t *testing.T, bindir, mutant string, crashes int, h *history) (primary, standby string) {
+	t.Helper()
+	server := start(t, bindir, mutant, "wal_keep_size", "256MB")
+	conn := testdb.Connect(t, server.URL())
+	testdb.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
+	r := standbyOf(t, server, conn)
+	standby = r.start(t)
+	h.draw(t, conn, 3)
+	testdb.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+
+	sender := testdb.Value[int32](t, conn, "SELECT pid FROM pg_stat_replication")
+	testdb.Exec(t, conn, "ALTER ROLE replica NOLOGIN") // no other sender after this one
+	testdb.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+	require.NoError(t, syscall.Kill(int(sender), syscall.SIGSTOP))
+	thaw := func() { _ = syscall.Kill(int(sender), syscall.SIGCONT) }
+	t.Cleanup(thaw)
+	h.draw(t, conn, 100)
+	h.grant(t, server.URL())
+	for victim := int(sender); crashes > 0; crashes-- {
+		require.NoError(t, syscall.Kill(victim, syscall.SIGKILL))
+		_, err := conn.Exec(t.Context(), "SELECT pg_sleep(60)")
+		require.Error(t, err)
+		waitUp(t, server.URL())
+		h.grant(t, server.URL())
+		conn = testdb.Connect(t, server.URL())
+		h.draw(t, conn, 100)
+		victim = pidOf(testdb.Connect(t, server.URL()))
+	}
+	pgCtl(t, server, r.data, "promote")
+	return server.URL(), standby
+}
+
+// twoHolders holds a key on the old primary and on the new one at the same time. On the new primary, the old
+// holder's writes are refused from the first write of the new holder on.
+func twoHolders(t *testing.T, primary, standby string, h *history) {
+	t.Helper()
+	ctx := t.Context()
+	oldClient, newClient := open(t, primary), open(t, standby)
+	pool := testdb.Pool(t, standby)
+	write := func(lock *pgbaton.Lock, resource string) error {
+		return pgbaton.InTx(ctx, pool, nil, func(ctx context.Context, tx pgx.Tx) error {
+			if resource != "" {
+				return pgbaton.Fence(ctx, tx, resource, lock.Token())
+			}
+			return pgbaton.AssertHeld(ctx, tx, lock)
+		})
+	}
+	const keys, writes = 3, 10
+	var refused int
+	for i := range keys {
+		key := pgbaton.Name(fmt.Sprintf("account/%d", i))
+		old, err := oldClient.Acquire(ctx, key)
+		require.NoError(t, err)
+		require.NoError(t, write(old, ""), "nobody else has written yet")
+		held, err := newClient.Acquire(ctx, key)
+		require.NoError(t, err)
+		h.add("new primary", int64(held.Token()))
+		require.Greater(t, held.Token(), old.Token())
+		for _, resource := range []string{"", "ledger"} {
+			require.NoError(t, write(held, resource))
+			for range writes {
+				require.ErrorIs(t, write(old, resource), pgbaton.ErrStaleToken)
+				refused++
+			}
+		}
+		// Whoever follows on the old primary is too old as well.
+		require.NoError(t, old.Release(ctx))
+		next, err := oldClient.Acquire(ctx, key)
+		require.NoError(t, err)
+		require.ErrorIs(t, write(next, ""), pgbaton.ErrStaleToken)
+		require.NoError(t, write(held, ""))
+		require.NoError(t, next.Release(ctx))
+		require.NoError(t, held.Release(ctx))
+	}
+	t.Logf("%d stale writes, all refused", refused+keys)
+}
+
+func open(t *testing.T, dsn string) *pgbaton.Client {
+	t.Helper()
+	client, err := pgbaton.Open(t.Context(), dsn, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close(context.Background()) })
+	return client
+}
+
+// standbyOf makes a streaming standby, by pg_basebackup or, where there is none, by hand.
+func standbyOf(t *testing.T, server *pgserver.Server, conn *pgx.Conn) *replica {
+	t.Helper()
+	u, err := url.Parse(server.URL())
+	require.NoError(t, err)
+	info := fmt.Sprintf("host=127.0.0.1 port=%s user=replica password=replica", u.Port())
+	var r *replica
+	if has(server.BinDir(), "pg_basebackup") {
+		r = &replica{of: server, data: filepath.Join(filepath.Dir(server.DataDir()), "copy")}
+		runAs(t, server, "pg_basebackup", "-D", r.data, "-X", "stream", "-c", "fast", "-d", info)
+	} else {
+		begin, end := "SELECT pg_backup_start('copy', true)::text", "SELECT labelfile FROM pg_backup_stop(false)"
+		if server.Major() < 15 {
+			begin, end = "SELECT pg_start_backup('copy', true, false)::text", "SELECT labelfile FROM pg_stop_backup(false, false)"
+		}
+		testdb.Value[string](t, conn, begin)
+		r = copyOf(t, server)
+		r.write(t, "backup_label", testdb.Value[string](t, conn, end))
+	}
+	r.write(t, "standby.signal", "")
+	r.write(t, "postgresql.auto.conf", "primary_conninfo = '"+info+"'\n")
+	return r
+}
+
+func (r *replica) write(t *testing.T, name, content string) {
+	t.Helper()
+	path := filepath.Join(r.data, name)
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+	info, err := os.Stat(r.data)
+	require.NoError(t, err)
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
+}
