@@ -204,7 +204,7 @@ func TestDoTx(t *testing.T) {
 
 	t.Run("RollsBackOnLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := newClient(t, dsn+"?application_name=dotx-loses", nil)
+		mine := newClient(t, named(t, dsn, "dotx-loses"), nil)
 		err := mine.DoTx(ctx, pool, pgbaton.Name("counter, lost"), nil,
 			func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
 				_, err := tx.Exec(ctx, "UPDATE counter SET n = -1")

@@ -33,7 +33,7 @@ const (
 // LossReasonOf says in which way the lock was lost that an error of [Lock.Err], [Lock.Release] or a context's
 // cause tells of; "" for other errors.
 func LossReasonOf(err error) LossReason {
-	var loss *lockerr.Loss
+	var loss *lockerr.LossError
 	if errors.As(err, &loss) {
 		return LossReason(loss.Reason)
 	}

@@ -115,7 +115,7 @@ func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 	d.advance(e, a)
 }
 
-var errNotThere = &lockerr.Loss{
+var errNotThere = &lockerr.LossError{
 	Reason: lockerr.NotThere, Cause: errors.New("the server says that its session did not hold the lock"),
 }
 

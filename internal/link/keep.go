@@ -86,13 +86,13 @@ type holding struct {
 func (l *Link) mend() error {
 	failed, release := l.seize()
 	defer release()
-	for attempt := 1; ; attempt++ {
+	for {
 		err := l.undo(failed)
 		if err == nil {
 			break
 		}
 		var pgErr *pgconn.PgError
-		if !errors.As(err, &pgErr) || pgErr.Code != queryCanceled || attempt == maxRepairs {
+		if !errors.As(err, &pgErr) || pgErr.Code != queryCanceled || !l.Trusted(time.Now()) {
 			return l.readError(err)
 		}
 	}
@@ -138,11 +138,8 @@ func (l *Link) seize() (failed []*batch, release func()) {
 }
 
 // queryCanceled is the SQLSTATE of a statement that an operator cancelled. One who cancels again and again may
-// hit the repair as well, which then starts anew.
-const (
-	queryCanceled = "57014"
-	maxRepairs    = 20
-)
+// hit the repair as well, which then starts anew, as long as the link can be trusted.
+const queryCanceled = "57014"
 
 // undo unlocks what the operations of failed batches have locked, or should have unlocked. Nothing else holds
 // their keys on this link.

@@ -269,7 +269,7 @@ func markDone(ops []*Op) {
 
 // Expired is the cause of a link that cannot be trusted any more.
 func (l *Link) Expired() error {
-	return &lockerr.Loss{Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no answer from the server to anything "+
+	return &lockerr.LossError{Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no answer from the server to anything "+
 		"sent in the last %v (TTL %v); this process or the network stood still", l.trustSpan(), l.ttl)}
 }
 
@@ -304,7 +304,7 @@ func (l *Link) Close(ctx context.Context) error {
 		l.front.Send(&pgproto3.Terminate{})
 		_ = l.front.Flush() // the close that follows says the same
 	}
-	l.Fail(&lockerr.Loss{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
+	l.Fail(&lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
 	l.workers.Wait()
 	return err
 }
@@ -330,7 +330,7 @@ func lossOf(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = fmt.Errorf("the server closed it: %w", err)
 	}
-	return &lockerr.Loss{Reason: reason, Cause: err}
+	return &lockerr.LossError{Reason: reason, Cause: err}
 }
 
 // fatal is the reason behind the SQLSTATE of a FATAL message.

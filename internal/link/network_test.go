@@ -13,6 +13,9 @@ import (
 
 var key = advisory.Key{ID: 4711}
 
+// promptly is 50 ms on a machine with nothing else to do, with room for one that runs other tests as well.
+const promptly = 500 * time.Millisecond
+
 // within asks again and again whether something has come about.
 func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
@@ -30,7 +33,7 @@ func TestLink_HelpEndsWithItsContext(t *testing.T) {
 		f.Submit(op)
 		f.Help(ctx, func() bool { return f.answered(op) })
 		if deadline, _ := ctx.Deadline(); ctx.Err() != nil {
-			require.Less(t, time.Since(deadline), 50*time.Millisecond)
+			require.Less(t, time.Since(deadline), promptly)
 		}
 		cancel()
 		f.proxy.Stall(false)
@@ -81,7 +84,7 @@ func TestLink_NoticesTheEndOfItsSession(t *testing.T) {
 		dbtest.Value[bool](t, f.admin, "SELECT pg_terminate_backend($1)", int32(f.pid)) //nolint:gosec // a pid
 		asked := time.Now()
 		require.ErrorContains(t, f.waitLost(t), "terminated by an operator")
-		require.Less(t, f.lostAt.Sub(asked), 50*time.Millisecond)
+		require.Less(t, f.lostAt.Sub(asked), promptly)
 		op := &Op{Kind: Try, Key: key}
 		f.do(op)
 		require.False(t, op.OK)
@@ -105,7 +108,7 @@ func TestLink_StopsTrustingItselfBeforeTheServerDoes(t *testing.T) {
 			}
 			require.ErrorContains(t, f.waitLost(t), "lease expired")
 			took := f.lostAt.Sub(started)
-			require.Less(t, took, ttl-ttl/10+100*time.Millisecond)
+			require.Less(t, took, ttl-ttl/10+promptly)
 			require.Greater(t, took, ttl/2)
 			require.False(t, f.Trusted(time.Now()))
 			f.proxy.Stall(false) // what was stalled arrives at last, at nobody
@@ -222,6 +225,6 @@ func TestLink_Jeopardy(t *testing.T) {
 	require.True(t, f.Trusted(time.Now()))
 	f.proxy.Stall(true)
 	<-f.Jeopardy()
-	f.waitLost(t)
+	require.Error(t, f.waitLost(t))
 	<-f.Jeopardy()
 }

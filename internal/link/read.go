@@ -239,7 +239,7 @@ func (l *Link) finish(b *batch) error {
 		return l.failWith(l.Expired(), b)
 	}
 	if b.standby {
-		return l.failWith(&lockerr.Loss{Reason: lockerr.BecameStandby, Cause: lockerr.Standby}, b)
+		return l.failWith(&lockerr.LossError{Reason: lockerr.BecameStandby, Cause: lockerr.Standby}, b)
 	}
 	l.trust(b.sent)
 	l.pump()

@@ -44,14 +44,14 @@ const (
 	NotThere        LossReason = "not held on the server"
 )
 
-// Loss is why a link, or one lock on it, was lost.
-type Loss struct {
+// LossError is why a link, or one lock on it, was lost.
+type LossError struct {
 	Reason LossReason
 	Cause  error // what was seen
 }
 
 // Error says the reason and what was seen.
-func (l *Loss) Error() string {
+func (l *LossError) Error() string {
 	if l.Cause == nil {
 		return string(l.Reason)
 	}
@@ -59,4 +59,4 @@ func (l *Loss) Error() string {
 }
 
 // Unwrap returns what was seen.
-func (l *Loss) Unwrap() error { return l.Cause }
+func (l *LossError) Unwrap() error { return l.Cause }
