@@ -293,7 +293,7 @@ func TestDesk_ServerRefuses(t *testing.T) {
 		w := newWorld(t)
 		failure, cancels := errors.New("no"), 0
 		w.server.refuse = func(op *link.Op) error {
-			if op.Kind != link.Try {
+			if op.Kind != link.TryPolite {
 				return nil
 			}
 			return failure

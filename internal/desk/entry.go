@@ -236,15 +236,25 @@ func (d *Desk) ask(e *entry, a *actions) {
 		d.forget(e)
 		return
 	}
-	kind := link.Try
-	if e.stand && e.turn == nil { // with a turn the gate is ours
-		kind = link.TryAtGate
-	}
+	kind := e.manners()
 	e.stand = false
 	e.seat, e.mode = s, e.first.mode
 	s.held++
 	d.claims++
 	d.submit(e, a, asking, link.Op{Kind: kind, Mode: e.mode, Want: min(e.queued, maxPasses+1)})
+}
+
+// manners says how to ask for the key: with an eye on the gate, at which other processes wait, or without.
+func (e *entry) manners() link.Kind {
+	switch {
+	case e.turn != nil: // the gate is ours
+		return link.Try
+	case e.stand:
+		return link.TryAtGate
+	case e.first.try: // our own place may not have left the gate yet, which must not refuse a try
+		return link.Try
+	}
+	return link.TryPolite
 }
 
 // unlock gives the key back. Those who wait have had, or would have passed, their turn: they ask at the gate.

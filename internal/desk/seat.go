@@ -81,7 +81,7 @@ func (s *seat) Complete(ops []*link.Op, draws []int64) {
 // complete takes the answer to an entry's operation.
 func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 	switch op.Kind {
-	case link.Try, link.TryAtGate:
+	case link.Try, link.TryPolite, link.TryAtGate:
 		d.tried(e, op, a)
 		return
 	case link.Unlock:

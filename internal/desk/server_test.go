@@ -97,7 +97,7 @@ func (s *server) run(t *testing.T, session int, ops []*link.Op) []int64 {
 			}
 		}
 		switch op.Kind {
-		case link.Try, link.TryAtGate:
+		case link.Try, link.TryPolite, link.TryAtGate:
 			require.Zero(t, s.held[slot{session, op.Key, op.Mode}], "a key is asked for that is held already")
 			atGate := op.Kind == link.Try || s.free(session, gateOf(op.Key), advisory.Exclusive)
 			op.OK = atGate && s.try(session, op.Key, op.Mode)

@@ -151,7 +151,7 @@ func (l *Link) undo(failed []*batch) error {
 	b := &batch{sent: time.Now()}
 	for _, f := range failed {
 		for _, op := range f.ops {
-			locks := op.Kind == Unlock || op.Kind == Try || op.Kind == TryAtGate
+			locks := op.Kind == Unlock || op.Kind == Try || op.Kind == TryPolite || op.Kind == TryAtGate
 			if locks && held[holding{op.Key, op.Mode}] {
 				b.ops = append(b.ops, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
 			}

@@ -35,6 +35,7 @@ type Kind uint8
 
 const (
 	Try       Kind = iota // lock the key if it is free
+	TryPolite             // as TryAtGate if that costs next to nothing, because it goes alone; else as Try
 	TryAtGate             // lock the key if it is free and no process queues for it
 	Unlock                // unlock the key
 	Draw                  // draw tokens only
@@ -68,7 +69,7 @@ func (op *Op) code() uint16 {
 		code = codeUnlock
 	case Gate:
 		return codeGate
-	case Try, Draw, Ping, Look, UnlockAll:
+	case Try, TryPolite, Draw, Ping, Look, UnlockAll:
 	}
 	if op.Key.Pair {
 		code += 2

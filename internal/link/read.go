@@ -283,7 +283,7 @@ func (l *Link) complete(b *batch) {
 			op.Count = b.count
 		case UnlockAll:
 			op.OK = true
-		case Try, TryAtGate, Unlock, Draw, Gate, Ping:
+		case Try, TryPolite, TryAtGate, Unlock, Draw, Gate, Ping:
 		}
 	}
 	markDone(b.ops)

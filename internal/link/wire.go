@@ -23,7 +23,12 @@ type statement struct {
 	params    []uint32
 }
 
-// The first four serve a lone operation on a bigint key, the common case, in the fewest steps. CASE
+// tries says whether the statement is a lone try: a token, or NULL.
+func (s *statement) tries() bool {
+	return s == &stmtTry || s == &stmtTryShared || s == &stmtPolite || s == &stmtPoliteShared
+}
+
+// The first six serve a lone operation on a bigint key, the common case, in the fewest steps. CASE
 // decides before its branch is run, so the token is drawn after the grant.
 var (
 	stmtTry = statement{
@@ -35,6 +40,17 @@ var (
 		"pgbaton_try_shared",
 		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN nextval('pgbaton.token') END",
 		[]uint32{pgtype.Int8OID},
+	}
+	// With a look at the gate, shared with others who look, for the statement alone. Arguments: key, gate.
+	stmtPolite = statement{
+		"pgbaton_polite",
+		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock($1) " +
+			"THEN nextval('pgbaton.token') END END", []uint32{pgtype.Int8OID, pgtype.Int8OID},
+	}
+	stmtPoliteShared = statement{
+		"pgbaton_polite_shared",
+		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock_shared($1) " +
+			"THEN nextval('pgbaton.token') END END", []uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
 	stmtUnlock = statement{
 		"pgbaton_unlock",
@@ -60,8 +76,8 @@ SELECT array_agg(CASE code
          WHEN 3 THEN pg_try_advisory_lock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN 10 THEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN 11 THEN pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
-         WHEN 12 THEN pg_try_advisory_xact_lock(gate)
-         ELSE CASE WHEN pg_try_advisory_xact_lock(gate) THEN CASE code
+         WHEN 12 THEN pg_try_advisory_xact_lock_shared(gate)
+         ELSE CASE WHEN pg_try_advisory_xact_lock_shared(gate) THEN CASE code
               WHEN 4 THEN pg_try_advisory_lock(key)
               WHEN 5 THEN pg_try_advisory_lock_shared(key)
               WHEN 6 THEN pg_try_advisory_lock((key >> 32)::int4, ((key << 32) >> 32)::int4)
@@ -90,7 +106,7 @@ const (
 )
 
 var statements = []*statement{
-	&stmtTry, &stmtTryShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
+	&stmtTry, &stmtTryShared, &stmtPolite, &stmtPoliteShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
 	&stmtPing, &stmtLook, &stmtFree,
 }
 
@@ -129,7 +145,8 @@ func (b *batch) reset() {
 // encoder writes batches; its buffers are reused.
 type encoder struct {
 	keys, gates, codes []byte
-	number             [8]byte
+	number             [16]byte // room for two
+	params             [2][]byte
 }
 
 var binaryFormat = []int16{1}
@@ -150,13 +167,18 @@ func (e *encoder) encode(front *pgproto3.Frontend, b *batch) {
 			want += op.Want
 		case Unlock, Gate:
 			b.locks = append(b.locks, op)
-		case Try, TryAtGate:
+		case Try, TryPolite, TryAtGate:
 			want += max(op.Want, 1)
 			b.locks = append(b.locks, op)
 		}
 	}
 	if s := lone(b); s != nil && want <= TokensPerDraw {
-		e.send(front, b, s, e.int8(b.ops[0].Key.ID))
+		params := e.params[:0:2]
+		params = append(params, binary.BigEndian.AppendUint64(e.number[:0], uint64(b.ops[0].Key.ID))) //nolint:gosec // the bits are the number
+		if len(s.params) > 1 {
+			params = append(params, binary.BigEndian.AppendUint64(e.number[8:8], uint64(b.ops[0].Key.Gate()))) //nolint:gosec // the bits are the number
+		}
+		e.send(front, b, s, params...)
 		front.SendSync(&pgproto3.Sync{})
 		return
 	}
@@ -179,18 +201,20 @@ func lone(b *batch) *statement {
 	if len(b.ops) != 1 || b.ops[0].Key.Pair {
 		return nil
 	}
-	shared := b.ops[0].Mode == advisory.Shared
-	switch {
-	case b.ops[0].Kind == Try && shared:
-		return &stmtTryShared
-	case b.ops[0].Kind == Try:
-		return &stmtTry
-	case b.ops[0].Kind == Unlock && shared:
-		return &stmtUnlockShared
-	case b.ops[0].Kind == Unlock:
-		return &stmtUnlock
+	both := lonely[b.ops[0].Kind]
+	if b.ops[0].Mode == advisory.Shared {
+		return both[1]
 	}
-	return nil
+	return both[0]
+}
+
+// lonely are the statements for a lone operation, exclusive and shared.
+var lonely = [...][2]*statement{
+	Try:       {&stmtTry, &stmtTryShared},
+	TryPolite: {&stmtPolite, &stmtPoliteShared},
+	TryAtGate: {&stmtPolite, &stmtPoliteShared},
+	Unlock:    {&stmtUnlock, &stmtUnlockShared},
+	UnlockAll: {},
 }
 
 func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *statement, params ...[]byte) {
@@ -202,10 +226,6 @@ func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *statement, params 
 	})
 	front.SendExecute(&pgproto3.Execute{})
 	b.steps = append(b.steps, s)
-}
-
-func (e *encoder) int8(v int64) []byte {
-	return binary.BigEndian.AppendUint64(e.number[:0], uint64(v)) //nolint:gosec // the bits are the number
 }
 
 // arrays encodes the operations as three arrays in PostgreSQL's binary form.
@@ -245,7 +265,7 @@ func (b *batch) row(values [][]byte) error {
 	switch s := b.steps[b.step]; {
 	case s == &stmtMany:
 		return b.many(value)
-	case (s == &stmtTry || s == &stmtTryShared) && value == nil:
+	case value == nil && s.tries():
 		b.granted = append(b.granted, false)
 	case (s == &stmtUnlock || s == &stmtUnlockShared || s == &stmtPing) && len(value) == 1:
 		if s == &stmtPing {
@@ -263,13 +283,13 @@ func (b *batch) row(values [][]byte) error {
 
 // number takes a bigint: the first token of a draw, or a count.
 func (b *batch) number(s *statement, n int64) {
-	switch s {
-	case &stmtTry, &stmtTryShared:
+	switch {
+	case s.tries():
 		b.granted = append(b.granted, true)
 		b.draws = append(b.draws, n)
-	case &stmtDraw:
+	case s == &stmtDraw:
 		b.draws = append(b.draws, n)
-	case &stmtLook:
+	case s == &stmtLook:
 		b.count = n
 	}
 }
