@@ -27,11 +27,11 @@ test: test/unit test/integration ## run all tests with the race detector
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests with the race detector
-	$(WITH_POSTGRES) -- go test -race -count=1 -timeout $(TEST_TIMEOUT) ./...
+	$(WITH_POSTGRES) -- go test -race -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand) with the race detector
-	cd integration_test && $(WITH_POSTGRES) -- go test -race -count=1 -timeout $(TEST_TIMEOUT) ./...
+	cd integration_test && $(WITH_POSTGRES) -- go test -race -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: bench
 bench: build/postgres ## run the benchmarks once

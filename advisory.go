@@ -107,6 +107,12 @@ func (l *Lock) Token() Token { return Token(l.hold.Token()) }
 // what happens in it.
 func (l *Lock) Done() <-chan struct{} { return l.hold.Done() }
 
+// Jeopardy is closed while more than half of the time for which the client trusts the lock has passed without
+// a word from the server: a moment to pause before the lock is lost, which may be the next thing, or may
+// not. When the server answers after all, a later call returns a channel that is open. It is closed too when
+// the lock's connection is lost.
+func (l *Lock) Jeopardy() <-chan struct{} { return l.hold.Jeopardy() }
+
 // Context is a context that ends when the lock is over, with [Lock.Err] as its cause. It has the
 // values of the acquire's context, but not its end. Every call returns the same.
 func (l *Lock) Context() context.Context {

@@ -168,7 +168,7 @@ func TestAcquireTxErrors(t *testing.T) {
 func TestDoTx(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	a, b, dsn := pair(t, nil)
+	a, b, dsn := pair(t)
 	pool, err := pgxpool.New(ctx, dsn)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
@@ -204,7 +204,7 @@ func TestDoTx(t *testing.T) {
 
 	t.Run("RollsBackOnLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := newClient(t, dsn+"?application_name=dotx-loses", nil)
+		mine := newClient(t, named(t, dsn, "dotx-loses"), nil)
 		err := mine.DoTx(ctx, pool, pgbaton.Name("counter, lost"), nil,
 			func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
 				_, err := tx.Exec(ctx, "UPDATE counter SET n = -1")

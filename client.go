@@ -152,8 +152,10 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	}
 	dialer.TTL, dialer.SessionPooler = cfg.TTL, cfg.SessionPooler
 	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), done: make(chan struct{})}
-	c.room = waitroom.New(waitroom.Config{TTL: cfg.TTL, Budget: c.budget, Home: c.home,
-		Dial: c.dialWaiting, Report: c.report})
+	c.room = waitroom.New(waitroom.Config{
+		TTL: cfg.TTL, Budget: c.budget, Home: c.home,
+		Dial: c.dialWaiting, Report: c.report,
+	})
 	var err error
 	c.desk, err = desk.New(ctx, desk.Config{
 		MaxHeld:  cfg.MaxHeld,

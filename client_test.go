@@ -118,6 +118,7 @@ func TestClose(t *testing.T) {
 	require.NoError(t, free.Release(ctx))
 	<-lock.Done()
 	require.ErrorIs(t, lock.Err(), pgbaton.ErrClosed)
+	require.Equal(t, pgbaton.LostClientClose, pgbaton.LossReasonOf(lock.Err()))
 	require.ErrorIs(t, lock.Release(ctx), pgbaton.ErrLost)
 	_, err = client.Acquire(ctx, key)
 	require.ErrorIs(t, err, pgbaton.ErrClosed)

@@ -1,6 +1,10 @@
 package pgbaton
 
-import "github.com/pgbaton/pgbaton/internal/lockerr"
+import (
+	"errors"
+
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
 
 // ErrNotAcquired says that the lock was not granted: somebody else holds it (TryAcquire and its
 // relatives), or the context ended while waiting. In the second case the error matches the context's
@@ -8,8 +12,33 @@ import "github.com/pgbaton/pgbaton/internal/lockerr"
 var ErrNotAcquired = lockerr.NotAcquired
 
 // ErrLost says that a lock ended before it was released: the connection or the server was lost, its lease
-// ran out, or an operator ended its session. Somebody else may hold the lock by now.
+// ran out, or an operator ended its session. Somebody else may hold the lock by now. [LossReasonOf] says
+// which.
 var ErrLost = lockerr.Lost
+
+// LossReason says in which way a lock was lost.
+type LossReason string
+
+// The ways in which a lock is lost.
+const (
+	LostConnection  = LossReason(lockerr.ConnectionLost)
+	LostLease       = LossReason(lockerr.LeaseExpired)    // the process, the network or the server stood still
+	LostTerminated  = LossReason(lockerr.Terminated)      // pg_terminate_backend, or a shutdown
+	LostRestart     = LossReason(lockerr.ServerRestarted) // after a crash
+	LostStandby     = LossReason(lockerr.BecameStandby)
+	LostClientClose = LossReason(lockerr.ClientClosed)
+	LostUnlocked    = LossReason(lockerr.NotThere) // the server did not know of it
+)
+
+// LossReasonOf says in which way the lock was lost that an error of [Lock.Err], [Lock.Release] or a context's
+// cause tells of; "" for other errors.
+func LossReasonOf(err error) LossReason {
+	var loss *lockerr.LossError
+	if errors.As(err, &loss) {
+		return LossReason(loss.Reason)
+	}
+	return ""
+}
 
 // ErrTooManyLocks says that the client holds as many locks as [Config.MaxHeld] allows, or that the
 // server's lock table is nearly full or full. A full lock table refuses logins to everybody, so the

@@ -149,7 +149,7 @@ func ExampleClient_AcquireShared() {
 
 func ExampleAcquireTx() {
 	ctx := context.Background()
-	exampleClient(ctx).Close(ctx) //nolint:errcheck // only for the schema
+	exampleClient(ctx).Close(ctx) // only for the schema
 	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
@@ -160,7 +160,7 @@ func ExampleAcquireTx() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to roll back
+	defer tx.Rollback()
 	token, err := pgbaton.AcquireTx(ctx, pgbaton.SQLTx(tx), pgbaton.Name("example/account/7"))
 	if err != nil {
 		log.Fatal(err)

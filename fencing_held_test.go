@@ -16,7 +16,7 @@ import (
 
 func TestAssertHeld(t *testing.T) {
 	t.Parallel()
-	client, other, dsn := pair(t, nil)
+	client, other, dsn := pair(t)
 	begin, conn := beginPgx(dsn), connect(t, dsn)
 	ctx := t.Context()
 	held := func(lock *pgbaton.Lock) error {
@@ -64,7 +64,7 @@ func TestAssertHeld(t *testing.T) {
 // Readers do not wait for one another, the next writer waits for them, and they are refused after it.
 func TestAssertHeld_Shared(t *testing.T) {
 	t.Parallel()
-	client, _, dsn := pair(t, nil)
+	client, _, dsn := pair(t)
 	begin, observer := beginPgx(dsn), connect(t, dsn)
 	ctx := t.Context()
 	var readers []*pgbaton.Lock

@@ -82,3 +82,14 @@ func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	})
 	return client
 }
+
+// named is the URL of a database for a session that can be told by its application_name.
+func named(tb testing.TB, dsn, name string) string {
+	tb.Helper()
+	u, err := url.Parse(dsn)
+	require.NoError(tb, err)
+	query := u.Query()
+	query.Set("application_name", name)
+	u.RawQuery = query.Encode()
+	return u.String()
+}

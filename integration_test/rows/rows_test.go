@@ -4,6 +4,7 @@ package rows
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"os"
 	"strings"
@@ -14,16 +15,30 @@ import (
 	_ "github.com/lib/pq"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/rowtest"
 )
 
-// servers are the servers to test on: PGBATON_TEST_DSNS, separated by commas, or else DATABASE_URL.
-func servers(t *testing.T) []string {
-	t.Helper()
-	if list := os.Getenv("PGBATON_TEST_DSNS"); list != "" {
-		return strings.Split(list, ",")
+// servers are the servers to test on: every PostgreSQL major that can be had.
+var servers []string
+
+func TestMain(m *testing.M) {
+	ctx := context.Background()
+	all, err := pgserver.StartAll(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	return []string{rowtest.DSN(t)}
+	for _, server := range all {
+		servers = append(servers, server.URL())
+	}
+	status := m.Run()
+	for _, server := range all {
+		if err := server.Stop(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	os.Exit(status)
 }
 
 var ways = map[string]func(t *testing.T, dsn string) rowtest.Way{
@@ -72,7 +87,7 @@ func plain(t *testing.T, dsn string) string {
 
 func TestRows(t *testing.T) {
 	t.Parallel()
-	for _, server := range servers(t) {
+	for _, server := range servers {
 		t.Run(version(t, server), func(t *testing.T) {
 			t.Parallel()
 			for name, open := range ways {

@@ -72,7 +72,7 @@ func Exec(tb testing.TB, dsn, sql string) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer conn.Close(ctx) //nolint:errcheck // a test's
+	defer conn.Close(ctx)
 	if _, err := conn.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
 		tb.Fatal(err)
 	}

@@ -76,13 +76,14 @@ func (p *Proxy) Cut() {
 	})
 }
 
-// Open is how many connections are open, Dialled how many ever were.
+// Open is how many connections are open.
 func (p *Proxy) Open() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.pairs)
 }
 
+// Dialled is how many ever were.
 func (p *Proxy) Dialled() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,7 +143,7 @@ func (p *Proxy) copy(from, to, client net.Conn, answers bool) {
 			if size == 0 {
 				return
 			}
-			if _, err := to.Write(chunk[:size]); err != nil {
+			if _, failed := to.Write(chunk[:size]); failed != nil {
 				return
 			}
 			chunk = chunk[size:]

@@ -36,15 +36,18 @@ type Desk struct {
 
 	mu        sync.Mutex
 	entries   map[advisory.Key]*entry
+	spare     []*entry // to be used again
 	seats     []*seat
 	gone      []Link // lost, their goroutines not yet waited for
 	claims    int    // entries that are not idle
+	held      int    // entries whose key a link holds
 	closed    bool
 	lockTable int   // room in the server's
 	lastError error // of the last attempt to get a link, while there is none
 	looked    time.Time
 	crowded   error // what the last look at the lock table found, if too full
 
+	signals sync.Pool     // of channels that are empty and that nobody will write to
 	want    chan struct{} // another link is wanted
 	stop    context.CancelFunc
 	workers sync.WaitGroup
@@ -53,13 +56,14 @@ type Desk struct {
 // New makes a desk and opens its first link. On failure nothing is left open.
 func New(ctx context.Context, cfg Config) (*Desk, error) {
 	d := &Desk{cfg: cfg, entries: map[advisory.Key]*entry{}, want: make(chan struct{}, 1)}
+	d.signals.New = func() any { return make(chan struct{}, 1) }
 	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
 	running, stop := context.WithCancel(context.Background())
 	d.stop = stop
 	d.workers.Add(1)
-	go d.maintain(running)
+	go d.maintain(running) //nolint:contextcheck // it outlives this call
 	return d, nil
 }
 
@@ -69,7 +73,7 @@ func (d *Desk) Acquire(ctx context.Context, key advisory.Key, mode advisory.Mode
 	if err := ctx.Err(); err != nil {
 		return nil, d.ended(ctx)
 	}
-	w := &waiter{mode: mode, try: try, ch: make(chan struct{}, 1)}
+	w := &waiter{mode: mode, try: try, ch: d.signals.Get().(chan struct{})} //nolint:forcetypeassert // there is nothing else in it
 	w.until, _ = ctx.Deadline()
 	a := actions{now: time.Now()}
 	helping, err := d.enter(key, w, &a)
@@ -89,13 +93,14 @@ func (d *Desk) Acquire(ctx context.Context, key advisory.Key, mode advisory.Mode
 		<-w.ch // it was answered meanwhile
 	}
 	if w.err != nil {
+		d.signals.Put(w.ch)
 		return nil, w.err
 	}
 	if ctx.Err() != nil { // when both are true, fail: the caller has stopped waiting
-		w.hold.GiveBack()
+		w.hold.GiveBack() //nolint:contextcheck // ctx has ended
 		return nil, d.ended(ctx)
 	}
-	return w.hold, nil
+	return &w.hold, nil
 }
 
 // enter puts a waiter into its key's queue and returns the link to help, if something was started there.
@@ -105,12 +110,8 @@ func (d *Desk) enter(key advisory.Key, w *waiter, a *actions) (*seat, error) {
 	if d.closed {
 		return nil, lockerr.Closed
 	}
-	e := d.entries[key]
-	if e == nil {
-		e = &entry{key: key}
-		e.op = &e.ownOp
-		d.entries[key] = e
-	} else if w.try && !e.admits(w.mode) {
+	e := d.entryFor(key)
+	if w.try && !e.admits(w.mode) {
 		return nil, lockerr.NotAcquired
 	}
 	e.push(w)

@@ -24,15 +24,9 @@ var (
 	key2 = advisory.Key{ID: 2, Pair: true}
 )
 
-// bubble runs a test with time of its own.
-func bubble(t *testing.T, test func(t *testing.T)) {
-	t.Helper()
-	t.Parallel()
-	synctest.Test(t, test)
-}
-
 func TestDesk_HandsOverInOrderOfArrival(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		first := w.held(key, exclusive)
 		calls := make([]*call, 20)
@@ -57,7 +51,8 @@ func TestDesk_HandsOverInOrderOfArrival(t *testing.T) {
 }
 
 func TestDesk_SharedJoin(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		a, b := w.held(key, shared), w.held(key, shared)
 		require.Equal(t, 1, w.server.heldBy(1))
@@ -85,7 +80,8 @@ func TestDesk_SharedJoin(t *testing.T) {
 }
 
 func TestDesk_TenureEndsAfterPasses(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		hold := w.held(key, exclusive)
 		var calls []*call
@@ -108,7 +104,8 @@ func TestDesk_TenureEndsAfterPasses(t *testing.T) {
 }
 
 func TestDesk_TenureEndsInTime(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		other := w.server.newSession()
 		hold := w.held(key, exclusive)
@@ -142,7 +139,8 @@ func TestDesk_TenureEndsInTime(t *testing.T) {
 }
 
 func TestDesk_ReadersLookAtTheGate(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		other := w.server.newSession()
 		first := w.held(key, shared)
@@ -177,7 +175,8 @@ func TestDesk_ReadersLookAtTheGate(t *testing.T) {
 }
 
 func TestDesk_TryIsNeverLeftHanging(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		other := w.server.newSession()
 		w.server.try(other, key, exclusive)
@@ -234,41 +233,47 @@ func TestDesk_CancelInEveryPhase(t *testing.T) {
 		}, idle},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				test.setup(w)
-				c, next := w.acquire(key, exclusive, false), w.acquire(key, exclusive, false)
-				if test.phase == idle {
-					w.rounds()
-				}
-				require.Equal(t, test.phase, w.entries[key].phase)
-				c.cancel()
-				synctest.Wait()
-				w.refused(c, lockerr.NotAcquired)
-				require.ErrorIs(t, c.err, context.Canceled)
-				w.rounds()
-				for e := w.entries[key]; e != nil && e.owners != nil; e = w.entries[key] {
-					w.release(e.owners) // also of those that setup left
-					w.rounds()
-					if next.ended() {
-						break
-					}
-				}
-				if test.phase == idle {
-					w.server.drop(2)
-					w.Sweep([]advisory.Key{key})
-					w.rounds()
-				}
-				w.granted(next)
-				next.hold.GiveBack()
-				w.empty()
-			})
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { cancelIn(t, test.phase, test.setup) })
 		})
 	}
 }
 
+// cancelIn lets a waiter leave in a phase, with another behind it.
+func cancelIn(t *testing.T, phase phase, setup func(w *world)) {
+	t.Helper()
+	w := newWorld(t)
+	setup(w)
+	c, next := w.acquire(key, exclusive, false), w.acquire(key, exclusive, false)
+	if phase == idle {
+		w.rounds()
+	}
+	require.Equal(t, phase, w.entries[key].phase)
+	c.cancel()
+	synctest.Wait()
+	w.refused(c, lockerr.NotAcquired)
+	require.ErrorIs(t, c.err, context.Canceled)
+	w.rounds()
+	for e := w.entries[key]; e != nil && e.owners != nil; e = w.entries[key] {
+		w.release(e.owners) // also of those that setup left
+		w.rounds()
+		if next.ended() {
+			break
+		}
+	}
+	if phase == idle {
+		w.server.drop(2)
+		w.Sweep([]advisory.Key{key})
+		w.rounds()
+	}
+	w.granted(next)
+	next.hold.GiveBack()
+	w.empty()
+}
+
 func TestDesk_GrantForNobodyGoesBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		c := w.acquire(key, exclusive, false)
 		c.cancel()
@@ -283,7 +288,8 @@ func TestDesk_GrantForNobodyGoesBack(t *testing.T) {
 }
 
 func TestDesk_ServerRefuses(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		failure, cancels := errors.New("no"), 0
 		w.server.refuse = func(op *link.Op) error {
@@ -315,7 +321,8 @@ func TestDesk_ServerRefuses(t *testing.T) {
 }
 
 func TestDesk_MaxHeld(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(cfg *Config) { cfg.MaxHeld = 2 })
 		other := w.server.newSession()
 		w.server.try(other, key2, exclusive)
@@ -341,7 +348,8 @@ func TestDesk_MaxHeld(t *testing.T) {
 }
 
 func TestDesk_LockTablePressure(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(cfg *Config) { cfg.MaxHeld = 0 })
 		w.mu.Lock()
 		w.lockTable = 160

@@ -52,8 +52,8 @@ type waiter struct {
 	next, prev *waiter
 
 	answered bool          // guarded by the desk's mutex, as the next two until it is set
-	hold     *Hold         // the grant
-	err      error         // or why not
+	hold     Hold          // the grant: one allocation for both
+	err      error         // or why there is none
 	ch       chan struct{} // gets one value when answered
 }
 
@@ -104,6 +104,16 @@ type actions struct {
 	lost   []*Hold
 	freed  []*Hold
 	expire []*seat
+}
+
+// reset makes it ready for another step, and forgets what the last one was about.
+func (a *actions) reset() {
+	clear(a.ops)
+	clear(a.wake)
+	clear(a.lost)
+	clear(a.freed)
+	clear(a.expire)
+	*a = actions{ops: a.ops[:0], wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], expire: a.expire[:0]}
 }
 
 type submission struct {
@@ -171,14 +181,14 @@ func (d *Desk) serve(e *entry, a *actions) {
 // grant makes a waiter an owner.
 func (d *Desk) grant(e *entry, w *waiter, token int64, a *actions) {
 	e.drop(w)
-	h := &Hold{desk: d, entry: e, seat: e.seat, mode: w.mode, token: token, ch: w.ch}
+	h := &w.hold
+	h.desk, h.entry, h.seat, h.mode, h.token, h.ch = d, e, e.seat, w.mode, token, w.ch
 	h.next = e.owners
 	if h.next != nil {
 		h.next.prev = h
 	}
 	e.owners = h
 	e.owned++
-	w.hold = h
 	d.answer(w, a)
 }
 
@@ -252,6 +262,9 @@ func (d *Desk) submit(e *entry, a *actions, p phase, op link.Op) {
 
 // vacate makes an entry idle: the server holds nothing for it any more.
 func (d *Desk) vacate(e *entry) {
+	if e.phase != asking {
+		d.held--
+	}
 	e.seat.held--
 	d.claims--
 	e.phase, e.seat = idle, nil
@@ -265,6 +278,29 @@ func (d *Desk) forget(e *entry) {
 	d.leave(e)
 	d.settleTurn(e, true)
 	delete(d.entries, e.key)
+	if e.op == &e.ownOp && len(d.spare) < maxSpare { // no lost link knows it
+		*e = entry{}
+		d.spare = append(d.spare, e)
+	}
+}
+
+// maxSpare bounds the entries that are kept for the next keys.
+const maxSpare = 1024
+
+// entryFor returns the key's entry, and makes it if there is none.
+func (d *Desk) entryFor(key advisory.Key) *entry {
+	if e := d.entries[key]; e != nil {
+		return e
+	}
+	var e *entry
+	if last := len(d.spare) - 1; last >= 0 {
+		e, d.spare = d.spare[last], d.spare[:last]
+	} else {
+		e = &entry{}
+	}
+	e.key, e.op = key, &e.ownOp
+	d.entries[key] = e
+	return e
 }
 
 // limit says whether one more lock may be asked for.
@@ -275,10 +311,11 @@ func (d *Desk) limit(s *seat, a *actions) error {
 	return d.pressure(s, a)
 }
 
-// most is how many locks may be held or asked for.
+// most is how many locks may be held. Tries under way do not count: most of those for keys that others hold
+// come back empty. When too many succeed, the last are given back.
 func (d *Desk) most() int {
 	const tableShare = 8
 	return cmp.Or(d.cfg.MaxHeld, d.lockTable/tableShare)
 }
 
-func (d *Desk) full() bool { return d.claims >= d.most() }
+func (d *Desk) full() bool { return d.held >= d.most() }

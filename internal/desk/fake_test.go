@@ -46,7 +46,7 @@ func newWorld(t *testing.T, adjust ...func(*Config)) *world {
 	w.Desk, err = New(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		require.NoError(t, w.Desk.Close(context.Background())) // so that the bubble can end after a failure, too
+		require.NoError(t, w.Close(context.Background())) // so that the bubble can end after a failure, too
 		require.Equal(t, len(w.all), w.hung, "places in the budget given back")
 	})
 	return w
@@ -119,7 +119,7 @@ func (w *world) empty() {
 	for _, l := range w.links {
 		require.Zero(w.t, w.server.heldBy(l.session))
 	}
-	require.NoError(w.t, w.Desk.Close(context.Background()))
+	require.NoError(w.t, w.Close(context.Background()))
 }
 
 // call is an Acquire or a Release under way.
@@ -247,6 +247,7 @@ func (l *fakeLink) Fail(cause error) {
 	ops := l.queue
 	l.queue = nil
 	l.mu.Unlock()
+	l.handler.Lost(ops, cause) // before the server frees the locks
 	w := l.world
 	w.mu.Lock()
 	w.server.drop(l.session)
@@ -256,8 +257,10 @@ func (l *fakeLink) Fail(cause error) {
 		}
 	}
 	w.mu.Unlock()
-	l.handler.Lost(ops, cause)
+	l.handler.Closed()
 }
+
+func (l *fakeLink) Jeopardy() <-chan struct{} { return nil }
 
 func (l *fakeLink) Close(context.Context) error {
 	l.Fail(lockerr.Closed)

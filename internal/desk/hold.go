@@ -1,11 +1,10 @@
 package desk
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
-
-	"context"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
@@ -26,9 +25,18 @@ type Hold struct {
 	over   error         // why it is not held any more; nil while it is
 	done   chan struct{} // made when asked for
 	onEnd  []func(error)
-	result error         // of Release; valid when freed is closed
-	freed  chan struct{} // not nil once Release was called
+	result error // of Release; valid when released is
+	state  releaseState
+	freed  chan struct{} // closed when released; made by whoever must wait for it
 }
+
+type releaseState uint8
+
+const (
+	unreleased releaseState = iota
+	beingReleased
+	released
+)
 
 // Token is the grant's fencing token.
 func (h *Hold) Token() int64 { return h.token }
@@ -59,6 +67,9 @@ func (h *Hold) Done() <-chan struct{} {
 	}
 	return h.done
 }
+
+// Jeopardy is that of the hold's link.
+func (h *Hold) Jeopardy() <-chan struct{} { return h.seat.link.Jeopardy() }
 
 // OnEnd calls f once with the reason when the hold is over, or at once if it is.
 func (h *Hold) OnEnd(f func(error)) {
@@ -104,16 +115,36 @@ var errReleased = fmt.Errorf("%w: released", lockerr.NotHeld)
 // same. It does not heed any context: it ends, at the latest, with the trust in the link.
 func (h *Hold) Release() error {
 	h.mu.Lock()
-	if h.freed != nil {
+	switch h.state {
+	case beingReleased:
+		if h.freed == nil {
+			h.freed = make(chan struct{})
+		}
+		freed := h.freed
 		h.mu.Unlock()
-		<-h.freed
+		<-freed
 		return h.result
+	case released:
+		h.mu.Unlock()
+		return h.result
+	case unreleased:
 	}
-	h.freed = make(chan struct{})
+	h.state = beingReleased
 	h.mu.Unlock()
-	h.result = h.release(true)
-	close(h.freed)
-	return h.result
+
+	err := h.release(true)
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state, h.result = released, err
+	if h.freed != nil {
+		close(h.freed)
+	}
+	if err == nil { // nobody will write to it any more
+		h.desk.signals.Put(h.ch)
+		h.ch = nil
+	}
+	return err
 }
 
 // GiveBack ends a hold that its waiter did not want any more, without waiting.

@@ -14,7 +14,8 @@ import (
 )
 
 func TestDesk_LossOfTheLink(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		h := w.held(key, exclusive)
 		waiter := w.acquire(key, exclusive, false)
@@ -48,7 +49,8 @@ func TestDesk_LossOfTheLink(t *testing.T) {
 // An answer may be on its way from a reader of the link to the desk while another goroutine fails the link. By
 // then the key is asked for on another link.
 func TestDesk_AnswerAfterLoss(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(cfg *Config) { cfg.MaxLinks, cfg.PerLink = 2, 1 })
 		owner := w.held(key2, exclusive)
 		w.release(w.held(advisory.Key{ID: 3}, exclusive))
@@ -79,7 +81,8 @@ func TestDesk_AnswerAfterLoss(t *testing.T) {
 }
 
 func TestDesk_UntrustedLinkGrantsNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		h := w.held(key, exclusive)
 		waiter := w.acquire(key, exclusive, false)
@@ -96,7 +99,8 @@ func TestDesk_UntrustedLinkGrantsNothing(t *testing.T) {
 }
 
 func TestDesk_NoLink(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		down := errors.New("connection refused")
 		w.dialErr = down
@@ -123,7 +127,8 @@ func TestDesk_NoLink(t *testing.T) {
 }
 
 func TestDesk_TurnWithoutLink(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.server.try(w.server.newSession(), key, exclusive)
 		waiter := w.acquire(key, exclusive, false)
@@ -186,39 +191,45 @@ func TestDesk_CloseInEveryPhase(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				waiter, release := setup(w)
-				var owners []*Hold
-				for h := w.entries[key].owners; h != nil; h = h.next {
-					owners = append(owners, h)
-				}
-				var answer <-chan bool
-				if w.entries[key].standing {
-					answer = w.Turn(key)
-				}
-				require.NoError(t, w.Desk.Close(context.Background()))
-				synctest.Wait()
-				w.refused(waiter, lockerr.Closed)
-				if release != nil {
-					require.True(t, release.ended())
-				}
-				for _, h := range owners {
-					require.ErrorIs(t, h.Err(), lockerr.Closed)
-				}
-				if answer != nil {
-					require.True(t, <-answer)
-				}
-				w.refused(w.acquire(key, exclusive, false), lockerr.Closed)
-				require.Empty(t, w.stands)
-				require.Empty(t, w.links)
-			})
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { closeAfter(t, setup) })
 		})
 	}
 }
 
+// closeAfter closes a desk that has a waiter, and perhaps holders and a release under way.
+func closeAfter(t *testing.T, setup func(w *world) (waiter, release *call)) {
+	t.Helper()
+	w := newWorld(t)
+	waiter, release := setup(w)
+	var owners []*Hold
+	for h := w.entries[key].owners; h != nil; h = h.next {
+		owners = append(owners, h)
+	}
+	var answer <-chan bool
+	if w.entries[key].standing {
+		answer = w.Turn(key)
+	}
+	require.NoError(t, w.Close(context.Background()))
+	synctest.Wait()
+	w.refused(waiter, lockerr.Closed)
+	if release != nil {
+		require.True(t, release.ended())
+	}
+	for _, h := range owners {
+		require.ErrorIs(t, h.Err(), lockerr.Closed)
+	}
+	if answer != nil {
+		require.True(t, <-answer)
+	}
+	w.refused(w.acquire(key, exclusive, false), lockerr.Closed)
+	require.Empty(t, w.stands)
+	require.Empty(t, w.links)
+}
+
 func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		waiter := w.acquire(key, exclusive, false)
 		l := w.link()
@@ -227,7 +238,7 @@ func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
 		closed := &call{done: make(chan struct{})}
 		go func() {
 			defer close(closed.done)
-			closed.err = w.Desk.Close(context.Background())
+			closed.err = w.Close(context.Background())
 		}()
 		synctest.Wait()
 		l.handler.Complete(ops, draws)
@@ -239,7 +250,8 @@ func TestDesk_CloseWhileAnswersAreUnderWay(t *testing.T) {
 }
 
 func TestHold_EndsOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		h := w.held(key, exclusive)
 		told := 0

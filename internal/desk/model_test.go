@@ -21,7 +21,8 @@ func TestDesk_Model(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(24) {
 		t.Run(fmt.Sprintf("Seed%d", seed), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
 				m := &model{
 					world: newWorld(t, func(cfg *Config) { cfg.MaxLinks, cfg.PerLink = 1+int(seed%3), 2 }),
 					rand:  rand.New(rand.NewPCG(seed, 1)), //nolint:gosec // reproducible on purpose
@@ -201,7 +202,7 @@ func (m *model) check() {
 		}
 		km.waiting = left
 		m.exclusion(k, km)
-		if ch := km.turns[0]; ch != nil && len(ch) > 0 {
+		if ch := km.turns[0]; len(ch) > 0 {
 			<-ch // if the turn was not taken the room would go on at the gate; here it leaves
 			delete(km.turns, 0)
 			require.True(m.t, m.server.unlock(m.room, gateOf(k), exclusive))

@@ -17,6 +17,7 @@ type Link interface {
 	Help(ctx context.Context, done func() bool)
 	Attend()
 	Trusted(now time.Time) bool
+	Jeopardy() <-chan struct{}
 	Fail(cause error)
 	Expired() error
 	Close(ctx context.Context) error
@@ -30,6 +31,8 @@ type seat struct {
 	held  int // entries that are not idle
 	deal  deal
 	cause error // why it was lost
+
+	scratch actions // of Complete: a link has one reader at a time
 }
 
 var _ link.Handler = (*seat)(nil)
@@ -55,7 +58,8 @@ func (t *deal) next() (int64, bool) {
 // Complete implements [link.Handler].
 func (s *seat) Complete(ops []*link.Op, draws []int64) {
 	d := s.desk
-	a := actions{now: time.Now()}
+	a := &s.scratch
+	a.now = time.Now()
 	d.mu.Lock()
 	if len(draws) > 0 {
 		s.deal = deal{draws: draws}
@@ -63,14 +67,15 @@ func (s *seat) Complete(ops []*link.Op, draws []int64) {
 	for _, op := range ops {
 		if e, ok := op.Owner.(*entry); ok {
 			if e.op == op { // else the answer comes after the loss of the link
-				d.complete(e, op, &a)
+				d.complete(e, op, a)
 			}
 		} else if op.Kind == link.Look {
 			d.sawTable(op)
 		}
 	}
 	d.mu.Unlock()
-	d.run(&a, nil)
+	d.run(a, nil)
+	a.reset()
 }
 
 // complete takes the answer to an entry's operation.
@@ -110,7 +115,9 @@ func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 	d.advance(e, a)
 }
 
-var errNotThere = errors.New("the server says that its session did not hold the lock")
+var errNotThere = &lockerr.LossError{
+	Reason: lockerr.NotThere, Cause: errors.New("the server says that its session did not hold the lock"),
+}
 
 // again says whether to submit an operation that was cut off from outside once more.
 func (e *entry) again(err error) bool {
@@ -124,7 +131,11 @@ func (d *Desk) tried(e *entry, op *link.Op, a *actions) {
 	switch {
 	case op.OK:
 		e.phase = held
+		d.held++
 		e.since, e.passes, e.retries = a.now, -1, 0 // the first grant is no hand-over
+		if d.held > d.most() {                      // many were asked for at once
+			d.refuse(e, lockerr.Limit(d.most()), false, a)
+		}
 		d.leave(e)
 		d.settleTurn(e, true)
 	case op.Err != nil:
@@ -152,7 +163,6 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 	tell := false
 	if s.cause == nil {
 		s.cause = cause
-		d.cfg.Hung()
 		tell = d.unseat(s)
 	}
 	for _, e := range d.entries {
@@ -166,6 +176,12 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 		d.cfg.Report("link lost", cause)
 	}
 	_ = ops // each belongs to an entry of this seat, and was dealt with above
+}
+
+// Closed implements [link.Handler].
+func (s *seat) Closed() {
+	s.desk.cfg.Hung()
+	signal(s.desk.want) // there is room for another
 }
 
 // lose takes an entry off its lost seat; those who wait ask again elsewhere.
@@ -191,7 +207,6 @@ func (d *Desk) unseat(s *seat) bool {
 		if other == s {
 			d.seats = append(d.seats[:i:i], d.seats[i+1:]...)
 			d.gone = append(d.gone, s.link)
-			signal(d.want)
 			return !d.closed
 		}
 	}

@@ -45,6 +45,8 @@ func (r *recorder) Complete(ops []*Op, draws []int64) {
 	r.moved.Broadcast()
 }
 
+func (r *recorder) Closed() {}
+
 func (r *recorder) Lost(ops []*Op, cause error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -43,10 +44,11 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 	standBy := idle && !l.reading && quiet >= idleAfter
 	l.mu.Unlock()
 
-	wait := time.Duration(l.trusted.Load()) - now.Sub(l.born)
+	trustLeft := time.Duration(l.trusted.Load()) - now.Sub(l.born)
+	wait := min(trustLeft, l.watch(now))
 	switch {
 	case idle && silent >= pingEvery:
-		l.ping(now.Add(wait))
+		l.ping(now.Add(trustLeft))
 		wait = min(wait, pingEvery)
 	case idle:
 		wait = min(wait, pingEvery-silent)
@@ -82,16 +84,15 @@ type holding struct {
 // mend sets right what failed batches left: it asks the server what is held, undoes the tries, completes the
 // unlocks, and answers the operations. The caller is the link's own reader and nothing is in flight.
 func (l *Link) mend() error {
-	l.mu.Lock()
-	failed := l.failed
-	l.mu.Unlock()
-	for attempt := 1; ; attempt++ {
+	failed, release := l.seize()
+	defer release()
+	for {
 		err := l.undo(failed)
 		if err == nil {
 			break
 		}
 		var pgErr *pgconn.PgError
-		if !errors.As(err, &pgErr) || pgErr.Code != queryCanceled || attempt == maxRepairs {
+		if !errors.As(err, &pgErr) || pgErr.Code != queryCanceled || !l.Trusted(time.Now()) {
 			return l.readError(err)
 		}
 	}
@@ -111,6 +112,7 @@ func (l *Link) mend() error {
 	}
 	l.failed = nil
 	l.mu.Unlock()
+	release()
 	for _, b := range failed {
 		markDone(b.ops)
 		l.handler.Complete(b.ops, nil)
@@ -119,12 +121,25 @@ func (l *Link) mend() error {
 	return nil
 }
 
+// seize waits until nobody is sending any more (the answer to a batch can be there before its sender has
+// returned from the write), and keeps it so until release, which may be called twice.
+func (l *Link) seize() (failed []*batch, release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.sending {
+		l.sent.Wait()
+	}
+	l.sending = true
+	return l.failed, sync.OnceFunc(func() {
+		l.mu.Lock()
+		l.sending = false
+		l.mu.Unlock()
+	})
+}
+
 // queryCanceled is the SQLSTATE of a statement that an operator cancelled. One who cancels again and again may
-// hit the repair as well, which then starts anew.
-const (
-	queryCanceled = "57014"
-	maxRepairs    = 20
-)
+// hit the repair as well, which then starts anew, as long as the link can be trusted.
+const queryCanceled = "57014"
 
 // undo unlocks what the operations of failed batches have locked, or should have unlocked. Nothing else holds
 // their keys on this link.

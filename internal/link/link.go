@@ -89,6 +89,8 @@ type Handler interface {
 	// Lost says that the link is gone with all its locks, and which operations were not answered. It comes
 	// again for operations that are submitted afterwards.
 	Lost(unanswered []*Op, cause error)
+	// Closed says, once and after Lost, that the connection is closed.
+	Closed()
 }
 
 // Link is a session that holds locks.
@@ -100,6 +102,9 @@ type Link struct {
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
 
+	jeopardy   jeopardy
+	endangered atomic.Bool // jeopardy is raised
+
 	encoder encoder // of whoever has set sending
 
 	mu          sync.Mutex
@@ -108,6 +113,7 @@ type Link struct {
 	failed      []*batch // answered with an error, to be set right once flight is empty
 	spare       *batch
 	sending     bool
+	sent        *sync.Cond // sending has ended
 	reading     bool
 	turn        uint64 // counts the readers; an interrupt is for one of them
 	interrupted bool
@@ -132,12 +138,12 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 		err = pg.SyncConn(ctx)
 	}
 	if err != nil {
-		session.Close(s.Conn)
+		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
-		session.Close(s.Conn)
+		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
 	l := &Link{
@@ -145,6 +151,7 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 		lastSent: born, lastAnswer: born,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	l.sent = sync.NewCond(&l.mu)
 	l.trusted.Store(int64(l.trustSpan()))
 	if socket, ok := raw(l.conn).(interface{ SetWriteBuffer(bytes int) error }); ok {
 		_ = socket.SetWriteBuffer(writeBuffer) // a smaller one only makes a write wait on a stalled network
@@ -191,9 +198,10 @@ func (l *Link) pump() {
 		err := l.front.Flush()
 		l.mu.Lock()
 		l.sending = false
+		l.sent.Broadcast()
 		if err != nil {
 			l.mu.Unlock()
-			l.Fail(fmt.Errorf("connection lost: %w", err))
+			l.Fail(lossOf(err))
 			return
 		}
 	}
@@ -235,10 +243,13 @@ func (l *Link) Fail(cause error) {
 	l.queue, l.flight, l.failed = nil, nil, nil
 	l.mu.Unlock()
 
+	l.raise()
+	// The holders first: closing the connection frees the locks for others.
+	l.handler.Lost(unanswered, cause)
 	closeNow(l.conn)
 	close(l.done)
 	markDone(unanswered)
-	l.handler.Lost(unanswered, cause)
+	l.handler.Closed()
 }
 
 // lossCause is why the link is closed.
@@ -258,8 +269,8 @@ func markDone(ops []*Op) {
 
 // Expired is the cause of a link that cannot be trusted any more.
 func (l *Link) Expired() error {
-	return fmt.Errorf("lease expired: no answer from the server to anything sent in the last %v (TTL %v); "+
-		"this process or the network stood still", l.trustSpan(), l.ttl)
+	return &lockerr.LossError{Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no answer from the server to anything "+
+		"sent in the last %v (TTL %v); this process or the network stood still", l.trustSpan(), l.ttl)}
 }
 
 // Close unlocks everything, waiting for the server's answer until ctx ends or trust does, and ends the
@@ -293,7 +304,7 @@ func (l *Link) Close(ctx context.Context) error {
 		l.front.Send(&pgproto3.Terminate{})
 		_ = l.front.Flush() // the close that follows says the same
 	}
-	l.Fail(lockerr.Closed)
+	l.Fail(&lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
 	l.workers.Wait()
 	return err
 }
@@ -309,27 +320,28 @@ func raw(conn net.Conn) net.Conn {
 	return conn
 }
 
-// lossOf turns what ended a read into a cause for people.
+// lossOf turns what ended a read or a write into a cause for people.
 func lossOf(err error) error {
+	reason := lockerr.ConnectionLost
 	var pgErr *pgconn.PgError
 	switch {
 	case errors.As(err, &pgErr):
-		return fmt.Errorf("%s: %w", fatal(pgErr.Code), err)
+		reason = fatal(pgErr.Code)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("connection lost: the server closed it: %w", err)
+		err = fmt.Errorf("the server closed it: %w", err)
 	}
-	return fmt.Errorf("connection lost: %w", err)
+	return &lockerr.LossError{Reason: reason, Cause: err}
 }
 
-// fatal names the reason behind the SQLSTATE of a FATAL message.
-func fatal(code string) string {
+// fatal is the reason behind the SQLSTATE of a FATAL message.
+func fatal(code string) lockerr.LossReason {
 	switch code {
 	case "57P01": // admin_shutdown: pg_terminate_backend, or a shutdown of the server
-		return "terminated by an operator or by the server's shutdown"
+		return lockerr.Terminated
 	case "57P02", "57P03": // crash_shutdown, cannot_connect_now
-		return "server restarted after a crash"
+		return lockerr.ServerRestarted
 	case "57P05": // idle_session_timeout
-		return "lease expired: the server heard nothing for the TTL"
+		return lockerr.LeaseExpired
 	}
-	return "session ended by the server"
+	return lockerr.ConnectionLost
 }

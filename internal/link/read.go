@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -240,7 +239,7 @@ func (l *Link) finish(b *batch) error {
 		return l.failWith(l.Expired(), b)
 	}
 	if b.standby {
-		return l.failWith(fmt.Errorf("%w: it was demoted while connected", lockerr.Standby), b)
+		return l.failWith(&lockerr.LossError{Reason: lockerr.BecameStandby, Cause: lockerr.Standby}, b)
 	}
 	l.trust(b.sent)
 	l.pump()
@@ -268,6 +267,9 @@ func (l *Link) failWith(cause error, b *batch) error {
 // trust extends the trust to what an answer to a message sent at a moment proves.
 func (l *Link) trust(sent time.Time) {
 	l.trusted.Store(int64(sent.Sub(l.born) + l.trustSpan()))
+	if l.endangered.Load() {
+		l.relieve()
+	}
 }
 
 // complete gives the results to the operations and the operations to the handler.

@@ -26,18 +26,31 @@ type statement struct {
 // The first four serve a lone operation on a bigint key, the common case, in the fewest steps. CASE
 // decides before its branch is run, so the token is drawn after the grant.
 var (
-	stmtTry = statement{"pgbaton_try",
-		"SELECT CASE WHEN pg_try_advisory_lock($1) THEN nextval('pgbaton.token') END", []uint32{pgtype.Int8OID}}
-	stmtTryShared = statement{"pgbaton_try_shared",
-		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN nextval('pgbaton.token') END", []uint32{pgtype.Int8OID}}
-	stmtUnlock = statement{"pgbaton_unlock",
-		"SELECT pg_advisory_unlock($1)", []uint32{pgtype.Int8OID}}
-	stmtUnlockShared = statement{"pgbaton_unlock_shared",
-		"SELECT pg_advisory_unlock_shared($1)", []uint32{pgtype.Int8OID}}
+	stmtTry = statement{
+		"pgbaton_try",
+		"SELECT CASE WHEN pg_try_advisory_lock($1) THEN nextval('pgbaton.token') END",
+		[]uint32{pgtype.Int8OID},
+	}
+	stmtTryShared = statement{
+		"pgbaton_try_shared",
+		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN nextval('pgbaton.token') END",
+		[]uint32{pgtype.Int8OID},
+	}
+	stmtUnlock = statement{
+		"pgbaton_unlock",
+		"SELECT pg_advisory_unlock($1)",
+		[]uint32{pgtype.Int8OID},
+	}
+	stmtUnlockShared = statement{
+		"pgbaton_unlock_shared",
+		"SELECT pg_advisory_unlock_shared($1)",
+		[]uint32{pgtype.Int8OID},
+	}
 
 	// stmtMany runs any number of operations in their order. Codes 4 to 7 try a key only if nobody stands
 	// at its gate; the gate is locked for the statement alone. Arguments: keys, gates, codes.
-	stmtMany = statement{"pgbaton_many", `
+	stmtMany = statement{
+		"pgbaton_many", `
 SELECT array_agg(CASE code
          WHEN 0 THEN pg_try_advisory_lock(key)
          WHEN 8 THEN pg_advisory_unlock(key)
@@ -56,10 +69,14 @@ SELECT array_agg(CASE code
               END ELSE false END
          END)
   FROM unnest($1::int8[], $2::int8[], $3::int2[]) AS operation(key, gate, code)`,
-		[]uint32{pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int2ArrayOID}}
+		[]uint32{pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int2ArrayOID},
+	}
 
-	stmtDraw = statement{"pgbaton_draw",
-		"SELECT nextval('pgbaton.token') FROM generate_series(1, $1)", []uint32{pgtype.Int4OID}}
+	stmtDraw = statement{
+		"pgbaton_draw",
+		"SELECT nextval('pgbaton.token') FROM generate_series(1, $1)",
+		[]uint32{pgtype.Int4OID},
+	}
 	stmtPing = statement{"pgbaton_ping", "SELECT pg_is_in_recovery()", nil}
 	stmtLook = statement{"pgbaton_look", "SELECT count(*) FROM pg_locks WHERE NOT fastpath", nil}
 	stmtFree = statement{"pgbaton_free", "SELECT count(pg_advisory_unlock_all())", nil}
@@ -72,8 +89,10 @@ const (
 	codeGate   = 12
 )
 
-var statements = []*statement{&stmtTry, &stmtTryShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
-	&stmtPing, &stmtLook, &stmtFree}
+var statements = []*statement{
+	&stmtTry, &stmtTryShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
+	&stmtPing, &stmtLook, &stmtFree,
+}
 
 // prepare makes the statements known to the session.
 func prepare(ctx context.Context, conn *pgconn.PgConn) error {

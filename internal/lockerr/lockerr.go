@@ -28,5 +28,35 @@ var (
 
 // Limit is TooManyLocks for a client that holds all that it may.
 func Limit(maxHeld int) error {
-	return fmt.Errorf("%w: this client holds, or asks for, the %d that its MaxHeld allows", TooManyLocks, maxHeld)
+	return fmt.Errorf("%w: this client holds the %d that its MaxHeld allows", TooManyLocks, maxHeld)
 }
+
+// LossReason says in which way a lock was lost.
+type LossReason string
+
+const (
+	ConnectionLost  LossReason = "connection lost"
+	LeaseExpired    LossReason = "lease expired"
+	Terminated      LossReason = "terminated by an operator or by the server's shutdown"
+	ServerRestarted LossReason = "server restarted after a crash"
+	BecameStandby   LossReason = "server became a standby"
+	ClientClosed    LossReason = "client closed"
+	NotThere        LossReason = "not held on the server"
+)
+
+// LossError is why a link, or one lock on it, was lost.
+type LossError struct {
+	Reason LossReason
+	Cause  error // what was seen
+}
+
+// Error says the reason and what was seen.
+func (l *LossError) Error() string {
+	if l.Cause == nil {
+		return string(l.Reason)
+	}
+	return string(l.Reason) + ": " + l.Cause.Error()
+}
+
+// Unwrap returns what was seen.
+func (l *LossError) Unwrap() error { return l.Cause }

@@ -42,6 +42,15 @@ func Code(err error) string {
 	return ""
 }
 
+// SyntaxOrAccess is the class of errors about what does not exist, is not as expected, or is forbidden.
+const SyntaxOrAccess = "42"
+
+// Class is the class of err's SQLSTATE, its first two characters, or "".
+func Class(err error) string {
+	code := Code(err)
+	return code[:min(2, len(code))]
+}
+
 // Detail is the server's DETAIL of err, or "".
 func Detail(err error) string {
 	var pgxErr *pgconn.PgError

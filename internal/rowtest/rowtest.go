@@ -68,10 +68,7 @@ func NewDatabase(tb testing.TB, server string) string {
 func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 	t.Helper()
 	dsn := NewDatabase(t, server)
-	pool, err := pgxpool.New(context.Background(), dsn)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	s := &suite{way: open(t, dsn), pool: pool}
+	s := &suite{way: open(t, dsn), pool: newPool(t, dsn)}
 	// The group ends before the database is dropped, though its tests are parallel.
 	t.Run("Suite", func(t *testing.T) {
 		s.lockRow(t)

@@ -15,9 +15,7 @@ import (
 // PgxWay is a way by pgx; with makes the handle under test.
 func PgxWay(t *testing.T, dsn string, with func(t *testing.T, pool *pgxpool.Pool, f func(pgbaton.Querier))) Way {
 	t.Helper()
-	pool, err := pgxpool.New(context.Background(), dsn)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
+	pool := newPool(t, dsn)
 	return Way{
 		With: func(t *testing.T, f func(pgbaton.Querier)) { t.Helper(); with(t, pool, f) },
 		Begin: func(t *testing.T) pgbaton.Tx {
@@ -30,6 +28,18 @@ func PgxWay(t *testing.T, dsn string, with func(t *testing.T, pool *pgxpool.Pool
 			return pgbaton.InTx(ctx, pool, opts, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, tx) })
 		},
 	}
+}
+
+// newPool is a pool that parallel tests cannot exhaust: each takes several connections, one after the other.
+func newPool(t *testing.T, dsn string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	config.MaxConns = 64
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
 }
 
 // WithPool calls f with the pool itself.

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // ClientVersion is the version of the schema's interface that this code was written for. It works with a
@@ -139,8 +140,11 @@ const sqlSchemaVersion = "SELECT version, oldest_client FROM pgbaton.schema_vers
 
 func checkSchemaVersion(ctx context.Context, conn *pgconn.PgConn) error {
 	row, err := queryRow(ctx, conn, sqlSchemaVersion)
-	if err != nil {
+	if pgerr.Class(err) == pgerr.SyntaxOrAccess {
 		return fmt.Errorf("%w: read its version: %w", lockerr.Schema, err)
+	}
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
 	}
 	version, err1 := strconv.Atoi(row[0])
 	oldest, err2 := strconv.Atoi(row[1])

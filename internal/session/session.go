@@ -83,7 +83,7 @@ func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Se
 	opened.Store(true)
 	s := &Session{Conn: conn}
 	if err := d.prepare(ctx, s, role, other); err != nil {
-		Close(conn)
+		Close(conn) //nolint:contextcheck // also when ctx has ended
 		return nil, fmt.Errorf("%s: %w", address(cfg), err)
 	}
 	return s, nil

@@ -123,7 +123,7 @@ func (p *place) sleep(d time.Duration) {
 // serve waits for a key until its turn was used, it is unwanted, or other keys need the place.
 func (p *place) serve(st *stand) (err error) {
 	if p.session == nil {
-		if err := p.dial(); err != nil {
+		if err = p.dial(); err != nil {
 			return err
 		}
 	}

@@ -32,7 +32,7 @@ FROM pgbaton_demo.employee`
 // transfer is the writer: it moves one from Ada to Grace in two statements, each a transaction of its own. In
 // between, the money is in neither row.
 func (b *bench) transfer(ctx context.Context) error {
-	move := func(ctx context.Context) error {
+	return b.within(ctx, b.client.Acquire, func(ctx context.Context) error {
 		if _, err := b.pool.Exec(ctx, sqlMoveSalary, ada, -1); err != nil {
 			return fmt.Errorf("take from Ada: %w", err)
 		}
@@ -41,14 +41,6 @@ func (b *bench) transfer(ctx context.Context) error {
 			return fmt.Errorf("give to Grace: %w", err)
 		}
 		return nil
-	}
-	return b.repeat(ctx, func(ctx context.Context) error {
-		start := time.Now()
-		err := b.within(ctx, b.client.Acquire, move)
-		if err == nil {
-			b.counts.Mutations = append(b.counts.Mutations, time.Since(start))
-		}
-		return err
 	})
 }
 
@@ -85,21 +77,21 @@ func (b *bench) within(ctx context.Context,
 }
 
 func auditTransfers(ctx context.Context, s *stage) (outcome, error) {
-	without, problemWithout, err := s.moveMoney(ctx, titleReadersWithoutLock, false, s.options.duration/withoutLocksPart)
+	without, err := s.moveMoney(ctx, titleReadersWithoutLock, false, s.options.duration/withoutLocksPart)
 	if err != nil {
 		return outcome{}, err
 	}
-	with, problemWith, err := s.moveMoney(ctx, titleReadersWithLocks, true, s.options.duration)
+	with, err := s.moveMoney(ctx, titleReadersWithLocks, true, s.options.duration)
 	if err != nil {
 		return outcome{}, err
 	}
-	return judgeAudit(without, with, problemWithout, problemWith), nil
+	return judgeAudit(without, with), nil
 }
 
-func judgeAudit(without, with row, problemWithout, problemWith string) outcome {
+func judgeAudit(without, with row) outcome {
 	o := outcome{rows: []row{without, with}}
-	o.failOnErrors(without, problemWithout)
-	o.failOnErrors(with, problemWith)
+	o.failOnErrors(without)
+	o.failOnErrors(with)
 	if without.torn > 0 {
 		o.see("Without locks, %s of %s reads came in the middle of a transfer and found the sum wrong.",
 			formatCount(without.torn), formatCount(without.reads))
@@ -121,10 +113,7 @@ func judgeAudit(without, with row, problemWithout, problemWith string) outcome {
 }
 
 // moveMoney lets half of the workers move money and the others, at least one of each, watch the sum.
-func (s *stage) moveMoney(ctx context.Context, title string, locked bool, length time.Duration) (row, string, error) {
-	if err := resetSalaries(ctx, s.pool); err != nil {
-		return row{}, "", err
-	}
+func (s *stage) moveMoney(ctx context.Context, title string, locked bool, length time.Duration) (row, error) {
 	jobs := make([]job, max(s.options.workers, 2))
 	for i := range jobs {
 		jobs[i] = job{Kind: jobTransfer, Locked: locked, Duration: length, Work: s.options.work}
@@ -132,15 +121,5 @@ func (s *stage) moveMoney(ctx context.Context, title string, locked bool, length
 			jobs[i].Kind = jobAudit
 		}
 	}
-	total, elapsed, err := s.perform(ctx, jobs)
-	if err != nil {
-		return row{}, "", err
-	}
-	salary, err := readSalary(ctx, s.pool, grace)
-	if err != nil {
-		return row{}, "", err
-	}
-	r := newRow(title, total, elapsed)
-	r.lost = lostUpdates(r.mutations, int(salary-firstSalary), r.errors)
-	return r, total.Problem, nil
+	return s.measure(ctx, title, grace, jobs)
 }

@@ -1,8 +1,9 @@
 // Package demo is the subcommand demo: worker processes change one row of a real database, without a lock
-// and with one, and what becomes of the row is counted.
+// and with each of pgbaton's ways to keep them apart, and what becomes of the row is counted.
 //
-// A section of the demo has a file of its own, which holds what its worker processes do, how the parent
-// runs them, and what it expects. It is listed in sections.go, its workers' job in worker.go.
+// The comparison of the ways (raise.go) and each other section of the demo have a file of their own, which holds
+// what the worker processes do, how the parent runs them, and what it expects. A section is listed in
+// sections.go, its workers' job in worker.go.
 package demo
 
 import (
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/pgbaton/pgbaton"
@@ -109,19 +111,25 @@ func (o outcome) note() string {
 	if len(o.failures) > 0 {
 		verdict = "not as expected"
 	}
-	r := o.rows[len(o.rows)-1]
+	rows := slices.Concat(o.compared, o.rows)
+	r := rows[len(rows)-1]
 	return fmt.Sprintf("%s mutations, %s lost, %s", formatCount(r.mutations), formatCount(r.lost), verdict)
 }
 
-// conclude gives the table and what was seen, and whether all of it was expected.
+const legend = `Times are of one mutation that succeeded, with the wait for its lock or its retries; in 7, from a
+kill to the next grant. Conflicts are attempts that came too late; errors are calls that failed, in
+4 and 5 with a conflict.
+`
+
+// conclude gives the tables and what was seen, and whether all of it was expected.
 func conclude(outcomes []outcome) (string, bool) {
-	var rows []row
+	var compared, rows []row
 	for _, o := range outcomes {
+		compared = append(compared, o.compared...)
 		rows = append(rows, o.rows...)
 	}
 	var text strings.Builder
-	text.WriteString(table(rows))
-	text.WriteString("\nTimes are of one mutation, with the wait for its lock; in 4, from a kill to the next grant.\n\n")
+	text.WriteString(table(comparison, compared) + "\n" + table(others, rows) + "\n" + legend + "\n")
 
 	failed := 0
 	for i, o := range outcomes {
@@ -131,6 +139,7 @@ func conclude(outcomes []outcome) (string, bool) {
 		sentences := strings.Join(append(o.seen, o.failures...), " ")
 		text.WriteString(wrap(fmt.Sprintf("%d. %s", i+1, sentences)) + "\n")
 	}
+	text.WriteString("\n" + choice)
 	if failed > 0 {
 		fmt.Fprintf(&text, "\nNot as expected: %d of %d sections.\n", failed, len(outcomes))
 	} else {

@@ -38,14 +38,18 @@ type counts struct {
 	Mutations []time.Duration `json:"mutations,omitempty"` // how long each took
 	Reads     int             `json:"reads,omitempty"`
 	Torn      int             `json:"torn,omitempty"`
-	Errors    int             `json:"errors,omitempty"`
-	Problem   string          `json:"problem,omitempty"` // the first error
+	Conflicts int             `json:"conflicts,omitempty"` // attempts that came too late
+	Refused   int             `json:"refused,omitempty"`   // calls that ended with a conflict
+	Errors    int             `json:"errors,omitempty"`    // calls that ended with any other error
+	Problem   string          `json:"problem,omitempty"`   // the first error
 }
 
 func (c *counts) add(more counts) {
 	c.Mutations = append(c.Mutations, more.Mutations...)
 	c.Reads += more.Reads
 	c.Torn += more.Torn
+	c.Conflicts += more.Conflicts
+	c.Refused += more.Refused
 	c.Errors += more.Errors
 	if c.Problem == "" {
 		c.Problem = more.Problem

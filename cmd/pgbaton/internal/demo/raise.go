@@ -2,54 +2,116 @@ package demo
 
 import (
 	"context"
-	"time"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgbaton/pgbaton"
 )
 
-const jobRaise = "raise"
+// The workers of each kind read Ada's salary, think, and write the salary plus one, over and over. They
+// differ in how they keep others from doing the same in between.
+const (
+	jobRaiseUnlocked  = "raise"
+	jobRaiseAdvisory  = "raise, advisory lock"
+	jobRaiseRowLocked = "raise, row lock"
+	jobRaiseVersion   = "raise, version"
+	jobRaiseMutate    = "raise, version and retries"
+)
 
-var employeeKey = pgbaton.Name("pgbaton_demo/employee/1")
+var (
+	adaLock  = pgbaton.Name("pgbaton_demo/employee/1")
+	adaKey   = pgbaton.Values{"id": ada}
+	adaTable = pgx.Identifier{"pgbaton_demo", "employee"}
+)
 
-// raise is the worker: it reads Ada's salary, thinks, and writes the salary plus one, over and over.
-func (b *bench) raise(ctx context.Context) error {
-	readChangeWrite := func(ctx context.Context) error {
-		salary, err := readSalary(ctx, b.pool, ada)
+// employee is what the workers read of a row.
+type employee struct {
+	Salary int64
+}
+
+func (b *bench) raiseUnlocked(ctx context.Context) error {
+	salary, err := readSalary(ctx, b.pool, ada)
+	if err != nil {
+		return err
+	}
+	b.think(ctx)
+	_, err = b.pool.Exec(ctx, sqlWriteSalary, ada, salary+1)
+	return err
+}
+
+func (b *bench) raiseAdvisory(ctx context.Context) error {
+	return b.client.Do(ctx, adaLock, func(ctx context.Context, _ *pgbaton.Lock) error {
+		return b.raiseUnlocked(ctx)
+	})
+}
+
+func (b *bench) raiseRowLocked(ctx context.Context) error {
+	return pgbaton.InTx(ctx, b.pool, nil, func(ctx context.Context, tx pgx.Tx) error {
+		row, err := pgbaton.LockRow[employee](ctx, tx, adaTable, adaKey, nil)
 		if err != nil {
 			return err
 		}
 		b.think(ctx)
-		_, err = b.pool.Exec(ctx, sqlWriteSalary, ada, salary+1)
-		return err
-	}
-	return b.repeat(ctx, func(ctx context.Context) error {
-		start := time.Now()
-		var err error
-		if b.job.Locked {
-			err = b.client.Do(ctx, employeeKey, func(ctx context.Context, _ *pgbaton.Lock) error {
-				return readChangeWrite(ctx)
-			})
-		} else {
-			err = readChangeWrite(ctx)
-		}
-		if err == nil {
-			b.counts.Mutations = append(b.counts.Mutations, time.Since(start))
-		}
+		_, err = tx.Exec(ctx, sqlWriteSalary, ada, row.Salary+1)
 		return err
 	})
 }
 
-func raiseWithoutLock(ctx context.Context, s *stage) (outcome, error) {
-	r, problem, err := s.raiseSalary(ctx, titleWithoutLock, false)
-	if err != nil {
-		return outcome{}, err
+const sqlReadVersion = `
+SELECT salary, version
+FROM pgbaton_demo.employee
+WHERE id = $1`
+
+func (b *bench) raiseVersion(ctx context.Context) error {
+	var salary, version int64
+	if err := b.pool.QueryRow(ctx, sqlReadVersion, ada).Scan(&salary, &version); err != nil {
+		return fmt.Errorf("read salary and version: %w", err)
 	}
-	return judgeWithoutLock(r, problem), nil
+	b.think(ctx)
+	_, err := pgbaton.UpdateVersion(ctx, b.pool, adaTable, adaKey, version, pgbaton.Values{"salary": salary + 1}, nil)
+	if errors.Is(err, pgbaton.ErrConflict) {
+		b.counts.Conflicts++
+		return errRefused
+	}
+	return err
 }
 
-func judgeWithoutLock(r row, problem string) outcome {
-	o := outcome{rows: []row{r}}
-	o.failOnErrors(r, problem)
+func (b *bench) raiseMutate(ctx context.Context) error {
+	attempts := 0
+	_, err := pgbaton.Mutate(ctx, b.pool, adaTable, adaKey, nil, func(row *employee) error {
+		attempts++
+		b.think(ctx)
+		row.Salary++
+		return nil
+	})
+	b.counts.Conflicts += max(attempts-1, 0)
+	if errors.Is(err, pgbaton.ErrConflict) {
+		b.counts.Conflicts++ // of the last attempt
+		return errRefused
+	}
+	return err
+}
+
+// compare makes a section of the comparison: all workers raise Ada's salary, in one way.
+func compare(title, kind string, judge func(row) outcome) func(context.Context, *stage) (outcome, error) {
+	return func(ctx context.Context, s *stage) (outcome, error) {
+		jobs := make([]job, s.options.workers)
+		for i := range jobs {
+			jobs[i] = job{Kind: kind, Duration: s.options.duration, Work: s.options.work}
+		}
+		r, err := s.measure(ctx, title, ada, jobs)
+		if err != nil {
+			return outcome{}, err
+		}
+		return judge(r), nil
+	}
+}
+
+func judgeUnlocked(r row) outcome {
+	o := outcome{compared: []row{r}}
+	o.failOnErrors(r)
 	if r.lost > 0 {
 		o.see("Without a lock, %s of %s raises were lost: two workers read the same salary, and the later write "+
 			"covered the earlier one.", formatCount(r.lost), formatCount(r.mutations))
@@ -60,59 +122,72 @@ func judgeWithoutLock(r row, problem string) outcome {
 	return o
 }
 
-func raiseWithLock(ctx context.Context, s *stage) (outcome, error) {
-	r, problem, err := s.raiseSalary(ctx, titleWithLock, true)
-	if err != nil {
-		return outcome{}, err
-	}
-	return judgeWithLock(r, problem), nil
-}
-
-func judgeWithLock(r row, problem string) outcome {
-	o := outcome{rows: []row{r}}
-	o.failOnErrors(r, problem)
+// judgeGuarded is for a way in which nothing may be lost, and says whether nothing was.
+func judgeGuarded(r row) (outcome, bool) {
+	o := outcome{compared: []row{r}}
+	o.failOnErrors(r)
 	switch {
 	case r.mutations == 0:
-		o.fail("With the lock nobody got a raise, so this run proved nothing. Try more time (-duration).")
+		o.fail("Nobody got a raise, so this run proved nothing. Try more time (-duration).")
 	case r.lost != 0:
-		o.fail("With the lock, %s of %s raises were lost. That must never happen: please report it.",
+		o.fail("%s of %s raises were lost. That must never happen here: please report it.",
 			formatCount(r.lost), formatCount(r.mutations))
 	default:
+		return o, true
+	}
+	return o, false
+}
+
+func judgeAdvisory(r row) outcome {
+	o, good := judgeGuarded(r)
+	if good {
 		o.see("The same code inside client.Do lost none of its %s raises.", formatCount(r.mutations))
 	}
 	return o
 }
 
-// raiseSalary lets all workers raise Ada's salary, and compares what they wrote with what is there.
-func (s *stage) raiseSalary(ctx context.Context, title string, locked bool) (row, string, error) {
-	if err := resetSalaries(ctx, s.pool); err != nil {
-		return row{}, "", err
+func judgeRowLocked(r row) outcome {
+	o, good := judgeGuarded(r)
+	if good {
+		o.see("With LockRow in a transaction, none of %s raises was lost.", formatCount(r.mutations))
 	}
-	jobs := make([]job, s.options.workers)
-	for i := range jobs {
-		jobs[i] = job{Kind: jobRaise, Locked: locked, Duration: s.options.duration, Work: s.options.work}
-	}
-	total, elapsed, err := s.perform(ctx, jobs)
-	if err != nil {
-		return row{}, "", err
-	}
-	salary, err := readSalary(ctx, s.pool, ada)
-	if err != nil {
-		return row{}, "", err
-	}
-	r := newRow(title, total, elapsed)
-	r.lost = lostUpdates(r.mutations, int(salary-firstSalary), r.errors)
-	return r, total.Problem, nil
+	return o
 }
 
-func newRow(title string, total counts, elapsed time.Duration) row {
-	return row{
-		title:     title,
-		mutations: len(total.Mutations),
-		reads:     total.Reads,
-		torn:      total.Torn,
-		errors:    total.Errors,
-		times:     summarize(total.Mutations),
-		elapsed:   elapsed,
+const noConflict = "There was no conflict, so this run proved nothing. Try more workers (-workers) or more time " +
+	"(-duration)."
+
+func judgeVersion(r row) outcome {
+	o, good := judgeGuarded(r)
+	switch {
+	case good && r.refused > 0:
+		o.see("UpdateVersion, tried once, lost none of its %s raises. It refused %s others with ErrConflict, because "+
+			"somebody had changed the row since it was read: %s of the calls. What to do then is for the caller to decide.",
+			formatCount(r.mutations), formatCount(r.refused), formatPercent(r.refused, r.mutations+r.refused))
+	case good:
+		o.fail(noConflict)
 	}
+	return o
 }
+
+func judgeMutate(r row) outcome {
+	o, good := judgeGuarded(r)
+	switch {
+	case good && r.conflicts > 0:
+		o.see("Mutate, which reads again and tries again after a conflict, lost none of its %s raises, with %s conflicts. "+
+			"Calls that gave up with ErrConflict after their last attempt: %s. The longest raise took %s.",
+			formatCount(r.mutations), formatCount(r.conflicts), formatCount(r.refused), formatTime(r.times.longest))
+	case good:
+		o.fail(noConflict)
+	}
+	return o
+}
+
+// choice is the advice at the end.
+const choice = `Which to choose when:
+  client.Do      the work spans several transactions, or more than the database
+  LockRow        one transaction changes a row that others want too: others wait instead of failing
+  UpdateVersion  a form is open meanwhile: its user should hear that the row has changed
+  Mutate         conflicts are rare, and the change can simply be computed again
+  no lock        one statement does it all (SET salary = salary + 1), or nobody else writes
+`

@@ -34,9 +34,10 @@ const sqlCreateSchema = `
 CREATE SCHEMA pgbaton_demo;
 COMMENT ON SCHEMA pgbaton_demo IS '` + schemaComment + `';
 CREATE TABLE pgbaton_demo.employee (
-    id     bigint PRIMARY KEY,
-    name   text   NOT NULL,
-    salary bigint NOT NULL
+    id      bigint PRIMARY KEY,
+    name    text   NOT NULL,
+    salary  bigint NOT NULL,
+    version bigint NOT NULL DEFAULT 0
 );
 INSERT INTO pgbaton_demo.employee (id, name, salary)
 VALUES (1, 'Ada', 0), (2, 'Grace', 0);`

@@ -16,19 +16,25 @@ type section struct {
 
 // sections are run in this order.
 var sections = []section{
-	{title: "no lock", run: raiseWithoutLock},
-	{title: "exclusive lock", run: raiseWithLock},
+	{title: "no lock", run: compare(titleUnlocked, jobRaiseUnlocked, judgeUnlocked)},
+	{title: "advisory lock", run: compare(titleAdvisory, jobRaiseAdvisory, judgeAdvisory)},
+	{title: "row lock", run: compare(titleRowLocked, jobRaiseRowLocked, judgeRowLocked)},
+	{title: "version, no retry", run: compare(titleVersion, jobRaiseVersion, judgeVersion)},
+	{title: "version, retries", run: compare(titleMutate, jobRaiseMutate, judgeMutate)},
 	{title: "readers and writers", run: auditTransfers},
 	{title: "holder killed", run: killHolders},
 }
 
-// Titles of the table's rows; the number is the section's.
+// Titles of the tables' rows; the number is the section's.
 const (
-	titleWithoutLock        = "1 no lock"
-	titleWithLock           = "2 exclusive lock"
-	titleReadersWithoutLock = "3 readers, no lock"
-	titleReadersWithLocks   = "3 readers, locks"
-	titleKilled             = "4 holder killed"
+	titleUnlocked           = "1 no lock"
+	titleAdvisory           = "2 advisory lock"
+	titleRowLocked          = "3 row lock"
+	titleVersion            = "4 version, no retry"
+	titleMutate             = "5 version, retries"
+	titleReadersWithoutLock = "6 readers, no lock"
+	titleReadersWithLocks   = "6 readers, locks"
+	titleKilled             = "7 holder killed"
 )
 
 // stage is what a section has to work with.
@@ -40,7 +46,8 @@ type stage struct {
 
 // outcome is what a section has seen.
 type outcome struct {
-	rows     []row
+	compared []row    // of the comparison
+	rows     []row    // of the other table
 	seen     []string // sentences about what was seen, for people
 	failures []string // sentences about what was expected and did not happen
 }
@@ -54,10 +61,39 @@ func (o *outcome) fail(format string, args ...any) {
 }
 
 // failOnErrors holds for every section: no statement may fail.
-func (o *outcome) failOnErrors(r row, problem string) {
+func (o *outcome) failOnErrors(r row) {
 	if r.errors > 0 {
-		o.fail("There were %s errors; the first: %s", formatCount(r.errors), problem)
+		o.fail("There were %s errors; the first: %s", formatCount(r.errors), r.problem)
 	}
+}
+
+// measure lets workers do their jobs, and compares the mutations that they counted with what the employee's
+// salary, which each raises by one, has become.
+func (s *stage) measure(ctx context.Context, title string, id int64, jobs []job) (row, error) {
+	if err := resetSalaries(ctx, s.pool); err != nil {
+		return row{}, err
+	}
+	total, elapsed, err := s.perform(ctx, jobs)
+	if err != nil {
+		return row{}, err
+	}
+	salary, err := readSalary(ctx, s.pool, id)
+	if err != nil {
+		return row{}, err
+	}
+	return row{
+		title:     title,
+		mutations: len(total.Mutations),
+		lost:      lostUpdates(len(total.Mutations), int(salary-firstSalary), total.Errors),
+		reads:     total.Reads,
+		torn:      total.Torn,
+		conflicts: total.Conflicts,
+		refused:   total.Refused,
+		errors:    total.Errors,
+		problem:   total.Problem,
+		times:     summarize(total.Mutations),
+		elapsed:   elapsed,
+	}, nil
 }
 
 // perform runs one worker process for each job, all at the same time, and adds up what they counted.

@@ -14,6 +14,9 @@ func TestJudge(t *testing.T) {
 	var (
 		torn  = row{mutations: 50, reads: 100, torn: 20}
 		clean = row{mutations: 50, reads: 100}
+
+		conflicts = row{mutations: 10, conflicts: 30, refused: 30}
+
 		chain = func(change func(*succession)) outcome {
 			got := succession{holders: 3, waits: []time.Duration{2 * ms, 4 * ms}, final: firstSalary + 3}
 			change(&got)
@@ -24,24 +27,40 @@ func TestJudge(t *testing.T) {
 		outcome outcome
 		failure string // part of the only failure; empty: everything as expected
 	}{
-		"WithoutLock/Lost":    {judgeWithoutLock(row{mutations: 10, lost: 4}, ""), ""},
-		"WithoutLock/NonLost": {judgeWithoutLock(row{mutations: 10}, ""), "proved nothing"},
-		"WithoutLock/Errors":  {judgeWithoutLock(row{mutations: 10, lost: 4, errors: 2}, "away"), "2 errors; the first: away"},
+		"Unlocked/Lost":    {judgeUnlocked(row{mutations: 10, lost: 4}), ""},
+		"Unlocked/NonLost": {judgeUnlocked(row{mutations: 10}), "proved nothing"},
+		"Unlocked/Errors":  {judgeUnlocked(row{mutations: 10, lost: 4, errors: 2, problem: "away"}), "2 errors; the first: away"},
 
-		"WithLock/NonLost": {judgeWithLock(row{mutations: 10}, ""), ""},
-		"WithLock/Lost":    {judgeWithLock(row{mutations: 10, lost: 1}, ""), "must never happen"},
-		"WithLock/Surplus": {judgeWithLock(row{mutations: 10, lost: -1}, ""), "must never happen"},
-		"WithLock/Nothing": {judgeWithLock(row{}, ""), "proved nothing"},
-		"WithLock/Errors":  {judgeWithLock(row{mutations: 10, errors: 1}, "away"), "the first: away"},
+		"Advisory/NonLost": {judgeAdvisory(row{mutations: 10}), ""},
+		"Advisory/Lost":    {judgeAdvisory(row{mutations: 10, lost: 1}), "must never happen"},
+		"Advisory/Surplus": {judgeAdvisory(row{mutations: 10, lost: -1}), "must never happen"},
+		"Advisory/Nothing": {judgeAdvisory(row{}), "proved nothing"},
+		"Advisory/Errors":  {judgeAdvisory(row{mutations: 10, errors: 1, problem: "away"}), "the first: away"},
 
-		"Audit/Clean":        {judgeAudit(torn, clean, "", ""), ""},
-		"Audit/Torn":         {judgeAudit(torn, torn, "", ""), "must never happen"},
-		"Audit/Lost":         {judgeAudit(torn, row{mutations: 50, reads: 100, lost: 1}, "", ""), "must never happen"},
-		"Audit/NeverTorn":    {judgeAudit(clean, clean, "", ""), "proved nothing"},
-		"Audit/NoReads":      {judgeAudit(torn, row{mutations: 50}, "", ""), "proved nothing"},
-		"Audit/NoWrites":     {judgeAudit(torn, row{reads: 50}, "", ""), "proved nothing"},
-		"Audit/Errors":       {judgeAudit(torn, row{mutations: 50, reads: 100, errors: 1}, "", "away"), "the first: away"},
-		"Audit/ErrorsBefore": {judgeAudit(row{torn: 1, errors: 1}, clean, "away", ""), "the first: away"},
+		"RowLocked/NonLost": {judgeRowLocked(row{mutations: 10}), ""},
+		"RowLocked/Lost":    {judgeRowLocked(row{mutations: 10, lost: 1}), "must never happen"},
+
+		"Version/Conflicts":  {judgeVersion(conflicts), ""},
+		"Version/NoConflict": {judgeVersion(row{mutations: 10}), "no conflict, so this run proved nothing"},
+		"Version/Lost":       {judgeVersion(row{mutations: 10, lost: 1, conflicts: 5, refused: 5}), "must never happen"},
+		"Version/AllRefused": {judgeVersion(row{conflicts: 5, refused: 5}), "Nobody got a raise"},
+		"Version/Errors": {
+			judgeVersion(row{mutations: 10, conflicts: 5, refused: 5, errors: 1, problem: "away"}), "1 errors; the first: away",
+		},
+
+		"Mutate/Retried":    {judgeMutate(row{mutations: 10, conflicts: 5}), ""},
+		"Mutate/GaveUp":     {judgeMutate(conflicts), ""},
+		"Mutate/NoConflict": {judgeMutate(row{mutations: 10}), "no conflict, so this run proved nothing"},
+		"Mutate/Lost":       {judgeMutate(row{mutations: 10, lost: 1, conflicts: 5}), "must never happen"},
+
+		"Audit/Clean":        {judgeAudit(torn, clean), ""},
+		"Audit/Torn":         {judgeAudit(torn, torn), "must never happen"},
+		"Audit/Lost":         {judgeAudit(torn, row{mutations: 50, reads: 100, lost: 1}), "must never happen"},
+		"Audit/NeverTorn":    {judgeAudit(clean, clean), "proved nothing"},
+		"Audit/NoReads":      {judgeAudit(torn, row{mutations: 50}), "proved nothing"},
+		"Audit/NoWrites":     {judgeAudit(torn, row{reads: 50}), "proved nothing"},
+		"Audit/Errors":       {judgeAudit(torn, row{mutations: 50, reads: 100, errors: 1, problem: "away"}), "the first: away"},
+		"Audit/ErrorsBefore": {judgeAudit(row{torn: 1, errors: 1, problem: "away"}, clean), "the first: away"},
 
 		"Killed/Good":  {chain(func(*succession) {}), ""},
 		"Killed/Late":  {chain(func(s *succession) { s.waits[1] = grantWithin + ms }), "at most 1000 ms was expected"},
@@ -54,6 +73,7 @@ func TestJudge(t *testing.T) {
 			if tt.failure == "" {
 				require.Empty(t, tt.outcome.failures)
 				require.NotEmpty(t, tt.outcome.seen)
+				require.NotContains(t, strings.Join(tt.outcome.seen, " "), "%!")
 				return
 			}
 			require.Len(t, tt.outcome.failures, 1)
@@ -64,16 +84,32 @@ func TestJudge(t *testing.T) {
 
 func TestConclude(t *testing.T) {
 	t.Parallel()
-	good := outcome{rows: []row{{title: "good"}}, seen: []string{"Fine."}}
+	good := outcome{compared: []row{{title: "good"}}, seen: []string{"Fine."}}
 	bad := outcome{rows: []row{{title: "bad"}}, failures: []string{"It proved nothing."}}
 
 	text, ok := conclude([]outcome{good, good})
 	require.True(t, ok)
-	require.Contains(t, text, "2. Fine.\n\nEverything was as expected.\n")
+	require.Contains(t, text, "2. Fine.\n\n"+choice+"\nEverything was as expected.\n")
 
 	text, ok = conclude([]outcome{good, bad})
 	require.False(t, ok)
-	require.Contains(t, text, "2. It proved nothing.\n\nNot as expected: 1 of 2 sections.\n")
+	require.Contains(t, text, "2. It proved nothing.\n\n"+choice+"\nNot as expected: 1 of 2 sections.\n")
+}
+
+func TestConclude_FitsIntoAHundredColumns(t *testing.T) {
+	t.Parallel()
+	text, _ := conclude(nil)
+	for line := range strings.Lines(text) {
+		require.LessOrEqual(t, len(strings.TrimSuffix(line, "\n")), 100, line)
+	}
+}
+
+func TestNote(t *testing.T) {
+	t.Parallel()
+	r := row{mutations: 1000, lost: 2}
+	require.Equal(t, "1,000 mutations, 2 lost, as expected", outcome{compared: []row{r}}.note())
+	bad := outcome{rows: []row{{}, r}, failures: []string{"no"}}
+	require.Equal(t, "1,000 mutations, 2 lost, not as expected", bad.note())
 }
 
 func TestProgress(t *testing.T) {

@@ -8,39 +8,76 @@ import (
 	"unicode/utf8"
 )
 
-// row is one line of the table.
+// row is one line of a table.
 type row struct {
 	title     string
 	mutations int
 	lost      int
 	reads     int // 0: this section has no readers
 	torn      int
-	errors    int
+	conflicts int // attempts that came too late; one that was tried again is no error
+	refused   int // calls that ended with a conflict
+	errors    int // calls that ended with any other error
+	problem   string
 	times     summary
 	elapsed   time.Duration
 }
 
-var tableHead = []string{"", "mutations", "lost", "reads", "torn", "errors", "average", "p99", "per s"}
+// column is one column of a table.
+type column struct {
+	head string
+	cell func(r row) string
+}
 
-func (r row) cells() []string {
-	reads, torn := "-", "-"
-	if r.reads > 0 {
-		reads, torn = formatCount(r.reads), formatCount(r.torn)
+var (
+	columnTitle     = column{"", func(r row) string { return r.title }}
+	columnMutations = column{"mutations", func(r row) string { return formatCount(r.mutations) }}
+	columnLost      = column{"lost", func(r row) string { return formatCount(r.lost) }}
+	columnReads     = column{"reads", func(r row) string { return ofReaders(r, r.reads) }}
+	columnTorn      = column{"torn", func(r row) string { return ofReaders(r, r.torn) }}
+	columnConflicts = column{"conflicts", func(r row) string { return formatCount(r.conflicts) }}
+	columnErrors    = column{"errors", formatErrors}
+	columnAverage   = column{"average", func(r row) string { return formatTime(r.times.average) }}
+	columnP99       = column{"p99", func(r row) string { return formatTime(r.times.p99) }}
+	columnRate      = column{"per s", func(r row) string { return formatRate(perSecond(r.mutations, r.elapsed)) }}
+)
+
+// The tables' columns.
+var (
+	comparison = []column{
+		columnTitle, columnMutations, columnLost, columnConflicts, columnErrors, columnAverage, columnP99, columnRate,
 	}
-	return []string{
-		r.title, formatCount(r.mutations), formatCount(r.lost), reads, torn, formatCount(r.errors),
-		formatTime(r.times.average), formatTime(r.times.p99),
-		formatRate(perSecond(r.mutations, r.elapsed)),
+	others = []column{
+		columnTitle, columnMutations, columnLost, columnReads, columnTorn, columnErrors, columnAverage, columnP99, columnRate,
 	}
+)
+
+func ofReaders(r row, n int) string {
+	if r.reads == 0 {
+		return "-"
+	}
+	return formatCount(n)
+}
+
+// formatErrors gives the calls that failed, and their part of all.
+func formatErrors(r row) string {
+	failed := r.refused + r.errors
+	if failed == 0 {
+		return "0"
+	}
+	return formatCount(failed) + " (" + formatPercent(failed, r.mutations+r.reads+failed) + ")"
 }
 
 // table gives the rows as aligned text: the first column to the left, the others to the right.
-func table(rows []row) string {
-	lines := [][]string{tableHead}
-	for _, r := range rows {
-		lines = append(lines, r.cells())
+func table(columns []column, rows []row) string {
+	lines := make([][]string, 1+len(rows))
+	for _, c := range columns {
+		lines[0] = append(lines[0], c.head)
+		for i, r := range rows {
+			lines[1+i] = append(lines[1+i], c.cell(r))
+		}
 	}
-	widths := make([]int, len(tableHead))
+	widths := make([]int, len(columns))
 	for _, line := range lines {
 		for i, cell := range line {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
@@ -89,6 +126,10 @@ func formatTime(d time.Duration) string {
 	default:
 		return fmt.Sprintf("%.2f ms", d.Seconds()*1000)
 	}
+}
+
+func formatPercent(part, whole int) string {
+	return fmt.Sprintf("%.1f%%", 100*float64(part)/float64(whole))
 }
 
 func formatRate(rate float64) string {

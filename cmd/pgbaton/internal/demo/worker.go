@@ -39,10 +39,14 @@ type bench struct {
 
 // jobKinds says what the workers of each kind do.
 var jobKinds = map[string]func(*bench, context.Context) error{
-	jobRaise:    (*bench).raise,
-	jobTransfer: (*bench).transfer,
-	jobAudit:    (*bench).audit,
-	jobInherit:  (*bench).inherit,
+	jobRaiseUnlocked:  mutating((*bench).raiseUnlocked),
+	jobRaiseAdvisory:  mutating((*bench).raiseAdvisory),
+	jobRaiseRowLocked: mutating((*bench).raiseRowLocked),
+	jobRaiseVersion:   mutating((*bench).raiseVersion),
+	jobRaiseMutate:    mutating((*bench).raiseMutate),
+	jobTransfer:       mutating((*bench).transfer),
+	jobAudit:          (*bench).audit,
+	jobInherit:        (*bench).inherit,
 }
 
 // RunWorker is a worker process: it reads its job from std.In and writes messages to std.Out.
@@ -105,6 +109,23 @@ func (b *bench) say(m message) error {
 	return nil
 }
 
+// mutating is the job of doing one mutation after the other, each with its time.
+func mutating(mutation func(*bench, context.Context) error) func(*bench, context.Context) error {
+	return func(b *bench, ctx context.Context) error {
+		return b.repeat(ctx, func(ctx context.Context) error {
+			start := time.Now()
+			err := mutation(b, ctx)
+			if err == nil {
+				b.counts.Mutations = append(b.counts.Mutations, time.Since(start))
+			}
+			return err
+		})
+	}
+}
+
+// errRefused says that a mutation ended with a conflict, as it may.
+var errRefused = errors.New("refused because of a conflict")
+
 // repeat does op until the time is over, and reports the counts now and then. op counts what it did,
 // repeat counts the errors.
 func (b *bench) repeat(ctx context.Context, op func(ctx context.Context) error) error {
@@ -120,7 +141,12 @@ func (b *bench) repeat(ctx context.Context, op func(ctx context.Context) error) 
 			}
 			reported = now
 		}
-		if err := op(ctx); err != nil && ctx.Err() == nil {
+		err := op(ctx)
+		switch {
+		case err == nil, ctx.Err() != nil:
+		case errors.Is(err, errRefused):
+			b.counts.Refused++
+		default:
 			b.counts.add(counts{Errors: 1, Problem: cli.Explain(err).Error()})
 			pause(ctx, errorPause)
 		}

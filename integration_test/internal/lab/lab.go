@@ -1,0 +1,197 @@
+// Package lab gives the integration tests what they work with: servers, databases with the schema pgbaton,
+// control connections and figures.
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/migrations"
+)
+
+var shared struct {
+	sync.Mutex
+	started bool
+	servers []*pgserver.Server
+	err     error
+}
+
+// Servers are all servers of the test run, one a major. They are started once, and stopped by [StopServers].
+func Servers(tb testing.TB) []*pgserver.Server {
+	tb.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if !shared.started {
+		shared.started = true
+		shared.servers, shared.err = pgserver.StartAll(context.Background())
+	}
+	require.NoError(tb, shared.err, "this test needs a PostgreSQL")
+	return shared.servers
+}
+
+// StopServers ends what Servers has started.
+func StopServers(ctx context.Context) error {
+	shared.Lock()
+	defer shared.Unlock()
+	for _, server := range shared.servers {
+		if err := server.Stop(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// OwnServer starts a server for the test alone, whose processes it may kill and whose settings it may change.
+// Only local binaries give one. A machine that runs the tests on Docker, and has none, skips the test.
+func OwnServer(tb testing.TB, settings map[string]string) *pgserver.Server {
+	tb.Helper()
+	dirs := pgserver.BinDirs()
+	if len(dirs) == 0 && strings.HasPrefix(Servers(tb)[0].Origin(), "Docker") {
+		tb.Skip("this test kills a server of its own, and there are no PostgreSQL programs on this machine")
+	}
+	require.NotEmpty(tb, dirs, "this test needs PostgreSQL's programs")
+	var opts []pgserver.Option
+	for name, value := range settings {
+		opts = append(opts, pgserver.WithSetting(name, value))
+	}
+	server, err := pgserver.StartBinaries(context.Background(), dirs[0], opts...)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, server.Stop(context.Background())) })
+	return server
+}
+
+// Database makes a migrated database on the server that every test may use.
+func Database(tb testing.TB) string {
+	tb.Helper()
+	return DatabaseOn(tb, Servers(tb)[0])
+}
+
+// DatabaseOn makes a migrated database on a server.
+func DatabaseOn(tb testing.TB, server *pgserver.Server) string {
+	tb.Helper()
+	dsn, drop, err := server.CreateDatabase(context.Background())
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, drop(context.Background())) })
+	conn := Connect(tb, dsn)
+	files, err := migrations.FS.ReadDir(".")
+	require.NoError(tb, err)
+	for _, file := range files {
+		if strings.HasSuffix(file.Name(), ".up.sql") {
+			sql, err := migrations.FS.ReadFile(file.Name())
+			require.NoError(tb, err)
+			_, err = conn.PgConn().Exec(context.Background(), string(sql)).ReadAll()
+			require.NoError(tb, err)
+		}
+	}
+	return dsn
+}
+
+// Named is dsn with an application_name, by which [Sessions] finds the sessions of one client.
+func Named(tb testing.TB, dsn, name string) string {
+	tb.Helper()
+	u, err := url.Parse(dsn)
+	require.NoError(tb, err)
+	query := u.Query()
+	query.Set("application_name", name)
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+// Connect opens a plain connection, closed with the test.
+func Connect(tb testing.TB, dsn string) *pgx.Conn {
+	tb.Helper()
+	conn, err := pgx.Connect(context.Background(), dsn)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+// Client opens a client in this process, closed with the test.
+func Client(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
+	tb.Helper()
+	client, err := pgbaton.Open(context.Background(), dsn, cfg)
+	require.NoError(tb, err)
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		require.NoError(tb, client.Close(ctx))
+	})
+	return client
+}
+
+// Exec runs a statement that must succeed.
+func Exec(tb testing.TB, conn *pgx.Conn, sql string, args ...any) {
+	tb.Helper()
+	_, err := conn.Exec(context.Background(), sql, args...)
+	require.NoError(tb, err)
+}
+
+// Query returns the only value that a query gives.
+func Query[T any](tb testing.TB, conn *pgx.Conn, sql string, args ...any) T {
+	tb.Helper()
+	var value T
+	require.NoError(tb, conn.QueryRow(context.Background(), sql, args...).Scan(&value))
+	return value
+}
+
+// Session is a session of a client, as pg_stat_activity shows it.
+type Session struct {
+	PID   int
+	Link  bool // it holds locks, or the last thing that it did was a link's
+	Query string
+}
+
+// Sessions lists the sessions with an application_name.
+func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
+	tb.Helper()
+	rows, err := conn.Query(context.Background(),
+		"SELECT pid, query !~ 'wait_for_turn|unlock_all', query FROM pg_stat_activity WHERE application_name = $1 ORDER BY pid", name)
+	require.NoError(tb, err)
+	sessions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Session])
+	require.NoError(tb, err)
+	return sessions
+}
+
+// HeldBy counts the advisory locks that sessions with an application_name hold or wait for.
+func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
+	tb.Helper()
+	return Query[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+		WHERE l.locktype = 'advisory' AND a.application_name = $1`, name)
+}
+
+// Waiting counts the sessions with an application_name that wait for an advisory lock.
+func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
+	tb.Helper()
+	return Query[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
+		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`, name)
+}
+
+// Eventually waits until a condition that only the server can tell of holds.
+func Eventually(tb testing.TB, within time.Duration, what string, condition func() bool) {
+	tb.Helper()
+	for end := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
+		if condition() {
+			return
+		}
+		require.True(tb, time.Now().Before(end), "not within %v: %s", within, what)
+	}
+}
+
+// Counters makes the table that a hammer changes, with a row for each of key/0 … key/n-1.
+func Counters(tb testing.TB, conn *pgx.Conn, key string, n int) {
+	tb.Helper()
+	Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
+	for i := range n {
+		Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
+	}
+}

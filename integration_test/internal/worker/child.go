@@ -1,0 +1,162 @@
+package worker
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+)
+
+// child is a worker process.
+type child struct {
+	log *history.Log
+
+	out sync.Mutex // of stdout
+
+	mu      sync.Mutex
+	clients map[string]*pgbaton.Client
+	locks   map[string]*held
+}
+
+// held is a lock that a later command will use.
+type held struct {
+	lock *pgbaton.Lock
+	op   int64
+}
+
+// Main makes the process a worker if it was started as one, and does not return then.
+func Main() {
+	path := os.Getenv(envLog)
+	if path == "" {
+		return
+	}
+	log, err := history.Create(path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "worker:", err)
+		os.Exit(2)
+	}
+	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}}
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		var cmd Command
+		if err := json.Unmarshal(lines.Bytes(), &cmd); err != nil {
+			fmt.Fprintln(os.Stderr, "worker:", err)
+			os.Exit(2)
+		}
+		if cmd.Do == Exit {
+			c.answer(cmd, c.exit())
+			os.Exit(0)
+		}
+		go func() { c.answer(cmd, c.do(context.Background(), cmd)) }()
+	}
+	os.Exit(3) // the parent is gone
+}
+
+func (c *child) answer(cmd Command, a Answer) {
+	a.ID = cmd.ID
+	line, err := json.Marshal(a)
+	if err != nil {
+		panic(err) // plain fields
+	}
+	c.out.Lock()
+	defer c.out.Unlock()
+	_, _ = os.Stdout.Write(append(line, '\n')) // without the parent the worker ends anyway
+}
+
+func (c *child) do(ctx context.Context, cmd Command) Answer {
+	do := map[string]func(context.Context, Command) (Answer, error){
+		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
+		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
+		Relay: c.relay,
+	}[cmd.Do]
+	if do == nil {
+		return Answer{Fail: "no such command: " + cmd.Do}
+	}
+	a, err := do(ctx, cmd)
+	if err != nil {
+		a.Fail = err.Error()
+	}
+	return a
+}
+
+func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
+	client, err := openClient(ctx, cmd)
+	if err != nil {
+		return Answer{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.clients[cmd.Client] = client
+	return Answer{}, nil
+}
+
+func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
+	return pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
+		TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+}
+
+func (c *child) close(ctx context.Context, cmd Command) (Answer, error) {
+	c.mu.Lock()
+	client := c.clients[cmd.Client]
+	delete(c.clients, cmd.Client)
+	c.mu.Unlock()
+	return Answer{}, client.Close(ctx)
+}
+
+func (c *child) exit() Answer {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, client := range c.clients {
+		errs = append(errs, client.Close(ctx))
+	}
+	errs = append(errs, goleak.Find())
+	if err := errors.Join(errs...); err != nil {
+		return Answer{Fail: err.Error()}
+	}
+	return Answer{}
+}
+
+func (c *child) client(name string) *pgbaton.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.clients[name]
+}
+
+func (c *child) lock(name string) (*held, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := c.locks[name]
+	if h == nil {
+		return nil, errors.New("no lock is kept as " + name)
+	}
+	return h, nil
+}
+
+// result is the outcome of a call that began at a moment and has just ended.
+func result(what string, called int64, err error) Result {
+	r := Result{What: what, Called: called, At: history.Now()}
+	if err != nil {
+		r.Err = err.Error()
+		r.NotAcquired = errors.Is(err, pgbaton.ErrNotAcquired)
+		r.Lost = errors.Is(err, pgbaton.ErrLost)
+		r.NotHeld = errors.Is(err, pgbaton.ErrNotHeld)
+		r.TooMany = errors.Is(err, pgbaton.ErrTooManyLocks)
+		r.TimedOut = errors.Is(err, context.DeadlineExceeded)
+	}
+	return r
+}

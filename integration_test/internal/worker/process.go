@@ -1,0 +1,247 @@
+package worker
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+)
+
+// Process is a worker as its parent sees it.
+type Process struct {
+	tb     testing.TB
+	number int
+	log    string
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	stderr *os.File
+
+	mu     sync.Mutex
+	last   int
+	calls  map[int]*Call
+	ended  chan struct{} // its output is closed
+	killed int64         // when, 0 if it was not
+}
+
+var numbers = struct {
+	sync.Mutex
+	last int
+}{}
+
+// Start starts a worker. It ends with the test, which then fails if the worker left goroutines behind, had a
+// data race or died of something else than the test's own doing.
+func Start(tb testing.TB) *Process {
+	tb.Helper()
+	numbers.Lock()
+	numbers.last++
+	number := numbers.last
+	numbers.Unlock()
+	p := &Process{
+		tb: tb, number: number, log: filepath.Join(tb.TempDir(), "history.jsonl"),
+		calls: map[int]*Call{}, ended: make(chan struct{}),
+	}
+	p.cmd = exec.Command(os.Args[0])
+	p.cmd.Env = append(os.Environ(), envLog+"="+p.log, "GORACE=atexit_sleep_ms=10") // it sleeps a second otherwise
+	var err error
+	p.stderr, err = os.Create(filepath.Join(filepath.Dir(p.log), "stderr.txt"))
+	require.NoError(tb, err)
+	p.cmd.Stderr = p.stderr
+	p.stdin, err = p.cmd.StdinPipe()
+	require.NoError(tb, err)
+	stdout, err := p.cmd.StdoutPipe()
+	require.NoError(tb, err)
+	require.NoError(tb, p.cmd.Start())
+	go p.listen(stdout)
+	tb.Cleanup(p.stop)
+	return p
+}
+
+func (p *Process) listen(stdout io.Reader) {
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		close(p.ended)
+		for _, call := range p.calls {
+			close(call.settled)
+		}
+	}()
+	lines := bufio.NewReader(stdout)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var a Answer
+		if json.Unmarshal(line, &a) != nil {
+			continue // not ours
+		}
+		p.mu.Lock()
+		call := p.calls[a.ID]
+		delete(p.calls, a.ID)
+		p.mu.Unlock()
+		if call != nil {
+			call.answer <- a
+			close(call.settled)
+		}
+	}
+}
+
+// Call is a command under way.
+type Call struct {
+	process *Process
+	cmd     Command
+	answer  chan Answer
+	settled chan struct{}
+}
+
+// Begin sends a command.
+func (p *Process) Begin(cmd Command) *Call {
+	p.tb.Helper()
+	call := &Call{process: p, cmd: cmd, answer: make(chan Answer, 1), settled: make(chan struct{})}
+	p.mu.Lock()
+	p.last++
+	cmd.ID = p.last
+	p.calls[cmd.ID] = call
+	p.mu.Unlock()
+	line, err := json.Marshal(cmd)
+	require.NoError(p.tb, err)
+	_, err = p.stdin.Write(append(line, '\n'))
+	require.NoError(p.tb, err)
+	return call
+}
+
+// Settled is closed when the command was answered, or never will be.
+func (c *Call) Settled() <-chan struct{} { return c.settled }
+
+// Wait waits for the answer, which must not be a failure.
+func (c *Call) Wait() Answer {
+	c.process.tb.Helper()
+	timer := time.NewTimer(patienceForAnswer)
+	defer timer.Stop()
+	select {
+	case a := <-c.answer:
+		require.Empty(c.process.tb, a.Fail, "worker %d: %s", c.process.number, c.cmd.Do)
+		return a
+	case <-c.process.ended:
+		select {
+		case a := <-c.answer:
+			return a
+		default:
+		}
+		require.Fail(c.process.tb, "worker died", "worker %d during %s", c.process.number, c.cmd.Do)
+	case <-timer.C:
+		c.process.Signal(syscall.SIGQUIT) // it says where it hangs
+		<-c.process.ended
+		require.Fail(c.process.tb, "no answer", "worker %d to %s", c.process.number, c.cmd.Do)
+	}
+	return Answer{}
+}
+
+// Do sends a command and waits for the answer.
+func (p *Process) Do(cmd Command) Answer {
+	p.tb.Helper()
+	return p.Begin(cmd).Wait()
+}
+
+// Open opens a client.
+func (p *Process) Open(client, dsn string, ttl time.Duration) {
+	p.tb.Helper()
+	p.Do(Command{Do: Open, Client: client, DSN: dsn, TTL: ttl})
+}
+
+// Hold acquires a key and keeps it under the key's name.
+func (p *Process) Hold(client, key string) Result {
+	p.tb.Helper()
+	r := p.Do(Command{Do: Acquire, Client: client, Key: key, As: key}).Result
+	require.True(p.tb, r.OK(), r.Err)
+	return r
+}
+
+// Release releases what Hold keeps.
+func (p *Process) Release(key string) Result {
+	p.tb.Helper()
+	return p.Do(Command{Do: Release, As: key}).Result
+}
+
+// Kill kills the process with SIGKILL and returns when.
+func (p *Process) Kill() int64 {
+	p.tb.Helper()
+	p.killed = history.Now()
+	p.Signal(syscall.SIGKILL)
+	<-p.ended
+	_ = p.cmd.Wait() // it was killed
+	return p.killed
+}
+
+// Signal sends a signal.
+func (p *Process) Signal(sig syscall.Signal) {
+	p.tb.Helper()
+	require.NoError(p.tb, p.cmd.Process.Signal(sig))
+}
+
+// History is what the process has seen so far.
+func (p *Process) History() ([]*history.Grant, history.Counts) {
+	p.tb.Helper()
+	events, err := history.Read(p.log)
+	require.NoError(p.tb, err)
+	return history.Grants(p.number, events, p.killed)
+}
+
+// patienceForAnswer is for an answer to anything.
+const patienceForAnswer = 40 * time.Second
+
+// stop ends the worker, and for a worker that cannot end says where it hangs.
+func (p *Process) stop() {
+	defer p.stderr.Close()
+	var failure string
+	if p.killed == 0 {
+		p.Signal(syscall.SIGCONT)
+		exit := p.Begin(Command{Do: Exit})
+		select {
+		case a := <-exit.answer:
+			failure = a.Fail
+		case <-p.ended:
+			failure = "it died"
+		case <-time.After(20 * time.Second):
+			failure = "it did not end"
+			p.Signal(syscall.SIGQUIT)
+		}
+		<-p.ended
+		if err := p.cmd.Wait(); err != nil {
+			failure += ", " + err.Error()
+		}
+	}
+	if failure != "" {
+		p.tb.Errorf("worker %d: %s", p.number, failure)
+	}
+	if p.tb.Failed() {
+		p.keep()
+	}
+}
+
+// keep leaves what the worker wrote where it survives the test.
+func (p *Process) keep() {
+	for _, name := range []string{p.log, p.stderr.Name()} {
+		content, err := os.ReadFile(name)
+		if err == nil && len(content) > 0 {
+			kept := filepath.Join("..", "results", fmt.Sprintf("%s-worker-%d-%s",
+				strings.ReplaceAll(p.tb.Name(), "/", "-"), p.number, filepath.Base(name)))
+			if err = os.MkdirAll(filepath.Dir(kept), 0o755); err == nil { //nolint:gosec // for everybody to read
+				err = os.WriteFile(kept, content, 0o600)
+			}
+			p.tb.Logf("see %s (%v)", kept, err)
+		}
+	}
+}

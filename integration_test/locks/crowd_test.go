@@ -1,0 +1,145 @@
+package locks
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+)
+
+// Laws 7 and 9, figure P7: 10,000 goroutines wait for 1,000 keys that another process holds, on four
+// connections, with few statements and without a line in the server's log.
+func TestCrowd(t *testing.T) {
+	const (
+		keys, each = 1000, 10
+		watched    = 5 * time.Second
+	)
+	server := lab.OwnServer(t, map[string]string{"log_lock_waits": "on", "deadlock_timeout": "1s", "max_locks_per_transaction": "256"})
+	dsn := lab.DatabaseOn(t, server)
+	control := lab.Connect(t, dsn)
+	holder, crowd := worker.Start(t), worker.Start(t)
+	holder.Open("c", dsn, 0)
+	for _, r := range holder.Do(worker.Command{Do: worker.AcquireAll, Client: "c", Key: "crowd", Count: keys}).Steps {
+		require.True(t, r.OK(), r.Err)
+	}
+	crowd.Open("c", lab.Named(t, dsn, "crowd"), 0)
+	call := crowd.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "crowd", Count: keys, Goroutines: each, Within: 2 * time.Minute})
+	lab.Eventually(t, 20*time.Second, "all goroutines wait", func() bool {
+		_, counts := crowd.History()
+		return counts.Tried == keys*each
+	})
+
+	logged := logSize(t, server.LogFile())
+	statements, most := countStatements(t, control, watched)
+	perSecond := float64(statements) / watched.Seconds()
+	lab.Note(t, "crowd: %d connections, %.1f statements a second", most, perSecond)
+	require.LessOrEqual(t, most, 4, "connections")
+	require.LessOrEqual(t, perSecond, 20.0, "statements a second")
+
+	holder.Do(worker.Command{Do: worker.ReleaseAll, Key: "crowd", Count: keys, Pause: 4 * time.Millisecond})
+	call.Wait()
+	content, err := os.ReadFile(server.LogFile())
+	require.NoError(t, err)
+	require.Empty(t, string(bytes.TrimSpace(content[logged:])), "lines in the server's log")
+	lab.Report(t, "crowd: release elsewhere to grant", lab.NewSpread(passOn(t, holder, crowd)), 4*time.Second)
+}
+
+// passOn is, for each key, the time from the release by one process to the first grant in the other.
+func passOn(t *testing.T, from, to *worker.Process) (spans []int64) {
+	t.Helper()
+	released, granted := map[string]int64{}, map[string]int64{}
+	for _, g := range collect(t, from) {
+		released[g.Key] = g.End
+	}
+	for _, g := range collect(t, to) {
+		if first, ok := granted[g.Key]; !ok || g.Got < first {
+			granted[g.Key] = g.Got
+		}
+	}
+	require.Len(t, granted, len(released))
+	for key, at := range granted {
+		spans = append(spans, at-released[key])
+	}
+	return spans
+}
+
+func logSize(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	return info.Size()
+}
+
+// countStatements looks at the client's sessions for a while, often enough to see each of their statements
+// begin, and returns how many began and how many sessions there were at the most.
+func countStatements(t *testing.T, control *pgx.Conn, watched time.Duration) (statements, most int) {
+	t.Helper()
+	started := map[int]time.Time{}
+	ticker := time.NewTicker(3 * time.Millisecond)
+	defer ticker.Stop()
+	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
+		rows, err := control.Query(context.Background(),
+			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = 'crowd' AND query_start IS NOT NULL")
+		require.NoError(t, err)
+		sessions := 0
+		var pid int
+		var at time.Time
+		_, err = pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
+			sessions++
+			if before, seen := started[pid]; seen && !before.Equal(at) {
+				statements++
+			}
+			started[pid] = at
+			return nil
+		})
+		require.NoError(t, err)
+		most = max(most, sessions)
+	}
+	return statements, most
+}
+
+// Figure P5: the hand-over between two processes against a bare pg_advisory_lock in the same run.
+func TestRelay(t *testing.T) {
+	const rounds = 300
+	dsn := lab.Database(t)
+	median := func(bare bool) time.Duration {
+		a, b := worker.Start(t), worker.Start(t)
+		var calls []*worker.Call
+		for _, p := range []*worker.Process{a, b} {
+			p.Open("c", dsn, 0)
+			calls = append(calls, p.Begin(worker.Command{
+				Do: worker.Relay, Client: "c", DSN: dsn, Key: "relay", Count: rounds,
+				Hold: 2 * time.Millisecond, Bare: bare,
+			}))
+		}
+		for _, call := range calls {
+			call.Wait()
+		}
+		s := lab.NewSpread(handOvers(collect(t, a, b)))
+		require.Greater(t, len(s), rounds/4)
+		lab.Note(t, "hand-over between processes, bare %v: %v", bare, s)
+		return s.At(50)
+	}
+	bare, ours := median(true), median(false)
+	ratio := float64(ours) / float64(bare)
+	lab.Note(t, "P5: hand-over %v, bare %v, ratio %.2f (target 1.60)", ours, bare, ratio)
+	require.Less(t, ratio, 8.0, "far from the figure, whatever the machine")
+}
+
+// handOvers are the times from a release by one process to the next grant by another that waited by then.
+func handOvers(all []*history.Grant) (spans []int64) {
+	for i := range sortByGot(all) {
+		if i > 0 && all[i].Process != all[i-1].Process && all[i].Called < all[i-1].End-int64(time.Millisecond) {
+			spans = append(spans, all[i].Got-all[i-1].End)
+		}
+	}
+	return spans
+}

@@ -1,0 +1,86 @@
+package locks
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+)
+
+// Law 9: who waits for a lock holds back neither CREATE INDEX CONCURRENTLY nor VACUUM, also when it is the
+// lock's holder who runs them.
+func TestWaitersHoldNobodyBack(t *testing.T) {
+	dsn := lab.Database(t)
+	control := lab.Connect(t, dsn)
+	lab.Exec(t, control, "CREATE TABLE guest AS SELECT g AS id FROM generate_series(1, 1000) AS g")
+	holder := worker.Start(t)
+	holder.Open("c", dsn, 0)
+	holder.Hold("c", "k/0")
+	var calls []*worker.Call
+	for i := range 3 {
+		p := worker.Start(t)
+		name := fmt.Sprint("waiter", i)
+		p.Open("c", lab.Named(t, dsn, name), 0)
+		calls = append(calls, p.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "k", Count: 1, Goroutines: 1}))
+		lab.Eventually(t, 10*time.Second, "it waits", func() bool { return lab.Waiting(t, control, name) > 0 })
+	}
+	started := time.Now()
+	lab.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
+	lab.Report(t, "CREATE INDEX CONCURRENTLY under three waiters", lab.Spread{time.Since(started)}, 4*time.Second)
+
+	lab.Exec(t, control, "DELETE FROM guest")
+	lab.Eventually(t, 3*time.Second, "VACUUM removes dead rows under three waiters", func() bool {
+		lab.Exec(t, control, "VACUUM guest")
+		return lab.Query[int64](t, control, "SELECT pg_relation_size('guest')") == 0
+	})
+	require.True(t, holder.Release("k/0").OK())
+	for _, call := range calls {
+		call.Wait()
+	}
+}
+
+// Law 7: holders that need the caller's pool cannot deadlock with waiters, though it has one connection only.
+func TestPoolOfOne(t *testing.T) {
+	const goroutines, rounds = 16, 10
+	dsn := lab.Database(t)
+	cfg, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	cfg.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
+	require.NoError(t, err)
+	defer pool.Close()
+	var clients []*pgbaton.Client
+	for range 2 {
+		client, err := pgbaton.New(context.Background(), pool, nil)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close(context.Background())) }()
+		clients = append(clients, client)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	errs := make(chan error, 2*goroutines*rounds)
+	var wg sync.WaitGroup
+	for i := range 2 * goroutines {
+		wg.Go(func() {
+			for range rounds {
+				errs <- clients[i%2].Do(ctx, pgbaton.Name("pool"), func(ctx context.Context, _ *pgbaton.Lock) error {
+					_, err := pool.Exec(ctx, "SELECT 1")
+					return err
+				})
+			}
+		})
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		require.NoError(t, err)
+	}
+}
