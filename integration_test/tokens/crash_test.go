@@ -48,7 +48,7 @@ var crashes = map[string]func(t *testing.T, server *pgserver.Server){
 	},
 }
 
-func TestTokens_Crash(t *testing.T) { //nolint:tparallel // everyMajor runs them in parallel
+func TestTokens_Crash(t *testing.T) {
 	t.Parallel()
 	everyMajor(t, crashInEveryWay)
 }
