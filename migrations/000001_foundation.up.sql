@@ -44,7 +44,8 @@ CREATE SEQUENCE pgbaton.token AS bigint
 -- Says whether the sequence can be trusted. nextval is not crash-safe until its WAL is flushed, and an
 -- asynchronous standby may be promoted with an old value. PostgreSQL empties an UNLOGGED table in just
 -- these cases. A row that came with a dump, with a copy of the data directory or with CREATE DATABASE …
--- TEMPLATE does not count either: it names another table, another start of the server or another database.
+-- TEMPLATE does not count either: it names another table, another start of the server or another database. Nor
+-- does one in a table that somebody has SET LOGGED: it would survive a crash.
 CREATE UNLOGGED TABLE pgbaton.incarnation (
     singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
     database    oid         NOT NULL,
@@ -64,7 +65,7 @@ BEGIN ATOMIC
     SELECT EXISTS (
         SELECT FROM pgbaton.incarnation AS i, pgbaton.token AS t
         WHERE i.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
-          AND i.relation = i.tableoid
+          AND i.relation = (SELECT c.oid FROM pg_catalog.pg_class AS c WHERE c.oid = i.tableoid AND c.relpersistence = 'u'::pg_catalog."char")
           AND i.started = pg_catalog.pg_postmaster_start_time()
           AND t.last_value >= i.token_floor);
 END;

@@ -1,6 +1,7 @@
 package tokens_test
 
 import (
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -91,6 +92,33 @@ func TestTokens_Template(t *testing.T) {
 			h.require(t, mutant)
 		})
 	}
+}
+
+// pg_upgrade keeps the oids and copies the files; here to a new cluster of the same major, for which the programs
+// are at hand. The original goes on in between.
+func TestTokens_Upgrade(t *testing.T) {
+	t.Parallel()
+	bindir := withPrograms(t, "pg_upgrade", "pg_dump", "pg_dumpall", "pg_restore", "psql", "pg_resetwal", "vacuumdb")
+	server := start(t, bindir, none)
+	dir := filepath.Dir(server.DataDir())
+	upgraded := &replica{of: server, data: filepath.Join(dir, "upgraded")}
+	var h history
+	h.draw(t, testdb.Connect(t, server.URL()), 3)
+	pgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
+	u, err := url.Parse(server.URL())
+	require.NoError(t, err)
+	password, _ := u.User.Password()
+	runAs(t, server, "initdb", "-D", upgraded.data, "-U", u.User.Username(), "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+	runAs(t, server, "env", "PGPASSWORD="+password, filepath.Join(bindir, "pg_upgrade"), "-U", u.User.Username(),
+		"-b", bindir, "-B", bindir, "-d", server.DataDir(), "-D", upgraded.data, "-s", dir)
+	pgCtl(t, server, server.DataDir(), "start", "-l", server.LogFile()) // a restart would use pg_upgrade's options
+	h.grant(t, server.URL())
+	h.draw(t, testdb.Connect(t, server.URL()), 100)
+
+	dsn := upgraded.start(t, "listen_addresses=127.0.0.1", "unix_socket_directories="+dir)
+	h.draw(t, testdb.Connect(t, dsn), 3)
+	h.grant(t, dsn)
+	h.require(t, none)
 }
 
 // The schema is taken away and made again, soon after a repair.

@@ -99,7 +99,10 @@ func everyMajor(t *testing.T, test func(t *testing.T, bindir string)) {
 		t.Skip("no PostgreSQL programs on this machine")
 	}
 	for _, dir := range dirs {
-		t.Run(filepath.Base(filepath.Dir(dir)), func(t *testing.T) { test(t, dir) })
+		t.Run(filepath.Base(filepath.Dir(dir)), func(t *testing.T) {
+			t.Parallel()
+			test(t, dir)
+		})
 	}
 }
 
