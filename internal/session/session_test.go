@@ -77,10 +77,10 @@ func TestDial_NamesTheMissingGrant(t *testing.T) {
 	dsn := dbtest.Migrated(t)
 	name := "r " + time.Now().Format("150405.000000")
 	role := pgx.Identifier{name}.Sanitize()
-	dbtest.Exec(t, dsn, "CREATE ROLE "+role+" LOGIN")
+	dbtest.Exec(t, dsn, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
 	t.Cleanup(func() { dbtest.Exec(t, dsn, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
 	d := dialer(t, dsn)
-	d.Config.User = name
+	d.Config.User, d.Config.Password = name, "service"
 	for _, grant := range []string{"GRANT USAGE ON SCHEMA pgbaton TO ", "GRANT USAGE ON SEQUENCE pgbaton.token TO "} {
 		_, err := d.Dial(context.Background(), session.Link)
 		require.ErrorIs(t, err, lockerr.Schema)

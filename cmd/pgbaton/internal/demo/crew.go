@@ -105,12 +105,28 @@ func (c *crew) send(ev event) {
 	}
 }
 
-// goAhead lets a ready worker begin.
+// goAhead lets a worker go on that waits to be told.
 func (w *worker) goAhead() error {
 	if _, err := io.WriteString(w.input, "go\n"); err != nil {
-		return fmt.Errorf("let worker %d begin: %w", w.number, err)
+		return fmt.Errorf("let worker %d go on: %w", w.number, err)
 	}
 	return nil
+}
+
+// startWaiting starts a worker and returns when it waits for its lock.
+func (c *crew) startWaiting(number int, j job) (*worker, error) {
+	w, err := c.start(number, j)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.await(eventReady); err != nil {
+		return nil, err
+	}
+	if err := w.goAhead(); err != nil {
+		return nil, err
+	}
+	_, err = c.await(eventWaiting)
+	return w, err
 }
 
 // kill ends the process as SIGKILL does: nothing of it runs any more, not even a clean-up.

@@ -112,13 +112,16 @@ func (o outcome) note() string {
 		verdict = "not as expected"
 	}
 	rows := slices.Concat(o.compared, o.rows)
+	if len(rows) == 0 {
+		return "left out"
+	}
 	r := rows[len(rows)-1]
 	return fmt.Sprintf("%s mutations, %s lost, %s", formatCount(r.mutations), formatCount(r.lost), verdict)
 }
 
-const legend = `Times are of one mutation that succeeded, with the wait for its lock or its retries; in 7, from a
-kill to the next grant. Conflicts are attempts that came too late; errors are calls that failed, in
-4 and 5 with a conflict.
+const legend = `Times are of one mutation that succeeded, with the wait for its lock or its retries; in 7 and 8,
+from a kill or a freeze to the next grant. Conflicts are attempts that came too late; errors are
+calls that failed, in 4 and 5 with a conflict, in 8 with a stale token.
 `
 
 // conclude gives the tables and what was seen, and whether all of it was expected.

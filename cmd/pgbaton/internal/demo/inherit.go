@@ -123,7 +123,7 @@ func (s *stage) succeed(ctx context.Context) (succession, error) {
 		result succession
 		start  = time.Now()
 	)
-	holder, err := s.waitingWorker(c, 1)
+	holder, err := c.startWaiting(1, job{Kind: jobInherit})
 	if err != nil {
 		return result, err
 	}
@@ -142,7 +142,7 @@ func (s *stage) succeed(ctx context.Context) (succession, error) {
 		if committed == int64(s.options.rounds) {
 			break
 		}
-		if holder, err = s.replace(c, holder, &result); err != nil {
+		if holder, err = c.replace(holder, &result); err != nil {
 			return result, err
 		}
 		s.progress.update(float64(committed+1)/float64(s.options.rounds), formatCount(len(result.waits))+" killed")
@@ -152,8 +152,8 @@ func (s *stage) succeed(ctx context.Context) (succession, error) {
 }
 
 // replace lets another worker wait, kills the holder, and returns the new one when it has the lock.
-func (s *stage) replace(c *crew, holder *worker, result *succession) (*worker, error) {
-	heir, err := s.waitingWorker(c, holder.number+1)
+func (c *crew) replace(holder *worker, result *succession) (*worker, error) {
+	heir, err := c.startWaiting(holder.number+1, job{Kind: jobInherit})
 	if err != nil {
 		return nil, err
 	}
@@ -177,20 +177,4 @@ func (s *stage) replace(c *crew, holder *worker, result *succession) (*worker, e
 	}
 	result.waits = append(result.waits, granted.at.Sub(killed))
 	return heir, nil
-}
-
-// waitingWorker starts a worker and returns when it waits for the lock.
-func (s *stage) waitingWorker(c *crew, number int) (*worker, error) {
-	w, err := c.start(number, job{Kind: jobInherit})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := c.await(eventReady); err != nil {
-		return nil, err
-	}
-	if err := w.goAhead(); err != nil {
-		return nil, err
-	}
-	_, err = c.await(eventWaiting)
-	return w, err
 }

@@ -3,7 +3,7 @@ package demo
 import "time"
 
 // Parent and worker talk in JSON lines. The parent writes the job, and "go" (any line) when all workers are
-// ready; the end of the worker's input tells it to stop. The worker writes messages.
+// ready, and whenever one waits to be told; the end of the worker's input tells it to stop. The worker writes messages.
 
 // job is what a worker process is started for.
 type job struct {
@@ -11,6 +11,9 @@ type job struct {
 	Locked   bool          `json:"locked"`
 	Duration time.Duration `json:"duration"`
 	Work     time.Duration `json:"work"`
+	Employee int64         `json:"employee"`
+	Fenced   bool          `json:"fenced"`
+	TTL      time.Duration `json:"ttl"` // of the client; 0: the default
 }
 
 // What a message reports.
@@ -21,7 +24,7 @@ const (
 	eventFailed   = "failed"   // could not do the job at all
 	eventWaiting  = "waiting"  // is about to wait for the lock
 	eventGranted  = "granted"  // has the lock
-	eventHolding  = "holding"  // has read Salary, committed one change, and is in the middle of the next
+	eventHolding  = "holding"  // has the lock, has read Salary, and is in the middle of a change
 )
 
 // message is what a worker tells its parent.

@@ -28,7 +28,15 @@ SELECT coalesce(obj_description(oid, 'pg_namespace'), '')
 FROM pg_namespace
 WHERE nspname = 'pgbaton_demo'`
 
-const sqlDropSchema = `DROP SCHEMA IF EXISTS pgbaton_demo CASCADE`
+// fencePrefix begins the names of the resources that the demo fences; they are no part of its schema.
+const fencePrefix = "pgbaton_demo/frozen/"
+
+const sqlDropSchema = `
+DROP SCHEMA IF EXISTS pgbaton_demo CASCADE;
+DO $$ BEGIN
+    DELETE FROM pgbaton.fence WHERE starts_with(resource, '` + fencePrefix + `');
+EXCEPTION WHEN insufficient_privilege THEN NULL; -- a row stays, which pgbaton.prune_fences removes
+END $$`
 
 const sqlCreateSchema = `
 CREATE SCHEMA pgbaton_demo;

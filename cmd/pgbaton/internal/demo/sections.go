@@ -23,6 +23,7 @@ var sections = []section{
 	{title: "version, retries", run: compare(titleMutate, jobRaiseMutate, judgeMutate)},
 	{title: "readers and writers", run: auditTransfers},
 	{title: "holder killed", run: killHolders},
+	{title: "holder frozen", run: freezeHolders},
 }
 
 // Titles of the tables' rows; the number is the section's.
@@ -35,6 +36,8 @@ const (
 	titleReadersWithoutLock = "6 readers, no lock"
 	titleReadersWithLocks   = "6 readers, locks"
 	titleKilled             = "7 holder killed"
+	titleFrozenWithoutFence = "8 frozen, no fence"
+	titleFrozenWithFence    = "8 frozen, fence"
 )
 
 // stage is what a section has to work with.

@@ -22,6 +22,14 @@ func TestJudge(t *testing.T) {
 			change(&got)
 			return judgeSuccession(got)
 		}
+
+		thawed = func(change func(without, with *aftermath)) outcome {
+			times := summary{average: 1100 * ms, longest: 1200 * ms}
+			without := aftermath{row: row{mutations: 2 * frozenRounds, lost: frozenRounds, times: times}}
+			with := aftermath{row: row{mutations: frozenRounds, refused: frozenRounds, times: times}, late: frozenRounds}
+			change(&without, &with)
+			return judgeFrozen(without, with)
+		}
 	)
 	for name, tt := range map[string]struct {
 		outcome outcome
@@ -67,6 +75,22 @@ func TestJudge(t *testing.T) {
 		"Killed/Early": {chain(func(s *succession) { s.early = 1 }), "while another held it"},
 		"Killed/Wrong": {chain(func(s *succession) { s.wrong = 1 }), "another salary"},
 		"Killed/Final": {chain(func(s *succession) { s.final-- }), "the last salary is 1000002, not 1000003"},
+
+		"Frozen/Good":    {thawed(func(_, _ *aftermath) {}), ""},
+		"Frozen/Late":    {thawed(func(w, _ *aftermath) { w.times.longest = freedWithin + ms }), "at most 2000 ms was"},
+		"Frozen/Early":   {thawed(func(_, w *aftermath) { w.early = 1 }), "1 holders had lost the lock before"},
+		"Frozen/NonLost": {thawed(func(w, _ *aftermath) { w.lost = 0 }), "no late write covered a new one"},
+		"Frozen/Errors": {
+			thawed(func(w, _ *aftermath) { w.lost, w.errors, w.problem = 0, 1, "away" }), "1 errors; the first: away",
+		},
+		"Frozen/FenceLost":     {thawed(func(_, w *aftermath) { w.lost = 1 }), "1 of 3 raises were lost"},
+		"Frozen/FenceAccepted": {thawed(func(_, w *aftermath) { w.late-- }), "2 of 3 late writes were refused"},
+		"Frozen/FenceTooStrict": {
+			thawed(func(_, w *aftermath) { w.mutations-- }), "please report it",
+		},
+		"Frozen/FenceErrors": {
+			thawed(func(_, w *aftermath) { w.late, w.errors, w.problem = 2, 1, "away" }), "1 errors; the first: away",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -108,6 +132,7 @@ func TestNote(t *testing.T) {
 	t.Parallel()
 	r := row{mutations: 1000, lost: 2}
 	require.Equal(t, "1,000 mutations, 2 lost, as expected", outcome{compared: []row{r}}.note())
+	require.Equal(t, "left out", outcome{seen: []string{"Left out."}}.note())
 	bad := outcome{rows: []row{{}, r}, failures: []string{"no"}}
 	require.Equal(t, "1,000 mutations, 2 lost, not as expected", bad.note())
 }

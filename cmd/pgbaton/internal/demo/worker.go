@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"time"
@@ -33,6 +32,7 @@ type bench struct {
 	client *pgbaton.Client
 
 	input  *bufio.Reader
+	told   chan struct{} // a "go" of the parent after the first
 	output *json.Encoder
 	counts counts // not yet reported
 }
@@ -47,13 +47,14 @@ var jobKinds = map[string]func(*bench, context.Context) error{
 	jobTransfer:       mutating((*bench).transfer),
 	jobAudit:          (*bench).audit,
 	jobInherit:        (*bench).inherit,
+	jobOutlive:        (*bench).outlive,
 }
 
 // RunWorker is a worker process: it reads its job from std.In and writes messages to std.Out.
 func RunWorker(ctx context.Context, _ []string, std cli.Streams) error {
 	// Ctrl-C reaches every process of the terminal; the parent decides what it means.
 	signal.Ignore(os.Interrupt)
-	b := &bench{input: bufio.NewReader(std.In), output: json.NewEncoder(std.Out)}
+	b := &bench{input: bufio.NewReader(std.In), told: make(chan struct{}, 1), output: json.NewEncoder(std.Out)}
 	line, err := b.input.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &b.job)
@@ -81,7 +82,7 @@ func (b *bench) run(ctx context.Context, std cli.Streams) error {
 		return err
 	}
 	defer b.pool.Close()
-	if b.client, err = pgbaton.New(ctx, b.pool, nil); err != nil {
+	if b.client, err = pgbaton.New(ctx, b.pool, &pgbaton.Config{TTL: b.job.TTL}); err != nil {
 		return err
 	}
 	defer func() { _ = b.client.Close(ctx) }()
@@ -96,10 +97,23 @@ func (b *bench) run(ctx context.Context, std cli.Streams) error {
 	ctx, dismissed := context.WithCancel(ctx)
 	defer dismissed()
 	go func() {
-		_, _ = io.Copy(io.Discard, b.input)
-		dismissed()
+		defer dismissed()
+		b.listen()
 	}()
 	return work(b, ctx)
+}
+
+// listen passes on what the parent says, until it closes the input.
+func (b *bench) listen() {
+	for {
+		if _, err := b.input.ReadString('\n'); err != nil {
+			return
+		}
+		select {
+		case b.told <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (b *bench) say(m message) error {
