@@ -45,12 +45,14 @@ var (
 	stmtPolite = statement{
 		"pgbaton_polite",
 		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock($1) " +
-			"THEN nextval('pgbaton.token') END END", []uint32{pgtype.Int8OID, pgtype.Int8OID},
+			"THEN nextval('pgbaton.token') END END",
+		[]uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
 	stmtPoliteShared = statement{
 		"pgbaton_polite_shared",
 		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock_shared($1) " +
-			"THEN nextval('pgbaton.token') END END", []uint32{pgtype.Int8OID, pgtype.Int8OID},
+			"THEN nextval('pgbaton.token') END END",
+		[]uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
 	stmtUnlock = statement{
 		"pgbaton_unlock",
