@@ -16,7 +16,7 @@ const (
 
 // withoutLocksPart is the part of a section's time in which the readers and writers do without locks, to show
 // that the readers would notice.
-const withoutLocksPart = 5
+const withoutLocksPart = 2
 
 var budgetKey = pgbaton.Name("pgbaton_demo/budget")
 
