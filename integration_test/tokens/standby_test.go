@@ -64,6 +64,9 @@ func promote(t *testing.T, bindir, mutant string, crashes int, h *history) (prim
 	testdb.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
 	r := standbyOf(t, server, conn)
 	standby = r.start(t)
+	_, err := pgbaton.Open(t.Context(), standby, nil)
+	require.ErrorIs(t, err, pgbaton.ErrStandby)
+	require.ErrorContains(t, err, "Connect to the primary")
 	h.draw(t, conn, 3)
 	testdb.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
 
