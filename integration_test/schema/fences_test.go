@@ -64,10 +64,13 @@ func TestFence_UpdatesInPlace(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
 	owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	testdb.Exec(t, owner, "ALTER TABLE pgbaton.fence SET (autovacuum_enabled = off)")
 	for token := range 2000 {
 		_, err := app.Exec(t.Context(), "SELECT pgbaton.fence('ledger', $1)", token+1)
 		require.NoError(t, err)
 	}
 	const pages = "SELECT (pg_relation_size('pgbaton.fence') + pg_relation_size('pgbaton.fence_pkey')) / 8192"
-	require.LessOrEqual(t, testdb.Value[int64](t, owner, pages), int64(4))
+	// One page and the index's two; some more if an autovacuum elsewhere in the database held a snapshot. Without HOT
+	// it would be 25.
+	require.LessOrEqual(t, testdb.Value[int64](t, owner, pages), int64(14))
 }
