@@ -268,6 +268,29 @@ func TestRelease(t *testing.T) {
 	})
 }
 
+// TestTokensNeverGoBack restarts the sequence under a live client.
+func TestTokensNeverGoBack(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	a, b, dsn := pair(t)
+	admin := connect(t, dsn)
+	before, err := a.Acquire(ctx, pgbaton.Name("before"))
+	require.NoError(t, err)
+	newest := before.Token()
+	for range 3 {
+		_, err = admin.Exec(ctx, "ALTER SEQUENCE pgbaton.token RESTART")
+		require.NoError(t, err)
+		for _, client := range []*pgbaton.Client{a, b} { // b has never drawn
+			lock, err := client.Acquire(ctx, pgbaton.Name("after"))
+			require.NoError(t, err)
+			require.Greater(t, lock.Token(), newest)
+			newest = lock.Token()
+			require.NoError(t, lock.Release(ctx))
+		}
+	}
+	require.Equal(t, pgbaton.LostTokens, pgbaton.LossReasonOf(before.Err()))
+}
+
 func TestDo(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

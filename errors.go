@@ -27,7 +27,8 @@ const (
 	LostRestart     = LossReason(lockerr.ServerRestarted) // after a crash
 	LostStandby     = LossReason(lockerr.BecameStandby)
 	LostClientClose = LossReason(lockerr.ClientClosed)
-	LostUnlocked    = LossReason(lockerr.NotThere) // the server did not know of it
+	LostUnlocked    = LossReason(lockerr.NotThere)       // the server did not know of it
+	LostTokens      = LossReason(lockerr.TokensWentBack) // somebody altered the sequence; it is repaired by now
 )
 
 // LossReasonOf says in which way the lock was lost that an error of [Lock.Err], [Lock.Release] or a context's

@@ -107,6 +107,7 @@ type Link struct {
 	endangered atomic.Bool // jeopardy is raised
 
 	encoder encoder // of whoever has set sending
+	drawn   int64   // the newest draw, or what the sequence stood at; the reader's
 
 	mu          sync.Mutex
 	queue       []*Op    // submitted, unsent
@@ -135,6 +136,10 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	born := time.Now() // before anything is sent: trust starts here
 	pg := s.PgConn()
 	err := prepare(ctx, pg)
+	var drawn int64
+	if err == nil {
+		drawn, err = lastDraw(ctx, pg)
+	}
 	if err == nil {
 		err = pg.SyncConn(ctx)
 	}
@@ -149,7 +154,7 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	}
 	l := &Link{
 		conn: hijacked.Conn, front: hijacked.Frontend, handler: handler, ttl: ttl, born: born,
-		lastSent: born, lastAnswer: born,
+		lastSent: born, lastAnswer: born, drawn: drawn,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.sent = sync.NewCond(&l.mu)

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -240,6 +241,13 @@ func (l *Link) finish(b *batch) error {
 	}
 	if b.standby {
 		return l.failWith(&lockerr.LossError{Reason: lockerr.BecameStandby, Cause: lockerr.Standby}, b)
+	}
+	for _, draw := range b.draws {
+		if draw <= l.drawn {
+			return l.failWith(&lockerr.LossError{Reason: lockerr.TokensWentBack, Cause: fmt.Errorf(
+				"the sequence pgbaton.token gave %d after %d: somebody has altered it", draw, l.drawn)}, b)
+		}
+		l.drawn = draw
 	}
 	l.trust(b.sent)
 	l.pump()

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -120,6 +121,18 @@ func prepare(ctx context.Context, conn *pgconn.PgConn) error {
 		}
 	}
 	return nil
+}
+
+// lastDraw asks what the sequence stands at. The function needs no more than the right to draw.
+func lastDraw(ctx context.Context, conn *pgconn.PgConn) (int64, error) {
+	results, err := conn.Exec(ctx, "SELECT coalesce(pg_sequence_last_value('pgbaton.token'), 0)").ReadAll()
+	if err != nil {
+		return 0, fmt.Errorf("read the token sequence: %w", err)
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
+		return 0, errProtocol
+	}
+	return strconv.ParseInt(string(results[0].Rows[0][0]), 10, 64)
 }
 
 // batch is one round trip: the operations it carries, and their results as they come in.

@@ -42,6 +42,7 @@ const (
 	BecameStandby   LossReason = "server became a standby"
 	ClientClosed    LossReason = "client closed"
 	NotThere        LossReason = "not held on the server"
+	TokensWentBack  LossReason = "token sequence went back"
 )
 
 // LossError is why a link, or one lock on it, was lost.
