@@ -31,6 +31,7 @@ test/unit: build/postgres ## run the root module's tests with the race detector
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand) with the race detector
+	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(WITH_POSTGRES) -- go test -race -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: bench
