@@ -143,6 +143,9 @@ func (r *runner[H]) run(ctx context.Context, opts *TxOpts) error {
 // once runs the function in one transaction.
 func (r *runner[H]) once(ctx context.Context, last bool) error {
 	tx, err := r.begin(ctx)
+	if ctxErr := ctx.Err(); err != nil && ctxErr != nil && !errors.Is(err, ctxErr) {
+		err = fmt.Errorf("%w: %w", ctxErr, err) // drivers call a deadline a cancel
+	}
 	if err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}

@@ -54,6 +54,17 @@ func Role(tb testing.TB) string {
 	return name
 }
 
+// With returns dsn with a parameter set.
+func With(tb testing.TB, dsn, name, value string) string {
+	tb.Helper()
+	u, err := url.Parse(dsn)
+	require.NoError(tb, err)
+	query := u.Query()
+	query.Set(name, value)
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
 // As returns dsn with another user.
 func As(tb testing.TB, dsn, role string) string {
 	tb.Helper()
