@@ -175,6 +175,11 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 		return nil, fmt.Errorf("pgbaton: %w", err)
 	}
 	c.room.Desk = c.desk
+	if room := c.desk.Room(); cfg.MaxHeld > room {
+		return nil, errors.Join(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
+			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
+			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
+	}
 	return c, nil
 }
 

@@ -36,6 +36,12 @@ func TestNew(t *testing.T) {
 		require.Error(t, err)
 		require.NotContains(t, err.Error(), "secret")
 	})
+	t.Run("RefusesMaxHeldThatTheServerHasNoRoomFor", func(t *testing.T) {
+		t.Parallel()
+		_, err := pgbaton.Open(ctx, migratedDatabase(t), &pgbaton.Config{MaxHeld: 10_000_000})
+		require.ErrorIs(t, err, pgbaton.ErrTooManyLocks)
+		require.ErrorContains(t, err, "max_locks_per_transaction")
+	})
 	t.Run("NamesAServerThatIsAway", func(t *testing.T) {
 		t.Parallel()
 		_, err := pgbaton.Open(ctx, "postgres://u:secret@127.0.0.1:1/db", nil)

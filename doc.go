@@ -20,7 +20,8 @@
 //
 //   - A holder that is paused (a stopped process, a long garbage collection, a virtual machine that is moved) cannot
 //     know that it has lost its lock until it runs again. When the server itself ends the session, by an
-//     operator or a crash, the next holder may be granted the key some microseconds before the old one is told.
+//     operator or a crash, the next holder may be granted the key some microseconds before the old one is told,
+//     and until it is, its process may hand the key on with a token older than the next holder's.
 //     Whoever writes to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
 //     image; take keys in one order.

@@ -97,6 +97,13 @@ const (
 	percentage = 100
 )
 
+// Room is how many locks fit into the server's lock table before new ones are refused, if nobody else holds any.
+func (d *Desk) Room() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lockTable * fullest / percentage
+}
+
 // pressure starts a look at the lock table when one is due, and returns what the last one found.
 func (d *Desk) pressure(s *seat, a *actions) error {
 	if d.claims*manyLocks < d.lockTable {
