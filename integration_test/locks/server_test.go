@@ -151,7 +151,7 @@ func TestServer_LockTableFull(t *testing.T) {
 	control := lab.Connect(t, dsn)
 	filler := lab.Connect(t, dsn)
 	p := worker.Start(t)
-	p.Do(worker.Command{Do: worker.Open, Client: "c", DSN: lab.Named(t, dsn, "c"), MaxHeld: 1 << 20})
+	p.Do(worker.Command{Do: worker.Open, Client: "c", DSN: lab.Named(t, dsn, "c"), MaxHeld: 100})
 	p.Hold("c", "before")
 	var err error
 	for i := 0; err == nil; i++ {
