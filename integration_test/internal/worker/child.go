@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/goleak"
 
 	"github.com/pgbaton/pgbaton"
@@ -100,11 +101,20 @@ func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
 	return Answer{}, nil
 }
 
+// openClient opens a client, again and again if its start-up is hit by a fault, as a service does.
 func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
-	return pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
-		TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-	})
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
+			TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
+			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		})
+		var hit *pgconn.PgError
+		if err == nil || !errors.As(err, &hit) || ctx.Err() != nil {
+			return client, err
+		}
+	}
 }
 
 func (c *child) close(ctx context.Context, cmd Command) (Answer, error) {
