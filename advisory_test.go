@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // pair is two clients of one database, as two services have them.
@@ -53,7 +54,7 @@ func TestAcquire(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	a, b, dsn := pair(t)
-	admin := connect(t, dsn)
+	admin := dbtest.Connect(t, dsn)
 
 	t.Run("ExcludesWithinAClientAndBetweenClients", func(t *testing.T) {
 		t.Parallel()
@@ -127,7 +128,7 @@ func TestAcquire(t *testing.T) {
 	})
 	t.Run("IsTheSameLockAsInSQL", func(t *testing.T) {
 		t.Parallel()
-		conn := connect(t, dsn)
+		conn := dbtest.Connect(t, dsn)
 		lock, err := a.Acquire(ctx, pgbaton.Name("from sql"))
 		require.NoError(t, err)
 		var free bool
@@ -210,7 +211,7 @@ func TestRelease(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	a, b, dsn := pair(t)
-	admin := connect(t, dsn)
+	admin := dbtest.Connect(t, dsn)
 
 	t.Run("IsSafeTwiceAndAfterItsContext", func(t *testing.T) {
 		t.Parallel()
@@ -273,7 +274,7 @@ func TestTokensNeverGoBack(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	a, b, dsn := pair(t)
-	admin := connect(t, dsn)
+	admin := dbtest.Connect(t, dsn)
 	before, err := a.Acquire(ctx, pgbaton.Name("before"))
 	require.NoError(t, err)
 	newest := before.Token()
@@ -295,7 +296,7 @@ func TestDo(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	a, b, dsn := pair(t)
-	admin := connect(t, dsn)
+	admin := dbtest.Connect(t, dsn)
 
 	t.Run("HoldsWhileItRuns", func(t *testing.T) {
 		t.Parallel()

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // TestAcquireTx runs over both kinds of transaction.
@@ -22,7 +23,7 @@ func TestAcquireTx(t *testing.T) {
 	for name, begin := range map[string]func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx{
 		"pgx.Tx": func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx {
 			t.Helper()
-			tx, err := connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
+			tx, err := dbtest.Connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
 			require.NoError(t, err)
 			return tx
 		},
@@ -112,10 +113,10 @@ func TestAcquireTxErrors(t *testing.T) {
 		lock, err := newClient(t, dsn, nil).Acquire(ctx, pgbaton.ID(1))
 		require.NoError(t, err)
 		defer lock.Release(ctx) //nolint:errcheck // the client is closed anyway
-		tx, err := connect(t, dsn).Begin(ctx)
+		tx, err := dbtest.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
 		cancelled, cancel := context.WithCancel(ctx)
-		watcher := connect(t, dsn)
+		watcher := dbtest.Connect(t, dsn)
 		go func() {
 			for !waits(watcher) && ctx.Err() == nil { // until the call is in the queue
 				runtime.Gosched()
@@ -131,9 +132,9 @@ func TestAcquireTxErrors(t *testing.T) {
 	t.Run("DeadlockIsNamed", func(t *testing.T) {
 		t.Parallel()
 		dsn := migratedDatabase(t)
-		first, err := connect(t, dsn).Begin(ctx)
+		first, err := dbtest.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
-		second, err := connect(t, dsn).Begin(ctx)
+		second, err := dbtest.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
 		_, err = pgbaton.AcquireTx(ctx, first, pgbaton.ID(1))
 		require.NoError(t, err)
@@ -156,7 +157,7 @@ func TestAcquireTxErrors(t *testing.T) {
 	})
 	t.Run("NeedsTheSchema", func(t *testing.T) {
 		t.Parallel()
-		tx, err := connect(t, database(t)).Begin(ctx)
+		tx, err := dbtest.Connect(t, dbtest.Empty(t)).Begin(ctx)
 		require.NoError(t, err)
 		_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.ID(1))
 		require.ErrorIs(t, err, pgbaton.ErrSchema)

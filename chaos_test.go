@@ -51,7 +51,7 @@ func TestClient_CutAtAnyMoment(t *testing.T) {
 		require.NoError(t, lock.Release(t.Context()))
 		require.NoError(t, client.Close(t.Context()))
 	}
-	admin := connect(t, dsn)
+	admin := dbtest.Connect(t, dsn)
 	require.Eventually(t, func() bool {
 		return dbtest.Value[int](t, admin, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chaos' AND datname = current_database()`) == 0
 	}, 5*time.Second, 10*time.Millisecond, "sessions are left")

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestNew(t *testing.T) {
@@ -50,7 +51,7 @@ func TestNew(t *testing.T) {
 	})
 	t.Run("NeedsTheSchema", func(t *testing.T) {
 		t.Parallel()
-		_, err := pgbaton.Open(ctx, database(t), nil)
+		_, err := pgbaton.Open(ctx, dbtest.Empty(t), nil)
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
 		require.ErrorContains(t, err, "run its migrations")
 	})
@@ -114,7 +115,7 @@ func TestClose(t *testing.T) {
 			failed <- err
 		}()
 	}
-	waiting(t, connect(t, dsn))
+	waiting(t, dbtest.Connect(t, dsn))
 
 	require.NoError(t, client.Close(ctx))
 	require.ErrorIs(t, <-failed, pgbaton.ErrClosed)
@@ -139,7 +140,7 @@ func TestServiceRole(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	dsn := migratedDatabase(t)
-	admin := connect(t, dsn)
+	admin := dbtest.Connect(t, dsn)
 	role := fmt.Sprintf("service_%d", time.Now().UnixNano())
 	_, err := admin.Exec(ctx, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
 	require.NoError(t, err)
@@ -169,7 +170,7 @@ func TestServiceRole(t *testing.T) {
 	require.NoError(t, lock.Release(ctx))
 	require.NoError(t, (<-waiter).Release(ctx))
 
-	conn := connect(t, as)
+	conn := dbtest.Connect(t, as)
 	tx, err := conn.Begin(ctx)
 	require.NoError(t, err)
 	_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.Name("service"))

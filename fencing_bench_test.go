@@ -10,13 +10,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // fencingBench is a connection on which the disk is not what is measured, and a lock.
 func fencingBench(b *testing.B) (context.Context, *pgx.Conn, *pgbaton.Lock) {
 	b.Helper()
 	ctx, dsn := context.Background(), migratedDatabase(b)
-	conn := connect(b, dsn)
+	conn := dbtest.Connect(b, dsn)
 	_, err := conn.Exec(ctx, "SET synchronous_commit = off")
 	require.NoError(b, err)
 	_, err = conn.Exec(ctx, `

@@ -12,12 +12,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestAssertHeld(t *testing.T) {
 	t.Parallel()
 	client, other, dsn := pair(t)
-	begin, conn := beginPgx(dsn), connect(t, dsn)
+	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	held := func(lock *pgbaton.Lock) error {
 		return begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) })
@@ -65,7 +66,7 @@ func TestAssertHeld(t *testing.T) {
 func TestAssertHeld_Shared(t *testing.T) {
 	t.Parallel()
 	client, _, dsn := pair(t)
-	begin, observer := beginPgx(dsn), connect(t, dsn)
+	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	var readers []*pgbaton.Lock
 	var open []pgbaton.Tx
@@ -137,7 +138,7 @@ func TestFenceGuard(t *testing.T) {
 				t.Parallel()
 				ctx := t.Context()
 				dsn := migratedDatabase(t)
-				conn := connect(t, dsn)
+				conn := dbtest.Connect(t, dsn)
 				run := func(sql string) error { // all of it is one transaction
 					_, err := conn.PgConn().Exec(ctx, strings.ReplaceAll(sql, "COL", column)).ReadAll()
 					return err
@@ -171,7 +172,7 @@ func TestFenceGuard(t *testing.T) {
 func TestFenceGuard_Errors(t *testing.T) {
 	t.Parallel()
 	dsn := migratedDatabase(t)
-	conn := connect(t, dsn)
+	conn := dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	_, err := conn.PgConn().Exec(ctx, fmt.Sprintf(sqlLedger, "")+"; INSERT INTO ledger (id, fence) VALUES (1, 9)").ReadAll()
 	require.NoError(t, err)

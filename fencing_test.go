@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // beginner begins transactions on connections of their own.
@@ -21,7 +22,7 @@ type beginner func(t *testing.T, level pgx.TxIsoLevel) pgbaton.Tx
 func beginPgx(dsn string) beginner {
 	return func(t *testing.T, level pgx.TxIsoLevel) pgbaton.Tx {
 		t.Helper()
-		tx, err := connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
+		tx, err := dbtest.Connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
 		require.NoError(t, err)
 		return tx
 	}
@@ -124,7 +125,7 @@ func TestFence_Refuses(t *testing.T) {
 	}
 	require.NoError(t, pgbaton.Fence(ctx, tx, "a", 1), "none of these was sent")
 
-	empty := beginPgx(database(t))(t, pgx.ReadCommitted)
+	empty := beginPgx(dbtest.Empty(t))(t, pgx.ReadCommitted)
 	require.ErrorIs(t, pgbaton.Fence(ctx, empty, "a", 1), pgbaton.ErrSchema)
 }
 
@@ -133,7 +134,7 @@ func TestFence_Refuses(t *testing.T) {
 func TestFence_Waits(t *testing.T) {
 	t.Parallel()
 	dsn := migratedDatabase(t)
-	begin, observer := beginPgx(dsn), connect(t, dsn)
+	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	for _, known := range []bool{false, true} {
 		for _, commit := range []bool{false, true} {
@@ -184,7 +185,7 @@ func TestFence_WaitEnds(t *testing.T) {
 func TestFenceShared(t *testing.T) {
 	t.Parallel()
 	dsn := migratedDatabase(t)
-	begin, observer := beginPgx(dsn), connect(t, dsn)
+	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
 		for _, known := range []bool{false, true} {
@@ -215,7 +216,7 @@ func TestFenceShared(t *testing.T) {
 func TestFence_Isolation(t *testing.T) {
 	t.Parallel()
 	dsn := migratedDatabase(t)
-	begin, conn := beginPgx(dsn), connect(t, dsn)
+	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	type call func(context.Context, pgbaton.Tx, string, pgbaton.Token) error
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
