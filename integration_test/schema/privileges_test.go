@@ -42,6 +42,12 @@ var calls = map[string]struct {
 	"claim_slots(integer,bigint,integer[],integer,boolean,integer,boolean)": {
 		sqlCalled + "pgbaton.claim_slots(m.id, -1, '{1,2}', 0, false, 100, true) AS c(capacity, result, slots, token)", int32(2),
 	},
+	"claim_slots_anywhere(integer,bigint,integer[],integer,boolean,integer,boolean)": {
+		sqlCalled + "pgbaton.claim_slots_anywhere(m.id, -1, '{1}', 0, false, 0, false) AS c(capacity, result, slots, token)", int32(1),
+	},
+	"free_slots_anywhere(bigint,integer[],integer[],bigint[],bigint[])": {
+		sqlCalled + "pgbaton.free_slots_anywhere(-1, '{1}', '{1}', '{1}', '{3}') AS c(result, awaited)", nil,
+	},
 	"pick_slots(integer,integer[])": {sqlCalled + "cardinality(pgbaton.pick_slots(m.id, '{1,2}')) AS result", int32(3)},
 	"free_slots(bigint,integer[],integer[],bigint[],bigint[])": {
 		sqlCalled + "coalesce(cardinality((pgbaton.free_slots(-1, '{1,1}', '{1,2}', '{1,1}', '{3,4}')).freed), 0) AS result", int32(0),
