@@ -38,7 +38,7 @@ func TestSemaphore_CutAtAnyMoment(t *testing.T) {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					wait, cancel := context.WithTimeout(ctx, rand.N(20*time.Millisecond)) //nolint:gosec // a test's
-					p, err := s.Acquire(wait, 1+rand.IntN(3))                            //nolint:gosec // a test's
+					p, err := s.Acquire(wait, 1+rand.IntN(3))                             //nolint:gosec // a test's
 					cancel()
 					if err != nil {
 						if !errors.Is(err, pgbaton.ErrNotAcquired) {
@@ -81,10 +81,10 @@ func TestSemaphore_CancelAtAnyMoment(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 6 {
 		wg.Go(func() {
-			s := []*pgbaton.Semaphore{s, other}[i%2]
+			mine := []*pgbaton.Semaphore{s, other}[i%2]
 			for n := range 150 {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(n)*10*time.Microsecond)
-				p, err := s.Acquire(ctx, 1+n%capacity)
+				p, err := mine.Acquire(ctx, 1+n%capacity)
 				if err == nil {
 					err = p.Release(ctx)
 				} else if errors.Is(err, pgbaton.ErrNotAcquired) && errors.Is(err, context.DeadlineExceeded) {
@@ -98,9 +98,9 @@ func TestSemaphore_CancelAtAnyMoment(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for _, s := range []*pgbaton.Semaphore{s, other} {
+	for _, mine := range []*pgbaton.Semaphore{s, other} {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		p, err := s.Acquire(ctx, capacity)
+		p, err := mine.Acquire(ctx, capacity)
 		cancel()
 		require.NoError(t, err)
 		require.NoError(t, p.Release(t.Context()))
