@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/session"
@@ -108,6 +109,9 @@ type Client struct {
 	room   *waitroom.Room
 	dialer session.Dialer
 	budget *session.Budget
+
+	ledger    campaign.Ledger
+	campaigns *campaign.Office // nil without a ledger
 
 	reduced error // why there are no locks of the client's own; nil if there are
 

@@ -66,7 +66,10 @@ var ErrSchema = lockerr.Schema
 // ErrClosed says that the client was closed before, or during, the call.
 var ErrClosed = lockerr.Closed
 
-// ErrNotHeld says that a lock was released already.
+// ErrResigned is the cause with which the context of a leader's func ends when it should resign; see [Client.Lead].
+var ErrResigned = lockerr.Resigned
+
+// ErrNotHeld says that a lock was released already, or that the client does not lead what it should resign from.
 var ErrNotHeld = lockerr.NotHeld
 
 // ErrConflict says that a row was changed by somebody else since it was read, or that PostgreSQL could not
@@ -79,7 +82,7 @@ var ErrConflict = lockerr.Conflict
 // pgbaton.fence_guard() guards return it as a [*StaleTokenError].
 var ErrStaleToken = lockerr.StaleToken
 
-// ErrNotFound says that no row has the key.
+// ErrNotFound says that no row has the key, or that nobody leads.
 var ErrNotFound = lockerr.NotFound
 
 // ErrCommitUnknown says that the connection was lost, or the context ended, after COMMIT was sent and before

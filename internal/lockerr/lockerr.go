@@ -22,6 +22,7 @@ var (
 	NotFound          = errors.New("pgbaton: row not found")
 	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
+	Resigned          = errors.New("pgbaton: leadership resigned")
 	StaleSnapshot     = errors.New("pgbaton: the transaction's snapshot may be older than the lock: " +
 		"acquire before the transaction begins, or use READ COMMITTED")
 )
