@@ -177,7 +177,7 @@ func (c *Client) sideSession() error {
 	switch {
 	case c.reduced != nil:
 		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
-	case c.campaigns == nil:
+	case c.cfg.MaxConns <= minMaxConns:
 		return fmt.Errorf("pgbaton: this needs a third connection, and Config.MaxConns is %d", c.cfg.MaxConns)
 	}
 	return nil

@@ -71,9 +71,6 @@ func (t *Term) End() error {
 	o, p := t.office, t.post
 	s := o.strike(t)
 	t.result = t.Hold.Release()
-	if errors.Is(t.result, lockerr.NotHeld) { // it was released by who worked in it
-		t.result = nil
-	}
 	o.mu.Lock()
 	p.term = nil
 	if t.result == nil {
