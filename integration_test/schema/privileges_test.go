@@ -32,6 +32,13 @@ var calls = map[string]struct {
 	},
 	"fence(text,bigint,boolean)": {"SELECT pgbaton.fence('invoice/42', 42)::text", ""},
 	"prune_fences(interval)":     {"SELECT pgbaton.prune_fences('1 day')", int64(0)},
+	"keep_leaders(text[],bigint[],bigint,text)": {
+		"SELECT count(*) FROM pgbaton.keep_leaders('{scheduler,mail}', '{42,43}', 1, 'me')", int64(0),
+	},
+	"leader_of(text)":                 {"SELECT count(*) FROM pgbaton.leader_of('scheduler')", nil},
+	"request_resign(text)":            {"SELECT count(pgbaton.request_resign('scheduler'))", nil},
+	"strike_leaders(text[],bigint[])": {"SELECT pgbaton.strike_leaders('{scheduler,mail}', '{42,43}')::text", ""},
+	"begin_run(text,interval,bigint)": {"SELECT due FROM pgbaton.begin_run('nightly', '1 hour', 42)", true},
 }
 
 // functions lists the functions in the schema as they are written in calls. Triggers are called by tables.
@@ -86,7 +93,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
-			for _, table := range []string{"incarnation", "fence"} {
+			for _, table := range []string{"incarnation", "fence", "leader", "last_run"} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
 				require.ErrorContains(t, err, "permission denied")
 			}
@@ -150,6 +157,8 @@ func TestSchema_HostileSearchPath(t *testing.T) {
 		testdb.Exec(t, owner, evil)
 		testdb.Exec(t, app, `
 CREATE TEMP TABLE fence (resource text, token bigint, seen_at timestamptz);
+CREATE TEMP TABLE leader (name text PRIMARY KEY, holder bigint, holder_name text, term bigint, since timestamptz);
+CREATE TEMP TABLE last_run (resource text PRIMARY KEY, token bigint, ran_at timestamptz);
 CREATE TEMP TABLE pg_database (oid oid, datname name);
 CREATE TEMP TABLE incarnation (singleton boolean, database oid, relation oid, started timestamptz, token_floor bigint);
 CREATE TEMP TABLE token (last_value bigint);
