@@ -33,8 +33,8 @@ type LeaderInfo struct {
 // [AssertHeld]. [LeaderLock] also gives fn a warning before the loss.
 //
 // After a resignation the client holds back for 2 s, so that another one leads if there is one. When a leader resigns,
-// others have the term within milliseconds, when its process dies within 1.2 s, and when it stands still within
-// [Config.TTL] and 1.2 s.
+// others have the term within milliseconds, when its process dies within a second, and when it stands still within
+// [Config.TTL] and a second.
 //
 // On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
 //

@@ -4,7 +4,7 @@
 // # What it guarantees
 //
 //   - A campaign that ends with an error leads nothing, and a grant that came too late for it is given back.
-//   - All campaigns of a client that do not lead are tried once a second, in one round trip. Those of a name that
+//   - All campaigns of a client that do not lead are tried about once a second, in one round trip. Those of a name that
 //     was given up elsewhere are tried when the news comes, if it comes.
 //   - After a resignation the client does not try for [holdBack], so that another can lead.
 //   - A term whose row says that it should end is told so: at once by notification, at the next look at the
@@ -23,10 +23,10 @@ package campaign
 import "time"
 
 const (
-	every     = time.Second          // between two tries of a campaign, ± 1/10
-	holdBack  = 2 * time.Second      // after a resignation
-	spread    = 5 * time.Millisecond // within which those who hear of a free post try
-	pollEvery = 5 * time.Second      // between two looks at the rows of the own terms
-	patience  = 5 * time.Second      // with the ledger, for the clerk
-	farewell  = time.Second          // for which the end of a term waits for its row
+	every     = 900 * time.Millisecond // between two tries of a campaign, ± 1/10: a second at the most
+	holdBack  = 2 * time.Second        // after a resignation
+	spread    = 5 * time.Millisecond   // within which those who hear of a free post try
+	pollEvery = 5 * time.Second        // between two looks at the rows of the own terms
+	patience  = 5 * time.Second        // with the ledger, for the clerk
+	farewell  = time.Second            // for which the end of a term waits for its row
 )
