@@ -320,6 +320,7 @@ func TestLead_NeedsAThirdConnection(t *testing.T) {
 func TestLead_Crowd(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	dsn := migratedDatabase(t)
 	clients := []*pgbaton.Client{newClient(t, dsn, nil), newClient(t, dsn, nil)}
 	var mu sync.Mutex

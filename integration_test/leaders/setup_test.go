@@ -36,13 +36,12 @@ func newFleet(t *testing.T, dsn string, ttl time.Duration, size int, lead worker
 }
 
 // join starts another process.
-func (f *fleet) join() *worker.Process {
+func (f *fleet) join() {
 	f.t.Helper()
 	p := worker.Start(f.t)
 	p.Open("c", lab.Named(f.t, f.dsn, fmt.Sprint("fleet-", len(f.all))), f.ttl)
 	p.Do(f.lead)
 	f.alive, f.all = append(f.alive, p), append(f.all, p)
-	return p
 }
 
 // drop takes a process out of those that live.
