@@ -133,9 +133,9 @@ func TestOnce_Replicas(t *testing.T) {
 	t.Parallel()
 	const (
 		replicas = 8
-		windows  = 10
-		period   = 300 * time.Millisecond
-		window   = 200 * time.Millisecond
+		windows  = 6
+		period   = 600 * time.Millisecond
+		window   = 500 * time.Millisecond
 		skew     = 60 * time.Millisecond
 	)
 	dsn := migratedDatabase(t)
