@@ -135,7 +135,7 @@ func TestOnce_Replicas(t *testing.T) {
 		replicas = 8
 		windows  = 6
 		period   = 600 * time.Millisecond
-		window   = 500 * time.Millisecond
+		window   = 350 * time.Millisecond
 		skew     = 60 * time.Millisecond
 	)
 	dsn := migratedDatabase(t)
