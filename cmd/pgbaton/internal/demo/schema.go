@@ -35,7 +35,8 @@ const sqlDropSchema = `
 DROP SCHEMA IF EXISTS pgbaton_demo CASCADE;
 DO $$ BEGIN
     DELETE FROM pgbaton.fence WHERE starts_with(resource, '` + fencePrefix + `');
-EXCEPTION WHEN insufficient_privilege THEN NULL; -- a row stays, which pgbaton.prune_fences removes
+    DELETE FROM pgbaton.leader WHERE name = '` + leaderName + `';
+EXCEPTION WHEN insufficient_privilege THEN NULL; -- rows stay; pgbaton.prune_fences removes those of fences
 END $$`
 
 const sqlCreateSchema = `

@@ -24,6 +24,7 @@ var sections = []section{
 	{title: "readers and writers", run: auditTransfers},
 	{title: "holder killed", run: killHolders},
 	{title: "holder frozen", run: freezeHolders},
+	{title: "leader killed", run: killLeaders},
 }
 
 // Titles of the tables' rows; the number is the section's.
@@ -38,6 +39,7 @@ const (
 	titleKilled             = "7 holder killed"
 	titleFrozenWithoutFence = "8 frozen, no fence"
 	titleFrozenWithFence    = "8 frozen, fence"
+	titleLeaderKilled       = "10 leader killed"
 )
 
 // stage is what a section has to work with.

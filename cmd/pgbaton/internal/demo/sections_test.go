@@ -23,6 +23,12 @@ func TestJudge(t *testing.T) {
 			return judgeSuccession(got)
 		}
 
+		reign = func(change func(*dynasty)) outcome {
+			got := dynasty{terms: 3, waits: []time.Duration{200 * ms, 900 * ms}, final: firstSalary + 3}
+			change(&got)
+			return judgeDynasty(got)
+		}
+
 		thawed = func(change func(without, with *aftermath)) outcome {
 			times := summary{average: 1100 * ms, longest: 1200 * ms}
 			without := aftermath{row: row{mutations: 2 * frozenRounds, lost: frozenRounds, times: times}}
@@ -75,6 +81,12 @@ func TestJudge(t *testing.T) {
 		"Killed/Early": {chain(func(s *succession) { s.early = 1 }), "while another held it"},
 		"Killed/Wrong": {chain(func(s *succession) { s.wrong = 1 }), "another salary"},
 		"Killed/Final": {chain(func(s *succession) { s.final-- }), "the last salary is 1000002, not 1000003"},
+
+		"Leader/Good":   {reign(func(*dynasty) {}), ""},
+		"Leader/Late":   {reign(func(d *dynasty) { d.waits[1] = leadWithin + ms }), "at most 1500 ms was expected"},
+		"Leader/Early":  {reign(func(d *dynasty) { d.early = 1 }), "while another one did"},
+		"Leader/Fallen": {reign(func(d *dynasty) { d.fallen = 1 }), "not greater than the one before"},
+		"Leader/Final":  {reign(func(d *dynasty) { d.final-- }), "the last salary is 1000002, not 1000003"},
 
 		"Frozen/Good":    {thawed(func(_, _ *aftermath) {}), ""},
 		"Frozen/Late":    {thawed(func(w, _ *aftermath) { w.times.longest = freedWithin + ms }), "at most 2000 ms was"},

@@ -48,6 +48,7 @@ var jobKinds = map[string]func(*bench, context.Context) error{
 	jobAudit:          (*bench).audit,
 	jobInherit:        (*bench).inherit,
 	jobOutlive:        (*bench).outlive,
+	jobLead:           (*bench).lead,
 }
 
 // RunWorker is a worker process: it reads its job from std.In and writes messages to std.Out.
