@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
@@ -126,8 +127,9 @@ type Client struct {
 	dialer session.Dialer
 	budget *session.Budget
 
-	ledger  *ledger.Ledger
-	permits *permit.Desk
+	ledger    *ledger.Ledger
+	permits   *permit.Desk
+	campaigns *campaign.Office
 
 	reduced error // why there are no locks of the client's own; nil if there are
 
@@ -218,6 +220,7 @@ func (c *Client) keepRows() {
 			return c.desk.Acquire(ctx, gate, advisory.Exclusive, false)
 		},
 	})
+	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name})
 }
 
 // dialLedger opens the session for rows, on the server on which the links hold.
@@ -338,6 +341,13 @@ func (c *Client) report(event string, err error) {
 	c.cfg.Logger.Info("pgbaton: " + event)
 }
 
+// endTerms asks the client's leaders to resign. Half of the time that Close has is theirs to return in.
+func (c *Client) endTerms(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL/2)
+	defer cancel()
+	c.campaigns.Close(ctx)
+}
+
 // Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
 // told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
@@ -355,6 +365,7 @@ func (c *Client) Close(ctx context.Context) error {
 	defer close(c.done)
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
+	c.endTerms(ctx)
 	c.permits.Close()
 	var err error
 	if c.reduced == nil {
