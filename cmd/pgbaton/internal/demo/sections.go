@@ -24,6 +24,7 @@ var sections = []section{
 	{title: "readers and writers", run: auditTransfers},
 	{title: "holder killed", run: killHolders},
 	{title: "holder frozen", run: freezeHolders},
+	{title: "semaphore", run: crowdRoom},
 }
 
 // Titles of the tables' rows; the number is the section's.
@@ -38,6 +39,9 @@ const (
 	titleKilled             = "7 holder killed"
 	titleFrozenWithoutFence = "8 frozen, no fence"
 	titleFrozenWithFence    = "8 frozen, fence"
+
+	titleRoomWithoutSemaphore = "9 no semaphore"
+	titleRoomWithSemaphore    = "9 semaphore"
 )
 
 // stage is what a section has to work with.
