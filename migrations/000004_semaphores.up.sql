@@ -163,6 +163,10 @@ BEGIN
         END IF;
         is_head := true;
     ELSIF NOT at_gate AND NOT pg_try_advisory_xact_lock_shared(m.gate) THEN
+        IF queue > 0 THEN -- or it would never have a turn while others come to the gate one after the other
+            UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
+             WHERE s.id = claim_slots.semaphore AND (s.head_until IS NULL OR s.head_until <= clock_timestamp());
+        END IF;
         RETURN;
     END IF;
     -- The common case, in one statement. What a subquery locks it locks once if it is a scalar.
