@@ -114,9 +114,12 @@ var errReleased = fmt.Errorf("%w: released", lockerr.NotHeld)
 // the key is handed over in the process, the trust in the link can say. Called again it returns the
 // same. It does not heed any context: it ends, at the latest, with the trust in the link.
 func (h *Hold) Release() error {
-	h.mu.Lock()
-	switch h.state {
-	case beingReleased:
+	if !h.claim() {
+		h.mu.Lock()
+		if h.state == released {
+			h.mu.Unlock()
+			return h.result
+		}
 		if h.freed == nil {
 			h.freed = make(chan struct{})
 		}
@@ -124,16 +127,25 @@ func (h *Hold) Release() error {
 		h.mu.Unlock()
 		<-freed
 		return h.result
-	case released:
-		h.mu.Unlock()
-		return h.result
-	case unreleased:
+	}
+	err := h.release(true)
+	h.settle(err)
+	return err
+}
+
+// claim says whether the release is the caller's to carry out: it is the first.
+func (h *Hold) claim() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.state != unreleased {
+		return false
 	}
 	h.state = beingReleased
-	h.mu.Unlock()
+	return true
+}
 
-	err := h.release(true)
-
+// settle ends a release that was claimed.
+func (h *Hold) settle(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.state, h.result = released, err
@@ -144,37 +156,43 @@ func (h *Hold) Release() error {
 		h.desk.signals.Put(h.ch)
 		h.ch = nil
 	}
-	return err
 }
 
 // GiveBack ends a hold that its waiter did not want any more, without waiting.
 func (h *Hold) GiveBack() { _ = h.release(false) }
 
 func (h *Hold) release(wait bool) error {
-	if err := h.Err(); err != nil {
+	a := actions{now: time.Now()}
+	unlocking, err := h.part(wait, &a)
+	if err != nil || !unlocking {
+		h.desk.run(&a, nil)
 		return err
 	}
-	h.finish(errReleased)
-	d, e := h.desk, h.entry
-	a := actions{now: time.Now()}
-	d.mu.Lock()
-	if h.seat.cause != nil {
-		d.mu.Unlock()
-		return lost(h.seat.cause)
-	}
-	e.disown(h)
-	d.advance(e, &a)
-	unlocking := wait && e.phase == releasing && e.leaving == nil && len(a.ops) > 0
-	if unlocking {
-		e.leaving = h
-	}
-	d.mu.Unlock()
-	if !unlocking {
-		d.run(&a, nil)
-		return nil
-	}
-	d.run(&a, h.seat)
+	h.desk.run(&a, h.seat)
 	h.seat.link.Help(context.Background(), func() bool { return len(h.ch) > 0 })
 	<-h.ch
 	return h.result
+}
+
+// part takes the hold from its entry. With wait it says whether an unlock is among the actions now whose answer
+// comes on the hold's channel.
+func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
+	if err := h.Err(); err != nil {
+		return false, err
+	}
+	h.finish(errReleased)
+	d, e := h.desk, h.entry
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if h.seat.cause != nil {
+		return false, lost(h.seat.cause)
+	}
+	e.disown(h)
+	before := len(a.ops)
+	d.advance(e, a)
+	unlocking = wait && e.phase == releasing && e.leaving == nil && len(a.ops) > before
+	if unlocking {
+		e.leaving = h
+	}
+	return unlocking, nil
 }
