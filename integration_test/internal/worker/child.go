@@ -78,7 +78,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 	do := map[string]func(context.Context, Command) (Answer, error){
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
-		Relay: c.relay,
+		Relay: c.relay, Sets: c.sets,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}
@@ -166,6 +166,7 @@ func result(what string, called int64, err error) Result {
 		r.Lost = errors.Is(err, pgbaton.ErrLost)
 		r.NotHeld = errors.Is(err, pgbaton.ErrNotHeld)
 		r.TooMany = errors.Is(err, pgbaton.ErrTooManyLocks)
+		r.Deadlock = errors.Is(err, pgbaton.ErrDeadlock)
 		r.TimedOut = errors.Is(err, context.DeadlineExceeded)
 	}
 	return r

@@ -25,6 +25,7 @@ const (
 	Hammer     = "hammer"      // see hammer.go
 	Crowd      = "crowd"       // Goroutines on each of Key/0 … Key/Count-1: acquire, release, done
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
+	Sets       = "sets"        // see sets.go
 	Exit       = "exit"        // close all clients, look for goroutines left behind, end
 )
 
@@ -80,6 +81,7 @@ type Result struct {
 	Lost        bool `json:"lost,omitempty"`
 	NotHeld     bool `json:"not_held,omitempty"`
 	TooMany     bool `json:"too_many,omitempty"`
+	Deadlock    bool `json:"deadlock,omitempty"`
 	TimedOut    bool `json:"timed_out,omitempty"`
 }
 
