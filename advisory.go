@@ -23,7 +23,6 @@ import (
 type Lock struct {
 	key    Key
 	hold   *desk.Hold
-	shared bool
 	parent context.Context //nolint:containedctx // the values of the lock's own context
 
 	once sync.Once
@@ -74,7 +73,7 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if err != nil {
 		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
 	}
-	return &Lock{key: key, hold: hold, shared: mode == advisory.Shared, parent: ctx}, nil
+	return &Lock{key: key, hold: hold, parent: ctx}, nil
 }
 
 // Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled
@@ -130,6 +129,22 @@ func (l *Lock) Context() context.Context {
 func (l *Lock) Err() error {
 	if err := l.hold.Err(); err != nil {
 		return fmt.Errorf("lock %v: %w", l.key, err)
+	}
+	return nil
+}
+
+// Downgrade makes an exclusive lock shared, without a gap: nobody is granted the key exclusively in between, also
+// none who waits for it. The token stays. Afterwards shared locks may join, of this process and of others, in
+// their turn: those that wait behind an exclusive one wait for it. A shared lock stays as it is.
+//
+// On failure the lock is over, and the error says so as [Lock.Err] does; or ctx has ended, and the lock is held,
+// exclusively still or shared already.
+//
+// There is no way back: two holders of a shared lock that both wait to have it exclusively would wait for one
+// another for ever. Release the lock and acquire it anew, with a new token, and look at the data anew.
+func (l *Lock) Downgrade(ctx context.Context) error {
+	if err := l.hold.Downgrade(ctx); err != nil {
+		return fmt.Errorf("downgrade lock %v: %w", l.key, err)
 	}
 	return nil
 }

@@ -98,7 +98,7 @@ func (l *Link) mend() error {
 	}
 	for _, b := range failed {
 		for _, op := range b.ops {
-			if op.Kind == Unlock {
+			if op.Kind == Unlock || op.Kind == Downgrade {
 				op.OK = true
 			} else {
 				op.Err = refusal(b.err)
@@ -141,16 +141,25 @@ func (l *Link) seize() (failed []*batch, release func()) {
 // hit the repair as well, which then starts anew, as long as the link can be trusted.
 const queryCanceled = "57014"
 
-// undo unlocks what the operations of failed batches have locked, or should have unlocked. Nothing else holds
-// their keys on this link.
+// undo unlocks what the operations of failed batches have locked, or should have unlocked, and finishes
+// downgrades, which cannot be undone. Nothing else holds their keys on this link.
 func (l *Link) undo(failed []*batch) error {
 	held, err := l.mine()
 	if err != nil {
 		return err
 	}
 	b := &batch{sent: time.Now()}
+	downgrading := false
 	for _, f := range failed {
 		for _, op := range f.ops {
+			if op.Kind == Downgrade && held[holding{op.Key, advisory.Exclusive}] {
+				downgrading = true // and it may be held more than once: look again
+				next := &Op{Kind: Downgrade, Key: op.Key}
+				if held[holding{op.Key, advisory.Shared}] {
+					next.Kind = Unlock
+				}
+				b.ops = append(b.ops, next)
+			}
 			locks := op.Kind == Unlock || op.Kind == Try || op.Kind == TryPolite || op.Kind == TryAtGate
 			if locks && held[holding{op.Key, op.Mode}] {
 				b.ops = append(b.ops, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
@@ -170,11 +179,15 @@ func (l *Link) undo(failed []*batch) error {
 			return err
 		}
 		finished, err := b.take(msg)
-		if err == nil && finished && b.err != nil {
-			err = fmt.Errorf("undo a failed round trip: %w", b.err)
-		}
-		if err != nil || finished {
+		switch {
+		case err != nil:
 			return err
+		case finished && b.err != nil:
+			return fmt.Errorf("undo a failed round trip: %w", b.err)
+		case finished && downgrading:
+			return l.undo(failed)
+		case finished:
+			return nil
 		}
 	}
 }
