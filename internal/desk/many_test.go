@@ -50,6 +50,7 @@ func TestDesk_TryMany(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(cfg *Config) { cfg.MaxLinks, cfg.PerLink = 2, 1 })
+		w.held(advisory.Key{ID: 98}, exclusive)
 		w.held(advisory.Key{ID: 99}, exclusive) // and with it a second link
 		w.rounds()
 		require.Len(t, w.links, 2)
@@ -88,6 +89,7 @@ func TestDesk_TryMany(t *testing.T) {
 		}
 		require.NoError(t, c.holds[1].Release(), "the second time")
 		w.release(inProcess)
+		w.release(w.entries[advisory.Key{ID: 98}].owners)
 		w.release(w.entries[advisory.Key{ID: 99}].owners)
 		w.empty()
 	})

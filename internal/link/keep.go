@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,13 +98,8 @@ func (l *Link) mend() error {
 		}
 	}
 	for _, b := range failed {
-		for _, op := range b.ops {
-			if op.Kind == Unlock || op.Kind == Downgrade {
-				op.OK = true
-			} else {
-				op.Err = refusal(b.err)
-			}
-		}
+		l.encoder.forget(b)
+		b.refuse()
 	}
 	l.mu.Lock()
 	if l.closed {
@@ -119,6 +115,25 @@ func (l *Link) mend() error {
 	}
 	l.pump()
 	return nil
+}
+
+// refuse gives the operations of a failed batch, which has been undone, their answers.
+func (b *batch) refuse() {
+	err := refusal(b.err)
+	var culprit *Op
+	if b.step < len(b.steps) {
+		culprit = b.steps[b.step].call
+	}
+	for _, op := range b.ops {
+		switch {
+		case op.Kind == Unlock || op.Kind == Downgrade:
+			op.OK = true
+		case op.Kind == Call && culprit != nil && op != culprit:
+			op.Rows, op.Err = nil, fmt.Errorf("%w: another of its transaction failed: %w", ErrRetry, err)
+		default:
+			op.Rows, op.Err = nil, err
+		}
+	}
 }
 
 // seize waits until nobody is sending any more (the answer to a batch can be there before its sender has
@@ -144,6 +159,9 @@ const queryCanceled = "57014"
 // undo unlocks what the operations of failed batches have locked, or should have unlocked, and finishes
 // downgrades, which cannot be undone. Nothing else holds their keys on this link.
 func (l *Link) undo(failed []*batch) error {
+	if !slices.ContainsFunc(failed, func(b *batch) bool { return slices.ContainsFunc(b.ops, (*Op).locks) }) {
+		return nil
+	}
 	held, err := l.mine()
 	if err != nil {
 		return err
@@ -152,18 +170,17 @@ func (l *Link) undo(failed []*batch) error {
 	downgrading := false
 	for _, f := range failed {
 		for _, op := range f.ops {
-			if op.Kind == Downgrade && held[holding{op.Key, advisory.Exclusive}] {
-				downgrading = true // and it may be held more than once: look again
-				next := &Op{Kind: Downgrade, Key: op.Key}
-				if held[holding{op.Key, advisory.Shared}] {
-					next.Kind = Unlock
+			if !op.locks() || !held[holding{op.Key, op.Mode}] {
+				continue
+			}
+			next := &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key}
+			if op.Kind == Downgrade {
+				downgrading = true // it may be held exclusively more than once: look again
+				if !held[holding{op.Key, advisory.Shared}] {
+					next.Kind = Downgrade
 				}
-				b.ops = append(b.ops, next)
 			}
-			locks := op.Kind == Unlock || op.Kind == Try || op.Kind == TryPolite || op.Kind == TryAtGate
-			if locks && held[holding{op.Key, op.Mode}] {
-				b.ops = append(b.ops, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
-			}
+			b.ops = append(b.ops, next)
 		}
 	}
 	if len(b.ops) == 0 {

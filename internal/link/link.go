@@ -44,6 +44,7 @@ const (
 	Ping                  // show a sign of life
 	Look                  // count the locks in the server's table
 	UnlockAll             // unlock everything
+	Call                  // run a statement of the owner's own
 )
 
 // Op is one operation and, once completed, its result.
@@ -55,9 +56,20 @@ type Op struct {
 	Owner any           // the handler's
 	Done  chan struct{} // closed, if there is one, when the operation was answered or lost
 
-	OK    bool  // granted, unlocked, downgraded, or for Gate: nobody is there
-	Count int64 // for Look
-	Err   error // the server refused to run it; nothing is held by it, or for Unlock: all is as before
+	Call   *Statement // for Call
+	Params [][]byte   // its parameters, as text; nil is NULL
+	Alone  bool       // in a transaction of its own
+
+	Sent  time.Time  // when its round trip began
+	Rows  [][][]byte // what a Call returned, as text; nil is NULL
+	OK    bool       // granted, unlocked, downgraded, or for Gate: nobody is there
+	Count int64      // for Look
+	Err   error      // the server refused to run it; nothing is held by it, or for Unlock: all is as before
+}
+
+// locks says whether the operation locks or unlocks a key.
+func (op *Op) locks() bool {
+	return op.Kind == Unlock || op.Kind == Downgrade || op.Kind == Try || op.Kind == TryPolite || op.Kind == TryAtGate
 }
 
 // code is the operation's number in stmtMany.
@@ -72,7 +84,7 @@ func (op *Op) code() uint16 {
 		code = codeDowngrade
 	case Gate:
 		return codeGate
-	case Try, TryPolite, Draw, Ping, Look, UnlockAll:
+	case Try, TryPolite, Draw, Ping, Look, UnlockAll, Call:
 	}
 	if op.Key.Pair {
 		code += 2
@@ -97,11 +109,18 @@ type Handler interface {
 	Closed()
 }
 
+// Listener is a Handler that wants the notifications of the channels that its session listens to.
+type Listener interface {
+	// Notified is called by the link's reader, and must not wait for anything.
+	Notified(payload string)
+}
+
 // Link is a session that holds locks.
 type Link struct {
 	conn    net.Conn
 	front   *pgproto3.Frontend
 	handler Handler
+	notify  func(payload string) // nil if the handler does not listen
 	ttl     time.Duration
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
@@ -138,10 +157,13 @@ type Link struct {
 func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Handler) (*Link, error) {
 	born := time.Now() // before anything is sent: trust starts here
 	pg := s.PgConn()
-	err := prepare(ctx, pg)
+	var err error
 	var drawn int64
-	if err == nil {
-		drawn, err = lastDraw(ctx, pg)
+	if !s.Pooled {
+		err = prepare(ctx, pg)
+		if err == nil {
+			drawn, err = lastDraw(ctx, pg)
+		}
 	}
 	if err == nil {
 		err = pg.SyncConn(ctx)
@@ -159,6 +181,10 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 		conn: hijacked.Conn, front: hijacked.Frontend, handler: handler, ttl: ttl, born: born,
 		lastSent: born, lastAnswer: born, drawn: drawn,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	l.encoder.pooled, l.encoder.prepared = s.Pooled, map[*Statement]bool{}
+	if listener, ok := handler.(Listener); ok {
+		l.notify = listener.Notified
 	}
 	l.sent = sync.NewCond(&l.mu)
 	l.trusted.Store(int64(l.trustSpan()))
@@ -224,16 +250,26 @@ func (l *Link) take() *batch {
 	if b == nil {
 		b = &batch{}
 	}
-	if len(l.queue) <= maxBatch {
+	if n := fitting(l.queue); n == len(l.queue) {
 		b.ops, l.queue = l.queue, b.ops
 	} else {
-		b.ops = append(b.ops, l.queue[:maxBatch]...)
-		l.queue = append(l.queue[:0], l.queue[maxBatch:]...)
+		b.ops = append(b.ops, l.queue[:n]...)
+		l.queue = append(l.queue[:0], l.queue[n:]...)
 	}
 	b.sent = time.Now()
 	l.lastSent = b.sent
 	l.flight = append(l.flight, b)
 	return b
+}
+
+// fitting is how many of the waiting operations go into one transaction.
+func fitting(queue []*Op) int {
+	for i, op := range queue[:min(len(queue), maxBatch)] {
+		if op.Alone {
+			return max(i, 1)
+		}
+	}
+	return min(len(queue), maxBatch)
 }
 
 // Fail ends the link, once: the connection is closed, all operations and locks are lost.

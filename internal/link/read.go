@@ -170,8 +170,15 @@ func (l *Link) receive() (pgproto3.BackendMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if msg, ok := msg.(*pgproto3.ErrorResponse); ok && isFatal(msg) {
-		return nil, pgconn.ErrorResponseToPgError(msg)
+	switch msg := msg.(type) {
+	case *pgproto3.ErrorResponse:
+		if isFatal(msg) {
+			return nil, pgconn.ErrorResponseToPgError(msg)
+		}
+	case *pgproto3.NotificationResponse:
+		if l.notify != nil {
+			l.notify(msg.Payload)
+		}
 	}
 	return msg, nil
 }
@@ -286,10 +293,11 @@ func (l *Link) complete(b *batch) {
 		op.OK = b.granted[i]
 	}
 	for _, op := range b.ops {
+		op.Sent = b.sent
 		switch op.Kind {
 		case Look:
 			op.Count = b.count
-		case UnlockAll:
+		case UnlockAll, Call:
 			op.OK = true
 		case Try, TryPolite, TryAtGate, Unlock, Downgrade, Draw, Gate, Ping:
 		}

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -18,49 +19,49 @@ import (
 // TokensPerDraw is the sequence's increment: a draw of v stands for the tokens v … v+31.
 const TokensPerDraw = 32
 
-// statement is one of the prepared statements that a link sends.
-type statement struct {
-	name, sql string
-	params    []uint32
+// Statement is a statement that a link sends, prepared once a session. Those of a [Call] take and give text.
+type Statement struct {
+	Name, SQL string
+	params    []uint32 // types; of a Call's the server finds out
 }
 
 // tries says whether the statement is a lone try: a token, or NULL.
-func (s *statement) tries() bool {
+func (s *Statement) tries() bool {
 	return s == &stmtTry || s == &stmtTryShared || s == &stmtPolite || s == &stmtPoliteShared
 }
 
 // The first six serve a lone operation on a bigint key, the common case, in the fewest steps. CASE
 // decides before its branch is run, so the token is drawn after the grant.
 var (
-	stmtTry = statement{
+	stmtTry = Statement{
 		"pgbaton_try",
 		"SELECT CASE WHEN pg_try_advisory_lock($1) THEN nextval('pgbaton.token') END",
 		[]uint32{pgtype.Int8OID},
 	}
-	stmtTryShared = statement{
+	stmtTryShared = Statement{
 		"pgbaton_try_shared",
 		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN nextval('pgbaton.token') END",
 		[]uint32{pgtype.Int8OID},
 	}
 	// With a look at the gate, shared with others who look, for the statement alone. Arguments: key, gate.
-	stmtPolite = statement{
+	stmtPolite = Statement{
 		"pgbaton_polite",
 		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock($1) " +
 			"THEN nextval('pgbaton.token') END END",
 		[]uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
-	stmtPoliteShared = statement{
+	stmtPoliteShared = Statement{
 		"pgbaton_polite_shared",
 		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock_shared($1) " +
 			"THEN nextval('pgbaton.token') END END",
 		[]uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
-	stmtUnlock = statement{
+	stmtUnlock = Statement{
 		"pgbaton_unlock",
 		"SELECT pg_advisory_unlock($1)",
 		[]uint32{pgtype.Int8OID},
 	}
-	stmtUnlockShared = statement{
+	stmtUnlockShared = Statement{
 		"pgbaton_unlock_shared",
 		"SELECT pg_advisory_unlock_shared($1)",
 		[]uint32{pgtype.Int8OID},
@@ -73,7 +74,7 @@ var (
 	// who wait in the queue, since they wait for this session (ProcSleep; seen on 14 to 18). Only by the function that
 	// could wait: the try asks whether anybody waits, before 18, and is refused. The try of the exclusive lock,
 	// of which there is one already, is what makes sure of that; it is given back with the first.
-	stmtMany = statement{
+	stmtMany = Statement{
 		"pgbaton_many", `
 SELECT array_agg(CASE code
          WHEN 0 THEN pg_try_advisory_lock(key)
@@ -107,14 +108,14 @@ SELECT array_agg(CASE code
 		[]uint32{pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int2ArrayOID},
 	}
 
-	stmtDraw = statement{
+	stmtDraw = Statement{
 		"pgbaton_draw",
 		"SELECT nextval('pgbaton.token') FROM generate_series(1, $1)",
 		[]uint32{pgtype.Int4OID},
 	}
-	stmtPing = statement{"pgbaton_ping", "SELECT pg_is_in_recovery()", nil}
-	stmtLook = statement{"pgbaton_look", "SELECT count(*) FROM pg_locks WHERE NOT fastpath", nil}
-	stmtFree = statement{"pgbaton_free", "SELECT count(pg_advisory_unlock_all())", nil}
+	stmtPing = Statement{"pgbaton_ping", "SELECT pg_is_in_recovery()", nil}
+	stmtLook = Statement{"pgbaton_look", "SELECT count(*) FROM pg_locks WHERE NOT fastpath", nil}
+	stmtFree = Statement{"pgbaton_free", "SELECT count(pg_advisory_unlock_all())", nil}
 )
 
 // Codes of stmtMany; a try is 0. Added to them: 1 for shared, 2 for a pair.
@@ -125,7 +126,7 @@ const (
 	codeDowngrade = 16
 )
 
-var statements = []*statement{
+var statements = []*Statement{
 	&stmtTry, &stmtTryShared, &stmtPolite, &stmtPoliteShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
 	&stmtPing, &stmtLook, &stmtFree,
 }
@@ -133,8 +134,8 @@ var statements = []*statement{
 // prepare makes the statements known to the session.
 func prepare(ctx context.Context, conn *pgconn.PgConn) error {
 	for _, s := range statements {
-		if _, err := conn.Prepare(ctx, s.name, s.sql, s.params); err != nil {
-			return fmt.Errorf("prepare %s: %w", s.name, err)
+		if _, err := conn.Prepare(ctx, s.Name, s.SQL, s.params); err != nil {
+			return fmt.Errorf("prepare %s: %w", s.Name, err)
 		}
 	}
 	return nil
@@ -157,9 +158,10 @@ type batch struct {
 	ops  []*Op
 	sent time.Time
 
-	locks []*Op        // those of ops that stmtMany carries, in its order
-	steps []*statement // what was sent, in order
-	step  int          // whose result comes next
+	locks  []*Op        // those of ops that stmtMany carries, in its order
+	steps  []step       // what was sent, in order
+	step   int          // whose result comes next
+	parsed []*Statement // prepared by it
 
 	granted []bool // of locks, or of the lone operation
 	draws   []int64
@@ -168,10 +170,20 @@ type batch struct {
 	err     *pgconn.PgError
 }
 
+// step is a statement that was sent, and the operation it was sent for, if that is a Call.
+type step struct {
+	statement *Statement
+	call      *Op
+}
+
 func (b *batch) reset() {
 	clear(b.ops)
 	clear(b.locks)
-	*b = batch{ops: b.ops[:0], locks: b.locks[:0], steps: b.steps[:0], granted: b.granted[:0], draws: nil}
+	clear(b.steps)
+	clear(b.parsed)
+	*b = batch{
+		ops: b.ops[:0], locks: b.locks[:0], steps: b.steps[:0], parsed: b.parsed[:0], granted: b.granted[:0],
+	}
 }
 
 // encoder writes batches; its buffers are reused.
@@ -179,6 +191,9 @@ type encoder struct {
 	keys, gates, codes []byte
 	number             [16]byte // room for two
 	params             [2][]byte
+
+	pooled   bool                // nothing stays prepared
+	prepared map[*Statement]bool // of those of Calls
 }
 
 var binaryFormat = []int16{1}
@@ -186,9 +201,11 @@ var binaryFormat = []int16{1}
 // encode puts a batch into the frontend's buffer.
 func (e *encoder) encode(front *pgproto3.Frontend, b *batch) {
 	want := 0
-	var extra []*statement
+	var extra []*Statement
 	for _, op := range b.ops {
 		switch op.Kind {
+		case Call:
+			e.call(front, b, op)
 		case Ping:
 			extra = append(extra, &stmtPing)
 		case Look:
@@ -229,7 +246,7 @@ func (e *encoder) encode(front *pgproto3.Frontend, b *batch) {
 }
 
 // lone returns the statement for a batch of a single simple operation, else nil.
-func lone(b *batch) *statement {
+func lone(b *batch) *Statement {
 	if len(b.ops) != 1 || b.ops[0].Key.Pair {
 		return nil
 	}
@@ -241,23 +258,54 @@ func lone(b *batch) *statement {
 }
 
 // lonely are the statements for a lone operation, exclusive and shared.
-var lonely = [...][2]*statement{
+var lonely = [...][2]*Statement{
 	Try:       {&stmtTry, &stmtTryShared},
 	TryPolite: {&stmtPolite, &stmtPoliteShared},
 	TryAtGate: {&stmtPolite, &stmtPoliteShared},
 	Unlock:    {&stmtUnlock, &stmtUnlockShared},
-	UnlockAll: {},
+	Call:      {},
 }
 
-func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *statement, params ...[]byte) {
+func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *Statement, params ...[]byte) {
+	name := s.Name
+	if e.pooled {
+		name = ""
+		front.SendParse(&pgproto3.Parse{Query: s.SQL, ParameterOIDs: s.params})
+	}
 	front.SendBind(&pgproto3.Bind{
-		PreparedStatement:    s.name,
+		PreparedStatement:    name,
 		ParameterFormatCodes: binaryFormat,
 		Parameters:           params,
 		ResultFormatCodes:    binaryFormat,
 	})
 	front.SendExecute(&pgproto3.Execute{})
-	b.steps = append(b.steps, s)
+	b.steps = append(b.steps, step{statement: s})
+}
+
+// call sends a Call, and prepares its statement at its first use.
+func (e *encoder) call(front *pgproto3.Frontend, b *batch, op *Op) {
+	s := op.Call
+	name := s.Name
+	switch {
+	case e.pooled:
+		name = ""
+		front.SendParse(&pgproto3.Parse{Query: s.SQL})
+	case !e.prepared[s]:
+		front.SendClose(&pgproto3.Close{ObjectType: 'S', Name: name}) // a failed batch may have prepared it
+		front.SendParse(&pgproto3.Parse{Name: name, Query: s.SQL})
+		e.prepared[s] = true
+		b.parsed = append(b.parsed, s)
+	}
+	front.SendBind(&pgproto3.Bind{PreparedStatement: name, Parameters: op.Params})
+	front.SendExecute(&pgproto3.Execute{})
+	b.steps = append(b.steps, step{s, op})
+}
+
+// forget makes the statements that a failed batch may or may not have prepared be prepared anew.
+func (e *encoder) forget(b *batch) {
+	for _, s := range b.parsed {
+		delete(e.prepared, s)
+	}
 }
 
 // arrays encodes the operations as three arrays in PostgreSQL's binary form.
@@ -290,11 +338,18 @@ var errProtocol = errors.New("the server's answer does not fit the statement sen
 
 // row takes one row of the current statement's result.
 func (b *batch) row(values [][]byte) error {
-	if len(values) != 1 || b.step >= len(b.steps) {
+	if b.step >= len(b.steps) {
+		return errProtocol
+	}
+	if op := b.steps[b.step].call; op != nil {
+		op.Rows = append(op.Rows, copyRow(values))
+		return nil
+	}
+	if len(values) != 1 {
 		return errProtocol
 	}
 	value := values[0]
-	switch s := b.steps[b.step]; {
+	switch s := b.steps[b.step].statement; {
 	case s == &stmtMany:
 		return b.many(value)
 	case value == nil && s.tries():
@@ -313,8 +368,17 @@ func (b *batch) row(values [][]byte) error {
 	return nil
 }
 
+// copyRow copies what is only valid until the next message.
+func copyRow(values [][]byte) [][]byte {
+	row := make([][]byte, len(values))
+	for i, value := range values {
+		row[i] = bytes.Clone(value)
+	}
+	return row
+}
+
 // number takes a bigint: the first token of a draw, or a count.
-func (b *batch) number(s *statement, n int64) {
+func (b *batch) number(s *Statement, n int64) {
 	switch {
 	case s.tries():
 		b.granted = append(b.granted, true)

@@ -30,6 +30,8 @@ type Server struct {
 	LockTable       int // how many locks fit into the server's lock table
 }
 
+const namesMeanWhatTheySay = "search_path = pg_catalog, pg_temp"
+
 // sqlInspect reads catalogs only: it works, and tells what is missing, without any privilege on the schema.
 // The lock table has room for max_locks_per_transaction for every process and prepared transaction.
 const sqlInspect = `
@@ -67,11 +69,8 @@ func inspect(ctx context.Context, conn *pgconn.PgConn) (Server, error) {
 	if err := checkVersion(conn.ParameterStatus("server_version")); err != nil {
 		return Server{}, err
 	}
-	// From here on names mean what they say, whatever the role or AfterConnect has set.
-	if _, err := conn.Exec(ctx, "SET search_path = pg_catalog, pg_temp").ReadAll(); err != nil {
-		return Server{}, fmt.Errorf("set search_path: %w", err)
-	}
-	row, err := queryRow(ctx, conn, sqlInspect)
+	// Sent together they are one transaction, and the setting ends with it: behind a pooler it must not stay.
+	row, err := queryRow(ctx, conn, "SET LOCAL "+namesMeanWhatTheySay+"; "+sqlInspect)
 	if err != nil {
 		return Server{}, fmt.Errorf("inspect the server: %w", err)
 	}

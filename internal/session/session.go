@@ -30,6 +30,7 @@ type Role uint8
 const (
 	Link    Role = iota // holds the granted locks, never waits
 	Waiting             // waits, holds nothing
+	Ledger              // keeps rows, waits for next to nothing
 )
 
 // Dialer opens sessions.
@@ -47,6 +48,7 @@ type Session struct {
 
 	Server      Server
 	Protections []Protection
+	Pooled      bool // it may be another session of the server's in each transaction, see DialPooled
 	Repaired    bool // this session found the token sequence in doubt and moved it
 }
 
@@ -67,8 +69,28 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role) (*Session, error) {
 	return d.dial(ctx, role, other.PgConn())
 }
 
+// DialPooled opens a connection that need not be a session of its own: behind a pooler each transaction may run
+// in another one. So nothing is set on it, no protection is asked for, and the tokens must be looked at in each
+// transaction that draws one.
+func (d *Dialer) DialPooled(ctx context.Context) (*Session, error) {
+	return d.connect(ctx, func(s *Session) error {
+		s.Pooled = true
+		if err := d.afterConnect(ctx, s); err != nil {
+			return err
+		}
+		var err error
+		s.Server, err = inspect(ctx, s.PgConn())
+		return err
+	})
+}
+
 // dial opens a session, and probes it with another connection if there is one.
 func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Session, error) {
+	return d.connect(ctx, func(s *Session) error { return d.prepare(ctx, s, role, other) })
+}
+
+// connect opens a connection and makes it ready.
+func (d *Dialer) connect(ctx context.Context, prepare func(*Session) error) (*Session, error) {
 	cfg := d.Config.Copy()
 	if d.BeforeConnect != nil {
 		if err := d.BeforeConnect(ctx, cfg); err != nil {
@@ -82,7 +104,7 @@ func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Se
 	}
 	opened.Store(true)
 	s := &Session{Conn: conn}
-	if err := d.prepare(ctx, s, role, other); err != nil {
+	if err := prepare(s); err != nil {
 		Close(conn) //nolint:contextcheck // also when ctx has ended
 		return nil, fmt.Errorf("%s: %w", address(cfg), err)
 	}
@@ -120,15 +142,14 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, other *pgco
 			return err
 		}
 	}
-	if d.AfterConnect != nil {
-		if err := d.AfterConnect(ctx, s.Conn); err != nil {
-			return fmt.Errorf("AfterConnect: %w", err)
-		}
-		if s.PgConn().TxStatus() != 'I' {
-			return errors.New("AfterConnect: it left a transaction open")
-		}
+	if err := d.afterConnect(ctx, s); err != nil {
+		return err
 	}
 	var err error
+	// From here on names mean what they say, whatever the role or AfterConnect has set.
+	if _, err := s.PgConn().Exec(ctx, "SET "+namesMeanWhatTheySay).ReadAll(); err != nil {
+		return fmt.Errorf("set search_path: %w", err)
+	}
 	if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
 		return err
 	}
@@ -141,6 +162,20 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, other *pgco
 		return err
 	}
 	return probeLocks(ctx, s.PgConn(), other)
+}
+
+// afterConnect runs the caller's hook.
+func (d *Dialer) afterConnect(ctx context.Context, s *Session) error {
+	if d.AfterConnect == nil {
+		return nil
+	}
+	if err := d.AfterConnect(ctx, s.Conn); err != nil {
+		return fmt.Errorf("AfterConnect: %w", err)
+	}
+	if s.PgConn().TxStatus() != 'I' {
+		return errors.New("AfterConnect: it left a transaction open")
+	}
+	return nil
 }
 
 // refusePooler compares the process id that was announced at login with the one that answers. Behind
@@ -193,17 +228,18 @@ func address(cfg *pgx.ConnConfig) string {
 }
 
 // queryRow runs a query without parameters, whatever query mode the caller's config asks for, and returns
-// its only row as text; an SQL NULL becomes "".
+// its only row as text; an SQL NULL becomes "". Of several statements it is the last one's.
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
 	results, err := conn.Exec(ctx, sql).ReadAll()
 	if err != nil {
 		return nil, err
 	}
-	if len(results) != 1 || len(results[0].Rows) != 1 {
+	if len(results) == 0 || len(results[len(results)-1].Rows) != 1 {
 		return nil, errors.New("the server did not answer with one row")
 	}
-	row := make([]string, len(results[0].Rows[0]))
-	for i, value := range results[0].Rows[0] {
+	values := results[len(results)-1].Rows[0]
+	row := make([]string, len(values))
+	for i, value := range values {
 		row[i] = string(value)
 	}
 	return row, nil

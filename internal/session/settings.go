@@ -32,6 +32,9 @@ func WaitSlice(ttl time.Duration, server Server) time.Duration {
 	return max(slice, 20*time.Millisecond)
 }
 
+// rowWait is how long the ledger waits for a lock at the most.
+const rowWait = 500 * time.Millisecond
+
 // settings are what a session of a role pins, whatever the role, database or pool config says.
 func (d *Dialer) settings(role Role, server Server) []setting {
 	silence := d.TTL
@@ -39,9 +42,15 @@ func (d *Dialer) settings(role Role, server Server) []setting {
 		// A waiting session may hold a gate when its process freezes. Its last call can take a slice.
 		silence -= WaitSlice(d.TTL, server)
 	}
+	lockTimeout := "0"
+	if role == Ledger {
+		// Rows are claimed without waiting, so what remains is DDL on the tables, and the lock that every commit
+		// with a notification takes. Signs of life must not wait for either.
+		lockTimeout = millis(min(d.TTL/4, rowWait))
+	}
 	all := []setting{
 		{name: "statement_timeout", value: "0"},
-		{name: "lock_timeout", value: "0"},
+		{name: "lock_timeout", value: lockTimeout},
 		{name: "idle_in_transaction_session_timeout", value: "0"},
 		{name: "default_transaction_isolation", value: "read committed"},
 		{name: "default_transaction_read_only", value: "off"},
