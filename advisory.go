@@ -25,8 +25,7 @@ type Lock struct {
 	hold   *desk.Hold
 	parent context.Context //nolint:containedctx // the values of the lock's own context
 
-	once sync.Once
-	ctx  context.Context //nolint:containedctx // made when asked for
+	context grantContext
 }
 
 // Acquire waits until it holds the key exclusively, or ctx ends. ctx covers this call only; the lock
@@ -114,13 +113,21 @@ func (l *Lock) Jeopardy() <-chan struct{} { return l.hold.Jeopardy() }
 
 // Context is a context that ends when the lock is over, with [Lock.Err] as its cause. It has the
 // values of the acquire's context, but not its end. Every call returns the same.
-func (l *Lock) Context() context.Context {
-	l.once.Do(func() {
-		ctx, cancel := context.WithCancelCause(context.WithoutCancel(l.parent))
-		l.ctx = ctx
-		l.hold.OnEnd(cancel)
+func (l *Lock) Context() context.Context { return l.context.of(l.parent, l.hold) }
+
+// grantContext is the context of a grant, made when asked for.
+type grantContext struct {
+	once sync.Once
+	ctx  context.Context //nolint:containedctx // made when asked for
+}
+
+func (c *grantContext) of(parent context.Context, grant interface{ OnEnd(f func(error)) }) context.Context {
+	c.once.Do(func() {
+		ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
+		c.ctx = ctx
+		grant.OnEnd(cancel)
 	})
-	return l.ctx
+	return c.ctx
 }
 
 // Err is nil while the lock is held and can be trusted. Afterwards it matches [ErrNotHeld] if the lock

@@ -6,15 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/waitroom"
 )
@@ -49,6 +55,11 @@ type Config struct {
 	// Defaults to an eighth of the lock table.
 	MaxHeld int
 
+	// Name says who this client is, to people who ask who holds a permit or leads.
+	//
+	// Defaults to the host's name and the process's number, host:pid.
+	Name string
+
 	// Logger gets what an operator may want to know: lost and reopened connections, protections that
 	// the server refused, a repaired token sequence.
 	//
@@ -65,7 +76,7 @@ type Config struct {
 	// Reduced accepts ground on which the client's own locks would exclude nobody: a pooler in transaction
 	// mode, or an engine whose session locks do nothing. Acquire and its relatives then fail with the reason.
 	// What lives in the caller's transactions works there, with or without a client: [AcquireTx], row locks,
-	// versions and fences.
+	// versions and fences. Semaphores work too, see [Client.Semaphore].
 	//
 	// Defaults to false: New fails there.
 	Reduced bool
@@ -79,6 +90,10 @@ func (c *Config) withDefaults() Config {
 	}
 	filled.TTL = cmp.Or(filled.TTL, defaultTTL)
 	filled.MaxConns = cmp.Or(filled.MaxConns, defaultMaxConns)
+	if filled.Name == "" {
+		host, _ := os.Hostname() // without one the number has to do
+		filled.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
+	}
 	if filled.Logger == nil {
 		filled.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -94,6 +109,8 @@ func (c *Config) validate() error {
 	case c.MaxConns < minMaxConns:
 		return fmt.Errorf("pgbaton: Config.MaxConns is %d, the least is %d: one connection holds, one waits",
 			c.MaxConns, minMaxConns)
+	case !utf8.ValidString(c.Name) || strings.ContainsRune(c.Name, 0) || len(c.Name) > maxNameLength:
+		return fmt.Errorf("pgbaton: Config.Name is %.32q…: at most %d bytes of UTF-8 without NUL", c.Name, maxNameLength)
 	case c.MaxHeld < 0:
 		return fmt.Errorf("pgbaton: Config.MaxHeld is %d, the least is 1", c.MaxHeld)
 	}
@@ -108,6 +125,9 @@ type Client struct {
 	room   *waitroom.Room
 	dialer session.Dialer
 	budget *session.Budget
+
+	ledger  *ledger.Ledger
+	permits *permit.Desk
 
 	reduced error // why there are no locks of the client's own; nil if there are
 
@@ -170,17 +190,53 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	if err != nil {
 		c.room.Close()
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
-			return &Client{cfg: cfg, reduced: err, done: make(chan struct{})}, nil
+			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, reduced: err, done: c.done}
+			reduced.keepRows()
+			return reduced, nil
 		}
 		return nil, fmt.Errorf("pgbaton: %w", err)
 	}
 	c.room.Desk = c.desk
+	c.keepRows()
 	if room := c.desk.Room(); cfg.MaxHeld > room {
 		return nil, errors.Join(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
 			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
 	}
 	return c, nil
+}
+
+// keepRows makes what works with rows. It opens nothing yet.
+func (c *Client) keepRows() {
+	c.ledger = ledger.New(ledger.Config{
+		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.report,
+		Dial: c.dialLedger, Hung: func() { c.budget.Give(session.Ledger) },
+	})
+	c.permits = permit.New(permit.Config{
+		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.report,
+		Queue: func(ctx context.Context, gate advisory.Key) (permit.Turn, error) {
+			return c.desk.Acquire(ctx, gate, advisory.Exclusive, false)
+		},
+	})
+}
+
+// dialLedger opens the session for rows, on the server on which the links hold.
+func (c *Client) dialLedger(ctx context.Context) (*session.Session, error) {
+	if !c.budget.Take(session.Ledger) {
+		return nil, fmt.Errorf("%w (%d): semaphores and leaders need one", ledger.ErrNoRoom, c.cfg.MaxConns)
+	}
+	var s *session.Session
+	var err error
+	if c.reduced != nil {
+		s, err = c.dialer.DialPooled(ctx)
+	} else {
+		s, err = c.dialHome(ctx, session.Ledger)
+	}
+	if err != nil {
+		c.budget.Give(session.Ledger)
+		return nil, err
+	}
+	return s, nil
 }
 
 // dialLink opens a session that will hold locks.
@@ -252,7 +308,11 @@ func (c *Client) Protections() []Protection {
 
 // dialWaiting opens a session that will wait, on the server on which the links hold.
 func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
-	s, err := c.dialer.Dial(ctx, session.Waiting)
+	return c.dialHome(ctx, session.Waiting)
+}
+
+func (c *Client) dialHome(ctx context.Context, role session.Role) (*session.Session, error) {
+	s, err := c.dialer.Dial(ctx, role)
 	if err != nil {
 		return nil, err
 	}
@@ -293,13 +353,15 @@ func (c *Client) Close(ctx context.Context) error {
 		return nil
 	}
 	defer close(c.done)
-	if c.reduced != nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
-	c.room.Close()
-	err := c.desk.Close(ctx)
+	c.permits.Close()
+	var err error
+	if c.reduced == nil {
+		c.room.Close()
+		err = c.desk.Close(ctx)
+	}
+	err = errors.Join(err, c.ledger.Close(ctx))
 	if err != nil {
 		return fmt.Errorf("pgbaton: %w", err)
 	}

@@ -79,7 +79,13 @@ var ErrConflict = lockerr.Conflict
 // pgbaton.fence_guard() guards return it as a [*StaleTokenError].
 var ErrStaleToken = lockerr.StaleToken
 
-// ErrNotFound says that no row has the key.
+// ErrCapacityMismatch says that a semaphore exists with another capacity than the one given. The message has both.
+var ErrCapacityMismatch = lockerr.CapacityMismatch
+
+// ErrOverCapacity says that more permits were asked for at once than the semaphore has.
+var ErrOverCapacity = lockerr.OverCapacity
+
+// ErrNotFound says that no row has the key, or that there is no semaphore of the name.
 var ErrNotFound = lockerr.NotFound
 
 // ErrCommitUnknown says that the connection was lost, or the context ended, after COMMIT was sent and before

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -27,15 +28,9 @@ type LockSet struct {
 	locks  []*Lock
 	parent context.Context //nolint:containedctx // the values of the set's own context
 
-	once sync.Once
-	ctx  context.Context //nolint:containedctx // made when asked for
-
-	mu    sync.Mutex
-	over  error // why the set is not held any more; nil while it is
-	done  chan struct{}
-	onEnd []func(error)
-
-	danger danger
+	context grantContext
+	end     grant.End
+	danger  danger
 }
 
 // AcquireAll waits until it holds all keys exclusively, or ctx ends. Keys may be given in any order, and more
@@ -147,30 +142,13 @@ func inCommonOrder(a, b Key) int {
 }
 
 func newLockSet(ctx context.Context, d *desk.Desk, given, ordered []Key, holds []*desk.Hold) *LockSet {
-	s := &LockSet{desk: d, keys: given, parent: ctx, done: make(chan struct{})}
+	s := &LockSet{desk: d, keys: given, parent: ctx}
 	for i, key := range ordered {
 		lock := &Lock{key: key, hold: holds[i], parent: ctx}
 		s.locks = append(s.locks, lock)
-		lock.hold.OnEnd(func(reason error) { s.finish(fmt.Errorf("lock %v: %w", key, reason)) })
+		lock.hold.OnEnd(func(reason error) { s.end.Finish(fmt.Errorf("lock %v: %w", key, reason)) })
 	}
 	return s
-}
-
-// finish ends the set with a reason, once, and tells.
-func (s *LockSet) finish(reason error) {
-	s.mu.Lock()
-	if s.over != nil {
-		s.mu.Unlock()
-		return
-	}
-	s.over = reason
-	tell := s.onEnd
-	s.onEnd = nil
-	close(s.done)
-	s.mu.Unlock()
-	for _, f := range tell {
-		f(reason)
-	}
 }
 
 // Keys are the keys of the set, each once, in the order in which they were given.
@@ -198,39 +176,16 @@ func (s *LockSet) Token(key Key) (Token, bool) {
 
 // Done is closed when the set is over: released, or one of its locks is lost or no longer to be trusted; see
 // [Lock.Done].
-func (s *LockSet) Done() <-chan struct{} { return s.done }
+func (s *LockSet) Done() <-chan struct{} { return s.end.Done() }
 
 // Context is a context that ends when the set is over, with [LockSet.Err] as its cause. It has the values of the
 // acquire's context, but not its end. Every call returns the same.
-func (s *LockSet) Context() context.Context {
-	s.once.Do(func() {
-		ctx, cancel := context.WithCancelCause(context.WithoutCancel(s.parent))
-		s.ctx = ctx
-		s.whenOver(cancel)
-	})
-	return s.ctx
-}
-
-// whenOver calls f once with the reason when the set is over, or at once if it is.
-func (s *LockSet) whenOver(f func(error)) {
-	s.mu.Lock()
-	over := s.over
-	if over == nil {
-		s.onEnd = append(s.onEnd, f)
-	}
-	s.mu.Unlock()
-	if over != nil {
-		f(over)
-	}
-}
+func (s *LockSet) Context() context.Context { return s.context.of(s.parent, &s.end) }
 
 // Err is nil while all locks of the set are held and can be trusted. Afterwards it says, as [Lock.Err] does, what
 // happened to the first that was not. It asks no server.
 func (s *LockSet) Err() error {
-	s.mu.Lock()
-	over := s.over
-	s.mu.Unlock()
-	if over != nil {
+	if over := s.end.Reason(); over != nil {
 		return over
 	}
 	for _, lock := range s.locks {
@@ -292,7 +247,7 @@ func (s *LockSet) Jeopardy() <-chan struct{} {
 			select {
 			case <-signal:
 			case <-combined:
-			case <-s.done:
+			case <-s.end.Done():
 			}
 			if isClosed(signal) {
 				once.Do(func() { close(combined) })

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -22,10 +23,9 @@ type Hold struct {
 
 	next, prev *Hold // owners of the entry; guarded by the desk's mutex
 
+	grant.End
+
 	mu     sync.Mutex
-	over   error         // why it is not held any more; nil while it is
-	done   chan struct{} // made when asked for
-	onEnd  []func(error)
 	result error // of Release; valid when released is
 	state  releaseState
 	freed  chan struct{} // closed when released; made by whoever must wait for it
@@ -44,73 +44,26 @@ func (h *Hold) Token() int64 { return h.token }
 
 // Err is nil while the hold can be trusted, and says afterwards why not.
 func (h *Hold) Err() error {
-	h.mu.Lock()
-	over := h.over
-	h.mu.Unlock()
+	over := h.Reason()
 	if over == nil && !h.seat.link.Trusted(time.Now()) {
 		// The clock knows it before the keeper has come to it.
 		h.seat.link.Fail(h.seat.link.Expired())
-		h.finish(lost(h.seat.link.Expired()))
-		return h.Err()
+		h.Finish(lost(h.seat.link.Expired()))
+		return h.Reason()
 	}
 	return over
-}
-
-// Done is closed when the hold is over.
-func (h *Hold) Done() <-chan struct{} {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done == nil {
-		h.done = make(chan struct{})
-		if h.over != nil {
-			close(h.done)
-		}
-	}
-	return h.done
 }
 
 // Jeopardy is that of the hold's link.
 func (h *Hold) Jeopardy() <-chan struct{} { return h.seat.link.Jeopardy() }
 
-// OnEnd calls f once with the reason when the hold is over, or at once if it is.
-func (h *Hold) OnEnd(f func(error)) {
-	h.mu.Lock()
-	over := h.over
-	if over == nil {
-		h.onEnd = append(h.onEnd, f)
-	}
-	h.mu.Unlock()
-	if over != nil {
-		f(over)
-	}
-}
-
-// finish ends the hold with a reason, once, and tells.
-func (h *Hold) finish(reason error) {
-	h.mu.Lock()
-	if h.over != nil {
-		h.mu.Unlock()
-		return
-	}
-	h.over = reason
-	if h.done != nil {
-		close(h.done)
-	}
-	tell := h.onEnd
-	h.onEnd = nil
-	h.mu.Unlock()
-	for _, f := range tell {
-		f(reason)
-	}
-}
-
 // end tells of the loss of the hold's link.
 func (h *Hold) end() {
 	if h.cause != nil {
-		h.finish(lost(h.cause))
+		h.Finish(lost(h.cause))
 		return
 	}
-	h.finish(lost(h.seat.cause))
+	h.Finish(lost(h.seat.cause))
 }
 
 func lost(cause error) error { return fmt.Errorf("%w: %w", lockerr.Lost, cause) }
@@ -187,7 +140,7 @@ func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
 	if err := h.Err(); err != nil {
 		return false, err
 	}
-	h.finish(errReleased)
+	h.Finish(errReleased)
 	d, e := h.desk, h.entry
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -60,6 +60,8 @@ type Op struct {
 	Params [][]byte   // its parameters, as text; nil is NULL
 	Alone  bool       // in a transaction of its own
 
+	Retries int // the owner's
+
 	Sent  time.Time  // when its round trip began
 	Rows  [][][]byte // what a Call returned, as text; nil is NULL
 	OK    bool       // granted, unlocked, downgraded, or for Gate: nobody is there
@@ -322,12 +324,15 @@ func (l *Link) Expired() error {
 // link. It waits for the link's goroutines. The error says that the answer did not come.
 func (l *Link) Close(ctx context.Context) error {
 	free := &Op{Kind: UnlockAll, Done: make(chan struct{})}
+	if l.encoder.pooled {
+		free.Kind = Ping // there is nothing to unlock, and the session may be somebody else's by now
+	}
 	l.Submit(free)
 	l.Attend()
 	var err error
 	select {
 	case <-free.Done:
-		if !free.OK {
+		if free.Kind == UnlockAll && !free.OK {
 			if err = free.Err; err == nil {
 				err = l.lossCause()
 			}

@@ -22,6 +22,8 @@ var (
 	NotFound          = errors.New("pgbaton: row not found")
 	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
+	CapacityMismatch  = errors.New("pgbaton: the semaphore has another capacity")
+	OverCapacity      = errors.New("pgbaton: more permits wanted than the semaphore has")
 	StaleSnapshot     = errors.New("pgbaton: the transaction's snapshot may be older than the lock: " +
 		"acquire before the transaction begins, or use READ COMMITTED")
 )

@@ -8,49 +8,60 @@ import (
 // wish is for how long a link that found no room is waited for; it asks again sooner than that.
 const wish = 5 * time.Second
 
-// Budget shares the connections that a client may open between links and waiting sessions. One place is
+// Budget shares the connections that a client may open between links, waiting sessions and the ledger's. One place is
 // always kept for a link and one for a waiting session.
 type Budget struct {
 	mu      sync.Mutex
 	most    int
 	links   int
 	waiting int
+	ledgers int       // at most one
 	asked   time.Time // when a link found no room; zero if it is content
 }
 
 // NewBudget makes a budget of at most so many connections, which must be 2 or more.
 func NewBudget(most int) *Budget { return &Budget{most: most} }
 
-// Take takes a place for a role. False means that there is none now; for a link, a waiting session will
+// Take takes a place for a role. False means that there is none now; for a link or a ledger, a waiting session will
 // then be asked to leave.
 func (b *Budget) Take(role Role) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case role == Link && b.links < b.most-1 && b.links+b.waiting < b.most:
-		b.links++
-		b.asked = time.Time{}
-	case role == Link:
-		if b.links < b.most-1 {
-			b.asked = time.Now()
+	case role == Waiting:
+		if (b.waiting > 0 && b.wished()) || max(b.links, 1)+b.waiting+b.ledgers >= b.most {
+			return false
 		}
-		return false
-	case (b.waiting == 0 || !b.wished()) && max(b.links, 1)+b.waiting < b.most:
 		b.waiting++
-	default:
+		return true
+	case b.links+b.ledgers >= b.most-1, role == Ledger && b.most < minSeparate:
+		return false // one place is for waiting, and one for a link
+	case b.links+b.waiting+b.ledgers >= b.most:
+		b.asked = time.Now()
 		return false
+	case role == Link:
+		b.links++
+	default:
+		b.ledgers++
 	}
+	b.asked = time.Time{}
 	return true
 }
+
+// minSeparate is the smallest budget with a place for a ledger: one connection holds, one waits.
+const minSeparate = 3
 
 // Give returns a place.
 func (b *Budget) Give(role Role) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if role == Link {
+	switch role {
+	case Link:
 		b.links--
-	} else {
+	case Waiting:
 		b.waiting--
+	case Ledger:
+		b.ledgers--
 	}
 }
 

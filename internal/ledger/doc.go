@@ -1,0 +1,18 @@
+// Package ledger keeps one session of the client for rows and notifications, apart from the links that hold
+// locks, which must not wait for rows.
+//
+// # What it guarantees
+//
+//   - It opens no connection before somebody needs it, then one at a time, and opens it again when it is lost.
+//   - A session that is its own is a holder: while it lives, an advisory lock says so, and the functions of the
+//     schema know at once when it has ended. The id of the holder is new with each session.
+//   - Operations that are submitted at the same time share a round trip and a transaction; one that fails does
+//     not fail the others, which run again. One marked as alone has a transaction of its own.
+//   - No statement waits for a lock longer than half a second.
+//
+// # What it does not
+//
+// It does not repeat what was under way when the session was lost: whether the server has run it, nobody can tell.
+// Behind a pooler there is no session to be told of: only the clock says that the holder is gone, and
+// notifications do not come.
+package ledger

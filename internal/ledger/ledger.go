@@ -1,0 +1,315 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+// Config is what a ledger needs.
+type Config struct {
+	TTL    time.Duration
+	Name   string                                              // of the client, for people
+	Pooled bool                                                // a pooler may stand in between
+	Dial   func(ctx context.Context) (*session.Session, error) // ErrNoRoom, and whatever is wrong with the server
+	Hung   func()                                              // a connection of Dial's was closed
+	Report func(event string, err error)                       // for the log
+}
+
+// Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.
+type Observer interface {
+	Opened(s *Session)
+	Failed(err error)             // there is no session, and one could not be opened
+	Lost(s *Session, cause error) // before the operations under way are answered
+}
+
+// Ledger is the keeper of the session.
+type Ledger struct {
+	cfg Config
+
+	mu        sync.Mutex
+	session   *Session      // nil if there is none
+	changed   chan struct{} // closed when session or failure change
+	failure   error         // of the last attempt to open a session, while there is none
+	gone      []*link.Link  // lost, their goroutines not yet waited for
+	observers []Observer
+	listeners []*listener
+	started   bool
+	closed    bool
+	pooledID  int64 // of the holder behind a pooler, which outlives connections
+
+	want    chan struct{}
+	ctx     context.Context //nolint:containedctx // of the goroutine that opens sessions
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+}
+
+type listener struct {
+	prefix string
+	tell   func(payload string)
+}
+
+// New makes a ledger without a session.
+func New(cfg Config) *Ledger {
+	ctx, stop := context.WithCancel(context.Background())
+	return &Ledger{
+		cfg: cfg, changed: make(chan struct{}), want: make(chan struct{}, 1), ctx: ctx, stop: stop,
+		pooledID: -1 - rand.Int64N(maxID), //nolint:gosec // only has to be unlike others
+	}
+}
+
+// maxID bounds the ids of holders. Any bigint would do.
+const maxID = 1 << 62
+
+// Observe adds an observer. If there is a session it is told at once.
+func (l *Ledger) Observe(o Observer) {
+	l.mu.Lock()
+	l.observers = append(l.observers, o)
+	s := l.session
+	l.mu.Unlock()
+	if s != nil {
+		o.Opened(s)
+	}
+}
+
+// Subscribe calls tell, on a goroutine that must not be kept waiting, for each notification that begins with the
+// prefix, as long as there is a session, until cancel is called.
+func (l *Ledger) Subscribe(prefix string, tell func(payload string)) (cancel func()) {
+	entry := &listener{prefix, tell}
+	l.mu.Lock()
+	l.listeners = append(l.listeners, entry)
+	l.mu.Unlock()
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.listeners = slices.DeleteFunc(slices.Clone(l.listeners), func(other *listener) bool { return other == entry })
+	}
+}
+
+// Current returns the session, or nil if there is none; then one is being opened, and observers will be told.
+func (l *Ledger) Current() *Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.session == nil {
+		l.open()
+	}
+	return l.session
+}
+
+// open asks for a session. The caller holds mu.
+func (l *Ledger) open() {
+	if !l.started && !l.closed {
+		l.started = true
+		l.workers.Add(1)
+		go l.maintain()
+	}
+	signal(l.want)
+}
+
+// wait returns the session once there is one. It fails when one cannot be opened.
+func (l *Ledger) wait(ctx context.Context) (*Session, error) {
+	for first := true; ; first = false {
+		l.mu.Lock()
+		s, failure, closed, changed := l.session, l.failure, l.closed, l.changed
+		if s == nil && !closed {
+			l.open()
+		}
+		l.mu.Unlock()
+		switch {
+		case closed:
+			return nil, lockerr.Closed
+		case s != nil:
+			return s, nil
+		case failure != nil && !first:
+			return nil, failure
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Holder is the id of the holder that the present session is.
+func (l *Ledger) Holder(ctx context.Context) (int64, error) {
+	s, err := l.wait(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("open a session: %w", err)
+	}
+	return s.Holder, nil
+}
+
+// Query runs a statement and returns its rows as text; nil is NULL. When ctx ends it returns; the statement may
+// run nevertheless. It fails rather than run a statement twice.
+func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
+	s, err := l.wait(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open a session: %w", err)
+	}
+	answered := make(chan struct{})
+	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: Completion(func(*link.Op) { close(answered) })}
+	s.Submit(op)
+	s.Help(ctx, func() bool {
+		select {
+		case <-answered:
+			return true
+		default:
+			return false
+		}
+	})
+	select {
+	case <-answered:
+		return op.Rows, op.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+var stmtNotify = link.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}
+
+// Notify sends a notification to all ledgers of the database, this one included, in a transaction of its own:
+// with others it would make their commits wait for one another. Nothing tells whether it arrives.
+func (l *Ledger) Notify(payload string) {
+	if s := l.Current(); s != nil {
+		s.Submit(&link.Op{Kind: link.Call, Call: &stmtNotify, Params: [][]byte{[]byte(payload)}, Alone: true})
+		s.Attend()
+	}
+}
+
+// maintain opens sessions when they are wanted, with jittered pauses between failures. Once there was one, the next
+// is opened as soon as it is lost.
+func (l *Ledger) maintain() {
+	defer l.workers.Done()
+	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
+	for pause := firstPause; ; {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-l.want:
+		}
+		l.bury(l.ctx)
+		if !l.short() {
+			continue
+		}
+		s, err := l.dial()
+		switch {
+		case err == nil:
+			pause = firstPause
+			l.seat(s)
+		case l.ctx.Err() != nil:
+			return
+		default:
+			l.fail(err)
+			select {
+			case <-l.ctx.Done():
+				return
+			case <-time.After(rand.N(pause) + pause/2): //nolint:gosec // jitter, not a secret
+			}
+			pause = min(2*pause, longestPause)
+			signal(l.want)
+		}
+	}
+}
+
+func (l *Ledger) short() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.session == nil
+}
+
+// seat makes a session the present one, unless it has died already.
+func (l *Ledger) seat(s *Session) {
+	l.mu.Lock()
+	if s.cause != nil {
+		l.gone = append(l.gone, s.link)
+		l.mu.Unlock()
+		signal(l.want)
+		return
+	}
+	l.session, l.failure = s, nil
+	l.tellChange()
+	observers := l.observers
+	l.mu.Unlock()
+	for _, o := range observers {
+		o.Opened(s)
+	}
+}
+
+// fail tells that there is no session.
+func (l *Ledger) fail(err error) {
+	l.cfg.Report("session for rows cannot be opened", err)
+	l.mu.Lock()
+	l.failure = err
+	l.tellChange()
+	observers := l.observers
+	l.mu.Unlock()
+	for _, o := range observers {
+		o.Failed(err)
+	}
+}
+
+// tellChange wakes whoever waits for a session. The caller holds mu.
+func (l *Ledger) tellChange() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// notified hands a notification to those who want it.
+func (l *Ledger) notified(payload string) {
+	l.mu.Lock()
+	listeners := l.listeners
+	l.mu.Unlock()
+	for _, entry := range listeners {
+		if strings.HasPrefix(payload, entry.prefix) {
+			entry.tell(payload)
+		}
+	}
+}
+
+// Close ends the session and waits for the ledger's goroutines.
+func (l *Ledger) Close(ctx context.Context) error {
+	l.mu.Lock()
+	l.closed = true
+	l.tellChange()
+	s := l.session
+	l.mu.Unlock()
+	l.stop()
+	l.workers.Wait()
+	var err error
+	if s != nil {
+		err = s.link.Close(ctx)
+	}
+	l.bury(ctx)
+	return err
+}
+
+// bury waits for the goroutines of lost sessions, which are about to end.
+func (l *Ledger) bury(ctx context.Context) {
+	l.mu.Lock()
+	gone := l.gone
+	l.gone = nil
+	l.mu.Unlock()
+	for _, dead := range gone {
+		_ = dead.Close(ctx) // its loss was reported
+	}
+}
+
+// ErrNoRoom says that the client may open no more connections.
+var ErrNoRoom = errors.New("no connection is left of Config.MaxConns")
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}

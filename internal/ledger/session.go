@@ -1,0 +1,146 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+// Session is a connection of the ledger.
+type Session struct {
+	Holder int64 // whom the rows that it writes belong to
+
+	ledger *Ledger
+	link   *link.Link
+	cause  error // why it was lost; guarded by the ledger's mutex
+}
+
+// Completion is the Owner of an operation that wants to know its answer. It is called once, on a goroutine
+// that must not be kept waiting. Err is set when the operation did not run, or nobody can tell: then
+// it matches Lost.
+type Completion func(op *link.Op)
+
+var (
+	_ link.Handler  = (*Session)(nil)
+	_ link.Listener = (*Session)(nil)
+)
+
+// Submit hands operations over; see [link.Link.Submit]. Help or Attend must follow.
+func (s *Session) Submit(ops ...*link.Op) { s.link.Submit(ops...) }
+
+// Help reads answers while the caller waits for its own; see [link.Link.Help].
+func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx, done) }
+
+// Attend makes sure that somebody reads the answers.
+func (s *Session) Attend() { s.link.Attend() }
+
+// Jeopardy is that of the link.
+func (s *Session) Jeopardy() <-chan struct{} { return s.link.Jeopardy() }
+
+// Alive says whether the session has not been lost.
+func (s *Session) Alive() bool {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	return s.cause == nil
+}
+
+// maxRetries is how often an operation runs again that failed through no fault of its own.
+const maxRetries = 5
+
+// Complete implements [link.Handler].
+func (s *Session) Complete(ops []*link.Op, _ []int64) {
+	for _, op := range ops {
+		if op.Err != nil && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
+			op.Retries++
+			op.Err = nil
+			s.Submit(op)
+			continue
+		}
+		complete(op)
+	}
+}
+
+// Lost implements [link.Handler].
+func (s *Session) Lost(ops []*link.Op, cause error) {
+	l := s.ledger
+	l.mu.Lock()
+	first := s.cause == nil
+	if first {
+		s.cause = cause
+	}
+	present := l.session == s
+	var observers []Observer
+	if present {
+		l.session = nil
+		l.gone = append(l.gone, s.link)
+		observers = l.observers
+	}
+	report := present && !l.closed
+	l.mu.Unlock()
+	for _, o := range observers {
+		o.Lost(s, cause)
+	}
+	for _, op := range ops {
+		op.Err = fmt.Errorf("%w: %w", lockerr.Lost, cause)
+		complete(op)
+	}
+	if report {
+		l.cfg.Report("session for rows lost", cause)
+	}
+}
+
+// Closed implements [link.Handler].
+func (s *Session) Closed() {
+	s.ledger.cfg.Hung()
+	signal(s.ledger.want)
+}
+
+// Notified implements [link.Listener].
+func (s *Session) Notified(payload string) { s.ledger.notified(payload) }
+
+func complete(op *link.Op) {
+	if done, ok := op.Owner.(Completion); ok {
+		done(op)
+	}
+}
+
+// dial opens a session, makes it a holder and lets it listen.
+func (l *Ledger) dial() (*Session, error) {
+	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.TTL)
+	defer cancel()
+	conn, err := l.cfg.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{ledger: l, Holder: l.pooledID}
+	if !l.cfg.Pooled {
+		s.Holder = 1 + rand.Int64N(maxID) //nolint:gosec // only has to be unlike others
+	}
+	if err := l.enlist(ctx, conn, s.Holder); err != nil {
+		session.Close(conn.Conn)
+		l.cfg.Hung()
+		return nil, fmt.Errorf("become a holder of rows: %w", err)
+	}
+	s.link, err = link.New(ctx, conn, l.cfg.TTL, s)
+	if err != nil {
+		l.cfg.Hung()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (l *Ledger) enlist(ctx context.Context, conn *session.Session, holder int64) error {
+	pg := conn.PgConn()
+	result := pg.ExecParams(ctx, "SELECT pgbaton.enlist($1, $2)",
+		[][]byte{strconv.AppendInt(nil, holder, 10), []byte(l.cfg.Name)}, nil, nil, nil).Read()
+	if result.Err != nil || l.cfg.Pooled {
+		return result.Err
+	}
+	return pg.Exec(ctx, "LISTEN pgbaton").Close()
+}

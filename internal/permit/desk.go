@@ -1,0 +1,236 @@
+package permit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/ledger"
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// Turn is the right to look for slots, a lock on the semaphore's gate.
+type Turn interface {
+	Err() error // why it is over; nil while it is not
+	Release() error
+}
+
+// Config is what a desk needs.
+type Config struct {
+	TTL    time.Duration
+	Ledger *ledger.Ledger
+	Pooled bool                                                       // no session can stand at a gate
+	Queue  func(ctx context.Context, gate advisory.Key) (Turn, error) // stands at a gate; nil if Pooled
+	Report func(event string, err error)                              // for the log
+}
+
+// Desk has the semaphores that this process uses.
+type Desk struct {
+	cfg Config
+
+	mu      sync.Mutex
+	lines   map[int32]*Line
+	gates   map[int64]*Line
+	blocks  map[*block]struct{} // that hold slots
+	session *ledger.Session
+	failure error    // why there is no session
+	leaving []*leave // slots to be freed
+	freeing bool     // a statement that frees is under way
+	renewed time.Time
+	writes  int // to the table of slots since it was last looked at
+	compact time.Time
+	keeping bool
+	closed  bool
+
+	ctx     context.Context //nolint:containedctx // of the goroutines
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+}
+
+var _ ledger.Observer = (*Desk)(nil)
+
+// New makes a desk. It opens no session before the first Line.
+func New(cfg Config) *Desk {
+	ctx, stop := context.WithCancel(context.Background())
+	d := &Desk{
+		cfg: cfg, lines: map[int32]*Line{}, gates: map[int64]*Line{}, blocks: map[*block]struct{}{}, ctx: ctx, stop: stop,
+	}
+	cfg.Ledger.Observe(d)
+	cfg.Ledger.Subscribe(notifyPrefix, d.notified)
+	return d
+}
+
+// notifyPrefix begins the notifications of releases; the gate of the semaphore follows.
+const notifyPrefix = "slot:"
+
+// actions are what a step decided to do after the desk's mutex is free.
+type actions struct {
+	now    time.Time
+	ops    []*link.Op
+	wake   []*waiter
+	freed  []*Permit
+	over   []*Permit
+	reason error // why those in over are
+	notify []int64
+}
+
+// run carries out what a step decided. With help, the caller will read the answers.
+func (d *Desk) run(a *actions, session *ledger.Session, help bool) {
+	for _, p := range a.over {
+		p.Finish(a.reason)
+	}
+	for _, w := range a.wake {
+		w.ch <- struct{}{}
+	}
+	for _, p := range a.freed {
+		p.ch <- struct{}{}
+	}
+	for _, gate := range a.notify {
+		d.cfg.Ledger.Notify(notifyPrefix + strconv.FormatInt(gate, 10))
+	}
+	if len(a.ops) > 0 {
+		session.Submit(a.ops...)
+		if !help {
+			session.Attend()
+		}
+	}
+}
+
+// step runs f with the mutex and then carries out what it decided.
+func (d *Desk) step(f func(a *actions)) {
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	f(&a)
+	session := d.session
+	d.mu.Unlock()
+	d.run(&a, session, false)
+}
+
+// Line returns the line of a semaphore, and makes it if there is none.
+func (d *Desk) Line(id int32, name string, gate advisory.Key, capacity int) *Line {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.lines[id]
+	if l == nil {
+		l = &Line{desk: d, id: id, name: name, gate: gate, poke: make(chan struct{}, 1), answer: make(chan int, 1)}
+		d.lines[id], d.gates[gate.ID] = l, l
+	}
+	l.capacity = capacity
+	return l
+}
+
+// Opened implements [ledger.Observer].
+func (d *Desk) Opened(s *ledger.Session) {
+	d.step(func(a *actions) {
+		d.session, d.failure = s, nil
+		if d.cfg.Pooled {
+			d.renew(a, true)
+		}
+		d.free(a)
+		for _, l := range d.lines {
+			l.advance(a)
+		}
+	})
+}
+
+// Failed implements [ledger.Observer].
+func (d *Desk) Failed(err error) {
+	d.step(func(a *actions) {
+		d.failure = err
+		for _, l := range d.lines {
+			l.refuse(fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), !errors.Is(err, ledger.ErrNoRoom), a)
+		}
+	})
+}
+
+// Lost implements [ledger.Observer]. Without a pooler the end of the session gives its slots to others.
+func (d *Desk) Lost(s *ledger.Session, cause error) {
+	a := actions{now: time.Now(), reason: fmt.Errorf("%w: %w", lockerr.Lost, cause)}
+	d.mu.Lock()
+	if d.session == s {
+		d.session = nil
+	}
+	if !d.cfg.Pooled {
+		for b := range d.blocks {
+			if b.session == s {
+				d.lose(b, a.reason, &a)
+			}
+		}
+		d.stay(func(*leave) bool { return true }, a.reason, &a)
+	}
+	d.mu.Unlock()
+	d.run(&a, nil, false)
+}
+
+// stay answers those who wait for slots to be freed that nobody can free any more.
+func (d *Desk) stay(which func(*leave) bool, reason error, a *actions) {
+	d.leaving = slices.DeleteFunc(d.leaving, func(v *leave) bool {
+		if !which(v) {
+			return false
+		}
+		if v.permit != nil {
+			v.permit.result = reason
+			a.freed = append(a.freed, v.permit)
+		}
+		return true
+	})
+}
+
+// lose ends the permits of a block.
+func (d *Desk) lose(b *block, reason error, a *actions) {
+	b.lost = reason
+	delete(d.blocks, b)
+	for _, p := range b.owners {
+		a.over = append(a.over, p)
+	}
+	clear(b.owners)
+}
+
+// notified takes a notification: slots were released.
+func (d *Desk) notified(payload string) {
+	gate, err := strconv.ParseInt(strings.TrimPrefix(payload, notifyPrefix), 10, 64)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	l := d.gates[gate]
+	d.mu.Unlock()
+	if l != nil {
+		signal(l.poke)
+	}
+}
+
+// Close ends the desk: waiters are answered with Closed, permits are freed and their holders told.
+func (d *Desk) Close() {
+	d.step(func(a *actions) {
+		d.closed = true
+		a.reason = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
+		for _, l := range d.lines {
+			l.refuse(lockerr.Closed, false, a)
+		}
+		for b := range d.blocks {
+			for slot := range b.owners {
+				d.leaving = append(d.leaving, &leave{block: b, slots: []int32{slot}})
+			}
+			d.lose(b, a.reason, a)
+			b.lost = nil
+		}
+		d.free(a)
+	})
+	d.stop()
+	d.workers.Wait()
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}

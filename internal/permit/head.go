@@ -1,0 +1,105 @@
+package permit
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+)
+
+// head sends a goroutine to stand in the server's queue for those who wait. The caller holds the mutex.
+func (l *Line) head() {
+	if l.heading || l.desk.closed {
+		return
+	}
+	l.heading = true
+	ctx, cancel := context.WithCancel(l.desk.ctx)
+	l.leave = cancel
+	l.desk.workers.Add(1)
+	go l.lead(ctx, cancel)
+}
+
+// lead stands in the queue until nobody waits any more.
+func (l *Line) lead(ctx context.Context, cancel context.CancelFunc) {
+	d := l.desk
+	defer d.workers.Done()
+	for {
+		err := l.takeTurn(ctx)
+		unwanted := ctx.Err() != nil
+		cancel()
+		done := false
+		d.step(func(a *actions) {
+			if err != nil && !unwanted {
+				l.refuse(err, false, a)
+			}
+			done = len(l.waiters) == 0 || d.closed
+			if done {
+				l.heading, l.leave = false, nil
+				return
+			}
+			ctx, cancel = context.WithCancel(d.ctx)
+			l.leave = cancel
+		})
+		if done {
+			cancel()
+			return
+		}
+	}
+}
+
+// takeTurn waits for its turn and then for slots, and lets the next process to the gate.
+func (l *Line) takeTurn(ctx context.Context) error {
+	d := l.desk
+	if d.cfg.Pooled {
+		l.look(ctx, nil)
+		return nil
+	}
+	turn, err := d.cfg.Queue(ctx, l.gate)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = turn.Release() }() // lost or released: the next process has its turn
+	l.setAtGate(true)
+	defer l.setAtGate(false)
+	l.look(ctx, turn)
+	return nil
+}
+
+func (l *Line) setAtGate(at bool) {
+	l.desk.mu.Lock()
+	l.atGate = at
+	l.desk.mu.Unlock()
+}
+
+// look claims slots until some were granted, or ctx ends, or the turn does.
+func (l *Line) look(ctx context.Context, turn Turn) {
+	every := pollEvery
+	if l.desk.cfg.Pooled {
+		every = pollPooled
+	}
+	for {
+		if l.ask() > 0 || ctx.Err() != nil || (turn != nil && turn.Err() != nil) {
+			return
+		}
+		timer := time.NewTimer(every/2 + rand.N(every)) //nolint:gosec // jitter, not a secret
+		select {
+		case <-l.poke:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// ask makes the head's claim and returns how many permits were granted.
+func (l *Line) ask() int {
+	asked := false
+	l.desk.step(func(a *actions) {
+		if len(l.waiters) > 0 && !l.claiming {
+			asked = l.claim(a, true)
+		}
+	})
+	if !asked {
+		return 0
+	}
+	return <-l.answer
+}

@@ -1,0 +1,178 @@
+package permit
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/ledger"
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// trustSpan is for how long after a claim or renewal was sent its answer shows that the slots are held. The margin is
+// for telling the holders before the server can give them to others.
+func (d *Desk) trustSpan() time.Duration { return d.cfg.TTL - d.cfg.TTL/10 }
+
+// keep starts the goroutine that renews. The caller holds the mutex.
+func (d *Desk) keep() {
+	if !d.keeping && !d.closed {
+		d.keeping = true
+		d.workers.Add(1)
+		go d.keepOn()
+	}
+}
+
+// keepOn renews what is held, and ends what could not be renewed.
+func (d *Desk) keepOn() {
+	defer d.workers.Done()
+	ticker := time.NewTicker(d.cfg.TTL / 20)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		d.step(func(a *actions) {
+			for b := range d.blocks {
+				if !a.now.Before(b.trusted) {
+					a.reason = d.expired()
+					d.lose(b, a.reason, a)
+				}
+			}
+			d.stay(func(v *leave) bool { return !a.now.Before(v.block.trusted) }, d.expired(), a)
+			if a.now.Sub(d.renewed) >= d.cfg.TTL/3 {
+				d.renew(a, false)
+			}
+			d.tidy(a)
+		})
+	}
+}
+
+// expire ends a block that cannot be trusted any more: the clock may know it before the keeper has come to it.
+func (d *Desk) expire(b *block) {
+	d.step(func(a *actions) {
+		if b.lost == nil && !a.now.Before(b.trusted) {
+			a.reason = d.expired()
+			d.lose(b, a.reason, a)
+		}
+	})
+}
+
+func (d *Desk) expired() error {
+	return fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{
+		Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no renewal that was sent in the last %v (TTL %v) was answered; "+
+			"this process, the network or the server stood still", d.trustSpan(), d.cfg.TTL),
+	})
+}
+
+// kept is a slot that is being renewed.
+type kept struct {
+	block *block
+	slot  int32
+}
+
+var stmtRenew = link.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
+
+// renew renews everything that is held; with others it frees what an answer that was lost may have granted.
+func (d *Desk) renew(a *actions, others bool) {
+	if len(d.blocks) == 0 && !others {
+		return
+	}
+	if d.session == nil {
+		d.cfg.Ledger.Current() // opens one
+		return
+	}
+	var all []kept
+	var semaphores, slots []int32
+	var tokens []int64
+	for b := range d.blocks {
+		for slot := range b.owners {
+			all = append(all, kept{b, slot})
+			semaphores, slots, tokens = append(semaphores, b.line.id), append(slots, slot), append(tokens, b.base)
+		}
+	}
+	for _, v := range d.leaving {
+		for _, slot := range v.slots { // these are not others: they are about to be freed
+			semaphores, slots, tokens = append(semaphores, v.block.line.id), append(slots, slot), append(tokens, v.block.base)
+		}
+	}
+	d.renewed = a.now
+	d.writes += len(slots)
+	a.ops = append(a.ops, &link.Op{
+		Kind: link.Call, Call: &stmtRenew,
+		Params: [][]byte{
+			number(d.session.Holder), array(semaphores), array(slots), array(tokens),
+			number(d.cfg.TTL.Milliseconds()), boolean(others),
+		},
+		Owner: ledger.Completion(func(op *link.Op) { d.wereRenewed(op, all) }),
+	})
+}
+
+// wereRenewed takes the answer to a renewal. A slot that somebody still owns here and the server does not know is lost.
+func (d *Desk) wereRenewed(op *link.Op, all []kept) {
+	d.step(func(a *actions) {
+		places, err := parseRenewed(op)
+		if err != nil {
+			if !errors.Is(err, lockerr.Lost) {
+				d.cfg.Report("permits could not be renewed", err)
+			}
+			d.renewed = time.Time{} // again soon
+			return
+		}
+		trusted := op.Sent.Add(d.trustSpan())
+		a.reason = errExpired
+		for i, k := range all {
+			p := k.block.owners[k.slot]
+			if _, ok := places[int32(i+1)]; ok { //nolint:gosec // few
+				if trusted.After(k.block.trusted) {
+					k.block.trusted = trusted
+				}
+			} else if p != nil {
+				d.drop(p)
+				a.over = append(a.over, p)
+			}
+		}
+	})
+}
+
+// drop takes a lost permit out of its block.
+func (d *Desk) drop(p *Permit) {
+	for _, slot := range p.slots {
+		delete(p.block.owners, slot)
+	}
+	if len(p.block.owners) == 0 {
+		delete(d.blocks, p.block)
+	}
+}
+
+const (
+	// tidyAfter is after how many writes the table of slots is looked at.
+	tidyAfter = 2000
+	// tidyAbove is the size in bytes from which on it is written anew. It has a page or two while nobody holds
+	// old snapshots.
+	tidyAbove = 512 << 10
+	// tidyPause follows an attempt for which the table was too busy.
+	tidyPause = 10 * time.Second
+)
+
+var stmtCompact = link.Statement{Name: "pgbaton_compact", SQL: "SELECT pgbaton.compact_slots($1)"}
+
+// tidy has the table of slots looked at when it was much written to.
+func (d *Desk) tidy(a *actions) {
+	if d.writes < tidyAfter || d.session == nil || a.now.Before(d.compact) {
+		return
+	}
+	d.writes = 0
+	a.ops = append(a.ops, &link.Op{
+		Kind: link.Call, Call: &stmtCompact, Alone: true, Params: [][]byte{number(tidyAbove)},
+		Owner: ledger.Completion(func(op *link.Op) {
+			if op.Err != nil || len(op.Rows) != 1 || op.Rows[0][0] == nil {
+				d.mu.Lock()
+				d.compact = time.Now().Add(tidyPause)
+				d.mu.Unlock()
+			}
+		}),
+	})
+}

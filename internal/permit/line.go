@@ -1,0 +1,279 @@
+package permit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/ledger"
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// Line is a semaphore as this process uses it. All but desk, id, name, gate and the channels is guarded by the
+// desk's mutex.
+type Line struct {
+	desk *Desk
+	id   int32
+	name string
+	gate advisory.Key
+
+	capacity int
+	waiters  []*waiter
+	claiming bool
+	heading  bool               // there is a head
+	atGate   bool               // and it is its turn
+	leave    context.CancelFunc // ends its wait
+
+	poke   chan struct{} // slots may be free
+	answer chan int      // to the head's claim: how many permits were granted
+}
+
+// waiter is a goroutine that waits for a permit.
+type waiter struct {
+	n   int
+	try bool
+
+	answered bool
+	permit   *Permit
+	err      error
+	ch       chan struct{} // gets one value when answered
+}
+
+// claim is a statement under way.
+type claim struct {
+	line    *Line
+	session *ledger.Session
+	asked   int // permits
+	head    bool
+}
+
+var stmtClaim = link.Statement{
+	Name: "pgbaton_claim", SQL: "SELECT * FROM pgbaton.claim_slots($1, $2, $3, $4, $5, $6, $7)",
+}
+
+// Acquire waits for a permit of n slots until ctx ends; with try, only for the server's answer. On failure nothing
+// is held, and nothing will be.
+func (l *Line) Acquire(ctx context.Context, n int, try bool) (*Permit, error) {
+	d := l.desk
+	if ctx.Err() != nil {
+		return nil, l.ended(ctx)
+	}
+	w := &waiter{n: n, try: try, ch: make(chan struct{}, 1)}
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	err := l.enter(w, &a)
+	session := d.session
+	d.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	d.run(&a, session, true)
+	if len(a.ops) > 0 {
+		session.Help(ctx, func() bool { return len(w.ch) > 0 })
+	}
+	select {
+	case <-w.ch:
+	case <-ctx.Done():
+		if l.abandon(w) {
+			return nil, l.ended(ctx)
+		}
+		<-w.ch
+	}
+	if w.err != nil {
+		return nil, w.err
+	}
+	if ctx.Err() != nil { // when both are true, fail: the caller has stopped waiting
+		w.permit.GiveBack()
+		return nil, l.ended(ctx)
+	}
+	return w.permit, nil
+}
+
+func (l *Line) enter(w *waiter, a *actions) error {
+	switch {
+	case l.desk.closed:
+		return lockerr.Closed
+	case w.try && (l.heading || slices.ContainsFunc(l.waiters, func(o *waiter) bool { return !o.try })):
+		return fmt.Errorf("%w: others wait", lockerr.NotAcquired)
+	}
+	l.waiters = append(l.waiters, w)
+	l.advance(a)
+	return nil
+}
+
+// Resized takes note of a new capacity.
+func (l *Line) Resized(capacity int) {
+	l.desk.step(func(a *actions) {
+		l.capacity = capacity
+		l.refuseTooMany(a)
+		signal(l.poke)
+	})
+}
+
+// refuseTooMany answers those who want more than there is.
+func (l *Line) refuseTooMany(a *actions) {
+	for _, w := range slices.Clone(l.waiters) {
+		if w.n > l.capacity {
+			l.respond(w, nil, l.tooMany(w.n), a)
+		}
+	}
+}
+
+func (l *Line) tooMany(n int) error {
+	return fmt.Errorf("%w: %d wanted, the capacity is %d", lockerr.OverCapacity, n, l.capacity)
+}
+
+// abandon takes a waiter out of the line, unless it was answered.
+func (l *Line) abandon(w *waiter) bool {
+	dropped := false
+	l.desk.step(func(a *actions) {
+		if w.answered {
+			return
+		}
+		dropped = true
+		l.waiters = slices.DeleteFunc(l.waiters, func(o *waiter) bool { return o == w })
+		l.rest()
+		l.advance(a)
+	})
+	return dropped
+}
+
+// rest ends the wait at the gate when nobody wants it any more.
+func (l *Line) rest() {
+	if len(l.waiters) == 0 && l.leave != nil {
+		l.leave()
+	}
+}
+
+// ended is the error of a wait that the context ended.
+func (l *Line) ended(ctx context.Context) error {
+	l.desk.mu.Lock()
+	failure := l.desk.failure
+	l.desk.mu.Unlock()
+	err := fmt.Errorf("%w: %w", lockerr.NotAcquired, ctx.Err())
+	if cause := context.Cause(ctx); !errors.Is(ctx.Err(), cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if failure != nil {
+		err = fmt.Errorf("%w; there is no connection: %w", err, failure)
+	}
+	return err
+}
+
+// advance asks for slots for those who wait, unless that is under way or the head's to do. The caller holds the
+// mutex, as of all that take actions.
+func (l *Line) advance(a *actions) {
+	if len(l.waiters) > 0 && !l.claiming && !l.heading {
+		l.claim(a, false)
+	}
+}
+
+// claim asks for the slots that the first in line want. It says whether it did: without a session it cannot.
+func (l *Line) claim(a *actions, head bool) bool {
+	d := l.desk
+	if d.session == nil {
+		d.cfg.Ledger.Current() // opens one
+		return false
+	}
+	wants, total := make([]int32, 0, 1), 0
+	for _, w := range l.waiters {
+		// The first is asked for even if it wants more than there is: the capacity may have been raised elsewhere.
+		if len(wants) == tokensPerClaim || (len(wants) > 0 && total+w.n > l.capacity) {
+			break
+		}
+		total += w.n
+		wants = append(wants, int32(w.n)) //nolint:gosec // at most the capacity
+	}
+	c := &claim{line: l, session: d.session, asked: len(wants), head: head}
+	queue := time.Duration(0)
+	if head && d.cfg.Pooled {
+		queue = turnPooled
+	}
+	l.claiming = true
+	d.writes += total
+	a.ops = append(a.ops, &link.Op{
+		Kind: link.Call, Call: &stmtClaim, Owner: ledger.Completion(c.completed),
+		Params: [][]byte{
+			number(int64(l.id)), number(d.session.Holder), array(wants), number(d.cfg.TTL.Milliseconds()),
+			boolean(head && !d.cfg.Pooled), number(queue.Milliseconds()), boolean(d.cfg.Pooled),
+		},
+	})
+	return true
+}
+
+// completed takes the answer to a claim.
+func (c *claim) completed(op *link.Op) {
+	l := c.line
+	l.desk.step(func(a *actions) {
+		l.claiming = false
+		granted, err := c.take(op, a)
+		if err != nil {
+			l.refuse(err, errors.Is(err, lockerr.NotAcquired), a)
+		} else if granted < c.asked {
+			l.refuse(fmt.Errorf("%w: there are not enough free permits, or others wait", lockerr.NotAcquired), true, a)
+		}
+		switch {
+		case c.head:
+			l.answer <- granted
+		case len(l.waiters) > 0 && (err != nil || granted < c.asked):
+			l.head()
+		}
+		l.advance(a)
+	})
+}
+
+// take reads the answer to a claim and deals out what it grants. An error that matches NotAcquired is one that may
+// pass.
+func (c *claim) take(op *link.Op, a *actions) (int, error) {
+	l := c.line
+	var pgErr *pgconn.PgError
+	switch {
+	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || errors.As(op.Err, &pgErr) && passes(pgErr.Code)):
+		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, op.Err)
+	case op.Err != nil:
+		return 0, op.Err
+	}
+	answer, err := parseClaim(op.Rows)
+	if err != nil {
+		return 0, err
+	}
+	if answer.capacity == 0 {
+		return 0, fmt.Errorf("%w: semaphore %q was removed", lockerr.NotFound, l.name)
+	}
+	l.capacity = answer.capacity
+	l.refuseTooMany(a)
+	if answer.granted > 0 {
+		b := &block{
+			line: l, session: c.session, base: answer.token, since: a.now,
+			trusted: op.Sent.Add(l.desk.trustSpan()), owners: map[int32]*Permit{},
+		}
+		l.desk.offer(b, answer.slots, a)
+	}
+	return answer.granted, nil
+}
+
+// passes says whether an error of the server is one of the moment: a timeout of a lock, a deadlock, a cancel.
+func passes(code string) bool { return code == "55P03" || code == "40P01" || code == "57014" }
+
+// respond answers a waiter and takes it out of the line.
+func (l *Line) respond(w *waiter, p *Permit, err error, a *actions) {
+	w.answered, w.permit, w.err = true, p, err
+	l.waiters = slices.DeleteFunc(l.waiters, func(o *waiter) bool { return o == w })
+	a.wake = append(a.wake, w)
+	l.rest()
+}
+
+// refuse answers those who wait with an error: the tries only, or all.
+func (l *Line) refuse(err error, triesOnly bool, a *actions) {
+	for _, w := range slices.Clone(l.waiters) {
+		if w.try || !triesOnly {
+			l.respond(w, nil, err, a)
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/permit"
+)
+
+// maxCapacity bounds a semaphore: each slot is a row, and a claim may look at all of them.
+const maxCapacity = 10_000
+
+// Semaphore hands out a limited number of permits among all processes that use its name in one database. It is
+// made by [Client.Semaphore], is safe for concurrent use, and holds nothing itself.
+//
+// # How it works
+//
+// Each slot of a semaphore is a row. A permit is a claim of rows for [Config.TTL] by the database's clock, which the
+// client renews three times in that time. When the process dies its rows can be claimed by others at once: they
+// see that its session has ended. When it stands still, they can after TTL. A client behind a pooler in
+// transaction mode, see [Config.Reduced], has no session, so what it leaves behind is always there for TTL.
+//
+// Within the process waiters are served in the order of their arrival, and released permits are handed to
+// them without asking the server, for a second at most. Processes that wait stand in PostgreSQL's own queue, and the
+// first of them looks for permits until it has what its first waiter wants; who comes later waits behind it. Behind
+// a pooler they look every now and then instead, and one of them at a time is let through first.
+type Semaphore struct {
+	client *Client
+	name   string
+	id     int32
+	line   *permit.Line
+}
+
+var (
+	stmtOpenSemaphore = link.Statement{
+		Name: "pgbaton_open_semaphore", SQL: "SELECT * FROM pgbaton.open_semaphore($1, $2)",
+	}
+	stmtResizeSemaphore = link.Statement{
+		Name: "pgbaton_resize_semaphore", SQL: "SELECT pgbaton.resize_semaphore($1, $2)",
+	}
+	stmtSemaphoreState = link.Statement{
+		Name: "pgbaton_semaphore_state", SQL: "SELECT * FROM pgbaton.semaphore_state($1)",
+	}
+	stmtSemaphoreHolders = link.Statement{
+		Name: "pgbaton_semaphore_holders", SQL: "SELECT * FROM pgbaton.semaphore_holders($1)",
+	}
+)
+
+// Semaphore opens the semaphore of a name, and creates it if there is none. The capacity, at least 1 and at most
+// 10,000, must be the one that it has, else the error matches [ErrCapacityMismatch] and says both; see
+// [Semaphore.Resize]. A name is one to 512 bytes of UTF-8 without NUL. The client needs [Config.MaxConns] of
+// 3 or more.
+func (c *Client) Semaphore(ctx context.Context, name string, capacity int) (*Semaphore, error) {
+	if err := validateCapacity(name, capacity); err != nil {
+		return nil, err
+	}
+	s, has, err := c.openSemaphore(ctx, name, []byte(strconv.Itoa(capacity)))
+	if err != nil {
+		return nil, err
+	}
+	if has != capacity {
+		return nil, fmt.Errorf("semaphore %q: %w: it has %d, not %d: open it with that, or Resize it",
+			name, ErrCapacityMismatch, has, capacity)
+	}
+	return s, nil
+}
+
+// OpenSemaphore opens a semaphore that exists, whatever its capacity. If there is none the error matches
+// [ErrNotFound].
+func (c *Client) OpenSemaphore(ctx context.Context, name string) (*Semaphore, error) {
+	s, _, err := c.openSemaphore(ctx, name, nil)
+	return s, err
+}
+
+func validateCapacity(name string, capacity int) error {
+	switch {
+	case capacity < 1:
+		return fmt.Errorf("pgbaton: semaphore %q: the capacity is %d, the least is 1", name, capacity)
+	case capacity > maxCapacity:
+		return fmt.Errorf("pgbaton: semaphore %q: the capacity is %d, the most is %d", name, capacity, maxCapacity)
+	}
+	return nil
+}
+
+func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte) (*Semaphore, int, error) {
+	if name == "" || len(name) > maxNameLength || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+		return nil, 0, fmt.Errorf("pgbaton: semaphore name %.32q is not 1 to %d bytes of UTF-8 without NUL", name, maxNameLength)
+	}
+	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity)
+	if err != nil {
+		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+	}
+	if len(rows) == 0 {
+		return nil, 0, fmt.Errorf("open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
+	}
+	id, err1 := strconv.ParseInt(string(rows[0][0]), 10, 32)
+	has, err2 := strconv.Atoi(string(rows[0][1]))
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+	}
+	line := c.permits.Line(int32(id), name, Name("pgbaton/semaphore/"+name).key, has)
+	return &Semaphore{client: c, name: name, id: int32(id), line: line}, has, nil
+}
+
+// rows runs a statement on the session for rows.
+func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
+	rows, err := c.ledger.Query(ctx, statement, params...)
+	if err != nil {
+		return nil, schemaError(translate(err))
+	}
+	return rows, nil
+}
+
+// Name is the semaphore's name.
+func (s *Semaphore) Name() string { return s.name }
+
+// Acquire waits until it holds n permits at once, or ctx ends. ctx covers this call only; the permit outlives it.
+//
+// On success they are really held, under one [Token] that is greater than that of every earlier holder of any
+// of them. On failure nothing is held or waited for, and the error matches [ErrNotAcquired] and the
+// context's error when the context ended, [ErrOverCapacity] when n is more than the semaphore has,
+// [ErrNotFound] if it was removed, or [ErrClosed]. It returns within 50 ms of the context's end. While the
+// server cannot be reached, it goes on trying until the context ends.
+//
+// Who wants many is not passed by those who come later and want fewer.
+func (s *Semaphore) Acquire(ctx context.Context, n int) (*Permit, error) {
+	return s.acquire(ctx, n, false)
+}
+
+// TryAcquire is [Semaphore.Acquire] that does not wait for other holders: it returns [ErrNotAcquired] when there
+// are not enough permits, or others wait for them.
+func (s *Semaphore) TryAcquire(ctx context.Context, n int) (*Permit, error) {
+	return s.acquire(ctx, n, true)
+}
+
+func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, error) {
+	if n < 1 {
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %d permits wanted, the least is 1", s.name, n)
+	}
+	if n > maxCapacity {
+		return nil, fmt.Errorf("acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
+	}
+	p, err := s.line.Acquire(ctx, n, try)
+	if err != nil {
+		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, schemaError(translate(err)))
+	}
+	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
+}
+
+// Do runs fn while it holds n permits, as [Client.Do] does with a lock.
+func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, permit *Permit) error) (err error) {
+	p, err := s.Acquire(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Release(ctx)) }()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.permit.OnEnd(cancel)
+	return fn(ctx, p)
+}
+
+// Resize gives the semaphore another capacity, for everybody. Raising it serves waiters at once, or within a
+// fraction of a second if they are elsewhere. Lowering it takes permits from nobody: those who hold them finish, and
+// none is granted until fewer are held than the new capacity. Who waits for more than that gets
+// [ErrOverCapacity].
+func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
+	if err := validateCapacity(s.name, capacity); err != nil {
+		return err
+	}
+	rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(strconv.Itoa(int(s.id))), []byte(strconv.Itoa(capacity)))
+	if err == nil && (len(rows) != 1 || rows[0][0] == nil) {
+		err = fmt.Errorf("%w: it was removed", ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("resize semaphore %q: %w", s.name, err)
+	}
+	s.line.Resized(capacity)
+	return nil
+}
+
+// Available is how many permits could be acquired at this moment, if nobody waited for them.
+func (s *Semaphore) Available(ctx context.Context) (int, error) {
+	rows, err := s.client.rows(ctx, &stmtSemaphoreState, []byte(strconv.Itoa(int(s.id))))
+	if err == nil && len(rows) != 1 {
+		err = fmt.Errorf("%w: it was removed", ErrNotFound)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+	}
+	return strconv.Atoi(string(rows[0][1]))
+}
+
+// SemaphoreHolder is a claim of permits. Within its process, permits of a claim may be handed from goroutine to
+// goroutine.
+type SemaphoreHolder struct {
+	Name      string        // of the client, see [Config.Name]
+	Permits   int           // that the claim holds
+	Token     Token         // of the claim; permits handed over in the process have slightly greater ones
+	ExpiresIn time.Duration // until then it is held unless it is renewed
+}
+
+// Holders lists who holds permits, in the order of their claims.
+func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
+	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(strconv.Itoa(int(s.id))))
+	if err != nil {
+		return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+	}
+	holders := make([]SemaphoreHolder, len(rows))
+	for i, row := range rows {
+		permits, err1 := strconv.Atoi(string(row[2]))
+		token, err2 := strconv.ParseInt(string(row[3]), 10, 64)
+		expires, err3 := strconv.ParseInt(string(row[4]), 10, 64)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		}
+		holders[i] = SemaphoreHolder{
+			Name: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,
+		}
+	}
+	return holders, nil
+}
