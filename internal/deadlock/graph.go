@@ -129,3 +129,8 @@ func (g *graph) has(c Cycle) bool {
 	}
 	return true
 }
+
+// same says whether two cycles are of the same waits in the same order.
+func (c Cycle) same(other Cycle) bool {
+	return slices.EqualFunc(c, other, func(a, b Wait) bool { return a.ID == b.ID })
+}
