@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestSemaphore_Open(t *testing.T) {
@@ -149,4 +150,159 @@ func TestSemaphore_WaitEndsWithItsContext(t *testing.T) {
 	}
 	require.NoError(t, err)
 	require.NoError(t, p.Release(ctx))
+}
+
+// Within a process permits are handed over in the order of arrival, without the server.
+func TestSemaphore_InOrder(t *testing.T) {
+	t.Parallel()
+	s, _, _ := openSemaphore(t, 1, 0)
+	ctx := t.Context()
+	p, err := s.Acquire(ctx, 1)
+	require.NoError(t, err)
+	order := make(chan int, 10)
+	var tokens []pgbaton.Token
+	var wg sync.WaitGroup
+	for i := range cap(order) {
+		wg.Go(func() {
+			p, err := s.Acquire(ctx, 1)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			order <- i
+			tokens = append(tokens, p.Token()) // the semaphore is of one
+			if err := p.Release(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(5 * time.Millisecond)
+	}
+	require.NoError(t, p.Release(ctx))
+	wg.Wait()
+	for i := range cap(order) {
+		require.Equal(t, i, <-order)
+	}
+	for i, token := range tokens {
+		require.Greater(t, token, append([]pgbaton.Token{p.Token()}, tokens...)[i])
+	}
+}
+
+// Who wants many is not passed by those who want fewer and come later, here and in another process.
+func TestSemaphore_Weighted(t *testing.T) {
+	t.Parallel()
+	const capacity = 4
+	s, dsn, _ := openSemaphore(t, capacity, 0)
+	other, err := newClient(t, dsn, nil).Semaphore(t.Context(), "s", capacity)
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				p, err := []*pgbaton.Semaphore{s, other}[i%2].Acquire(ctx, 1)
+				if err != nil {
+					continue
+				}
+				time.Sleep(time.Millisecond)
+				if err := p.Release(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range 6 {
+		start := time.Now()
+		p, err := []*pgbaton.Semaphore{s, other}[i%2].Acquire(ctx, capacity)
+		require.NoError(t, err)
+		t.Logf("all %d after %v", capacity, time.Since(start))
+		require.Less(t, time.Since(start), 10*time.Second)
+		require.NoError(t, p.Release(ctx))
+	}
+	stop()
+	wg.Wait()
+}
+
+// Lowering a capacity takes permits from nobody, and none is granted until fewer are held.
+func TestSemaphore_Resize(t *testing.T) {
+	t.Parallel()
+	s, dsn, _ := openSemaphore(t, 4, 0)
+	ctx := t.Context()
+	other, err := newClient(t, dsn, nil).Semaphore(ctx, "s", 4)
+	require.NoError(t, err)
+	var held []*pgbaton.Permit
+	for range 3 {
+		p, err := s.Acquire(ctx, 1)
+		require.NoError(t, err)
+		held = append(held, p)
+	}
+	require.ErrorContains(t, s.Resize(ctx, 0), "least is 1")
+	tooMany := make(chan error)
+	go func() {
+		_, err := s.Acquire(ctx, 4)
+		tooMany <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	require.NoError(t, s.Resize(ctx, 2))
+	require.ErrorIs(t, <-tooMany, pgbaton.ErrOverCapacity)
+	free := func() int {
+		free, err := other.Available(ctx)
+		require.NoError(t, err)
+		return free
+	}
+	tryOther := func() error {
+		p, err := other.TryAcquire(ctx, 1)
+		if err == nil {
+			held = append(held, p)
+		}
+		return err
+	}
+	require.Zero(t, free())
+	require.ErrorIs(t, tryOther(), pgbaton.ErrNotAcquired)
+	require.NoError(t, held[0].Release(ctx)) // two of two are held
+	require.Zero(t, free())
+	require.ErrorIs(t, tryOther(), pgbaton.ErrNotAcquired)
+	require.NoError(t, held[1].Release(ctx))
+	require.Equal(t, 1, free())
+	require.NoError(t, tryOther())
+	require.ErrorIs(t, tryOther(), pgbaton.ErrNotAcquired)
+
+	// A client that has not heard of a higher capacity can use it.
+	require.NoError(t, other.Resize(ctx, 6))
+	require.Equal(t, 4, free())
+	p, err := s.Acquire(ctx, 4)
+	require.NoError(t, err)
+	require.NoError(t, p.Release(ctx))
+	_, err = s.Acquire(ctx, 7)
+	require.ErrorIs(t, err, pgbaton.ErrOverCapacity)
+	for _, p := range held[2:] {
+		require.NoError(t, p.Release(ctx))
+	}
+	require.Equal(t, 6, free())
+}
+
+// Do runs with a context that ends with the permit.
+func TestSemaphore_Do(t *testing.T) {
+	t.Parallel()
+	s, _, admin := openSemaphore(t, 2, 0)
+	err := s.Do(t.Context(), 1, func(ctx context.Context, p *pgbaton.Permit) error {
+		require.NoError(t, p.Err())
+		terminateHolders(t, admin)
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	require.ErrorIs(t, err, pgbaton.ErrLost)
+	_ = s.Do(t.Context(), 2, func(context.Context, *pgbaton.Permit) error { return nil })
+	require.NoError(t, s.Do(t.Context(), 2, func(context.Context, *pgbaton.Permit) error { return nil }))
+}
+
+// A semaphore that was removed is not there any more, and says so.
+func TestSemaphore_Removed(t *testing.T) {
+	t.Parallel()
+	s, dsn, _ := openSemaphore(t, 2, 0)
+	dbtest.Exec(t, dsn, "DELETE FROM pgbaton.semaphore")
+	_, err := s.Acquire(t.Context(), 1)
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
+	_, err = s.Available(t.Context())
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
+	require.ErrorIs(t, s.Resize(t.Context(), 3), pgbaton.ErrNotFound)
 }

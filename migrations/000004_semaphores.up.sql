@@ -132,16 +132,25 @@ $$;
 -- not refused. look: make sure of the token sequence, as a session must that may have outlived a crash.
 --
 -- The token is drawn with the slot's row locked, so that of two claims of a slot the later has the greater one.
+--
+-- A function's own setting of search_path costs as much as the claim. So this one, and free_slots, have none, and look
+-- first whether the session's is the one that they need, with names and an operator that mean the same under any;
+-- else they call themselves through a function that has it. Nothing else is parsed before.
 CREATE FUNCTION pgbaton.claim_slots(
     semaphore integer, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
     OUT capacity integer, OUT granted integer, OUT slots integer[], OUT token bigint)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 AS $$
 DECLARE
     m       record;
-    slot    integer;
-    is_head boolean := false;
+    slot    pg_catalog.int4;
+    is_head pg_catalog.bool := false;
 BEGIN
+    IF pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.<>) 'pg_catalog, pg_temp'::pg_catalog.text THEN
+        SELECT c.capacity, c.granted, c.slots, c.token INTO capacity, granted, slots, token
+          FROM pgbaton.claim_slots_anywhere(semaphore, holder, wants, ttl_ms, at_gate, queue, look) AS c;
+        RETURN;
+    END IF;
     SELECT s.capacity, s.gate, s.surplus, s.head, s.head_until INTO m FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore;
     capacity := m.capacity;
     granted := 0;
@@ -195,6 +204,17 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION pgbaton.claim_slots_anywhere(
+    semaphore integer, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
+    OUT capacity integer, OUT granted integer, OUT slots integer[], OUT token bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT c.capacity, c.granted, c.slots, c.token INTO capacity, granted, slots, token
+      FROM pgbaton.claim_slots(semaphore, holder, wants, ttl_ms, at_gate, queue, look) AS c;
+END;
+$$;
+
 -- Locks as many free slots as the first of the requests want together, in their order and all or none for each;
 -- NULL if that is none.
 --
@@ -245,9 +265,14 @@ $$;
 CREATE FUNCTION pgbaton.free_slots(
     holder bigint, semaphores integer[], slots integer[], tokens bigint[], gates bigint[],
     OUT freed integer[], OUT awaited bigint[])
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 AS $$
 BEGIN
+    IF pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.<>) 'pg_catalog, pg_temp'::pg_catalog.text THEN
+        SELECT f.freed, f.awaited INTO freed, awaited
+          FROM pgbaton.free_slots_anywhere(holder, semaphores, slots, tokens, gates) AS f;
+        RETURN;
+    END IF;
     IF cardinality(slots) = 1 THEN
         IF NOT pg_try_advisory_xact_lock_shared(gates[1]) THEN
             awaited := gates;
@@ -268,6 +293,16 @@ BEGIN
            AND s.holder = free_slots.holder AND s.token = f.token AND s.expires_at > clock_timestamp()
         RETURNING f.place)
     SELECT array_agg(g.place) INTO freed FROM gone AS g;
+END;
+$$;
+
+CREATE FUNCTION pgbaton.free_slots_anywhere(
+    holder bigint, semaphores integer[], slots integer[], tokens bigint[], gates bigint[],
+    OUT freed integer[], OUT awaited bigint[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT f.freed, f.awaited INTO freed, awaited FROM pgbaton.free_slots(holder, semaphores, slots, tokens, gates) AS f;
 END;
 $$;
 

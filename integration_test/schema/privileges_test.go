@@ -32,7 +32,42 @@ var calls = map[string]struct {
 	},
 	"fence(text,bigint,boolean)": {"SELECT pgbaton.fence('invoice/42', 42)::text", ""},
 	"prune_fences(interval)":     {"SELECT pgbaton.prune_fences('1 day')", int64(0)},
+
+	"present(bigint)":     {"SELECT pgbaton.present(4711)", false},
+	"enlist(bigint,text)": {"SELECT pgbaton.enlist(4712, 'me')::text", ""},
+	"open_semaphore(text,integer)": {
+		"SELECT capacity FROM pgbaton.open_semaphore('calls', 5)", int32(5),
+	},
+	"settle_semaphore(integer)": {sqlCalled + "pgbaton.settle_semaphore(m.id) AS result", int32(0)},
+	"claim_slots(integer,bigint,integer[],integer,boolean,integer,boolean)": {
+		sqlCalled + "pgbaton.claim_slots(m.id, -1, '{1,2}', 0, false, 100, true) AS c(capacity, result, slots, token)", int32(2),
+	},
+	"claim_slots_anywhere(integer,bigint,integer[],integer,boolean,integer,boolean)": {
+		sqlCalled + "pgbaton.claim_slots_anywhere(m.id, -1, '{1}', 0, false, 0, false) AS c(capacity, result, slots, token)", int32(1),
+	},
+	"free_slots_anywhere(bigint,integer[],integer[],bigint[],bigint[])": {
+		sqlCalled + "pgbaton.free_slots_anywhere(-1, '{1}', '{1}', '{1}', '{3}') AS c(result, awaited)", nil,
+	},
+	"pick_slots(integer,integer[])": {sqlCalled + "cardinality(pgbaton.pick_slots(m.id, '{1,2}')) AS result", int32(3)},
+	"free_slots(bigint,integer[],integer[],bigint[],bigint[])": {
+		sqlCalled + "coalesce(cardinality((pgbaton.free_slots(-1, '{1,1}', '{1,2}', '{1,1}', '{3,4}')).freed), 0) AS result", int32(0),
+	},
+	"renew_slots(bigint,integer[],integer[],bigint[],integer,boolean)": {
+		sqlCalled + "cardinality(pgbaton.renew_slots(-1, '{1,1}', '{1,2}', '{1,1}', 1000, true)) AS result", nil,
+	},
+	"resize_semaphore(integer,integer)": {sqlCalled + "pgbaton.resize_semaphore(m.id, 5) AS result", int32(5)},
+	"semaphore_state(integer)": {
+		sqlCalled + "pgbaton.semaphore_state(m.id) AS c(result, available)", int32(5),
+	},
+	"semaphore_holders(integer)": {
+		"SELECT count(*) FROM pgbaton.open_semaphore('calls', 5) AS m, pgbaton.semaphore_holders(m.id)", int64(0),
+	},
+	"holds_slots(integer,bigint,integer[],bigint)": {sqlCalled + "pgbaton.holds_slots(m.id, -1, '{1}', 1) AS result", false},
+	"compact_slots(bigint)":                        {"SELECT pgbaton.compact_slots(0)", true},
 }
+
+// sqlCalled begins a call with a semaphore.
+const sqlCalled = "SELECT result FROM pgbaton.open_semaphore('calls', 5) AS m, "
 
 // functions lists the functions in the schema as they are written in calls. Triggers are called by tables.
 func functions(t *testing.T, conn *pgx.Conn) []string {
@@ -86,7 +121,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
-			for _, table := range []string{"incarnation", "fence"} {
+			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot"} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
 				require.ErrorContains(t, err, "permission denied")
 			}

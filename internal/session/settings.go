@@ -59,6 +59,7 @@ func (d *Dialer) settings(role Role, server Server) []setting {
 		{name: "client_min_messages", value: "error"},
 		{name: "plan_cache_mode", value: "force_generic_plan"},
 		{name: "jit", value: "off"},
+		{name: "enable_bitmapscan", value: "off"}, // for a handful of rows an index is faster, statistics or not
 		// A token may be lost in a crash, which the incarnation repairs; waiting for a synchronous
 		// standby that is away would hang every lock.
 		{name: "synchronous_commit", value: "off"},

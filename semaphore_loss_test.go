@@ -1,0 +1,240 @@
+package pgbaton_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// openSemaphore opens a client and a semaphore in a database, and a connection to look at it from outside.
+func openSemaphore(t *testing.T, capacity int, ttl time.Duration) (*pgbaton.Semaphore, string, *pgx.Conn) {
+	t.Helper()
+	dsn := migratedDatabase(t)
+	s, err := newClient(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(t.Context(), "s", capacity)
+	require.NoError(t, err)
+	return s, dsn, dbtest.Connect(t, dsn)
+}
+
+// through opens another client on a semaphore, over a network that can be spoiled.
+func through(t *testing.T, dsn string, ttl time.Duration, capacity int) (*pgbaton.Semaphore, *dbtest.Proxy) {
+	t.Helper()
+	proxy, through := dbtest.Through(t, dsn)
+	config, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	config.ConnConfig.DialFunc = through.DialFunc
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	client, err := pgbaton.New(t.Context(), pool, &pgbaton.Config{TTL: ttl})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = client.Close(ctx) // the network may be gone
+	})
+	s, err := client.Semaphore(t.Context(), "s", capacity)
+	require.NoError(t, err)
+	return s, proxy
+}
+
+// terminateHolders ends the sessions that hold permits.
+func terminateHolders(t *testing.T, admin *pgx.Conn) {
+	t.Helper()
+	n := dbtest.Value[int](t, admin, `
+SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks AS l JOIN pgbaton.holder AS h
+    ON l.classid = (h.id >> 32)::oid AND l.objid = (h.id & 4294967295)::oid AND l.objsubid = 1
+ WHERE l.locktype = 'advisory' AND l.granted`)
+	require.Positive(t, n)
+}
+
+// The end of a session is the end of its permits: the holder is told, and others have them at once.
+func TestPermit_SessionEnded(t *testing.T) {
+	t.Parallel()
+	s, dsn, admin := openSemaphore(t, 2, 0)
+	ctx := t.Context()
+	p, err := s.Acquire(ctx, 2)
+	require.NoError(t, err)
+	held := p.Context()
+
+	terminateHolders(t, admin)
+	select {
+	case <-p.Done():
+	case <-time.After(5 * time.Second):
+		require.Fail(t, "not told")
+	}
+	require.ErrorIs(t, p.Err(), pgbaton.ErrLost)
+	require.Equal(t, pgbaton.LostTerminated, pgbaton.LossReasonOf(p.Err()))
+	require.ErrorIs(t, context.Cause(held), pgbaton.ErrLost)
+	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
+	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost, "twice")
+
+	other, err := newClient(t, dsn, nil).Semaphore(ctx, "s", 2)
+	require.NoError(t, err)
+	start := time.Now()
+	q, err := other.Acquire(ctx, 2)
+	require.NoError(t, err)
+	require.Less(t, time.Since(start), 2*time.Second)
+	require.Greater(t, q.Token(), p.Token())
+	require.NoError(t, q.Release(ctx))
+
+	again, err := s.Acquire(ctx, 1) // over a new session
+	require.NoError(t, err)
+	require.NoError(t, again.Release(ctx))
+}
+
+// On a dead network the holder is told before anybody else is given the permit.
+func TestPermit_SilentNetwork(t *testing.T) {
+	t.Parallel()
+	const ttl = 2 * time.Second
+	s, dsn, _ := openSemaphore(t, 1, ttl)
+	far, proxy := through(t, dsn, ttl, 1)
+	ctx := t.Context()
+	p, err := far.Acquire(ctx, 1)
+	require.NoError(t, err)
+	jeopardy := p.Jeopardy()
+
+	proxy.Stall(true)
+	start := time.Now()
+	granted := make(chan time.Time, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		q, err := s.Acquire(ctx, 1)
+		granted <- time.Now()
+		if err == nil {
+			err = q.Release(ctx)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-jeopardy
+	<-p.Done()
+	told := time.Now()
+	require.Equal(t, pgbaton.LostLease, pgbaton.LossReasonOf(p.Err()))
+	require.True(t, told.Before(<-granted), "granted to another before the holder was told")
+	wg.Wait()
+	require.Less(t, time.Since(start), ttl+time.Second)
+	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
+}
+
+// A release over a dead network says so in time.
+func TestPermit_ReleaseOnSilentNetwork(t *testing.T) {
+	t.Parallel()
+	const ttl = 2 * time.Second
+	_, dsn, _ := openSemaphore(t, 1, ttl)
+	far, proxy := through(t, dsn, ttl, 1)
+	p, err := far.Acquire(t.Context(), 1)
+	require.NoError(t, err)
+	proxy.Stall(true)
+	start := time.Now()
+	require.ErrorIs(t, p.Release(t.Context()), pgbaton.ErrLost)
+	require.Less(t, time.Since(start), ttl+time.Second)
+}
+
+// The database's clock decides: a slot that has expired there, or was claimed by another, is lost.
+func TestPermit_ExpiredOnTheServer(t *testing.T) {
+	t.Parallel()
+	const ttl = 2 * time.Second
+	for name, sql := range map[string]string{
+		"expired": "UPDATE pgbaton.slot SET expires_at = clock_timestamp() - interval '1 s'",
+		"claimed": "UPDATE pgbaton.slot SET holder = -5, token = 2 * token",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, dsn, _ := openSemaphore(t, 2, ttl)
+			ctx := t.Context()
+			pool, err := pgxpool.New(ctx, dsn)
+			require.NoError(t, err)
+			defer pool.Close()
+			p, err := s.Acquire(ctx, 1)
+			require.NoError(t, err)
+			q, err := s.Acquire(ctx, 1)
+			require.NoError(t, err)
+			require.NoError(t, assertPermit(ctx, pool, p))
+
+			dbtest.Exec(t, dsn, sql)
+			require.ErrorIs(t, assertPermit(ctx, pool, p), pgbaton.ErrStaleToken)
+			require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
+			require.ErrorIs(t, assertPermit(ctx, pool, p), pgbaton.ErrNotHeld, "released")
+			<-q.Done() // with the next renewal
+			require.ErrorIs(t, q.Err(), pgbaton.ErrLost)
+			require.ErrorIs(t, assertPermit(ctx, pool, q), pgbaton.ErrLost)
+		})
+	}
+}
+
+func assertPermit(ctx context.Context, pool *pgxpool.Pool, p *pgbaton.Permit) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return pgbaton.AssertPermit(ctx, tx, p) })
+}
+
+// While a transaction has asserted a permit, nobody is given its slots; the holder goes on renewing and may release.
+func TestAssertPermit_KeepsOthersOut(t *testing.T) {
+	t.Parallel()
+	s, dsn, admin := openSemaphore(t, 1, 0)
+	ctx := t.Context()
+	p, err := s.Acquire(ctx, 1)
+	require.NoError(t, err)
+	tx, err := admin.Begin(ctx)
+	require.NoError(t, err)
+	require.NoError(t, pgbaton.AssertPermit(ctx, tx, p))
+	require.NoError(t, p.Release(ctx))
+
+	other, err := newClient(t, dsn, nil).Semaphore(ctx, "s", 1)
+	require.NoError(t, err)
+	_, err = other.TryAcquire(ctx, 1)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NoError(t, tx.Commit(ctx))
+	q, err := other.Acquire(ctx, 1)
+	require.NoError(t, err)
+	require.NoError(t, q.Release(ctx))
+}
+
+// Close frees permits, tells their holders and answers waiters.
+func TestSemaphore_Close(t *testing.T) {
+	t.Parallel()
+	dsn := migratedDatabase(t)
+	ctx := t.Context()
+	client, err := pgbaton.Open(ctx, dsn, nil)
+	require.NoError(t, err)
+	s, err := client.Semaphore(ctx, "s", 2)
+	require.NoError(t, err)
+	p, err := s.Acquire(ctx, 2)
+	require.NoError(t, err)
+	waiting := make(chan error)
+	go func() {
+		_, err := s.Acquire(ctx, 1)
+		waiting <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	require.NoError(t, client.Close(ctx))
+	require.ErrorIs(t, <-waiting, pgbaton.ErrClosed)
+	require.Equal(t, pgbaton.LostClientClose, pgbaton.LossReasonOf(p.Err()))
+	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
+	_, err = s.Acquire(ctx, 1)
+	require.ErrorIs(t, err, pgbaton.ErrClosed)
+	_, err = client.Semaphore(ctx, "s", 2)
+	require.ErrorIs(t, err, pgbaton.ErrClosed)
+
+	admin := dbtest.Connect(t, dsn)
+	require.Zero(t, dbtest.Value[int](t, admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+	require.Eventually(t, func() bool {
+		return dbtest.Value[int](t, admin, `
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`) == 0
+	}, 5*time.Second, 10*time.Millisecond)
+}
+
+// A client with two connections has none for semaphores, and says so.
+func TestSemaphore_NoRoomForASession(t *testing.T) {
+	t.Parallel()
+	client := newClient(t, migratedDatabase(t), &pgbaton.Config{MaxConns: 2})
+	_, err := client.Semaphore(t.Context(), "s", 2)
+	require.ErrorContains(t, err, "MaxConns (2)")
+}
