@@ -24,7 +24,8 @@
 //     and until it is, its process may hand the key on with a token older than the next holder's.
 //     Whoever writes to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
-//     image; take keys in one order.
+//     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
+//     it, a deadlock ends after 2 s at the latest with [ErrDeadlock] for one side; else it lasts.
 //   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
 //   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
 //   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
@@ -54,7 +55,7 @@
 // # Which lock for what
 //
 //   - [Client.Acquire], [Client.AcquireShared], [Client.Do]: work that spans several transactions, or
-//     touches something outside the database.
+//     touches something outside the database. [Client.AcquireAll]: on several things.
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.

@@ -23,7 +23,7 @@ import (
 // Each key is a lock as [Client.Acquire] makes it. All clients take the keys of their sets in one order, so
 // sets never deadlock with one another. The order is that of the keys' numbers, not that in which they are given.
 type LockSet struct {
-	desk   *desk.Desk
+	client *Client
 	keys   []Key // as given, each lock once
 	locks  []*Lock
 	parent context.Context //nolint:containedctx // the values of the set's own context
@@ -63,7 +63,7 @@ func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet
 			return nil, fmt.Errorf("acquire locks: lock %v: %w", failed, err)
 		}
 		if !slices.ContainsFunc(holds, func(h *desk.Hold) bool { return h.Err() != nil }) {
-			return newLockSet(ctx, c.desk, given, ordered, holds), nil
+			return c.newLockSet(ctx, given, ordered, holds), nil
 		}
 		c.desk.GiveBackMany(holds) // one was lost while it waited for another: from the start
 	}
@@ -84,7 +84,7 @@ func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*de
 			return append(holds, behind...), failed, err
 		}
 		c.desk.GiveBackMany(behind)
-		hold, err := c.desk.Acquire(ctx, failed.key, advisory.Exclusive, false)
+		hold, err := c.wait(c.holding(ctx, keys, holds), failed, advisory.Exclusive)
 		if err != nil {
 			return holds, failed, err
 		}
@@ -141,10 +141,10 @@ func inCommonOrder(a, b Key) int {
 	return -1
 }
 
-func newLockSet(ctx context.Context, d *desk.Desk, given, ordered []Key, holds []*desk.Hold) *LockSet {
-	s := &LockSet{desk: d, keys: given, parent: ctx}
+func (c *Client) newLockSet(ctx context.Context, given, ordered []Key, holds []*desk.Hold) *LockSet {
+	s := &LockSet{client: c, keys: given, parent: ctx}
 	for i, key := range ordered {
-		lock := &Lock{key: key, hold: holds[i], parent: ctx}
+		lock := &Lock{client: c, key: key, hold: holds[i], parent: ctx}
 		s.locks = append(s.locks, lock)
 		lock.hold.OnEnd(func(reason error) { s.end.Finish(fmt.Errorf("lock %v: %w", key, reason)) })
 	}
@@ -179,8 +179,10 @@ func (s *LockSet) Token(key Key) (Token, bool) {
 func (s *LockSet) Done() <-chan struct{} { return s.end.Done() }
 
 // Context is a context that ends when the set is over, with [LockSet.Err] as its cause. It has the values of the
-// acquire's context, but not its end. Every call returns the same.
-func (s *LockSet) Context() context.Context { return s.context.of(s.parent, &s.end) }
+// acquire's context, but not its end. Every call returns the same. Deadlocks are found as with [Lock.Context].
+func (s *LockSet) Context() context.Context {
+	return s.context.of(s.client.holding(s.parent, s.ordered(), s.holds()), &s.end)
+}
 
 // Err is nil while all locks of the set are held and can be trusted. Afterwards it says, as [Lock.Err] does, what
 // happened to the first that was not. It asks no server.
@@ -200,17 +202,30 @@ func (s *LockSet) Err() error {
 // this call; otherwise the error says which were not, as [Lock.Release] does. It is safe to call twice, in
 // defer, and after ctx has ended. A second call returns what the first did.
 func (s *LockSet) Release(_ context.Context) error {
-	holds := make([]*desk.Hold, len(s.locks))
-	for i, lock := range s.locks {
-		holds[i] = lock.hold
-	}
-	errs := s.desk.ReleaseMany(holds)
+	errs := s.client.desk.ReleaseMany(s.holds())
 	for i, err := range errs {
 		if err != nil {
 			errs[i] = fmt.Errorf("release lock %v: %w", s.locks[i].key, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ordered are the keys of locks.
+func (s *LockSet) ordered() []Key {
+	keys := make([]Key, len(s.locks))
+	for i, lock := range s.locks {
+		keys[i] = lock.key
+	}
+	return keys
+}
+
+func (s *LockSet) holds() []*desk.Hold {
+	holds := make([]*desk.Hold, len(s.locks))
+	for i, lock := range s.locks {
+		holds[i] = lock.hold
+	}
+	return holds
 }
 
 // danger is the jeopardy of locks on several connections.

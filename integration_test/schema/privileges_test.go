@@ -64,6 +64,12 @@ var calls = map[string]struct {
 	},
 	"holds_slots(integer,bigint,integer[],bigint)": {sqlCalled + "pgbaton.holds_slots(m.id, -1, '{1}', 1) AS result", false},
 	"compact_slots(bigint)":                        {"SELECT pgbaton.compact_slots(0)", true},
+
+	"publish_wait(bigint,text,bigint,boolean,boolean,bigint[],boolean[],boolean[])": {
+		"SELECT pgbaton.publish_wait(-1, 'k', 1, false, true, '{2,3}', '{f,t}', '{t,f}')", nil,
+	},
+	"withdraw_waits(bigint,bigint[])": {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
+	"waits()":                         {"SELECT count(*) FROM pgbaton.waits()", nil},
 }
 
 // sqlCalled begins a call with a semaphore.
@@ -121,7 +127,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
-			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot"} {
+			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot", "wait"} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
 				require.ErrorContains(t, err, "permission denied")
 			}

@@ -33,6 +33,8 @@ type Detector struct {
 	board Board         // nil: only the waits of this process are seen
 	place func() string // the database; waits in others have nothing to do with it
 
+	report func(event string, err error) // for the log
+
 	// Of the goroutine that looks.
 	holder  int64             // as the board has last said; 0 if what is on it in our name is unknown
 	known   map[*Watched]bool // waits that are on the board
@@ -59,6 +61,7 @@ type suspicion struct {
 // Watched is a wait that is watched.
 type Watched struct {
 	detector *Detector
+	name     func() string
 	wait     Wait
 	holds    func() []Lock
 	end      func(error)
@@ -74,18 +77,18 @@ type Watched struct {
 }
 
 // New makes a detector.
-func New(board Board, place func() string) *Detector {
+func New(board Board, place func() string, report func(event string, err error)) *Detector {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Detector{
-		board: board, place: place, known: map[*Watched]bool{}, waits: map[*Watched]bool{},
+		board: board, place: place, report: report, known: map[*Watched]bool{}, waits: map[*Watched]bool{},
 		nudge: make(chan struct{}, 1), ctx: ctx, stop: stop,
 	}
 }
 
 // Watch watches a wait until Over is called. If it must end, end is called, with an error that names the cycle. What
 // it holds is asked for at every look.
-func (d *Detector) Watch(name string, wants Lock, holds func() []Lock, end func(error)) *Watched {
-	w := &Watched{detector: d, wait: Wait{Name: name, Wants: wants}, holds: holds, end: end}
+func (d *Detector) Watch(name func() string, wants Lock, holds func() []Lock, end func(error)) *Watched {
+	w := &Watched{detector: d, name: name, wait: Wait{Wants: wants}, holds: holds, end: end}
 	w.timer = time.AfterFunc(after, w.ripen)
 	return w
 }
@@ -98,6 +101,7 @@ func (w *Watched) ripen() {
 	if w.over || d.closed {
 		return
 	}
+	w.wait.Name = w.name()
 	w.long = time.Now().Add(LongAfter)
 	processes.add(d.place(), w)
 	d.waits[w] = true
@@ -173,10 +177,13 @@ func (d *Detector) step() (time.Time, bool) {
 	for _, w := range mine {
 		ids[w.id] = w
 	}
-	d.misses = 0
-	if err != nil {
+	if err == nil {
+		d.misses = 0
+	} else {
 		d.holder = 0
-		d.misses++
+		if d.misses++; d.misses == 1 && d.ctx.Err() == nil {
+			d.report("deadlocks with other processes cannot be found at the moment", err)
+		}
 	}
 	if err != nil || d.board == nil {
 		waits = processes.at(d.place())

@@ -120,7 +120,7 @@ func wait(d *Detector, key int64, holds ...int64) *waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.holds = want(0, key, holds...).Holds
-	w.Watched = d.Watch(lockName(key), lock(key), w.held, func(err error) {
+	w.Watched = d.Watch(func() string { return lockName(key) }, lock(key), w.held, func(err error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.err == nil {
@@ -151,14 +151,16 @@ func (w *waiter) ended() error {
 	return w.err
 }
 
+func ignore(string, error) {}
+
 // crew is two detectors with a board in common, or none.
 func crew(t *testing.T, b *board) (first, second *Detector) {
 	t.Helper()
 	here := func() string { return t.Name() }
 	if b == nil {
-		first, second = New(nil, here), New(nil, here)
+		first, second = New(nil, here, ignore), New(nil, here, ignore)
 	} else {
-		first, second = New(&seat{b, 1}, here), New(&seat{b, 2}, here)
+		first, second = New(&seat{b, 1}, here, ignore), New(&seat{b, 2}, here, ignore)
 	}
 	t.Cleanup(func() {
 		first.Close(context.Background())
@@ -291,7 +293,8 @@ func TestDetector_BoardComesAndGoes(t *testing.T) {
 func TestDetector_AnotherDatabase(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		here, there := New(nil, func() string { return t.Name() }), New(nil, func() string { return t.Name() + "?" })
+		here := New(nil, func() string { return t.Name() }, ignore)
+		there := New(nil, func() string { return t.Name() + "?" }, ignore)
 		one, two := wait(here, 2, 1), wait(there, 1, 2)
 		time.Sleep(5 * time.Second)
 		require.NoError(t, one.ended())
