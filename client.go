@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/ledger"
@@ -127,8 +128,9 @@ type Client struct {
 	dialer session.Dialer
 	budget *session.Budget
 
-	ledger  *ledger.Ledger
-	permits *permit.Desk
+	ledger    *ledger.Ledger
+	permits   *permit.Desk
+	campaigns *campaign.Office
 
 	deadlocks *deadlock.Detector
 
@@ -179,6 +181,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 		TTL: cfg.TTL, Budget: c.budget, Home: c.home,
 		Dial: c.dialWaiting, Report: c.report,
 	})
+	c.budget.Wished = c.room.MakeRoom
 	var err error
 	c.desk, err = desk.New(ctx, desk.Config{
 		MaxHeld:  cfg.MaxHeld,
@@ -226,6 +229,7 @@ func (c *Client) keepRows() {
 			return c.desk.Acquire(ctx, gate, advisory.Exclusive, false)
 		},
 	})
+	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name})
 }
 
 // dialLedger opens the session for rows, on the server on which the links hold.
@@ -346,6 +350,13 @@ func (c *Client) report(event string, err error) {
 	c.cfg.Logger.Info("pgbaton: " + event)
 }
 
+// endTerms asks the client's leaders to resign. Half of the time that Close has is theirs to return in.
+func (c *Client) endTerms(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL/2)
+	defer cancel()
+	c.campaigns.Close(ctx)
+}
+
 // Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
 // told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
@@ -363,6 +374,7 @@ func (c *Client) Close(ctx context.Context) error {
 	defer close(c.done)
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
+	c.endTerms(ctx)
 	c.permits.Close()
 	var err error
 	if c.reduced == nil {

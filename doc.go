@@ -56,6 +56,8 @@
 //
 //   - [Client.Acquire], [Client.AcquireShared], [Client.Do]: work that spans several transactions, or
 //     touches something outside the database. [Client.AcquireAll]: on several things.
+//   - [Client.Lead]: work that one process of many does all the time, and another when that one ends.
+//   - [Client.Once]: work that every replica is told to do at a time, and one should.
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.

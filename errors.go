@@ -76,7 +76,10 @@ var ErrSchema = lockerr.Schema
 // ErrClosed says that the client was closed before, or during, the call.
 var ErrClosed = lockerr.Closed
 
-// ErrNotHeld says that a lock was released already.
+// ErrResigned is the cause with which the context of a leader's func ends when it should resign; see [Client.Lead].
+var ErrResigned = lockerr.Resigned
+
+// ErrNotHeld says that a lock was released already, or that the client does not lead what it should resign from.
 var ErrNotHeld = lockerr.NotHeld
 
 // ErrConflict says that a row was changed by somebody else since it was read, or that PostgreSQL could not
@@ -95,7 +98,7 @@ var ErrCapacityMismatch = lockerr.CapacityMismatch
 // ErrOverCapacity says that more permits were asked for at once than the semaphore has.
 var ErrOverCapacity = lockerr.OverCapacity
 
-// ErrNotFound says that no row has the key, or that there is no semaphore of the name.
+// ErrNotFound says that no row has the key, that there is no semaphore of the name, or that nobody leads.
 var ErrNotFound = lockerr.NotFound
 
 // ErrCommitUnknown says that the connection was lost, or the context ended, after COMMIT was sent and before

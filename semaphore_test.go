@@ -157,7 +157,7 @@ func TestSemaphore_InOrder(t *testing.T) {
 	t.Parallel()
 	s, _, _ := openSemaphore(t, 1, 0)
 	ctx := t.Context()
-	p, err := s.Acquire(ctx, 1)
+	first, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
 	order := make(chan int, 10)
 	var tokens []pgbaton.Token
@@ -177,13 +177,13 @@ func TestSemaphore_InOrder(t *testing.T) {
 		})
 		time.Sleep(5 * time.Millisecond)
 	}
-	require.NoError(t, p.Release(ctx))
+	require.NoError(t, first.Release(ctx))
 	wg.Wait()
 	for i := range cap(order) {
 		require.Equal(t, i, <-order)
 	}
 	for i, token := range tokens {
-		require.Greater(t, token, append([]pgbaton.Token{p.Token()}, tokens...)[i])
+		require.Greater(t, token, append([]pgbaton.Token{first.Token()}, tokens...)[i])
 	}
 }
 

@@ -64,6 +64,13 @@ var calls = map[string]struct {
 	},
 	"holds_slots(integer,bigint,integer[],bigint)": {sqlCalled + "pgbaton.holds_slots(m.id, -1, '{1}', 1) AS result", false},
 	"compact_slots(bigint)":                        {"SELECT pgbaton.compact_slots(0)", true},
+	"keep_leaders(text[],bigint[],bigint,text)": {
+		"SELECT count(*) FROM pgbaton.keep_leaders('{scheduler,mail}', '{42,43}', 1, 'me')", int64(0),
+	},
+	"leader_of(text)":                 {"SELECT count(*) FROM pgbaton.leader_of('scheduler')", nil},
+	"request_resign(text)":            {"SELECT count(pgbaton.request_resign('scheduler'))", nil},
+	"strike_leaders(text[],bigint[])": {"SELECT pgbaton.strike_leaders('{scheduler,mail}', '{42,43}')::text", ""},
+	"begin_run(text,interval,bigint)": {"SELECT due FROM pgbaton.begin_run('nightly', '1 hour', 42)", true},
 
 	"publish_wait(bigint,text,bigint,boolean,boolean,bigint[],boolean[],boolean[])": {
 		"SELECT pgbaton.publish_wait(-1, 'k', 1, false, true, '{2,3}', '{f,t}', '{t,f}')", nil,
@@ -127,7 +134,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
-			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot", "wait"} {
+			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot", "leader", "last_run", "wait"} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
 				require.ErrorContains(t, err, "permission denied")
 			}
@@ -191,6 +198,8 @@ func TestSchema_HostileSearchPath(t *testing.T) {
 		testdb.Exec(t, owner, evil)
 		testdb.Exec(t, app, `
 CREATE TEMP TABLE fence (resource text, token bigint, seen_at timestamptz);
+CREATE TEMP TABLE leader (name text PRIMARY KEY, holder bigint, holder_name text, term bigint, since timestamptz);
+CREATE TEMP TABLE last_run (resource text PRIMARY KEY, token bigint, ran_at timestamptz);
 CREATE TEMP TABLE pg_database (oid oid, datname name);
 CREATE TEMP TABLE incarnation (singleton boolean, database oid, relation oid, started timestamptz, token_floor bigint);
 CREATE TEMP TABLE token (last_value bigint);

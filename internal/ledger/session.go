@@ -59,6 +59,7 @@ func (s *Session) Complete(ops []*link.Op, _ []int64) {
 		if op.Err != nil && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
 			op.Retries++
 			op.Err = nil
+			op.Alone = op.Alone || op.Retries > 1 // not with others that fail
 			s.Submit(op)
 			continue
 		}

@@ -22,6 +22,7 @@ var (
 	NotFound          = errors.New("pgbaton: row not found")
 	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
+	Resigned          = errors.New("pgbaton: leadership resigned")
 	CapacityMismatch  = errors.New("pgbaton: the semaphore has another capacity")
 	OverCapacity      = errors.New("pgbaton: more permits wanted than the semaphore has")
 	StaleSnapshot     = errors.New("pgbaton: the transaction's snapshot may be older than the lock: " +

@@ -203,6 +203,18 @@ func (r *Room) sweep() {
 	}
 }
 
+// MakeRoom asks one of the waiting sessions to leave for a link, without waiting for the end of its slice.
+func (r *Room) MakeRoom() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, st := range r.stands {
+		if st.place != nil && st.place.calling {
+			st.place.abandon()
+			return
+		}
+	}
+}
+
 // Close ends all waits and waits for the room's goroutines.
 func (r *Room) Close() {
 	r.mu.Lock()

@@ -78,7 +78,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 	do := map[string]func(context.Context, Command) (Answer, error){
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
-		Relay: c.relay, Sets: c.sets,
+		Relay: c.relay, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}

@@ -26,6 +26,9 @@ const (
 	Crowd      = "crowd"       // Goroutines on each of Key/0 … Key/Count-1: acquire, release, done
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
 	Sets       = "sets"        // see sets.go
+	Lead       = "lead"        // campaign for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
+	Resign     = "resign"      // from Key
+	AskResign  = "ask-resign"  // whoever leads Key
 	Exit       = "exit"        // close all clients, look for goroutines left behind, end
 )
 

@@ -1,0 +1,182 @@
+package leaders
+
+import (
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+)
+
+// A leader that resigns, by itself or because another process asked for it, is replaced within milliseconds.
+func TestChange_Resign(t *testing.T) {
+	const rounds = 3
+	f := newFleet(t, lab.Database(t), 0, 3, worker.Command{Key: "resign", Count: 15})
+	for _, name := range f.names() {
+		f.after(name, 0)
+	}
+	time.Sleep(200 * time.Millisecond) // all rows are written, all listen
+	var own, asked []int64
+	for range rounds {
+		for i, name := range f.names() {
+			old := f.newest(name)
+			if i%2 == 0 {
+				r := old.process.Do(worker.Command{Do: worker.Resign, Client: "c", Key: name}).Result
+				require.True(t, r.OK(), r.Err)
+			} else {
+				r := f.alive[0].Do(worker.Command{Do: worker.AskResign, Client: "c", Key: name}).Result
+				require.True(t, r.OK(), r.Err)
+			}
+			next := f.after(name, old.Token)
+			require.NotSame(t, old.process, next.process, "who has resigned holds back")
+			span := next.Got - f.end(name, old.Token)
+			if i%2 == 0 {
+				own = append(own, span)
+			} else {
+				asked = append(asked, span)
+			}
+		}
+		time.Sleep(2500 * time.Millisecond) // until nobody holds back any more
+	}
+	for what, spans := range map[string][]int64{"Resign": own, "RequestResign": asked} {
+		s := lab.NewSpread(spans)
+		lab.Note(t, "%s, from the end of the func to the next leader's: %v", what, s)
+		require.LessOrEqual(t, s.At(90), 50*time.Millisecond) // one or two of so few may hit a busy machine
+		require.LessOrEqual(t, s.Max(), 1500*time.Millisecond, "without the notification a round finds it")
+	}
+	require.Empty(t, f.judge(), "resignations do not overlap")
+}
+
+// end is when a term ended, as its leader saw it.
+func (f *fleet) end(name string, token int64) int64 {
+	f.t.Helper()
+	for _, p := range f.all {
+		grants, _ := p.History()
+		for _, g := range grants {
+			if g.Key == name && g.Token == token {
+				return g.End
+			}
+		}
+	}
+	require.FailNow(f.t, "no such term")
+	return 0
+}
+
+// A leader that is killed is replaced at the next round of the others.
+func TestChange_Kill(t *testing.T) {
+	const rounds = 5
+	f := newFleet(t, lab.Database(t), 0, 3, worker.Command{Key: "kill", Count: 10})
+	var spans []int64
+	for _, name := range f.names() {
+		f.after(name, 0)
+	}
+	for range rounds {
+		victim := f.newest(f.names()[0]).process
+		led := map[string]int64{}
+		for _, name := range f.names() {
+			if r := f.newest(name); r.process == victim {
+				led[name] = r.Token
+			}
+		}
+		killed := victim.Kill()
+		f.drop(victim)
+		for name, token := range led {
+			spans = append(spans, f.after(name, token).Got-killed)
+		}
+		f.join()
+	}
+	lab.Report(t, "SIGKILL of the leader to the next leader's func", lab.NewSpread(spans), 1500*time.Millisecond)
+	lab.Note(t, "overlap of terms: %v", lab.NewSpread(f.judge()))
+}
+
+// A leader that stands still is replaced within a TTL and a second, and is told when it runs again. What it writes
+// late is refused.
+func TestChange_Freeze(t *testing.T) {
+	const (
+		rounds = 4
+		ttl    = time.Second
+	)
+	dsn := lab.Database(t)
+	control := lab.Connect(t, dsn)
+	lab.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	f := newFleet(t, dsn, ttl, 2, worker.Command{Key: "freeze", DSN: dsn})
+	var spans, told []int64
+	for range rounds {
+		old := f.after("freeze", 0)
+		time.Sleep(rand.N(ttl)) //nolint:gosec // at any time between two signs of life
+		frozen := history.Now()
+		old.process.Signal(syscall.SIGSTOP)
+		next := f.after("freeze", old.Token)
+		spans = append(spans, next.Got-frozen)
+		time.Sleep(100 * time.Millisecond) // it writes
+		thawed := history.Now()
+		old.process.Signal(syscall.SIGCONT)
+		lab.Eventually(t, 5*time.Second, "the old leader is told", func() bool {
+			return f.end("freeze", old.Token) < history.Now()
+		})
+		told = append(told, f.end("freeze", old.Token)-thawed)
+	}
+	lab.Report(t, "SIGSTOP of the leader to the next leader's func, TTL 1 s", lab.NewSpread(spans), ttl+1200*time.Millisecond)
+	lab.Report(t, "SIGCONT to the old leader told", lab.NewSpread(told), time.Second)
+	f.judge()
+	requireOrder(t, dsn)
+}
+
+// requireOrder checks that no leader wrote after a newer one had.
+func requireOrder(t *testing.T, dsn string) {
+	t.Helper()
+	control := lab.Connect(t, dsn)
+	require.Positive(t, lab.Query[int](t, control, "SELECT count(*) FROM written"))
+	require.Zero(t, lab.Query[int](t, control, `
+SELECT count(*) FROM (SELECT term < max(term) OVER (PARTITION BY name ORDER BY seq) AS late FROM written) AS w WHERE late`))
+}
+
+// Leaders are killed, frozen and asked to resign at random: terms rise, no two leaders believe in themselves at
+// once but for what a loss explains, and their fenced writes are in order.
+func TestChange_Chaos(t *testing.T) {
+	const (
+		ttl  = time.Second
+		load = 12 * time.Second
+	)
+	dsn := lab.Database(t)
+	control := lab.Connect(t, dsn)
+	lab.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	f := newFleet(t, dsn, ttl, 3, worker.Command{Key: "chaos", DSN: dsn})
+	counts := map[string]int{}
+	last := int64(0)
+	for end := time.Now().Add(load); time.Now().Before(end); {
+		leader := f.after("chaos", last)
+		last = leader.Token
+		counts["terms"]++
+		time.Sleep(rand.N(300 * time.Millisecond)) //nolint:gosec // no secret
+		switch rand.IntN(4) {                      //nolint:gosec // no secret
+		case 0:
+			counts["killed"]++
+			leader.process.Kill()
+			f.drop(leader.process)
+			f.join()
+		case 1:
+			counts["frozen"]++
+			leader.process.Signal(syscall.SIGSTOP)
+			time.Sleep(rand.N(2 * ttl)) //nolint:gosec // no secret
+			leader.process.Signal(syscall.SIGCONT)
+			if f.newest("chaos").Token == last { // it was back in time
+				last--
+			}
+		default:
+			counts["asked"]++
+			f.alive[0].Do(worker.Command{Do: worker.AskResign, Client: "c", Key: "chaos"})
+			if f.newest("chaos").Token == last {
+				time.Sleep(100 * time.Millisecond)
+				last--
+			}
+		}
+	}
+	lab.Note(t, "chaos: %v; overlaps after losses: %v", counts, lab.NewSpread(f.judge()))
+	requireOrder(t, dsn)
+}

@@ -1,0 +1,138 @@
+package leaders
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+)
+
+// fleet is a set of processes that campaign for the same names.
+type fleet struct {
+	t     *testing.T
+	dsn   string
+	ttl   time.Duration
+	lead  worker.Command
+	alive []*worker.Process
+	all   []*worker.Process
+}
+
+// newFleet starts processes that campaign for names; see [worker.Lead] for the command.
+func newFleet(t *testing.T, dsn string, ttl time.Duration, size int, lead worker.Command) *fleet {
+	t.Helper()
+	lead.Do, lead.Client = worker.Lead, "c"
+	f := &fleet{t: t, dsn: dsn, ttl: ttl, lead: lead}
+	for range size {
+		f.join()
+	}
+	return f
+}
+
+// join starts another process.
+func (f *fleet) join() {
+	f.t.Helper()
+	p := worker.Start(f.t)
+	p.Open("c", lab.Named(f.t, f.dsn, fmt.Sprint("fleet-", len(f.all))), f.ttl)
+	p.Do(f.lead)
+	f.alive, f.all = append(f.alive, p), append(f.all, p)
+}
+
+// drop takes a process out of those that live.
+func (f *fleet) drop(gone *worker.Process) {
+	for i, p := range f.alive {
+		if p == gone {
+			f.alive = append(f.alive[:i:i], f.alive[i+1:]...)
+			return
+		}
+	}
+}
+
+// reign is the newest term of a name.
+type reign struct {
+	*history.Grant
+
+	process *worker.Process
+}
+
+// newest returns the newest term of a name, if there is one.
+func (f *fleet) newest(name string) (newest reign) {
+	f.t.Helper()
+	for _, p := range f.all {
+		grants, _ := p.History()
+		for _, g := range grants {
+			if g.Key == name && (newest.Grant == nil || g.Token > newest.Token) {
+				newest = reign{g, p}
+			}
+		}
+	}
+	return newest
+}
+
+// after waits for a term of a name that is newer than a token.
+func (f *fleet) after(name string, token int64) (next reign) {
+	f.t.Helper()
+	lab.Eventually(f.t, 20*time.Second, "somebody leads "+name, func() bool {
+		next = f.newest(name)
+		return next.Grant != nil && next.Token > token
+	})
+	return next
+}
+
+// names are those of a fleet with Count.
+func (f *fleet) names() (names []string) {
+	for i := range f.lead.Count {
+		names = append(names, fmt.Sprintf("%s/%d", f.lead.Key, i))
+	}
+	return names
+}
+
+// judge checks the terms of all processes: at most one leader at a time, and terms that rise. It returns for
+// how long an old and a new leader overlapped after losses.
+func (f *fleet) judge() []int64 {
+	f.t.Helper()
+	var all []*history.Grant
+	for _, p := range f.all {
+		grants, _ := p.History()
+		all = append(all, grants...)
+	}
+	overlaps, err := history.Exclusion(all)
+	require.NoError(f.t, err)
+	require.NoError(f.t, history.Tokens(all))
+	return overlaps
+}
+
+// countStatements looks at the sessions with an application_name for a while, often enough to see each of their
+// statements begin, and returns how many began in a second and how many sessions there were at the most.
+func countStatements(t *testing.T, control *pgx.Conn, name string, watched time.Duration) (perSecond float64, most int) {
+	t.Helper()
+	started := map[int]time.Time{}
+	statements := 0
+	ticker := time.NewTicker(3 * time.Millisecond)
+	defer ticker.Stop()
+	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
+		rows, err := control.Query(context.Background(),
+			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NOT NULL", name)
+		require.NoError(t, err)
+		sessions := 0
+		var pid int
+		var at time.Time
+		_, err = pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
+			sessions++
+			if before, seen := started[pid]; seen && !before.Equal(at) {
+				statements++
+			}
+			started[pid] = at
+			return nil
+		})
+		require.NoError(t, err)
+		most = max(most, sessions)
+	}
+	return float64(statements) / watched.Seconds(), most
+}

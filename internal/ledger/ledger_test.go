@@ -1,0 +1,224 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+const patience = 10 * time.Second
+
+var stmtPid = link.Statement{Name: "pid", SQL: "SELECT pg_backend_pid()"}
+
+// fixture is a ledger on a database of its own, which writes down what it is told.
+type fixture struct {
+	*Ledger
+	dsn   string
+	proxy *dbtest.Proxy
+
+	mu     sync.Mutex
+	opened []*Session
+	failed []error
+	lost   []*Session
+	open   int // connections
+}
+
+func newFixture(t *testing.T, pooled bool) *fixture {
+	t.Helper()
+	f := &fixture{dsn: dbtest.Migrated(t)}
+	var cfg *pgx.ConnConfig
+	f.proxy, cfg = dbtest.Through(t, f.dsn)
+	dialer := &session.Dialer{Config: cfg, TTL: 2 * time.Second}
+	f.Ledger = New(Config{
+		TTL: dialer.TTL, Name: "me", Pooled: pooled, Report: func(string, error) {},
+		Dial: func(ctx context.Context) (*session.Session, error) {
+			dial := func() (*session.Session, error) { return dialer.Dial(ctx, session.Ledger) }
+			if pooled {
+				dial = func() (*session.Session, error) { return dialer.DialPooled(ctx) }
+			}
+			s, err := dial()
+			if err == nil {
+				f.note(func() { f.open++ })
+			}
+			return s, err
+		},
+		Hung: func() { f.note(func() { f.open-- }) },
+	})
+	f.Observe(f)
+	t.Cleanup(func() { require.NoError(t, f.Close(context.Background())) })
+	return f
+}
+
+func (f *fixture) note(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fixture) Opened(s *Session)         { f.note(func() { f.opened = append(f.opened, s) }) }
+func (f *fixture) Failed(err error)          { f.note(func() { f.failed = append(f.failed, err) }) }
+func (f *fixture) Lost(s *Session, _ error)  { f.note(func() { f.lost = append(f.lost, s) }) }
+func (f *fixture) count() (opened, lost int) { return len(f.opened), len(f.lost) }
+
+func (f *fixture) within(t *testing.T, condition func() bool) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return condition()
+	}, patience, time.Millisecond)
+}
+
+func TestLedger_OpensWhenNeeded(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	time.Sleep(50 * time.Millisecond)
+	require.Zero(t, f.proxy.Dialled())
+	rows, err := f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	require.Len(t, rows, 1)
+	holder, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	admin := dbtest.Connect(t, f.dsn)
+	require.Equal(t, "me", dbtest.Value[string](t, admin, "SELECT name FROM pgbaton.holder WHERE id = $1", holder))
+	require.True(t, dbtest.Value[bool](t, admin, "SELECT pgbaton.present($1)", holder))
+}
+
+// A session that is lost is replaced, under a new name; its end is seen at once.
+func TestLedger_Reopens(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	before, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	rows, err := f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	admin := dbtest.Connect(t, f.dsn)
+	dbtest.Value[bool](t, admin, "SELECT pg_terminate_backend($1::text::int)", string(rows[0][0]))
+	f.within(t, func() bool { opened, lost := f.count(); return opened == 2 && lost == 1 })
+	after, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	require.NotEqual(t, before, after)
+	require.False(t, dbtest.Value[bool](t, admin, "SELECT pgbaton.present($1)", before))
+	require.False(t, f.opened[0].Alive())
+	require.True(t, f.opened[1].Alive())
+	f.within(t, func() bool { return f.open == 1 })
+}
+
+// Behind a pooler the holder outlives its connections.
+func TestLedger_Pooled(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, true)
+	before, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	require.Negative(t, before)
+	f.proxy.Cut()
+	f.within(t, func() bool { opened, _ := f.count(); return opened == 2 })
+	after, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, before, after)
+}
+
+func TestLedger_Notifications(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	heard := make(chan string, 10)
+	stop := f.Subscribe("a:", func(payload string) { heard <- payload })
+	_, err := f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	for _, payload := range []string{"b:0", "a:1"} {
+		f.Notify(payload)
+	}
+	require.Equal(t, "a:1", <-heard)
+	admin := dbtest.Connect(t, f.dsn)
+	time.Sleep(20 * time.Millisecond) // it stands by
+	start := time.Now()
+	_, err = admin.Exec(t.Context(), "NOTIFY pgbaton, 'a:2'")
+	require.NoError(t, err)
+	require.Equal(t, "a:2", <-heard)
+	require.Less(t, time.Since(start), time.Second)
+	stop()
+	f.Notify("a:3")
+	_, err = f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	require.Empty(t, heard)
+}
+
+// Queries that share a transaction with one that fails run again.
+func TestLedger_OneFailure(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	var wg sync.WaitGroup
+	for i := range 60 {
+		wg.Go(func() {
+			divide := link.Statement{Name: "divide", SQL: "SELECT 100 / $1::integer"}
+			rows, err := f.Query(t.Context(), &divide, []byte(strconv.Itoa(i%6)))
+			var ok bool
+			if i%6 == 0 {
+				ok = err != nil && !errors.Is(err, link.ErrRetry)
+			} else {
+				ok = err == nil && string(rows[0][0]) == fmt.Sprint(100/(i%6))
+			}
+			if !ok {
+				t.Error(i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestLedger_NoServer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	f.proxy.Refuse(true)
+	_, err := f.Query(t.Context(), &stmtPid)
+	require.ErrorContains(t, err, "open a session")
+	f.within(t, func() bool { return len(f.failed) > 0 })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err = f.Query(ctx, &stmtPid)
+	require.Error(t, err)
+	f.proxy.Refuse(false)
+	f.within(t, func() bool { return len(f.opened) == 1 })
+}
+
+// The wait for an answer ends with the context, the session goes on.
+func TestLedger_ContextEnds(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	before, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err = f.Query(ctx, &link.Statement{Name: "sleep", SQL: "SELECT pg_sleep(0.3)"})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Less(t, time.Since(start), 250*time.Millisecond)
+	_, err = f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	after, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, before, after)
+}
+
+func TestLedger_Closed(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	_, err := f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	require.NoError(t, f.Close(t.Context()))
+	_, err = f.Query(t.Context(), &stmtPid)
+	require.ErrorIs(t, err, lockerr.Closed)
+	require.Zero(t, f.open)
+}

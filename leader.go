@@ -1,0 +1,184 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/campaign"
+)
+
+// leaderPrefix begins the names of the leaders' locks: who leads "scheduler" holds Name("pgbaton/leader/scheduler").
+const leaderPrefix = "pgbaton/leader/"
+
+// LeaderInfo says who leads.
+type LeaderInfo struct {
+	Name   string
+	Holder string    // the leader's [Config.Name]
+	Since  time.Time // by the database's clock
+	Term   Token
+}
+
+// Lead runs fn in one process of all that call Lead with the same name: it campaigns until it is elected, runs fn for
+// that term, and campaigns again, until ctx ends. Then it returns ctx's error and cause. When fn returns an error
+// while its context has not ended, Lead resigns and returns that error; when fn returns nil, that is a resignation,
+// and the campaign goes on. [Client.Close] ends Lead with [ErrClosed].
+//
+// The term is the fencing token of the leader's lock: each is greater than those before. fn's context ends with ctx,
+// and before that with a cause that matches [ErrLost] when the lock is lost, or [ErrResigned] when somebody asked the
+// leader to resign; fn should then return soon, for the next leader may run already in the first case and waits
+// in the second. What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still
+// may believe for a moment that it leads. Where that matters, use the term with [Fence], or [LeaderLock] with
+// [AssertHeld]. [LeaderLock] also gives fn a warning before the loss.
+//
+// After a resignation the client holds back for 2 s, so that another one leads if there is one. When a leader resigns,
+// others have the term within milliseconds, when its process dies within a second, and when it stands still within
+// [Config.TTL] and a second.
+//
+// On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
+//
+// # How it works
+//
+// The leader holds the exclusive lock of the key Name("pgbaton/leader/" + name). All campaigns of a client that do not
+// lead are tried together once a second, however many there are, and at once when a leader that resigns notifies
+// them. A row in the table pgbaton.leader says who leads, for [Client.Leader] and for whoever asks the leader to
+// resign; it decides nothing. The client looks at the rows of its own terms every 5 s.
+func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Context, term Token) error) error {
+	key, err := c.leaderKey(name)
+	if err != nil {
+		return fmt.Errorf("lead: %w", err)
+	}
+	run, err := c.campaigns.Join(name, key.key)
+	if err != nil {
+		return fmt.Errorf("lead %q: %w", name, err)
+	}
+	defer run.Leave()
+	for {
+		term, err := run.Elect(ctx)
+		if err != nil {
+			return fmt.Errorf("lead %q: %w", name, err)
+		}
+		lock := &Lock{key: key, hold: term.Hold, parent: ctx}
+		if over, err := c.serve(ctx, term, lock, fn); over {
+			return err
+		}
+	}
+}
+
+// serve runs fn for a term, and says whether that was the last one.
+func (c *Client) serve(
+	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, Token) error,
+) (over bool, err error) {
+	ctx, cancel := context.WithCancelCause(context.WithValue(outer, leaderLockKey{}, lock))
+	defer cancel(nil)
+	term.Attach(cancel)
+	var cause error
+	defer func() { // also when fn panics
+		lost := term.End()
+		switch {
+		case over:
+			err = errors.Join(err, lost)
+		case lost != nil && !errors.Is(cause, ErrLost): // else those who work in it were told
+			c.report("leadership lost", lost)
+		}
+	}()
+	err = fn(ctx, lock.Token())
+	cause = context.Cause(ctx)
+	switch {
+	case outer.Err() != nil:
+		ended := fmt.Errorf("lead: %w", endOf(outer))
+		if err == nil || errors.Is(err, outer.Err()) || errors.Is(err, context.Cause(outer)) {
+			return true, ended
+		}
+		return true, errors.Join(ended, err)
+	case cause == nil && err != nil:
+		return true, err
+	case err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, cause):
+		c.report("the func of a term that was over failed", err)
+	}
+	return false, nil
+}
+
+// endOf is a context's error with its cause.
+func endOf(ctx context.Context) error {
+	err := ctx.Err()
+	if cause := context.Cause(ctx); !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
+
+type leaderLockKey struct{}
+
+// LeaderLock is the lock behind the term for whose func ctx was made: for [AssertHeld], and for [Lock.Jeopardy], which
+// warns before the term is lost. To release it is to resign. Nil if ctx does not come from [Client.Lead].
+func LeaderLock(ctx context.Context) *Lock {
+	lock, _ := ctx.Value(leaderLockKey{}).(*Lock)
+	return lock
+}
+
+// Leader says who leads a name, or [ErrNotFound] if nobody does. A leader that was elected a moment ago may not
+// have told its name yet, and is then nobody. One whose process has died, or is held to be dead after
+// [Config.TTL], is nobody too.
+func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
+	if _, err := c.leaderKey(name); err != nil {
+		return LeaderInfo{}, fmt.Errorf("leader: %w", err)
+	}
+	info, err := c.campaigns.Leader(ctx, name)
+	if err != nil {
+		return LeaderInfo{}, fmt.Errorf("leader of %q: %w", name, schemaError(translate(err)))
+	}
+	return LeaderInfo{Name: name, Holder: info.Holder, Since: info.Since, Term: Token(info.Term)}, nil
+}
+
+// Resign ends this client's own term of a name: the context of the func in [Client.Lead] ends with [ErrResigned], and
+// Resign waits until the func has returned and the lock is released, or ctx ends. The func itself resigns by
+// returning nil; it must not wait for itself here.
+//
+// On failure the error matches [ErrNotHeld] if this client does not lead the name, [ErrLost] if the term was lost
+// before its end, or ctx's error: then the term has been asked to end and has not yet.
+func (c *Client) Resign(ctx context.Context, name string) error {
+	if _, err := c.leaderKey(name); err != nil {
+		return fmt.Errorf("resign: %w", err)
+	}
+	if err := c.campaigns.Resign(ctx, name); err != nil {
+		return fmt.Errorf("resign %q: %w", name, err)
+	}
+	return nil
+}
+
+// RequestResign asks whoever leads a name to resign, in whichever process it is, and does not wait for it. The leader
+// hears of it at once, or, if the notification is lost, within 5 s. [ErrNotFound] says that nobody leads.
+func (c *Client) RequestResign(ctx context.Context, name string) error {
+	if _, err := c.leaderKey(name); err != nil {
+		return fmt.Errorf("request to resign: %w", err)
+	}
+	if err := c.campaigns.RequestResign(ctx, name); err != nil {
+		return fmt.Errorf("request that the leader of %q resign: %w", name, schemaError(translate(err)))
+	}
+	return nil
+}
+
+// leaderKey is the key of a leader's lock, if there can be one.
+func (c *Client) leaderKey(name string) (Key, error) {
+	if name == "" {
+		return Key{}, errors.New(`pgbaton: leader name "" is empty`)
+	}
+	key := Name(leaderPrefix + name)
+	if err := key.validate(); err != nil {
+		return Key{}, err
+	}
+	return key, c.sideSession()
+}
+
+// sideSession says why the client has no connection for rows and notifications, if so.
+func (c *Client) sideSession() error {
+	switch {
+	case c.reduced != nil:
+		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
+	case c.cfg.MaxConns <= minMaxConns:
+		return fmt.Errorf("pgbaton: this needs a third connection, and Config.MaxConns is %d", c.cfg.MaxConns)
+	}
+	return nil
+}

@@ -1,0 +1,357 @@
+package pgbaton_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// reign is a term as the leader's func saw it.
+type reign struct {
+	term   pgbaton.Token
+	ctx    context.Context //nolint:containedctx // the test looks at how it ended
+	finish chan error      // what the func shall return
+}
+
+// lead calls Lead in the background. Each term arrives on terms; its func returns when the test says so or
+// its context ends.
+func lead(ctx context.Context, client *pgbaton.Client, name string) (terms chan *reign, done chan error) {
+	terms, done = make(chan *reign, 16), make(chan error, 1)
+	go func() {
+		done <- client.Lead(ctx, name, func(ctx context.Context, term pgbaton.Token) error {
+			r := &reign{term, ctx, make(chan error, 1)}
+			terms <- r
+			select {
+			case err := <-r.finish:
+				return err
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+	}()
+	return terms, done
+}
+
+func soon[T any](t *testing.T, ch <-chan T) T {
+	t.Helper()
+	select {
+	case got := <-ch:
+		return got
+	case <-time.After(20 * time.Second):
+		require.FailNow(t, "nothing came")
+		panic("not reached")
+	}
+}
+
+func TestLead(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	a := newClient(t, dsn, &pgbaton.Config{Name: "a"})
+	b := newClient(t, dsn, &pgbaton.Config{Name: "b"})
+
+	t.Run("OneLeads", func(t *testing.T) {
+		t.Parallel()
+		before := dbtest.Value[time.Time](t, dbtest.Connect(t, dsn), "SELECT clock_timestamp()")
+		_, err := b.Leader(ctx, "one")
+		require.ErrorIs(t, err, pgbaton.ErrNotFound)
+		require.ErrorIs(t, b.RequestResign(ctx, "one"), pgbaton.ErrNotFound)
+		require.ErrorIs(t, b.Resign(ctx, "one"), pgbaton.ErrNotHeld)
+
+		stop, cancel := context.WithCancelCause(ctx)
+		terms, done := lead(stop, a, "one")
+		first := soon(t, terms)
+		other, _ := lead(ctx, b, "one")
+		var info pgbaton.LeaderInfo
+		require.Eventually(t, func() bool {
+			info, err = b.Leader(ctx, "one")
+			return err == nil
+		}, 5*time.Second, 5*time.Millisecond)
+		require.Equal(t, pgbaton.LeaderInfo{Name: "one", Holder: "a", Since: info.Since, Term: first.term}, info)
+		require.False(t, info.Since.Before(before))
+		_, err = b.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/one"))
+		require.ErrorIs(t, err, pgbaton.ErrNotAcquired, "the leader's lock is one like any other")
+		require.ErrorIs(t, b.Resign(ctx, "one"), pgbaton.ErrNotHeld)
+
+		why := errors.New("shutdown")
+		cancel(why)
+		err = soon(t, done)
+		require.ErrorIs(t, err, context.Canceled)
+		require.ErrorIs(t, err, why)
+		second := soon(t, other)
+		require.Greater(t, second.term, first.term)
+		second.finish <- errors.New("the end")
+	})
+
+	t.Run("ErrorOfTheFunc", func(t *testing.T) {
+		t.Parallel()
+		terms, done := lead(ctx, a, "error")
+		broken := errors.New("broken")
+		soon(t, terms).finish <- broken
+		require.ErrorIs(t, soon(t, done), broken)
+		_, err := b.Leader(ctx, "error")
+		require.ErrorIs(t, err, pgbaton.ErrNotFound, "when Lead has returned the row is cleared")
+	})
+
+	t.Run("NilIsAResignation", func(t *testing.T) {
+		t.Parallel()
+		terms, _ := lead(ctx, a, "nil")
+		first := soon(t, terms)
+		others, _ := lead(ctx, b, "nil")
+		first.finish <- nil
+		second := soon(t, others)
+		require.Greater(t, second.term, first.term)
+		second.finish <- errors.New("b campaigns no more")
+		require.Greater(t, soon(t, terms).term, second.term)
+	})
+
+	t.Run("TakesItAgainIfNobodyDoes", func(t *testing.T) {
+		t.Parallel()
+		terms, _ := lead(ctx, a, "alone")
+		first := soon(t, terms)
+		resigned := time.Now()
+		first.finish <- nil
+		second := soon(t, terms)
+		require.Greater(t, second.term, first.term)
+		require.GreaterOrEqual(t, time.Since(resigned), 2*time.Second)
+	})
+
+	t.Run("Resign", func(t *testing.T) {
+		t.Parallel()
+		terms, _ := lead(ctx, a, "resign")
+		first := soon(t, terms)
+		others, _ := lead(ctx, b, "resign")
+		require.NoError(t, a.Resign(ctx, "resign"))
+		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
+		second := soon(t, others)
+		require.Greater(t, second.term, first.term)
+		require.ErrorIs(t, a.Resign(ctx, "resign"), pgbaton.ErrNotHeld)
+	})
+
+	t.Run("RequestResign", func(t *testing.T) {
+		t.Parallel()
+		terms, _ := lead(ctx, a, "request")
+		first := soon(t, terms)
+		others, _ := lead(ctx, b, "request")
+		require.Eventually(t, func() bool { return b.RequestResign(ctx, "request") == nil }, 5*time.Second, 5*time.Millisecond)
+		second := soon(t, others)
+		require.Greater(t, second.term, first.term)
+		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
+		require.NoError(t, second.ctx.Err(), "a request is for one term")
+		require.NoError(t, b.RequestResign(ctx, "request"), "the leader's own client")
+		<-second.ctx.Done()
+	})
+
+	t.Run("ReleaseInTheFunc", func(t *testing.T) {
+		t.Parallel()
+		terms, _ := lead(ctx, a, "release")
+		first := soon(t, terms)
+		lock := pgbaton.LeaderLock(first.ctx)
+		require.Equal(t, first.term, lock.Token())
+		require.Nil(t, pgbaton.LeaderLock(ctx))
+		inTx(t, dsn, func(tx pgx.Tx) { require.NoError(t, pgbaton.AssertHeld(ctx, tx, lock)) })
+		require.NotNil(t, lock.Jeopardy())
+		require.NoError(t, lock.Release(ctx))
+		<-first.ctx.Done()
+		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
+	})
+
+	t.Run("Panic", func(t *testing.T) {
+		t.Parallel()
+		require.PanicsWithValue(t, "own", func() {
+			_ = a.Lead(ctx, "panic", func(context.Context, pgbaton.Token) error { panic("own") })
+		})
+		lock, err := b.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/panic"))
+		require.NoError(t, err)
+		require.NoError(t, lock.Release(ctx))
+	})
+
+	t.Run("Names", func(t *testing.T) {
+		t.Parallel()
+		for _, name := range []string{"", strings.Repeat("x", 498), "a\x00", "\xff"} {
+			require.Error(t, a.Lead(ctx, name, nil), "%q", name)
+			_, err := a.Leader(ctx, name)
+			require.Error(t, err)
+			require.Error(t, a.Resign(ctx, name))
+			require.Error(t, a.RequestResign(ctx, name))
+		}
+		for _, name := range []string{`"quoted\"`, "{a,b}", "leader/free/x", " ", "NULL"} {
+			terms, done := lead(ctx, a, name)
+			first := soon(t, terms)
+			require.Eventually(t, func() bool {
+				info, err := b.Leader(ctx, name)
+				return err == nil && info.Term == first.term && info.Name == name
+			}, 5*time.Second, 5*time.Millisecond)
+			require.NoError(t, b.RequestResign(ctx, name))
+			<-first.ctx.Done()
+			_ = done
+		}
+	})
+}
+
+func inTx(t *testing.T, dsn string, f func(pgx.Tx)) {
+	t.Helper()
+	tx, err := dbtest.Connect(t, dsn).Begin(context.Background())
+	require.NoError(t, err)
+	f(tx)
+	require.NoError(t, tx.Commit(context.Background()))
+}
+
+// The loss of the lock ends the term at once, and the row with it.
+func TestLead_Lost(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	control := dbtest.Connect(t, dsn)
+	client := newClient(t, named(t, dsn, "leader"), nil)
+	watcher := newClient(t, dsn, nil)
+	terms, _ := lead(ctx, client, "x")
+	first := soon(t, terms)
+	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, 5*time.Second, time.Millisecond)
+	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
+		WHERE l.locktype = 'advisory' AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/leader/x')`)
+	<-first.ctx.Done()
+	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrLost)
+	second := soon(t, terms)
+	require.Greater(t, second.term, first.term)
+
+	// The session for rows is another one: the row is written again, and requests are heard.
+	require.Eventually(t, func() bool {
+		info, err := watcher.Leader(ctx, "x")
+		return err == nil && info.Term == second.term
+	}, 5*time.Second, time.Millisecond)
+	since := dbtest.Value[time.Time](t, control, "SELECT since FROM pgbaton.leader")
+	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
+		JOIN pgbaton.leader AS r ON (l.classid::bigint << 32 | l.objid::bigint) = r.holder`)
+	require.Eventually(t, func() bool {
+		info, err := watcher.Leader(ctx, "x")
+		return err == nil && info.Term == second.term && info.Since.Equal(since)
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, second.ctx.Err(), "rows decide nothing")
+	require.NoError(t, watcher.RequestResign(ctx, "x"))
+	select {
+	case <-second.ctx.Done():
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "the request was not heard")
+	}
+}
+
+// A request whose notification is lost is found in the row.
+func TestLead_RequestWithoutNotification(t *testing.T) {
+	t.Parallel()
+	dsn := migratedDatabase(t)
+	control := dbtest.Connect(t, dsn)
+	terms, _ := lead(t.Context(), newClient(t, dsn, nil), "x")
+	first := soon(t, terms)
+	require.Eventually(t, func() bool {
+		return dbtest.Value[int](t, control, "SELECT count(pgbaton.request_resign('x'))") == 1
+	}, 5*time.Second, time.Millisecond)
+	asked := time.Now()
+	<-first.ctx.Done()
+	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
+	require.Less(t, time.Since(asked), 10*time.Second)
+}
+
+func TestLead_Close(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	client, err := pgbaton.Open(ctx, dsn, nil)
+	require.NoError(t, err)
+	terms, done := lead(ctx, client, "x")
+	first := soon(t, terms)
+	_, waiting := lead(ctx, client, "x")
+	others, _ := lead(ctx, newClient(t, dsn, nil), "x")
+	closed := time.Now()
+	require.NoError(t, client.Close(ctx))
+	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
+	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrClosed)
+	require.ErrorIs(t, soon(t, done), pgbaton.ErrClosed)
+	require.ErrorIs(t, soon(t, waiting), pgbaton.ErrClosed)
+	soon(t, others)
+	require.Less(t, time.Since(closed), 5*time.Second)
+	require.ErrorIs(t, client.Lead(ctx, "x", nil), pgbaton.ErrClosed)
+}
+
+// A func that does not return holds Close up for half a TTL.
+func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	client, err := pgbaton.Open(ctx, migratedDatabase(t), &pgbaton.Config{TTL: time.Second})
+	require.NoError(t, err)
+	leading, stuck := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- client.Lead(ctx, "x", func(context.Context, pgbaton.Token) error {
+			close(leading)
+			<-stuck
+			return nil
+		})
+	}()
+	soon(t, leading)
+	started := time.Now()
+	require.NoError(t, client.Close(ctx))
+	require.Less(t, time.Since(started), 5*time.Second)
+	close(stuck)
+	require.ErrorIs(t, soon(t, done), pgbaton.ErrClosed)
+}
+
+func TestLead_NeedsAThirdConnection(t *testing.T) {
+	t.Parallel()
+	client := newClient(t, migratedDatabase(t), &pgbaton.Config{MaxConns: 2})
+	require.ErrorContains(t, client.Lead(t.Context(), "x", nil), "a third connection")
+	_, err := client.Leader(t.Context(), "x")
+	require.ErrorContains(t, err, "Config.MaxConns is 2")
+	err = client.Once(t.Context(), pgbaton.Name("x"), time.Second, nil)
+	require.ErrorContains(t, err, "a third connection")
+}
+
+// Many campaigns of one name in one process: one leads.
+func TestLead_Crowd(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	dsn := migratedDatabase(t)
+	clients := []*pgbaton.Client{newClient(t, dsn, nil), newClient(t, dsn, nil)}
+	var mu sync.Mutex
+	var last pgbaton.Token
+	leading, terms := 0, 0
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			err := clients[i%2].Lead(ctx, "x", func(_ context.Context, term pgbaton.Token) error {
+				mu.Lock()
+				leading, terms = leading+1, terms+1
+				if leading != 1 || term <= last {
+					t.Errorf("%d lead, term %d after %d", leading, term, last)
+				}
+				last = term
+				mu.Unlock()
+				time.Sleep(2 * time.Millisecond)
+				mu.Lock()
+				defer mu.Unlock()
+				leading--
+				if terms < 8 {
+					return fmt.Errorf("next")
+				}
+				cancel()
+				return nil
+			})
+			if err == nil {
+				t.Error("Lead returned nil")
+			}
+		})
+	}
+	wg.Wait()
+	require.GreaterOrEqual(t, terms, 8)
+}

@@ -1,0 +1,169 @@
+package pgbaton_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+func TestOnce(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
+	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
+	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
+
+	t.Run("OncePerWindow", func(t *testing.T) {
+		t.Parallel()
+		const window = 400 * time.Millisecond
+		key := pgbaton.Name("window")
+		var token pgbaton.Token
+		require.NoError(t, a.Once(ctx, key, window, func(ctx context.Context, lock *pgbaton.Lock) error {
+			require.NoError(t, ctx.Err())
+			require.NoError(t, lock.Err())
+			token = lock.Token()
+			return nil
+		}))
+		began := time.Now()
+		for _, client := range []*pgbaton.Client{a, b} {
+			err := client.Once(ctx, key, window, never)
+			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+			var notDue *pgbaton.NotDueError
+			require.ErrorAs(t, err, &notDue)
+			require.Equal(t, key, notDue.Key)
+			require.Equal(t, window, notDue.Next.Sub(notDue.Last))
+			require.False(t, notDue.Running)
+			require.ErrorContains(t, err, "may run again at")
+		}
+		require.Eventually(t, func() bool {
+			return b.Once(ctx, key, window, func(_ context.Context, lock *pgbaton.Lock) error {
+				require.Greater(t, lock.Token(), token)
+				return nil
+			}) == nil
+		}, 10*time.Second, 10*time.Millisecond)
+		require.GreaterOrEqual(t, time.Since(began), window/2)
+		require.ErrorIs(t, a.Once(ctx, key, window, never), pgbaton.ErrNotAcquired)
+	})
+
+	t.Run("Failure", func(t *testing.T) {
+		t.Parallel()
+		broken := errors.New("broken")
+		key := pgbaton.ID(42)
+		err := a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error { return broken })
+		require.ErrorIs(t, err, broken)
+		require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired, "a run that failed was one")
+
+		key = pgbaton.Pair(1, 2)
+		require.PanicsWithValue(t, "own", func() {
+			_ = a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error { panic("own") })
+		})
+		require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired)
+		lock, err := b.TryAcquire(ctx, key)
+		require.NoError(t, err, "the lock was released")
+		require.NoError(t, lock.Release(ctx))
+	})
+
+	t.Run("LongerThanTheWindow", func(t *testing.T) {
+		t.Parallel()
+		key := pgbaton.Name("long")
+		inside, leave, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+		go func() {
+			done <- a.Once(ctx, key, time.Millisecond, func(context.Context, *pgbaton.Lock) error {
+				close(inside)
+				<-leave
+				return nil
+			})
+		}()
+		soon(t, inside)
+		time.Sleep(5 * time.Millisecond)
+		err := b.Once(ctx, key, time.Millisecond, never)
+		var notDue *pgbaton.NotDueError
+		require.ErrorAs(t, err, &notDue)
+		require.True(t, notDue.Running)
+		require.ErrorContains(t, err, "somebody else is running it")
+		close(leave)
+		require.NoError(t, soon(t, done))
+		require.NoError(t, b.Once(ctx, key, time.Millisecond, nothing))
+	})
+
+	t.Run("BadInput", func(t *testing.T) {
+		t.Parallel()
+		require.Error(t, a.Once(ctx, pgbaton.Key{}, time.Second, never))
+		require.Error(t, a.Once(ctx, pgbaton.Name(""), time.Second, never))
+		for _, window := range []time.Duration{0, -time.Second} {
+			require.ErrorContains(t, a.Once(ctx, pgbaton.Name("x"), window, never), "the window is")
+		}
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		require.ErrorIs(t, a.Once(ended, pgbaton.Name("x"), time.Second, never), context.Canceled)
+		require.NoError(t, a.Once(ctx, pgbaton.Name("extremes"), time.Nanosecond, nothing))
+		require.NoError(t, a.Once(ctx, pgbaton.Name("extremes"), time.Nanosecond, nothing))
+		err := a.Once(ctx, pgbaton.Name("extremes"), 1<<63-1, never)
+		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	})
+}
+
+// The lock is lost during the run: fn is told, and the error says so.
+func TestOnce_Lost(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	control := dbtest.Connect(t, dsn)
+	client := newClient(t, dsn, nil)
+	err := client.Once(ctx, pgbaton.ID(7), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
+		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid) FROM pg_locks
+			WHERE locktype = 'advisory' AND objid = 7 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+		<-ctx.Done()
+		require.ErrorIs(t, context.Cause(ctx), pgbaton.ErrLost)
+		return nil
+	})
+	require.ErrorIs(t, err, pgbaton.ErrLost)
+}
+
+// Eight replicas call at every scheduled time, none at the same moment as another: one of them runs.
+func TestOnce_Replicas(t *testing.T) {
+	t.Parallel()
+	const (
+		replicas = 8
+		windows  = 10
+		period   = 300 * time.Millisecond
+		window   = 200 * time.Millisecond
+		skew     = 60 * time.Millisecond
+	)
+	dsn := migratedDatabase(t)
+	var mu sync.Mutex
+	runs := map[int]int{}
+	start := time.Now().Add(time.Second)
+	var wg sync.WaitGroup
+	for replica := range replicas {
+		client := newClient(t, dsn, nil)
+		wg.Go(func() {
+			for w := range windows {
+				// Its clock is wrong by something else each time.
+				late := skew * time.Duration((replica*5+w*3)%replicas) / replicas
+				time.Sleep(time.Until(start.Add(time.Duration(w)*period + late)))
+				err := client.Once(t.Context(), pgbaton.Name("job"), window, func(context.Context, *pgbaton.Lock) error {
+					mu.Lock()
+					defer mu.Unlock()
+					runs[w]++
+					return nil
+				})
+				if err != nil && !errors.Is(err, pgbaton.ErrNotAcquired) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for w := range windows {
+		require.Equal(t, 1, runs[w], "window %d: %v", w, runs)
+	}
+}
