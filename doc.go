@@ -25,7 +25,8 @@
 //     and until it is, its process may hand the key on with a token older than the next holder's.
 //     Whoever writes to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
-//     image; take keys in one order.
+//     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
+//     it, a deadlock ends after 2 s at the latest with [ErrDeadlock] for one side; else it lasts.
 //   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
 //   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
 //   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
@@ -56,7 +57,7 @@
 // # Which lock for what
 //
 //   - [Client.Acquire], [Client.AcquireShared], [Client.Do]: work that spans several transactions, or
-//     touches something outside the database.
+//     touches something outside the database. [Client.AcquireAll]: on several things.
 //   - [Client.Lead]: work that one process of many does all the time, and another when that one ends.
 //   - [Client.Once]: work that every replica is told to do at a time, and one should.
 //   - [Client.AcquireAll]: several keys at once.

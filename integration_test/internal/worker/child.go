@@ -38,6 +38,7 @@ type held struct {
 // holding is what locks and permits have in common.
 type holding interface {
 	Token() pgbaton.Token
+	Context() context.Context
 	Done() <-chan struct{}
 	Err() error
 	Release(ctx context.Context) error
@@ -91,7 +92,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 	do := map[string]func(context.Context, Command) (Answer, error){
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
-		Relay: c.relay, Permits: c.permits, Lead: c.lead, Resign: c.resign, AskResign: c.askResign,
+		Relay: c.relay, Permits: c.permits, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}
@@ -179,6 +180,7 @@ func result(what string, called int64, err error) Result {
 		r.Lost = errors.Is(err, pgbaton.ErrLost)
 		r.NotHeld = errors.Is(err, pgbaton.ErrNotHeld)
 		r.TooMany = errors.Is(err, pgbaton.ErrTooManyLocks)
+		r.Deadlock = errors.Is(err, pgbaton.ErrDeadlock)
 		r.TimedOut = errors.Is(err, context.DeadlineExceeded)
 	}
 	return r

@@ -26,6 +26,7 @@ const (
 	Crowd      = "crowd"       // Goroutines on each of Key/0 … Key/Count-1: acquire, release, done
 	Permits    = "permits"     // see permits.go
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
+	Sets       = "sets"        // see sets.go
 	Lead       = "lead"        // campaign for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
 	Resign     = "resign"      // from Key
 	AskResign  = "ask-resign"  // whoever leads Key
@@ -87,6 +88,7 @@ type Result struct {
 	Lost        bool `json:"lost,omitempty"`
 	NotHeld     bool `json:"not_held,omitempty"`
 	TooMany     bool `json:"too_many,omitempty"`
+	Deadlock    bool `json:"deadlock,omitempty"`
 	TimedOut    bool `json:"timed_out,omitempty"`
 }
 
