@@ -229,7 +229,7 @@ func (c *Client) keepRows() {
 			return c.desk.Acquire(ctx, gate, advisory.Exclusive, false)
 		},
 	})
-	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name})
+	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
 }
 
 // dialLedger opens the session for rows, on the server on which the links hold.
@@ -360,8 +360,8 @@ func (c *Client) endTerms(ctx context.Context) {
 // Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
 // told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
-// that the connections are closed, and the error says so. It is safe to call twice; the second call
-// waits for the first and returns nil.
+// that the connections are closed, and the error says so. Leaders are asked to resign first, and may take half
+// of that time for it. It is safe to call twice; the second call waits for the first and returns nil.
 func (c *Client) Close(ctx context.Context) error {
 	c.mu.Lock()
 	first := !c.closed

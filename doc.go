@@ -13,6 +13,7 @@
 //   - Release says nil only if the lock was held without a break until then.
 //   - The server frees the locks of a killed process within milliseconds, those of a frozen or
 //     unreachable one within [Config.TTL].
+//   - A semaphore never has more valid permits, by the database's clock, than its capacity.
 //   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and
 //     takes none from the caller's pool.
 //
@@ -41,8 +42,9 @@
 // few other sessions only wait: they stand in the server's queue for a key and, when it is free, let the link
 // take it. Within the process a released key goes to the next goroutine in line without the server.
 // The link asks the server to end it when nothing was heard for TTL, and stops trusting itself after 9/10
-// of that. What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer
-// be trusted, and functions for SQL; see package [github.com/pgbaton/pgbaton/migrations].
+// of that. What is kept in rows, semaphores and leaders, uses one more session, opened when it is needed first.
+// What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer
+// be trusted, tables, and functions for SQL; see package [github.com/pgbaton/pgbaton/migrations].
 //
 // # Before the first lock
 //
@@ -58,6 +60,8 @@
 //     touches something outside the database. [Client.AcquireAll]: on several things.
 //   - [Client.Lead]: work that one process of many does all the time, and another when that one ends.
 //   - [Client.Once]: work that every replica is told to do at a time, and one should.
+//   - [Client.AcquireAll]: several keys at once.
+//   - [Client.Semaphore]: work that so many may do at the same time, such as calls of a slow partner.
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.

@@ -28,7 +28,7 @@ type LeaderInfo struct {
 // The term is the fencing token of the leader's lock: each is greater than those before. fn's context ends with ctx,
 // and before that with a cause that matches [ErrLost] when the lock is lost, or [ErrResigned] when somebody asked the
 // leader to resign; fn should then return soon, for the next leader may run already in the first case and waits
-// in the second. What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still
+// in the second. Until it has returned, this client does not campaign for the name. What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still
 // may believe for a moment that it leads. Where that matters, use the term with [Fence], or [LeaderLock] with
 // [AssertHeld]. [LeaderLock] also gives fn a warning before the loss.
 //
@@ -59,7 +59,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 		if err != nil {
 			return fmt.Errorf("lead %q: %w", name, err)
 		}
-		lock := &Lock{key: key, hold: term.Hold, parent: ctx}
+		lock := &Lock{client: c, key: key, hold: term.Hold, parent: ctx}
 		if over, err := c.serve(ctx, term, lock, fn); over {
 			return err
 		}
@@ -70,7 +70,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 func (c *Client) serve(
 	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, Token) error,
 ) (over bool, err error) {
-	ctx, cancel := context.WithCancelCause(context.WithValue(outer, leaderLockKey{}, lock))
+	ctx, cancel := context.WithCancelCause(context.WithValue(lock.holding(), leaderLockKey{}, lock))
 	defer cancel(nil)
 	term.Attach(cancel)
 	var cause error
@@ -87,7 +87,7 @@ func (c *Client) serve(
 	cause = context.Cause(ctx)
 	switch {
 	case outer.Err() != nil:
-		ended := fmt.Errorf("lead: %w", endOf(outer))
+		ended := fmt.Errorf("lead %q: %w", term.Name(), endOf(outer))
 		if err == nil || errors.Is(err, outer.Err()) || errors.Is(err, context.Cause(outer)) {
 			return true, ended
 		}

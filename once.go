@@ -94,13 +94,13 @@ func (c *Client) Once(
 var stmtBeginRun = &link.Statement{
 	Name: "pgbaton_begin_run",
 	SQL: "SELECT due, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM next_run) * 1000000)::bigint " +
-		"FROM pgbaton.begin_run($1, $2, $3)",
+		"FROM pgbaton.begin_run($1, make_interval(secs => $2), $3)",
 }
 
 // beginRun looks whether a run is due, and with a lock records that it begins. The error is a NotDueError if it is not;
 // seen is about the last run if it is.
 func (c *Client) beginRun(ctx context.Context, key Key, atLeast time.Duration, lock *Lock) (seen *NotDueError, err error) {
-	window := strconv.FormatInt(max(atLeast.Microseconds(), 1), 10) + " microseconds"
+	window := strconv.FormatFloat(max(atLeast, time.Microsecond).Seconds(), 'f', -1, 64)
 	var token []byte
 	if lock != nil {
 		token = strconv.AppendInt(nil, int64(lock.Token()), 10)

@@ -1,5 +1,5 @@
 // Package leaders tests the election of leaders between processes that resign, die and stand still, see package
-// worker.
+// worker, and jobs that are to run once.
 package leaders
 
 import (

@@ -30,7 +30,8 @@ type Ledger interface {
 type Config struct {
 	Desk   Desk
 	Ledger Ledger
-	Name   string // of the client, for people
+	Name   string                        // of the client, for people
+	Report func(event string, err error) // for the log
 }
 
 // Office runs the campaigns of one client.
@@ -42,6 +43,7 @@ type Office struct {
 	round   time.Time // when all are tried next
 	polled  time.Time // when the clerk has looked at all rows of the own terms
 	strikes []*strike // rows to be cleared
+	failed  bool      // the clerk's last statement
 	closed  bool
 	trying  bool // the campaigner runs
 	keeping bool // the clerk runs
@@ -146,7 +148,7 @@ func (c *Campaign) Elect(ctx context.Context) (*Term, error) {
 		if got.term == nil || ctx.Err() == nil {
 			return got.term, got.err
 		}
-		got.term.End() //nolint:errcheck // nobody has worked in it
+		o.decline(got.term)
 		return nil, ended(ctx, nil)
 	case <-ctx.Done():
 	}
@@ -156,10 +158,19 @@ func (c *Campaign) Elect(ctx context.Context) (*Term, error) {
 	o.mu.Unlock()
 	if !withdrawn { // it was answered meanwhile
 		if got := <-answer; got.term != nil {
-			got.term.End() //nolint:errcheck // nobody has worked in it
+			o.decline(got.term)
 		}
 	}
 	return nil, ended(ctx, lastError)
+}
+
+// decline ends a term in which nobody has worked. The campaign does not wait for it, Close does.
+func (o *Office) decline(t *Term) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.workers.Go(func() { _ = t.End() })
+	} // else Close waits for no new goroutines, and the desk releases everything
 }
 
 func (p *post) withdraw(answer chan outcome) bool {

@@ -75,7 +75,7 @@ func TestOffice_OneTryASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const campaigns = 100
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
-		o := New(Config{Desk: d, Ledger: l})
+		o := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var wg sync.WaitGroup
 		for i := range campaigns {
@@ -123,7 +123,7 @@ func TestOffice_HoldsBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
-		o := New(Config{Desk: d, Ledger: l})
+		o := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
 		run, err := o.Join("x", advisory.Key{})
 		require.NoError(t, err)
 		o.posts["x"].notBefore = time.Now().Add(holdBack)

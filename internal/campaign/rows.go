@@ -99,7 +99,7 @@ func (o *Office) record(ctx context.Context, holder int64) {
 		return
 	}
 	rows, err := o.cfg.Ledger.Query(ctx, stmtKeep, texts(names), bigints(numbers), decimal(holder), []byte(o.cfg.Name))
-	if err != nil {
+	if o.told(err); err != nil {
 		return
 	}
 	o.mu.Lock()
@@ -127,7 +127,8 @@ func (o *Office) clear(ctx context.Context) {
 	for _, s := range strikes {
 		names, numbers = append(names, s.name), append(numbers, s.term)
 	}
-	if _, err := o.cfg.Ledger.Query(ctx, stmtStrike, texts(names), bigints(numbers)); err != nil {
+	_, err := o.cfg.Ledger.Query(ctx, stmtStrike, texts(names), bigints(numbers))
+	if o.told(err); err != nil {
 		return
 	}
 	o.mu.Lock()
@@ -135,6 +136,17 @@ func (o *Office) clear(ctx context.Context) {
 	o.mu.Unlock()
 	for _, s := range strikes {
 		close(s.done)
+	}
+}
+
+// told reports the first of several failures in a row.
+func (o *Office) told(err error) {
+	o.mu.Lock()
+	first := err != nil && !o.failed && o.ctx.Err() == nil
+	o.failed = err != nil
+	o.mu.Unlock()
+	if first {
+		o.cfg.Report("the rows that say who leads cannot be written; the leaders lead nevertheless", err)
 	}
 }
 

@@ -28,6 +28,9 @@ type Term struct {
 	stricken *strike                 // nil until the row is to be cleared
 }
 
+// Name is what is led.
+func (t *Term) Name() string { return t.post.name }
+
 // Attach gives the function to be called, once, when the term should end, with Resigned or the reason of the loss.
 func (t *Term) Attach(cancel context.CancelCauseFunc) {
 	o := t.office

@@ -11,9 +11,9 @@ import (
 )
 
 const about = `Runs worker processes against one row of a real database, without a lock, with each kind of lock and
-with versions, counts the updates that were lost, and kills and freezes holders. Takes about half a
-minute. It applies pgbaton's migrations, which stay, and makes a schema pgbaton_demo, which it drops
-at the end.
+with versions, counts the updates that were lost, and kills and freezes holders and leaders. Takes
+about half a minute. It applies pgbaton's migrations, which stay, and makes a schema pgbaton_demo,
+which it drops at the end.
 The exit status is 0 only if everything was as expected.
 `
 

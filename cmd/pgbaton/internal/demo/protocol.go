@@ -32,6 +32,7 @@ type message struct {
 	Event  string `json:"event"`
 	Error  string `json:"error,omitempty"`
 	Salary int64  `json:"salary,omitempty"`
+	Term   int64  `json:"term,omitempty"` // of a leader
 
 	counts
 }

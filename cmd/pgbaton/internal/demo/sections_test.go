@@ -23,6 +23,15 @@ func TestJudge(t *testing.T) {
 			return judgeSuccession(got)
 		}
 
+		reign = func(change func(*dynasty)) outcome {
+			got := dynasty{terms: 3, waits: []time.Duration{200 * ms, 900 * ms}, final: firstSalary + 3}
+			change(&got)
+			return judgeDynasty(got)
+		}
+		visited = func(visits, peak int) crowding {
+			return crowding{row{mutations: visits}, room{peak: peak, visits: visits}}
+		}
+
 		thawed = func(change func(without, with *aftermath)) outcome {
 			times := summary{average: 1100 * ms, longest: 1200 * ms}
 			without := aftermath{row: row{mutations: 2 * frozenRounds, lost: frozenRounds, times: times}}
@@ -76,6 +85,12 @@ func TestJudge(t *testing.T) {
 		"Killed/Wrong": {chain(func(s *succession) { s.wrong = 1 }), "another salary"},
 		"Killed/Final": {chain(func(s *succession) { s.final-- }), "the last salary is 1000002, not 1000003"},
 
+		"Leader/Good":   {reign(func(*dynasty) {}), ""},
+		"Leader/Late":   {reign(func(d *dynasty) { d.waits[1] = leadWithin + ms }), "at most 1500 ms was expected"},
+		"Leader/Early":  {reign(func(d *dynasty) { d.early = 1 }), "while another one did"},
+		"Leader/Fallen": {reign(func(d *dynasty) { d.fallen = 1 }), "not greater than the one before"},
+		"Leader/Final":  {reign(func(d *dynasty) { d.final-- }), "the last salary is 1000002, not 1000003"},
+
 		"Frozen/Good":    {thawed(func(_, _ *aftermath) {}), ""},
 		"Frozen/Late":    {thawed(func(w, _ *aftermath) { w.times.longest = freedWithin + ms }), "at most 2000 ms was"},
 		"Frozen/Early":   {thawed(func(_, w *aftermath) { w.early = 1 }), "1 holders had lost the lock before"},
@@ -90,6 +105,16 @@ func TestJudge(t *testing.T) {
 		},
 		"Frozen/FenceErrors": {
 			thawed(func(_, w *aftermath) { w.late, w.errors, w.problem = 2, 1, "away" }), "1 errors; the first: away",
+		},
+
+		"Room/Good":    {judgeRoom(visited(100, 12), visited(50, 3)), ""},
+		"Room/Unused":  {judgeRoom(visited(100, 12), visited(50, 2)), ""},
+		"Room/Never":   {judgeRoom(visited(100, 3), visited(50, 3)), "at most 3 workers were at work at the same time, so"},
+		"Room/Over":    {judgeRoom(visited(100, 12), visited(50, 4)), "4 workers were at work at the same time. That must never"},
+		"Room/Nothing": {judgeRoom(visited(100, 12), visited(0, 0)), "nobody got to work"},
+		"Room/Inside":  {judgeRoom(visited(100, 12), crowding{row{mutations: 5}, room{1, 3, 5}}), "1 workers were still"},
+		"Room/Errors": {
+			judgeRoom(visited(100, 12), crowding{row{mutations: 5, errors: 1, problem: "away"}, room{1, 3, 5}}), "the first: away",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
