@@ -41,6 +41,12 @@ bench: build/postgres ## run the benchmarks once
 		(cd $$module && $(WITH_POSTGRES) -- go test -run '^$$' -bench . -benchmem ./...); \
 	done
 
+# Prints Markdown; benchmarks/RESULTS.md is such a run.
+.PHONY: bench/compare
+bench/compare: build/postgres ## measure pgbaton against locks and semaphores on Redis, about half an hour
+	benchmarks/ensure-redis.sh
+	cd benchmarks && go build -o $(BIN)/compare ./cmd/compare && $(WITH_POSTGRES) -- $(BIN)/compare $(COMPARE_FLAGS)
+
 .PHONY: lint
 lint: build/lint ## check the format, go vet and golangci-lint in every module
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }

@@ -21,9 +21,9 @@ import (
 // still, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
 // line without asking the server, for a while.
 type Lock struct {
+	client *Client
 	key    Key
 	hold   *desk.Hold
-	shared bool
 	parent context.Context //nolint:containedctx // the values of the lock's own context
 
 	context grantContext
@@ -69,11 +69,17 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if c.reduced != nil {
 		return nil, fmt.Errorf("acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
 	}
-	hold, err := c.desk.Acquire(ctx, key.key, mode, try)
+	var hold *desk.Hold
+	var err error
+	if try {
+		hold, err = c.desk.Acquire(ctx, key.key, mode, true)
+	} else {
+		hold, err = c.wait(ctx, key, mode)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
 	}
-	return &Lock{key: key, hold: hold, shared: mode == advisory.Shared, parent: ctx}, nil
+	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
 }
 
 // Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled
@@ -88,7 +94,7 @@ func (c *Client) Do(ctx context.Context, key Key, fn func(ctx context.Context, l
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Release(ctx)) }()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(lock.holding())
 	defer cancel(nil)
 	lock.hold.OnEnd(cancel)
 	return fn(ctx, lock)
@@ -114,7 +120,15 @@ func (l *Lock) Jeopardy() <-chan struct{} { return l.hold.Jeopardy() }
 
 // Context is a context that ends when the lock is over, with [Lock.Err] as its cause. It has the
 // values of the acquire's context, but not its end. Every call returns the same.
-func (l *Lock) Context() context.Context { return l.context.of(l.parent, l.hold) }
+//
+// An acquire with this context, or one derived from it, is known to wait while the lock is held: if that is part of a
+// deadlock, it ends with [ErrDeadlock].
+func (l *Lock) Context() context.Context { return l.context.of(l.holding(), l.hold) }
+
+// holding is the context of the acquire for what runs while the lock is held.
+func (l *Lock) holding() context.Context {
+	return l.client.holding(l.parent, []Key{l.key}, []*desk.Hold{l.hold})
+}
 
 // grantContext is the context of a grant, made when asked for.
 type grantContext struct {
@@ -137,6 +151,22 @@ func (c *grantContext) of(parent context.Context, grant interface{ OnEnd(f func(
 func (l *Lock) Err() error {
 	if err := l.hold.Err(); err != nil {
 		return fmt.Errorf("lock %v: %w", l.key, err)
+	}
+	return nil
+}
+
+// Downgrade makes an exclusive lock shared, without a gap: nobody is granted the key exclusively in between, also
+// none who waits for it. The token stays. Afterwards shared locks may join, of this process and of others, in
+// their turn: those that wait behind an exclusive one wait for it. A shared lock stays as it is.
+//
+// On failure the lock is over, and the error says so as [Lock.Err] does; or ctx has ended, and the lock is held,
+// exclusively still or shared already.
+//
+// There is no way back: two holders of a shared lock that both wait to have it exclusively would wait for one
+// another for ever. Release the lock and acquire it anew, with a new token, and look at the data anew.
+func (l *Lock) Downgrade(ctx context.Context) error {
+	if err := l.hold.Downgrade(ctx); err != nil {
+		return fmt.Errorf("downgrade lock %v: %w", l.key, err)
 	}
 	return nil
 }

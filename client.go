@@ -18,6 +18,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/campaign"
+	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
@@ -131,6 +132,8 @@ type Client struct {
 	permits   *permit.Desk
 	campaigns *campaign.Office
 
+	deadlocks *deadlock.Detector
+
 	reduced error // why there are no locks of the client's own; nil if there are
 
 	mu          sync.Mutex
@@ -178,6 +181,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 		TTL: cfg.TTL, Budget: c.budget, Home: c.home,
 		Dial: c.dialWaiting, Report: c.report,
 	})
+	c.budget.Wished = c.room.MakeRoom
 	var err error
 	c.desk, err = desk.New(ctx, desk.Config{
 		MaxHeld:  cfg.MaxHeld,
@@ -214,6 +218,11 @@ func (c *Client) keepRows() {
 		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.report,
 		Dial: c.dialLedger, Hung: func() { c.budget.Give(session.Ledger) },
 	})
+	var board deadlock.Board
+	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
+		board = deadlock.Table{Session: c.ledger}
+	}
+	c.deadlocks = deadlock.New(board, c.home, c.report)
 	c.permits = permit.New(permit.Config{
 		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.report,
 		Queue: func(ctx context.Context, gate advisory.Key) (permit.Turn, error) {
@@ -372,6 +381,7 @@ func (c *Client) Close(ctx context.Context) error {
 		c.room.Close()
 		err = c.desk.Close(ctx)
 	}
+	c.deadlocks.Close(ctx)
 	err = errors.Join(err, c.ledger.Close(ctx))
 	if err != nil {
 		return fmt.Errorf("pgbaton: %w", err)

@@ -13,6 +13,7 @@
 //   - Release says nil only if the lock was held without a break until then.
 //   - The server frees the locks of a killed process within milliseconds, those of a frozen or
 //     unreachable one within [Config.TTL].
+//   - A semaphore never has more valid permits, by the database's clock, than its capacity.
 //   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and
 //     takes none from the caller's pool.
 //
@@ -24,7 +25,8 @@
 //     and until it is, its process may hand the key on with a token older than the next holder's.
 //     Whoever writes to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
-//     image; take keys in one order.
+//     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
+//     it, a deadlock ends after 2 s at the latest with [ErrDeadlock] for one side; else it lasts.
 //   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
 //   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
 //   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
@@ -40,8 +42,9 @@
 // few other sessions only wait: they stand in the server's queue for a key and, when it is free, let the link
 // take it. Within the process a released key goes to the next goroutine in line without the server.
 // The link asks the server to end it when nothing was heard for TTL, and stops trusting itself after 9/10
-// of that. What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer
-// be trusted, and functions for SQL; see package [github.com/pgbaton/pgbaton/migrations].
+// of that. What is kept in rows, semaphores and leaders, uses one more session, opened when it is needed first.
+// What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer
+// be trusted, tables, and functions for SQL; see package [github.com/pgbaton/pgbaton/migrations].
 //
 // # Before the first lock
 //
@@ -54,9 +57,11 @@
 // # Which lock for what
 //
 //   - [Client.Acquire], [Client.AcquireShared], [Client.Do]: work that spans several transactions, or
-//     touches something outside the database.
+//     touches something outside the database. [Client.AcquireAll]: on several things.
 //   - [Client.Lead]: work that one process of many does all the time, and another when that one ends.
 //   - [Client.Once]: work that every replica is told to do at a time, and one should.
+//   - [Client.AcquireAll]: several keys at once.
+//   - [Client.Semaphore]: work that so many may do at the same time, such as calls of a slow partner.
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.

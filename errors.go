@@ -46,7 +46,17 @@ func LossReasonOf(err error) LossReason {
 // client stops before.
 var ErrTooManyLocks = lockerr.TooManyLocks
 
-// ErrDeadlock says that PostgreSQL ended a wait because it was part of a deadlock.
+// ErrDeadlock says that a wait was ended because it and others waited for one another: each for what the next one
+// holds. The message names their keys. Release what is held, so that the others go on, and begin anew, best with
+// [Client.AcquireAll].
+//
+// The client finds such a cycle, within the process or between processes, in less than 2 s, and ends one of
+// its waits, the youngest; that error matches [ErrNotAcquired] as well. It knows what a goroutine holds by the context
+// of its acquire: it must be, or derive from, [Lock.Context], [LockSet.Context] or what [Client.Do] gives to its
+// function. With [Config.MaxConns] 2, and while the table of waits cannot be reached, cycles between processes are
+// not found.
+//
+// It is also what PostgreSQL's own detector says, for row locks and the locks of [AcquireTx].
 var ErrDeadlock = lockerr.Deadlock
 
 // ErrPooler says that a connection pooler stands between the client and the server. In transaction

@@ -61,7 +61,7 @@ func AssertHeld(ctx context.Context, tx Tx, lock *Lock) error {
 	if err := lock.Err(); err != nil {
 		return fmt.Errorf("assert held: %w", err)
 	}
-	if err := fence(ctx, tx, lock.key.resource(), lock.Token(), lock.shared); err != nil {
+	if err := fence(ctx, tx, lock.key.resource(), lock.Token(), lock.hold.Shared()); err != nil {
 		return fmt.Errorf("assert held: lock %v: %w", lock.key, err)
 	}
 	return nil

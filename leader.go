@@ -59,7 +59,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 		if err != nil {
 			return fmt.Errorf("lead %q: %w", name, err)
 		}
-		lock := &Lock{key: key, hold: term.Hold, parent: ctx}
+		lock := &Lock{client: c, key: key, hold: term.Hold, parent: ctx}
 		if over, err := c.serve(ctx, term, lock, fn); over {
 			return err
 		}
@@ -70,7 +70,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 func (c *Client) serve(
 	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, Token) error,
 ) (over bool, err error) {
-	ctx, cancel := context.WithCancelCause(context.WithValue(outer, leaderLockKey{}, lock))
+	ctx, cancel := context.WithCancelCause(context.WithValue(lock.holding(), leaderLockKey{}, lock))
 	defer cancel(nil)
 	term.Attach(cancel)
 	var cause error

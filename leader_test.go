@@ -219,7 +219,8 @@ func TestLead_Lost(t *testing.T) {
 	first := soon(t, terms)
 	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, 5*time.Second, time.Millisecond)
 	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
-		WHERE a.datname = current_database() AND l.locktype = 'advisory' AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/leader/x')`)
+		WHERE l.locktype = 'advisory' AND a.datname = current_database()
+		  AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/leader/x')`)
 	<-first.ctx.Done()
 	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrLost)
 	second := soon(t, terms)
@@ -232,8 +233,7 @@ func TestLead_Lost(t *testing.T) {
 	}, 5*time.Second, time.Millisecond)
 	since := dbtest.Value[time.Time](t, control, "SELECT since FROM pgbaton.leader")
 	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
-		JOIN pgbaton.leader AS r ON (l.classid::bigint << 32 | l.objid::bigint) = r.holder
-		WHERE a.datname = current_database()`)
+		JOIN pgbaton.leader AS r ON (l.classid::bigint << 32 | l.objid::bigint) = r.holder`)
 	require.Eventually(t, func() bool {
 		info, err := watcher.Leader(ctx, "x")
 		return err == nil && info.Term == second.term && info.Since.Equal(since)

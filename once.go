@@ -94,7 +94,7 @@ func (c *Client) Once(
 var stmtBeginRun = &link.Statement{
 	Name: "pgbaton_begin_run",
 	SQL: "SELECT due, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM next_run) * 1000000)::bigint " +
-		"FROM pgbaton.begin_run($1, $2, $3)",
+		"FROM pgbaton.begin_run($1, make_interval(secs => $2), $3)",
 }
 
 // beginRun looks whether a run is due, and with a lock records that it begins. The error is a NotDueError if it is not;

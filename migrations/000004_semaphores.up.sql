@@ -336,8 +336,12 @@ CREATE FUNCTION pgbaton.resize_semaphore(semaphore integer, wanted integer) RETU
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    present integer;
+    present  integer;
+    patience CONSTANT text := current_setting('lock_timeout');
 BEGIN
+    -- All rows of a semaphore are locked here, while others lock some in an order of their own: whoever changes a
+    -- capacity gives way soon, and tries again.
+    PERFORM set_config('lock_timeout', '20ms', true);
     PERFORM FROM pgbaton.semaphore AS m WHERE m.id = resize_semaphore.semaphore FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN NULL;
@@ -352,6 +356,7 @@ BEGIN
     UPDATE pgbaton.semaphore AS m SET capacity = wanted, surplus = greatest(present - wanted, 0)
      WHERE m.id = resize_semaphore.semaphore;
     PERFORM pgbaton.settle_semaphore(resize_semaphore.semaphore);
+    PERFORM set_config('lock_timeout', patience, true);
     RETURN wanted;
 END;
 $$;

@@ -108,7 +108,7 @@ func TestFreeze_Holder(t *testing.T) {
 			steps := guard.Wait().Steps
 			granted := call.Wait().Result
 			require.True(t, granted.OK(), granted.Err)
-			checkThaw(t, steps, granted, thawed)
+			worker.CheckThaw(t, steps, granted, thawed)
 			if tenths > 10 {
 				require.True(t, steps[1].Lost, "after %v it is not held: %+v", ttl, steps[1])
 				told := watch.Wait().Result
@@ -124,28 +124,6 @@ func TestFreeze_Holder(t *testing.T) {
 			lab.Report(t, fmt.Sprintf("frozen for %d/10 TTL, Done closed after the next grant", tenths), overlaps, belief)
 		})
 	}
-}
-
-// checkThaw checks what a process was told after it had been frozen: the look before, the look after, a try,
-// and the release.
-func checkThaw(t *testing.T, steps []worker.Result, granted worker.Result, thawed int64) {
-	t.Helper()
-	require.Len(t, steps, 4)
-	before, look, try, release := steps[0], steps[1], steps[2], steps[3]
-	t.Logf("before %+v\nlook %+v\ntry %+v\nrelease %+v\ngranted elsewhere %+v", before, look, try, release, granted)
-	require.True(t, before.OK())
-	require.Greater(t, granted.At, before.Called, "granted elsewhere while it was certainly held")
-	require.GreaterOrEqual(t, look.At, thawed)
-	require.True(t, try.NotAcquired, "the key is somebody's: %+v", try)
-	if look.OK() {
-		require.True(t, release.OK() || release.Lost, release.Err)
-		if release.OK() {
-			require.Greater(t, granted.At, release.Called, "released as held, but granted elsewhere before")
-		}
-		return
-	}
-	require.True(t, look.Lost, look.Err)
-	require.True(t, release.Lost, "a lost lock is not released: %+v", release)
 }
 
 // Law 5: when the server ends a session, its holders are told within milliseconds; the client replaces it by

@@ -57,11 +57,7 @@ func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 	for _, p := range processes {
 		grants, counts := p.History()
 		all = append(all, grants...)
-		total.Tried += counts.Tried
-		total.Granted += counts.Granted
-		total.Refused += counts.Refused
-		total.Unknown += counts.Unknown
-		total.Lost += counts.Lost
+		total.Add(counts)
 	}
 	lab.Note(tb, "history: %+v", total)
 	return all

@@ -71,6 +71,12 @@ var calls = map[string]struct {
 	"request_resign(text)":            {"SELECT count(pgbaton.request_resign('scheduler'))", nil},
 	"strike_leaders(text[],bigint[])": {"SELECT pgbaton.strike_leaders('{scheduler,mail}', '{42,43}')::text", ""},
 	"begin_run(text,interval,bigint)": {"SELECT due FROM pgbaton.begin_run('nightly', '1 hour', 42)", true},
+
+	"publish_wait(bigint,text,bigint,boolean,boolean,bigint[],boolean[],boolean[])": {
+		"SELECT pgbaton.publish_wait(-1, 'k', 1, false, true, '{2,3}', '{f,t}', '{t,f}')", nil,
+	},
+	"withdraw_waits(bigint,bigint[])": {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
+	"waits()":                         {"SELECT count(*) FROM pgbaton.waits()", nil},
 }
 
 // sqlCalled begins a call with a semaphore.
@@ -128,7 +134,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
-			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot", "leader", "last_run"} {
+			for _, table := range []string{"incarnation", "fence", "holder", "semaphore", "slot", "leader", "last_run", "wait"} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
 				require.ErrorContains(t, err, "permission denied")
 			}

@@ -167,6 +167,9 @@ func (d *Desk) run(a *actions, helping *seat) {
 	for _, h := range a.lost {
 		h.end()
 	}
+	for _, s := range a.shifted {
+		close(s.done)
+	}
 	for start := 0; start < len(a.ops); {
 		s := a.ops[start].seat
 		var ops []*link.Op

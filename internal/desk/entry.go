@@ -13,12 +13,13 @@ import (
 type phase uint8
 
 const (
-	idle      phase = iota // the server holds nothing for us
-	asking                 // a try is under way
-	held                   // the link holds the key; nothing is under way
-	checking               // held, and the server is asked whether another process stands at the gate
-	drawing                // held, and tokens are on their way
-	releasing              // an unlock is under way
+	idle        phase = iota // the server holds nothing for us
+	asking                   // a try is under way
+	held                     // the link holds the key; nothing is under way
+	checking                 // held, and the server is asked whether another process stands at the gate
+	drawing                  // held, and tokens are on their way
+	downgrading              // held exclusively, and about to be held shared
+	releasing                // an unlock is under way
 )
 
 // entry is what the process knows of a key that it holds or wants. Guarded by the desk's mutex.
@@ -36,6 +37,8 @@ type entry struct {
 	owners   *Hold // a list
 	owned    int
 	leaving  *Hold     // its Release waits for the unlock under way
+	shifting *Hold     // its downgrade is under way
+	shift    *shift    // that one
 	since    time.Time // of the tenure
 	passes   int       // hand-overs and joins in it
 	stand    bool      // the tenure has ended with others waiting: ask at the gate
@@ -98,12 +101,13 @@ func (e *entry) admits(mode advisory.Mode) bool {
 
 // actions are what a step decided to do after the desk's mutex is free.
 type actions struct {
-	now    time.Time
-	ops    []submission
-	wake   []*waiter
-	lost   []*Hold
-	freed  []*Hold
-	expire []*seat
+	now     time.Time
+	ops     []submission
+	wake    []*waiter
+	lost    []*Hold
+	freed   []*Hold
+	shifted []*shift
+	expire  []*seat
 }
 
 // reset makes it ready for another step, and forgets what the last one was about.
@@ -112,8 +116,9 @@ func (a *actions) reset() {
 	clear(a.wake)
 	clear(a.lost)
 	clear(a.freed)
+	clear(a.shifted)
 	clear(a.expire)
-	*a = actions{ops: a.ops[:0], wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], expire: a.expire[:0]}
+	*a = actions{ops: a.ops[:0], wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], shifted: a.shifted[:0], expire: a.expire[:0]}
 }
 
 type submission struct {
@@ -124,7 +129,7 @@ type submission struct {
 // advance takes an entry as far as it goes without an answer from outside. The caller holds the mutex.
 func (d *Desk) advance(e *entry, a *actions) {
 	switch e.phase {
-	case asking, checking, drawing, releasing:
+	case asking, checking, drawing, downgrading, releasing:
 	case held:
 		d.serve(e, a)
 	case idle:

@@ -16,7 +16,8 @@ type Hold struct {
 	desk  *Desk
 	entry *entry
 	seat  *seat
-	mode  advisory.Mode
+	mode  advisory.Mode // guarded by the desk's mutex
+	cause error         // why it was lost, if not with its seat; set before anybody is told
 	token int64
 	ch    chan struct{} // gets a value when the unlock of this hold was answered
 
@@ -57,7 +58,13 @@ func (h *Hold) Err() error {
 func (h *Hold) Jeopardy() <-chan struct{} { return h.seat.link.Jeopardy() }
 
 // end tells of the loss of the hold's link.
-func (h *Hold) end() { h.Finish(lost(h.seat.cause)) }
+func (h *Hold) end() {
+	if h.cause != nil {
+		h.Finish(lost(h.cause))
+		return
+	}
+	h.Finish(lost(h.seat.cause))
+}
 
 func lost(cause error) error { return fmt.Errorf("%w: %w", lockerr.Lost, cause) }
 
@@ -137,8 +144,11 @@ func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
 	d, e := h.desk, h.entry
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if h.seat.cause != nil {
+	switch {
+	case h.seat.cause != nil:
 		return false, lost(h.seat.cause)
+	case h.cause != nil:
+		return false, lost(h.cause)
 	}
 	e.disown(h)
 	before := len(a.ops)

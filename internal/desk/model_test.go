@@ -62,6 +62,8 @@ type attempt struct {
 	mode advisory.Mode
 	try  bool
 	gone bool // its context has ended
+
+	downgrade *call
 }
 
 func (m *model) pick() (advisory.Key, *keyModel) {
@@ -105,6 +107,10 @@ func (m *model) step() {
 		m.stranger(k, km)
 	case n < 94:
 		m.turn(k, km)
+	case n < 95:
+		if len(km.holders) > 0 {
+			m.downgrade(km.holders[m.rand.IntN(len(km.holders))])
+		}
 	case n < 97:
 		m.Sweep([]advisory.Key{k, {ID: 0}})
 		synctest.Wait()
@@ -129,6 +135,19 @@ func (m *model) stranger(k advisory.Key, km *keyModel) {
 		if !m.server.unlock(m.other, gateOf(k), exclusive) {
 			m.server.try(m.other, gateOf(k), exclusive)
 		}
+	}
+}
+
+func (m *model) downgrade(a *attempt) {
+	c := &call{done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		c.err = a.hold.Downgrade(m.t.Context())
+	}()
+	synctest.Wait()
+	a.downgrade = c
+	if a.mode == shared {
+		require.True(m.t, c.ended(), "nothing to do")
 	}
 }
 
@@ -201,6 +220,13 @@ func (m *model) check() {
 			}
 		}
 		km.waiting = left
+		for _, a := range km.holders {
+			if c := a.downgrade; c != nil && c.ended() && a.hold.Err() == nil {
+				require.NoError(m.t, c.err)
+				require.True(m.t, a.hold.Shared())
+				a.mode = shared
+			}
+		}
 		m.exclusion(k, km)
 		if ch := km.turns[0]; len(ch) > 0 {
 			<-ch // if the turn was not taken the room would go on at the gate; here it leaves

@@ -110,6 +110,8 @@ func (d *Desk) complete(e *entry, op *link.Op, a *actions) {
 		} else if !e.again(op.Err) {
 			d.refuse(e, op.Err, false, a)
 		}
+	case link.Downgrade:
+		d.downgraded(e, op, a)
 	case link.Ping, link.Look:
 	}
 	d.advance(e, a)
@@ -191,6 +193,7 @@ func (d *Desk) lose(e *entry, a *actions) {
 		e.disown(h)
 		a.lost = append(a.lost, h)
 	}
+	e.endShift(lost(e.seat.cause), a)
 	if h := e.leaving; h != nil {
 		e.leaving = nil
 		h.result = lost(h.seat.cause)

@@ -105,6 +105,10 @@ func (s *server) run(t *testing.T, session int, ops []*link.Op) []int64 {
 		case link.Unlock:
 			op.OK = s.unlock(session, op.Key, op.Mode)
 			require.True(t, op.OK, "a key is unlocked that is not held")
+		case link.Downgrade:
+			op.OK = s.unlock(session, op.Key, op.Mode)
+			require.True(t, op.OK, "a key is downgraded that is not held")
+			s.held[slot{session, op.Key, advisory.Shared}]++
 		case link.Gate:
 			op.OK = s.free(session, gateOf(op.Key), advisory.Exclusive)
 		case link.Draw:

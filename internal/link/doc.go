@@ -3,7 +3,7 @@
 // # What it guarantees
 //
 //   - Every operation that was submitted is answered exactly once: completed, or lost with the link.
-//   - It sends nothing that can wait in the server: tries, unlocks, token draws and pings.
+//   - It sends nothing that can wait in the server: tries, unlocks, downgrades, token draws and pings.
 //   - Tokens dealt with a grant were drawn after it: the draw is a later statement, or the result branch
 //     of a CASE whose condition is the grant.
 //   - After a failed statement the session's locks are what the operations' answers say. A failed

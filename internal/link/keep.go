@@ -126,7 +126,7 @@ func (b *batch) refuse() {
 	}
 	for _, op := range b.ops {
 		switch {
-		case op.Kind == Unlock:
+		case op.Kind == Unlock || op.Kind == Downgrade:
 			op.OK = true
 		case op.Kind == Call && culprit != nil && op != culprit:
 			op.Rows, op.Err = nil, fmt.Errorf("%w: another of its transaction failed: %w", ErrRetry, err)
@@ -156,8 +156,8 @@ func (l *Link) seize() (failed []*batch, release func()) {
 // hit the repair as well, which then starts anew, as long as the link can be trusted.
 const queryCanceled = "57014"
 
-// undo unlocks what the operations of failed batches have locked, or should have unlocked. Nothing else holds
-// their keys on this link.
+// undo unlocks what the operations of failed batches have locked, or should have unlocked, and finishes
+// downgrades, which cannot be undone. Nothing else holds their keys on this link.
 func (l *Link) undo(failed []*batch) error {
 	if !slices.ContainsFunc(failed, func(b *batch) bool { return slices.ContainsFunc(b.ops, (*Op).locks) }) {
 		return nil
@@ -167,11 +167,20 @@ func (l *Link) undo(failed []*batch) error {
 		return err
 	}
 	b := &batch{sent: time.Now()}
+	downgrading := false
 	for _, f := range failed {
 		for _, op := range f.ops {
-			if op.locks() && held[holding{op.Key, op.Mode}] {
-				b.ops = append(b.ops, &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key})
+			if !op.locks() || !held[holding{op.Key, op.Mode}] {
+				continue
 			}
+			next := &Op{Kind: Unlock, Mode: op.Mode, Key: op.Key}
+			if op.Kind == Downgrade {
+				downgrading = true // it may be held exclusively more than once: look again
+				if !held[holding{op.Key, advisory.Shared}] {
+					next.Kind = Downgrade
+				}
+			}
+			b.ops = append(b.ops, next)
 		}
 	}
 	if len(b.ops) == 0 {
@@ -187,11 +196,15 @@ func (l *Link) undo(failed []*batch) error {
 			return err
 		}
 		finished, err := b.take(msg)
-		if err == nil && finished && b.err != nil {
-			err = fmt.Errorf("undo a failed round trip: %w", b.err)
-		}
-		if err != nil || finished {
+		switch {
+		case err != nil:
 			return err
+		case finished && b.err != nil:
+			return fmt.Errorf("undo a failed round trip: %w", b.err)
+		case finished && downgrading:
+			return l.undo(failed)
+		case finished:
+			return nil
 		}
 	}
 }

@@ -38,6 +38,7 @@ const (
 	TryPolite             // as TryAtGate if that costs next to nothing, because it goes alone; else as Try
 	TryAtGate             // lock the key if it is free and no process queues for it
 	Unlock                // unlock the key
+	Downgrade             // turn the exclusive lock on the key into a shared one
 	Draw                  // draw tokens only
 	Gate                  // look whether no process queues for the key
 	Ping                  // show a sign of life
@@ -63,14 +64,14 @@ type Op struct {
 
 	Sent  time.Time  // when its round trip began
 	Rows  [][][]byte // what a Call returned, as text; nil is NULL
-	OK    bool       // granted, unlocked, or for Gate: nobody is there
+	OK    bool       // granted, unlocked, downgraded, or for Gate: nobody is there
 	Count int64      // for Look
 	Err   error      // the server refused to run it; nothing is held by it, or for Unlock: all is as before
 }
 
 // locks says whether the operation locks or unlocks a key.
 func (op *Op) locks() bool {
-	return op.Kind == Unlock || op.Kind == Try || op.Kind == TryPolite || op.Kind == TryAtGate
+	return op.Kind == Unlock || op.Kind == Downgrade || op.Kind == Try || op.Kind == TryPolite || op.Kind == TryAtGate
 }
 
 // code is the operation's number in stmtMany.
@@ -81,6 +82,8 @@ func (op *Op) code() uint16 {
 		code = codeAtGate
 	case Unlock:
 		code = codeUnlock
+	case Downgrade:
+		code = codeDowngrade
 	case Gate:
 		return codeGate
 	case Try, TryPolite, Draw, Ping, Look, UnlockAll, Call:

@@ -299,7 +299,7 @@ func (l *Link) complete(b *batch) {
 			op.Count = b.count
 		case UnlockAll, Call:
 			op.OK = true
-		case Try, TryPolite, TryAtGate, Unlock, Draw, Gate, Ping:
+		case Try, TryPolite, TryAtGate, Unlock, Downgrade, Draw, Gate, Ping:
 		}
 	}
 	markDone(b.ops)

@@ -69,6 +69,11 @@ var (
 
 	// stmtMany runs any number of operations in their order. Codes 4 to 7 try a key only if nobody stands
 	// at its gate; the gate is locked for the statement alone. Arguments: keys, gates, codes.
+	//
+	// Codes 16 and 18 downgrade. A session that holds a key exclusively is granted it shared at once, before those
+	// who wait in the queue, since they wait for this session (ProcSleep; seen on 14 to 18). Only by the function that
+	// could wait: the try asks whether anybody waits, before 18, and is refused. The try of the exclusive lock,
+	// of which there is one already, is what makes sure of that; it is given back with the first.
 	stmtMany = Statement{
 		"pgbaton_many", `
 SELECT array_agg(CASE code
@@ -81,6 +86,17 @@ SELECT array_agg(CASE code
          WHEN 10 THEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN 11 THEN pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN 12 THEN pg_try_advisory_xact_lock_shared(gate)
+         WHEN 16 THEN CASE WHEN pg_try_advisory_lock(key) THEN
+              CASE WHEN pg_advisory_lock_shared(key) IS NOT NULL THEN
+              CASE WHEN pg_advisory_unlock(key) THEN
+              CASE WHEN pg_advisory_unlock(key) THEN true ELSE NOT pg_advisory_unlock_shared(key) END
+              ELSE false END ELSE false END ELSE false END
+         WHEN 18 THEN CASE WHEN pg_try_advisory_lock((key >> 32)::int4, ((key << 32) >> 32)::int4) THEN
+              CASE WHEN pg_advisory_lock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4) IS NOT NULL THEN
+              CASE WHEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4) THEN
+              CASE WHEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4) THEN true
+                   ELSE NOT pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4) END
+              ELSE false END ELSE false END ELSE false END
          ELSE CASE WHEN pg_try_advisory_xact_lock_shared(gate) THEN CASE code
               WHEN 4 THEN pg_try_advisory_lock(key)
               WHEN 5 THEN pg_try_advisory_lock_shared(key)
@@ -104,9 +120,10 @@ SELECT array_agg(CASE code
 
 // Codes of stmtMany; a try is 0. Added to them: 1 for shared, 2 for a pair.
 const (
-	codeAtGate = 4
-	codeUnlock = 8
-	codeGate   = 12
+	codeAtGate    = 4
+	codeUnlock    = 8
+	codeGate      = 12
+	codeDowngrade = 16
 )
 
 var statements = []*Statement{
@@ -197,7 +214,7 @@ func (e *encoder) encode(front *pgproto3.Frontend, b *batch) {
 			extra = append(extra, &stmtFree)
 		case Draw:
 			want += op.Want
-		case Unlock, Gate:
+		case Unlock, Downgrade, Gate:
 			b.locks = append(b.locks, op)
 		case Try, TryPolite, TryAtGate:
 			want += max(op.Want, 1)

@@ -17,6 +17,9 @@ type Budget struct {
 	waiting int
 	ledgers int       // at most one
 	asked   time.Time // when a link found no room; zero if it is content
+
+	// Wished is called, if it is set, when a waiting session should leave; see Crowded. It is set before the first Take.
+	Wished func()
 }
 
 // NewBudget makes a budget of at most so many connections, which must be 2 or more.
@@ -25,6 +28,14 @@ func NewBudget(most int) *Budget { return &Budget{most: most} }
 // Take takes a place for a role. False means that there is none now; for a link or a ledger, a waiting session will
 // then be asked to leave.
 func (b *Budget) Take(role Role) bool {
+	ok := b.take(role)
+	if !ok && role != Waiting && b.Wished != nil && b.Crowded() {
+		b.Wished()
+	}
+	return ok
+}
+
+func (b *Budget) take(role Role) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {

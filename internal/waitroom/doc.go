@@ -9,8 +9,8 @@
 //     the key: only a passer-by who never stood at the gate can be faster, and then it waits again, still
 //     first.
 //   - Each wait ends within a slice, so its snapshot holds nobody up and the server logs nothing.
-//   - When more keys wait than there are sessions, the sessions go round, longest wait first, and once a second
-//     all keys without a session are tried in one statement.
+//   - When more keys wait than there are sessions, the sessions go round, longest wait first, and once a second,
+//     or more often while waits end, all keys without a session are tried in one statement.
 //   - A wait that nobody wants any more is cancelled on the server.
 //
 // # What it does not

@@ -135,6 +135,7 @@ func (p *place) serve(st *stand) (err error) {
 	}()
 	for {
 		wanted, others := p.room.wanted(st)
+		others = others || p.room.cfg.Budget.Crowded()
 		if !wanted || (others && waited) || p.room.ctx.Err() != nil {
 			return nil
 		}

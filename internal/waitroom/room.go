@@ -34,6 +34,7 @@ type Room struct {
 	stands   map[advisory.Key]*stand
 	line     []*stand // without a session, longest wait first
 	idle     int
+	ended    int // waits, ever
 	sweeping bool
 	closed   bool
 
@@ -103,6 +104,7 @@ func (r *Room) Leave(key advisory.Key) {
 	if st == nil {
 		return
 	}
+	r.ended++
 	if st.place != nil {
 		st.left = true
 		st.place.abandon()
@@ -158,19 +160,26 @@ func (r *Room) wanted(st *stand) (wanted, others bool) {
 	return !st.left, len(r.line) > 0
 }
 
-// sweepEvery is how often the keys without a session are tried.
-const sweepEvery = time.Second
+// A sweep is one round trip, but costs the server a try for each key in line. Where waits end often, with or without
+// success, keys are being released, and a key in line must not wait for a session while it is free. Where none
+// ends, a sweep finds nothing.
+const (
+	sweepOften  = 20 * time.Millisecond
+	sweepSeldom = time.Second
+	sweepPerKey = 2 * time.Millisecond // at the least, between sweeps
+)
 
 // sweep tries the keys in line, as long as there are any.
 func (r *Room) sweep() {
 	defer r.workers.Done()
-	ticker := time.NewTicker(sweepEvery)
-	defer ticker.Stop()
+	pause, seen := sweepOften, 0
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
 	for {
 		select {
 		case <-r.ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
 		r.mu.Lock()
 		keys := make([]advisory.Key, 0, len(r.line))
@@ -183,8 +192,26 @@ func (r *Room) sweep() {
 			return
 		}
 		r.staff() // the budget may allow another place by now
+		pause *= 2
+		if r.ended != seen {
+			pause, seen = sweepOften, r.ended
+		}
 		r.mu.Unlock()
 		r.Desk.Sweep(keys)
+		pause = min(max(pause, time.Duration(len(keys))*sweepPerKey), sweepSeldom)
+		timer.Reset(pause)
+	}
+}
+
+// MakeRoom asks one of the waiting sessions to leave for a link, without waiting for the end of its slice.
+func (r *Room) MakeRoom() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, st := range r.stands {
+		if st.place != nil && st.place.calling {
+			st.place.abandon()
+			return
+		}
 	}
 }
 

@@ -49,6 +49,7 @@ type Event struct {
 	Op    int64  `json:"op"` // the acquire in its process
 	Key   string `json:"key,omitempty"`
 	Mode  string `json:"mode,omitempty"`
+	N     int    `json:"n,omitempty"` // of permits
 	Token int64  `json:"token,omitempty"`
 	Err   string `json:"err,omitempty"`
 }

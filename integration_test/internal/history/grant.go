@@ -16,6 +16,7 @@ type Grant struct {
 	Op      int64
 	Key     string
 	Mode    string
+	N       int // of permits; 0 for a lock
 	Token   int64
 	Called  int64
 	Got     int64
@@ -37,6 +38,15 @@ type Counts struct {
 	Tried, Granted, Refused, Unknown, Lost int
 }
 
+// Add adds the counts of another process.
+func (c *Counts) Add(more Counts) {
+	c.Tried += more.Tried
+	c.Granted += more.Granted
+	c.Refused += more.Refused
+	c.Unknown += more.Unknown
+	c.Lost += more.Lost
+}
+
 // Grants collects the grants of one process. killed is when it was killed, 0 if it was not.
 func Grants(process int, events []Event, killed int64) ([]*Grant, Counts) {
 	var counts Counts
@@ -51,7 +61,7 @@ func Grants(process int, events []Event, killed int64) ([]*Grant, Counts) {
 		case Granted:
 			call := calls[e.Op]
 			grants[e.Op] = &Grant{
-				Process: process, Op: e.Op, Key: call.Key, Mode: call.Mode, Token: e.Token,
+				Process: process, Op: e.Op, Key: call.Key, Mode: call.Mode, N: call.N, Token: e.Token,
 				Called: call.At, Got: e.At, End: never, Over: never, Lost: true,
 			}
 			counts.Granted++

@@ -29,11 +29,25 @@ type child struct {
 	locks   map[string]*held
 }
 
-// held is a lock that a later command will use.
+// held is a lock or a permit that a later command will use.
 type held struct {
-	lock *pgbaton.Lock
+	lock holding
 	op   int64
 }
+
+// holding is what locks and permits have in common.
+type holding interface {
+	Token() pgbaton.Token
+	Context() context.Context
+	Done() <-chan struct{}
+	Err() error
+	Release(ctx context.Context) error
+}
+
+var (
+	_ holding = (*pgbaton.Lock)(nil)
+	_ holding = (*pgbaton.Permit)(nil)
+)
 
 // Main makes the process a worker if it was started as one, and does not return then.
 func Main() {
@@ -78,7 +92,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 	do := map[string]func(context.Context, Command) (Answer, error){
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
-		Relay: c.relay, Lead: c.lead, Resign: c.resign, AskResign: c.askResign,
+		Relay: c.relay, Permits: c.permits, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}
@@ -107,7 +121,7 @@ func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 	defer cancel()
 	for {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
-			TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
+			TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Reduced: cmd.Reduced,
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		var hit *pgconn.PgError
@@ -166,6 +180,7 @@ func result(what string, called int64, err error) Result {
 		r.Lost = errors.Is(err, pgbaton.ErrLost)
 		r.NotHeld = errors.Is(err, pgbaton.ErrNotHeld)
 		r.TooMany = errors.Is(err, pgbaton.ErrTooManyLocks)
+		r.Deadlock = errors.Is(err, pgbaton.ErrDeadlock)
 		r.TimedOut = errors.Is(err, context.DeadlineExceeded)
 	}
 	return r

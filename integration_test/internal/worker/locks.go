@@ -26,10 +26,18 @@ func (c *child) obtain(ctx context.Context, client *pgbaton.Client, key string, 
 	case try:
 		acquire = client.TryAcquire
 	}
+	return c.record(history.Event{Key: key, Mode: mode}, func() (holding, error) {
+		return acquire(ctx, pgbaton.Name(key))
+	})
+}
+
+// record writes an acquire down, with what became of it.
+func (c *child) record(call history.Event, acquire func() (holding, error)) (*held, Result) {
 	op := c.log.Op()
 	called := history.Now()
-	c.log.Append(history.Event{At: called, Kind: history.Call, Op: op, Key: key, Mode: mode})
-	lock, err := acquire(ctx, pgbaton.Name(key))
+	call.At, call.Kind, call.Op = called, history.Call, op
+	c.log.Append(call)
+	lock, err := acquire()
 	r := result(Acquire, called, err)
 	if err != nil {
 		c.log.Append(history.Event{At: r.At, Kind: history.Refused, Op: op, Err: r.Err})
@@ -64,13 +72,26 @@ func within(ctx context.Context, cmd Command) (context.Context, context.CancelFu
 func (c *child) acquire(ctx context.Context, cmd Command) (Answer, error) {
 	ctx, cancel := within(ctx, cmd)
 	defer cancel()
-	h, r := c.obtain(ctx, c.client(cmd.Client), cmd.Key, cmd.Shared, cmd.Try)
+	h, r := c.obtainAny(ctx, cmd, cmd.Try)
 	if h != nil {
 		c.mu.Lock()
 		c.locks[cmd.As] = h
 		c.mu.Unlock()
 	}
 	return Answer{Result: r}, nil
+}
+
+// obtainAny acquires what a command names: a lock, or permits.
+func (c *child) obtainAny(ctx context.Context, cmd Command, try bool) (*held, Result) {
+	client := c.client(cmd.Client)
+	if cmd.N == 0 {
+		return c.obtain(ctx, client, cmd.Key, cmd.Shared, try)
+	}
+	semaphore, err := client.OpenSemaphore(ctx, cmd.Key)
+	if err != nil {
+		return nil, result(Acquire, history.Now(), err)
+	}
+	return c.obtainPermits(ctx, semaphore, cmd.Key, cmd.N, try)
 }
 
 func numbered(key string, i int) string { return fmt.Sprintf("%s/%d", key, i) }
@@ -173,7 +194,7 @@ func (c *child) guard(ctx context.Context, cmd Command) (Answer, error) {
 	steps := []Result{last, look}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	second, tried := c.obtain(ctx, c.client(cmd.Client), cmd.Key, false, true)
+	second, tried := c.obtainAny(ctx, cmd, true)
 	steps = append(steps, tried)
 	if second != nil {
 		c.give(ctx, second)

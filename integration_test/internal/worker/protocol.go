@@ -15,7 +15,7 @@ const envLog = "PGBATON_TEST_WORKER"
 const (
 	Open       = "open"        // make client Client on DSN
 	Close      = "close"       // close client Client
-	Acquire    = "acquire"     // acquire Key, keep it as As
+	Acquire    = "acquire"     // acquire Key, or N permits of the semaphore Key, keep it as As
 	AcquireAll = "acquire-all" // acquire keys Key/0 … Key/Count-1, keep them as Key/N
 	Release    = "release"     // release As
 	ReleaseAll = "release-all" // release Key/0 … Key/Count-1, one every Pause
@@ -24,7 +24,9 @@ const (
 	Guard      = "guard"       // look at As all the time; answered after the process stood still or As is over
 	Hammer     = "hammer"      // see hammer.go
 	Crowd      = "crowd"       // Goroutines on each of Key/0 … Key/Count-1: acquire, release, done
+	Permits    = "permits"     // see permits.go
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
+	Sets       = "sets"        // see sets.go
 	Lead       = "lead"        // campaign for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
 	Resign     = "resign"      // from Key
 	AskResign  = "ask-resign"  // whoever leads Key
@@ -41,12 +43,15 @@ type Command struct {
 	TTL      time.Duration `json:"ttl,omitempty"`
 	MaxConns int           `json:"max_conns,omitempty"`
 	MaxHeld  int           `json:"max_held,omitempty"`
+	Reduced  bool          `json:"reduced,omitempty"`
 
-	Key    string        `json:"key,omitempty"`
-	As     string        `json:"as,omitempty"`
-	Shared bool          `json:"shared,omitempty"`
-	Try    bool          `json:"try,omitempty"`
-	Within time.Duration `json:"within,omitempty"` // the context's deadline; a minute if not given
+	Key     string        `json:"key,omitempty"`
+	As      string        `json:"as,omitempty"`
+	Shared  bool          `json:"shared,omitempty"`
+	N       int           `json:"n,omitempty"`       // permits; 0 is a lock
+	Exactly bool          `json:"exactly,omitempty"` // permits: always N
+	Try     bool          `json:"try,omitempty"`
+	Within  time.Duration `json:"within,omitempty"` // the context's deadline; a minute if not given
 
 	Kind       string        `json:"kind,omitempty"` // of hammer
 	Keys       int           `json:"keys,omitempty"`
@@ -83,6 +88,7 @@ type Result struct {
 	Lost        bool `json:"lost,omitempty"`
 	NotHeld     bool `json:"not_held,omitempty"`
 	TooMany     bool `json:"too_many,omitempty"`
+	Deadlock    bool `json:"deadlock,omitempty"`
 	TimedOut    bool `json:"timed_out,omitempty"`
 }
 

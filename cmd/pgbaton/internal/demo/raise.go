@@ -186,6 +186,7 @@ func judgeMutate(r row) outcome {
 // choice is the advice at the end.
 const choice = `Which to choose when:
   client.Do      the work spans several transactions, or more than the database
+  Semaphore      so many may do it at the same time and no more, such as calls of a slow partner
   client.Lead    one process of many does it all the time, and another when that one dies
   LockRow        one transaction changes a row that others want too: others wait instead of failing
   UpdateVersion  a form is open meanwhile: its user should hear that the row has changed

@@ -31,12 +31,19 @@ WHERE nspname = 'pgbaton_demo'`
 // fencePrefix begins the names of the resources that the demo fences; they are no part of its schema.
 const fencePrefix = "pgbaton_demo/frozen/"
 
+// semaphorePrefix begins the names of the demo's semaphores, which are no part of its schema either.
+const semaphorePrefix = "pgbaton_demo/"
+
 const sqlDropSchema = `
 DROP SCHEMA IF EXISTS pgbaton_demo CASCADE;
 DO $$ BEGIN
     DELETE FROM pgbaton.fence WHERE starts_with(resource, '` + fencePrefix + `');
     DELETE FROM pgbaton.leader WHERE name = '` + leaderName + `';
 EXCEPTION WHEN insufficient_privilege THEN NULL; -- rows stay; pgbaton.prune_fences removes those of fences
+END $$;
+DO $$ BEGIN
+    DELETE FROM pgbaton.semaphore WHERE starts_with(name, '` + semaphorePrefix + `');
+EXCEPTION WHEN insufficient_privilege THEN NULL; -- it stays, for the next demo
 END $$`
 
 const sqlCreateSchema = `
@@ -49,7 +56,13 @@ CREATE TABLE pgbaton_demo.employee (
     version bigint NOT NULL DEFAULT 0
 );
 INSERT INTO pgbaton_demo.employee (id, name, salary)
-VALUES (1, 'Ada', 0), (2, 'Grace', 0);`
+VALUES (1, 'Ada', 0), (2, 'Grace', 0);
+CREATE TABLE pgbaton_demo.room (
+    inside integer NOT NULL DEFAULT 0,
+    peak   integer NOT NULL DEFAULT 0,
+    visits integer NOT NULL DEFAULT 0
+);
+INSERT INTO pgbaton_demo.room DEFAULT VALUES;`
 
 // checkSchema refuses to go on when the schema of that name is somebody else's.
 func checkSchema(ctx context.Context, pool *pgxpool.Pool) error {

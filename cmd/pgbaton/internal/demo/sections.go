@@ -24,6 +24,7 @@ var sections = []section{
 	{title: "readers and writers", run: auditTransfers},
 	{title: "holder killed", run: killHolders},
 	{title: "holder frozen", run: freezeHolders},
+	{title: "semaphore", run: crowdRoom},
 	{title: "leader killed", run: killLeaders},
 }
 
@@ -39,7 +40,10 @@ const (
 	titleKilled             = "7 holder killed"
 	titleFrozenWithoutFence = "8 frozen, no fence"
 	titleFrozenWithFence    = "8 frozen, fence"
-	titleLeaderKilled       = "10 leader killed"
+
+	titleRoomWithoutSemaphore = "9 no semaphore"
+	titleRoomWithSemaphore    = "9 semaphore"
+	titleLeaderKilled         = "10 leader killed"
 )
 
 // stage is what a section has to work with.

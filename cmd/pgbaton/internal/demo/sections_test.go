@@ -28,6 +28,9 @@ func TestJudge(t *testing.T) {
 			change(&got)
 			return judgeDynasty(got)
 		}
+		visited = func(visits, peak int) crowding {
+			return crowding{row{mutations: visits}, room{peak: peak, visits: visits}}
+		}
 
 		thawed = func(change func(without, with *aftermath)) outcome {
 			times := summary{average: 1100 * ms, longest: 1200 * ms}
@@ -102,6 +105,16 @@ func TestJudge(t *testing.T) {
 		},
 		"Frozen/FenceErrors": {
 			thawed(func(_, w *aftermath) { w.late, w.errors, w.problem = 2, 1, "away" }), "1 errors; the first: away",
+		},
+
+		"Room/Good":    {judgeRoom(visited(100, 12), visited(50, 3)), ""},
+		"Room/Unused":  {judgeRoom(visited(100, 12), visited(50, 2)), ""},
+		"Room/Never":   {judgeRoom(visited(100, 3), visited(50, 3)), "at most 3 workers were at work at the same time, so"},
+		"Room/Over":    {judgeRoom(visited(100, 12), visited(50, 4)), "4 workers were at work at the same time. That must never"},
+		"Room/Nothing": {judgeRoom(visited(100, 12), visited(0, 0)), "nobody got to work"},
+		"Room/Inside":  {judgeRoom(visited(100, 12), crowding{row{mutations: 5}, room{1, 3, 5}}), "1 workers were still"},
+		"Room/Errors": {
+			judgeRoom(visited(100, 12), crowding{row{mutations: 5, errors: 1, problem: "away"}, room{1, 3, 5}}), "the first: away",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

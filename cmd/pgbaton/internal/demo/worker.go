@@ -22,7 +22,7 @@ const WorkerCommand = "demo-worker"
 const (
 	reportEvery = 100 * time.Millisecond
 	errorPause  = 50 * time.Millisecond
-	poolSize    = 2
+	poolSize    = 3
 )
 
 // bench is what a worker process has to work with.
@@ -48,6 +48,7 @@ var jobKinds = map[string]func(*bench, context.Context) error{
 	jobAudit:          (*bench).audit,
 	jobInherit:        (*bench).inherit,
 	jobOutlive:        (*bench).outlive,
+	jobVisit:          (*bench).visitRoom,
 	jobLead:           (*bench).lead,
 }
 

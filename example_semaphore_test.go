@@ -1,0 +1,105 @@
+package pgbaton_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"time"
+
+	"github.com/pgbaton/pgbaton"
+)
+
+func ExampleClient_Semaphore() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	// At most eight pages are rendered at the same time, by all processes together.
+	render, err := client.Semaphore(ctx, "example/render", 8)
+	if err != nil {
+		log.Fatal(err)
+	}
+	wait, cancel := context.WithTimeout(ctx, 5*time.Second) // for the permits, not for the work
+	defer cancel()
+	permit, err := render.Acquire(wait, 2) // a large page counts for two
+	if errors.Is(err, pgbaton.ErrNotAcquired) {
+		fmt.Println("too busy for 5 s")
+		return
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer permit.Release(ctx)
+
+	// The work ends early when the permits are lost.
+	select {
+	case <-permit.Done():
+		fmt.Println("lost:", permit.Err())
+	case <-time.After(time.Millisecond):
+		fmt.Println("rendered with", permit.N(), "permits")
+	}
+	if err := permit.Release(ctx); err != nil { // ErrLost: more than eight may have been at work
+		log.Fatal(err)
+	}
+	// Output: rendered with 2 permits
+}
+
+func ExampleSemaphore_TryAcquire() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	partner, err := client.Semaphore(ctx, "example/partner", 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	permit, err := partner.TryAcquire(ctx, 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = partner.TryAcquire(ctx, 1)
+	fmt.Println("none is free:", errors.Is(err, pgbaton.ErrNotAcquired))
+	if err := permit.Release(ctx); err != nil {
+		log.Fatal(err)
+	}
+	available, err := partner.Available(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("free now:", available)
+	// Output:
+	// none is free: true
+	// free now: 1
+}
+
+func ExampleSemaphore_Resize() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	mail, err := client.Semaphore(ctx, "example/mail", 2)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := mail.Resize(ctx, 5); err != nil {
+		log.Fatal(err)
+	}
+	_, err = client.Semaphore(ctx, "example/mail", 2)
+	fmt.Println("another capacity than it has:", errors.Is(err, pgbaton.ErrCapacityMismatch))
+	opened, err := client.OpenSemaphore(ctx, "example/mail") // whatever its capacity is
+	if err != nil {
+		log.Fatal(err)
+	}
+	available, err := opened.Available(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("free:", available)
+	if err := opened.Resize(ctx, 2); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// another capacity than it has: true
+	// free: 5
+}

@@ -1,0 +1,164 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+)
+
+// sets lets Goroutines of each of Clients take random sets of Count of Keys keys, for a while: by AcquireAll, or one
+// by one in random order.
+func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
+	counts := &setCounts{}
+	var clients []*pgbaton.Client
+	for range max(cmd.Clients, 1) {
+		client, err := openClient(ctx, cmd)
+		if err != nil {
+			return Answer{}, err
+		}
+		clients = append(clients, client)
+	}
+	end := time.Now().Add(cmd.For)
+	take := c.takeSet
+	if cmd.Kind == ByHand {
+		take = c.takeByHand
+	}
+	var wg sync.WaitGroup
+	for _, client := range clients {
+		for range cmd.Goroutines {
+			wg.Go(func() {
+				for time.Now().Before(end) && !counts.failed() {
+					if err := take(ctx, client, cmd, counts); err != nil {
+						counts.fail(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for _, client := range clients {
+		if err := client.Close(ctx); err != nil {
+			counts.fail(err)
+		}
+	}
+	return Answer{Counts: map[string]int64{
+		"sets": counts.sets.Load(), "deadlocks": counts.deadlocks.Load(), "longest": counts.longest.Load(),
+	}}, counts.failure
+}
+
+// Kinds of sets.
+const (
+	BySet  = "set"
+	ByHand = "by-hand"
+)
+
+type setCounts struct {
+	sets, deadlocks atomic.Int64
+	longest         atomic.Int64 // wait that ended as a deadlock, in nanoseconds
+
+	mu      sync.Mutex
+	failure error
+}
+
+func (s *setCounts) failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure != nil
+}
+
+func (s *setCounts) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failure = errors.Join(s.failure, err)
+}
+
+func (s *setCounts) deadlock(waited int64) {
+	s.deadlocks.Add(1)
+	for old := s.longest.Load(); waited > old && !s.longest.CompareAndSwap(old, waited); old = s.longest.Load() {
+	}
+}
+
+// randomSet is some of the keys, in random order.
+func randomSet(cmd Command) []string {
+	var names []string
+	for _, i := range rand.Perm(cmd.Keys)[:cmd.Count] {
+		names = append(names, numbered(cmd.Key, i))
+	}
+	return names
+}
+
+// takeSet is one AcquireAll with its release; the history has each key as a lock of its own.
+func (c *child) takeSet(ctx context.Context, client *pgbaton.Client, cmd Command, counts *setCounts) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	names := randomSet(cmd)
+	var keys []pgbaton.Key
+	ops := make([]int64, len(names))
+	for i, name := range names {
+		keys = append(keys, pgbaton.Name(name))
+		ops[i] = c.log.Op()
+		c.log.Append(history.Event{At: history.Now(), Kind: history.Call, Op: ops[i], Key: name, Mode: history.Exclusive})
+	}
+	set, err := client.AcquireAll(ctx, keys...)
+	at := history.Now()
+	for i, key := range keys {
+		if err != nil {
+			c.log.Append(history.Event{At: at, Kind: history.Refused, Op: ops[i], Err: err.Error()})
+			continue
+		}
+		token, _ := set.Token(key)
+		c.log.Append(history.Event{At: at, Kind: history.Granted, Op: ops[i], Token: int64(token)})
+	}
+	if err != nil {
+		return err
+	}
+	time.Sleep(cmd.Hold)
+	for _, op := range ops {
+		c.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
+	}
+	err = set.Release(ctx)
+	at = history.Now()
+	for _, op := range ops {
+		c.log.Append(history.Event{At: at, Kind: history.Released, Op: op})
+	}
+	counts.sets.Add(1)
+	return err
+}
+
+// takeByHand acquires one key after the other, each with the context of the one before, and gives all back when the
+// order has led into a deadlock.
+func (c *child) takeByHand(ctx context.Context, client *pgbaton.Client, cmd Command, counts *setCounts) error {
+	held := make([]*held, 0, cmd.Count)
+	defer func() {
+		for _, h := range held {
+			if r := c.give(ctx, h); !r.OK() {
+				counts.fail(fmt.Errorf("release: %s", r.Err))
+			}
+		}
+	}()
+	inner := ctx
+	for _, name := range randomSet(cmd) {
+		within, cancel := context.WithTimeout(inner, patience)
+		h, r := c.obtain(within, client, name, false, false)
+		cancel()
+		switch {
+		case r.Deadlock:
+			counts.deadlock(r.At - r.Called)
+			return nil
+		case h == nil:
+			return fmt.Errorf("%s: %s", name, r.Err)
+		}
+		held = append(held, h)
+		inner = h.lock.Context()
+	}
+	time.Sleep(cmd.Hold)
+	counts.sets.Add(1)
+	return nil
+}

@@ -1,0 +1,90 @@
+package semaphores
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+)
+
+const mebibyte = 1 << 20
+
+// churn acquires and releases in 16 goroutines of two clients, as long as there is more to do.
+func churn(t *testing.T, dsn, name string, more func(done int64) bool) int64 {
+	t.Helper()
+	ctx := context.Background()
+	var group sync.WaitGroup
+	var done atomic.Int64
+	errs := make(chan error, 16)
+	for range 2 {
+		s, err := lab.Client(t, dsn, nil).OpenSemaphore(ctx, name)
+		require.NoError(t, err)
+		for range cap(errs) / 2 {
+			group.Go(func() {
+				for more(done.Load()) {
+					if err := pair(ctx, s); err != nil {
+						errs <- err
+						return
+					}
+					done.Add(1)
+				}
+			})
+		}
+	}
+	group.Wait()
+	close(errs)
+	for err := range errs {
+		require.NoError(t, err)
+	}
+	return done.Load()
+}
+
+func pair(ctx context.Context, s *pgbaton.Semaphore) error {
+	permit, err := s.Acquire(ctx, 1)
+	if err != nil {
+		return err
+	}
+	return permit.Release(ctx)
+}
+
+// requireSmall makes sure that the slots' table, with its indexes and maps, has not grown.
+func requireSmall(t *testing.T, conn *pgx.Conn, what string, pairs int64, took time.Duration) {
+	t.Helper()
+	table := lab.Query[int64](t, conn, "SELECT pg_relation_size('pgbaton.slot')")
+	total := lab.Query[int64](t, conn, "SELECT pg_total_relation_size('pgbaton.slot')")
+	lab.Note(t, "bloat %s: %d pairs in %v, then the slots have %d KiB, with indexes %d KiB", what, pairs,
+		took.Round(time.Millisecond), table>>10, total>>10)
+	require.LessOrEqual(t, total, int64(mebibyte), what)
+}
+
+// Acquiring and releasing leaves nothing behind in the tables, also while somebody holds an old snapshot.
+func TestBloat(t *testing.T) {
+	pairs := int64(loadSize(t))
+	t.Run("nobody looks", func(t *testing.T) {
+		dsn := lab.Database(t)
+		create(t, dsn, "s", 16)
+		started := time.Now()
+		done := churn(t, dsn, "s", func(done int64) bool { return done < pairs })
+		requireSmall(t, lab.Connect(t, dsn), "without a snapshot", done, time.Since(started))
+	})
+	t.Run("an old snapshot", func(t *testing.T) {
+		dsn := lab.Database(t)
+		create(t, dsn, "s", 16)
+		conn, old := lab.Connect(t, dsn), lab.Connect(t, dsn)
+		lab.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+		require.NotEmpty(t, lab.Query[string](t, old, "SELECT pg_current_snapshot()::text"))
+		length := max(3*time.Second, time.Duration(pairs)*time.Minute/1_000_000)
+		started := time.Now()
+		done := churn(t, dsn, "s", func(int64) bool { return time.Since(started) < length })
+		require.Positive(t, done)
+		requireSmall(t, conn, "under an old snapshot", done, time.Since(started))
+		lab.Exec(t, old, "ROLLBACK")
+	})
+}

@@ -1,0 +1,45 @@
+package semaphores
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+)
+
+// A change of capacity needs all rows. It waits for one that somebody has locked for longer than the client's
+// sessions wait for locks, does not hold up others meanwhile, and ends with its context.
+func TestResize_WaitsForRows(t *testing.T) {
+	dsn := lab.Database(t)
+	s, other := create(t, dsn, "s", 4), create(t, dsn, "s", 4)
+	locker := lab.Connect(t, dsn)
+	lab.Exec(t, locker, "BEGIN")
+	lab.Exec(t, locker, "SELECT FROM pgbaton.slot WHERE slot = 4 FOR UPDATE")
+
+	short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	err := s.Resize(short, 6)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+
+	resized := make(chan error, 1)
+	go func() { resized <- s.Resize(context.Background(), 6) }()
+	var waits []int64
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		began := time.Now()
+		permit, err := other.Acquire(context.Background(), 1)
+		require.NoError(t, err)
+		require.NoError(t, permit.Release(context.Background()))
+		waits = append(waits, int64(time.Since(began)))
+	}
+	lab.Report(t, "a permit beside a change of capacity that waits", lab.NewSpread(waits), 400*time.Millisecond)
+	require.Empty(t, resized)
+	lab.Exec(t, locker, "COMMIT")
+	require.NoError(t, <-resized)
+	requireWhole(t, s, 6, time.Second)
+	_, err = other.Acquire(context.Background(), 7)
+	require.ErrorIs(t, err, pgbaton.ErrOverCapacity)
+}

@@ -1,0 +1,282 @@
+package pgbaton
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/grant"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// LockSet is several keys that are held together, all exclusively. It is made by [Client.AcquireAll] and
+// [Client.TryAcquireAll], and ended by Release, by [Client.Close], or by the loss of any of its locks. It is safe for
+// concurrent use.
+//
+// # How it works
+//
+// Each key is a lock as [Client.Acquire] makes it. All clients take the keys of their sets in one order, so
+// sets never deadlock with one another. The order is that of the keys' numbers, not that in which they are given.
+type LockSet struct {
+	client *Client
+	keys   []Key // as given, each lock once
+	locks  []*Lock
+	parent context.Context //nolint:containedctx // the values of the set's own context
+
+	context grantContext
+	end     grant.End
+	danger  danger
+}
+
+// AcquireAll waits until it holds all keys exclusively, or ctx ends. Keys may be given in any order, and more
+// than once: a name and its number are one lock. When all are free it takes one round trip.
+//
+// On success all keys are held, each with a token as in [Client.Acquire]. On failure none is, and the error is as in
+// Acquire. While it waits for a key it holds those before it in the common order, and none behind it.
+func (c *Client) AcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
+	return c.acquireAll(ctx, keys, false)
+}
+
+// TryAcquireAll is [Client.AcquireAll] for keys that are free: it does not wait for other holders. When there is
+// one, or a waiter, of any key, it holds nothing and returns [ErrNotAcquired], naming such a key.
+func (c *Client) TryAcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
+	return c.acquireAll(ctx, keys, true)
+}
+
+func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet, error) {
+	given, ordered, err := distinct(keys)
+	if err != nil {
+		return nil, err
+	}
+	if c.reduced != nil {
+		return nil, fmt.Errorf("acquire locks: the client is reduced to what transactions can do: %w", c.reduced)
+	}
+	for {
+		holds, failed, err := c.holdAll(ctx, ordered, try)
+		if err != nil {
+			c.desk.GiveBackMany(holds) //nolint:contextcheck // also when ctx has ended
+			return nil, fmt.Errorf("acquire locks: lock %v: %w", failed, err)
+		}
+		if !slices.ContainsFunc(holds, func(h *desk.Hold) bool { return h.Err() != nil }) {
+			return c.newLockSet(ctx, given, ordered, holds), nil
+		}
+		c.desk.GiveBackMany(holds) // one was lost while it waited for another: from the start
+	}
+}
+
+// holdAll takes keys in their order. With an error it returns what is to be given back, and the key that failed.
+//
+// What is granted behind a key that is taken goes back before the wait: to keep it would break the order.
+func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*desk.Hold, failed Key, err error) {
+	for len(holds) < len(keys) {
+		granted, behind, err := c.tryInOrder(ctx, keys[len(holds):])
+		holds = append(holds, granted...)
+		if err == nil {
+			break
+		}
+		failed = keys[len(holds)]
+		if try || !errors.Is(err, lockerr.NotAcquired) {
+			return append(holds, behind...), failed, err
+		}
+		c.desk.GiveBackMany(behind)
+		hold, err := c.wait(c.holding(ctx, keys, holds), failed, advisory.Exclusive)
+		if err != nil {
+			return holds, failed, err
+		}
+		holds = append(holds, hold)
+	}
+	return holds, Key{}, nil
+}
+
+// tryInOrder tries keys in one round trip. It returns what was granted before the first that was refused, and
+// what was granted behind it, with gaps.
+func (c *Client) tryInOrder(ctx context.Context, keys []Key) (granted, behind []*desk.Hold, err error) {
+	wanted := make([]advisory.Key, len(keys))
+	for i, key := range keys {
+		wanted[i] = key.key
+	}
+	holds, errs := c.desk.TryMany(ctx, wanted, advisory.Exclusive)
+	for i, err := range errs {
+		if err != nil {
+			return holds[:i], holds[i:], err
+		}
+	}
+	return holds, nil, nil
+}
+
+// distinct checks keys and returns each lock once: as given, and in the order in which everybody takes them.
+func distinct(keys []Key) (given, ordered []Key, err error) {
+	if len(keys) == 0 {
+		return nil, nil, errors.New("pgbaton: no keys to acquire")
+	}
+	seen := map[advisory.Key]bool{}
+	for _, key := range keys {
+		if err := key.validate(); err != nil {
+			return nil, nil, err
+		}
+		if !seen[key.key] {
+			seen[key.key] = true
+			given = append(given, key)
+		}
+	}
+	ordered = slices.Clone(given)
+	slices.SortFunc(ordered, inCommonOrder)
+	return given, ordered, nil
+}
+
+// inCommonOrder compares keys in the order in which every client takes them. It must never change: clients of
+// different versions share a database.
+func inCommonOrder(a, b Key) int {
+	switch {
+	case a.key.Pair == b.key.Pair:
+		return cmp.Compare(a.key.ID, b.key.ID)
+	case a.key.Pair:
+		return 1
+	}
+	return -1
+}
+
+func (c *Client) newLockSet(ctx context.Context, given, ordered []Key, holds []*desk.Hold) *LockSet {
+	s := &LockSet{client: c, keys: given, parent: ctx}
+	for i, key := range ordered {
+		lock := &Lock{client: c, key: key, hold: holds[i], parent: ctx}
+		s.locks = append(s.locks, lock)
+		lock.hold.OnEnd(func(reason error) { s.end.Finish(fmt.Errorf("lock %v: %w", key, reason)) })
+	}
+	return s
+}
+
+// Keys are the keys of the set, each once, in the order in which they were given.
+func (s *LockSet) Keys() []Key { return slices.Clone(s.keys) }
+
+// Lock is the lock on one of the set's keys, for [AssertHeld] and whoever else wants a single lock; nil if the
+// set does not have the key. The set is over as soon as one of its locks is released by itself.
+func (s *LockSet) Lock(key Key) *Lock {
+	for _, lock := range s.locks {
+		if lock.key.key == key.key {
+			return lock
+		}
+	}
+	return nil
+}
+
+// Token is the fencing token of one of the set's keys; false if the set does not have the key.
+func (s *LockSet) Token(key Key) (Token, bool) {
+	lock := s.Lock(key)
+	if lock == nil {
+		return 0, false
+	}
+	return lock.Token(), true
+}
+
+// Done is closed when the set is over: released, or one of its locks is lost or no longer to be trusted; see
+// [Lock.Done].
+func (s *LockSet) Done() <-chan struct{} { return s.end.Done() }
+
+// Context is a context that ends when the set is over, with [LockSet.Err] as its cause. It has the values of the
+// acquire's context, but not its end. Every call returns the same. Deadlocks are found as with [Lock.Context].
+func (s *LockSet) Context() context.Context {
+	return s.context.of(s.client.holding(s.parent, s.ordered(), s.holds()), &s.end)
+}
+
+// Err is nil while all locks of the set are held and can be trusted. Afterwards it says, as [Lock.Err] does, what
+// happened to the first that was not. It asks no server.
+func (s *LockSet) Err() error {
+	if over := s.end.Reason(); over != nil {
+		return over
+	}
+	for _, lock := range s.locks {
+		if err := lock.Err(); err != nil { // the clock knows it first
+			return err
+		}
+	}
+	return nil
+}
+
+// Release ends the set, all its locks in one round trip. Nil means that every one was held without a break until
+// this call; otherwise the error says which were not, as [Lock.Release] does. It is safe to call twice, in
+// defer, and after ctx has ended. A second call returns what the first did.
+func (s *LockSet) Release(_ context.Context) error {
+	errs := s.client.desk.ReleaseMany(s.holds())
+	for i, err := range errs {
+		if err != nil {
+			errs[i] = fmt.Errorf("release lock %v: %w", s.locks[i].key, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ordered are the keys of locks.
+func (s *LockSet) ordered() []Key {
+	keys := make([]Key, len(s.locks))
+	for i, lock := range s.locks {
+		keys[i] = lock.key
+	}
+	return keys
+}
+
+func (s *LockSet) holds() []*desk.Hold {
+	holds := make([]*desk.Hold, len(s.locks))
+	for i, lock := range s.locks {
+		holds[i] = lock.hold
+	}
+	return holds
+}
+
+// danger is the jeopardy of locks on several connections.
+type danger struct {
+	mu     sync.Mutex
+	signal chan struct{} // closed when one of the locks is in jeopardy
+}
+
+// Jeopardy is closed while one of the set's locks is in jeopardy, see [Lock.Jeopardy].
+func (s *LockSet) Jeopardy() <-chan struct{} {
+	first := s.locks[0].Jeopardy()
+	signals := []<-chan struct{}{first}
+	for _, lock := range s.locks[1:] {
+		if signal := lock.Jeopardy(); !slices.Contains(signals, signal) {
+			signals = append(signals, signal)
+		}
+	}
+	for _, signal := range signals {
+		if len(signals) == 1 || isClosed(signal) {
+			return signal
+		}
+	}
+	d := &s.danger
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.signal != nil && !isClosed(d.signal) {
+		return d.signal // the connections' signals are open, so they are those that it watches
+	}
+	combined := make(chan struct{})
+	d.signal = combined
+	var once sync.Once
+	for _, signal := range signals {
+		go func() { // it ends with the set
+			select {
+			case <-signal:
+			case <-combined:
+			case <-s.end.Done():
+			}
+			if isClosed(signal) {
+				once.Do(func() { close(combined) })
+			}
+		}()
+	}
+	return combined
+}
+
+func isClosed(signal <-chan struct{}) bool {
+	select {
+	case <-signal:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,78 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/deadlock"
+	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// heldLocks is what a context says that its goroutine holds: the locks of one acquire, and by outer those that were
+// held around it.
+type heldLocks struct {
+	client *Client
+	keys   []Key
+	holds  []*desk.Hold
+	outer  *heldLocks
+}
+
+type heldLocksKey struct{}
+
+// heldBy returns what a context says is held, nil if nothing.
+func heldBy(ctx context.Context) *heldLocks {
+	held, _ := ctx.Value(heldLocksKey{}).(*heldLocks)
+	return held
+}
+
+// holding is ctx for what runs while keys are held; there is a hold for each, or for the first ones.
+func (c *Client) holding(ctx context.Context, keys []Key, holds []*desk.Hold) context.Context {
+	if len(holds) == 0 {
+		return ctx
+	}
+	held := &heldLocks{client: c, keys: keys[:len(holds)], holds: holds, outer: heldBy(ctx)}
+	return context.WithValue(ctx, heldLocksKey{}, held)
+}
+
+// in returns those of the locks that are held by now and that a wait of a client can collide with: what is held in
+// other databases has nothing to do with it.
+func (h *heldLocks) in(c *Client) []deadlock.Lock {
+	var locks []deadlock.Lock
+	for ; h != nil; h = h.outer {
+		if h.client != c && h.client.home() != c.home() {
+			continue
+		}
+		for i, hold := range h.holds {
+			if hold.Reason() != nil {
+				continue
+			}
+			l := deadlock.Lock{Key: h.keys[i].key}
+			if hold.Shared() {
+				l.Mode = advisory.Shared
+			}
+			locks = append(locks, l)
+		}
+	}
+	return locks
+}
+
+// wait waits for a key. When ctx says that other locks are held, it is watched for deadlocks.
+func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*desk.Hold, error) {
+	held := heldBy(ctx)
+	if held == nil || len(held.in(c)) == 0 {
+		return c.desk.Acquire(ctx, key.key, mode, false)
+	}
+	watched, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	wants := deadlock.Lock{Key: key.key, Mode: mode}
+	w := c.deadlocks.Watch(key.String, wants, func() []deadlock.Lock { return held.in(c) }, end)
+	hold, err := c.desk.Acquire(watched, key.key, mode, false)
+	w.Over()
+	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {
+		return nil, fmt.Errorf("%w: %w", lockerr.NotAcquired, found)
+	}
+	return hold, err
+}
