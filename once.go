@@ -85,7 +85,7 @@ func (c *Client) Once(
 	if lock.Err() != nil { // the record may have taken longer than the lock lived
 		return nil // but for what the release says
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(lock.holding())
 	defer cancel(nil)
 	lock.hold.OnEnd(cancel)
 	return fn(ctx, lock)
@@ -100,11 +100,12 @@ var stmtBeginRun = &link.Statement{
 // beginRun looks whether a run is due, and with a lock records that it begins. The error is a NotDueError if it is not;
 // seen is about the last run if it is.
 func (c *Client) beginRun(ctx context.Context, key Key, atLeast time.Duration, lock *Lock) (seen *NotDueError, err error) {
+	window := strconv.FormatFloat(max(atLeast, time.Microsecond).Seconds(), 'f', -1, 64)
 	var token []byte
 	if lock != nil {
 		token = strconv.AppendInt(nil, int64(lock.Token()), 10)
 	}
-	rows, err := c.ledger.Query(ctx, stmtBeginRun, []byte(key.resource()), interval(atLeast), token)
+	rows, err := c.ledger.Query(ctx, stmtBeginRun, []byte(key.resource()), []byte(window), token)
 	if err == nil && (len(rows) != 1 || len(rows[0]) != 3) { //nolint:mnd // as in the statement
 		err = errors.New("pgbaton: the server's answer is not what the schema promises")
 	}
@@ -116,13 +117,6 @@ func (c *Client) beginRun(ctx context.Context, key Key, atLeast time.Duration, l
 		return nil, fmt.Errorf("once %v: %w", key, seen)
 	}
 	return seen, nil
-}
-
-// interval is a duration as PostgreSQL 14 reads it too, which has no large numbers of seconds. The least is 1 µs.
-func interval(d time.Duration) []byte {
-	d = max(d, time.Microsecond)
-	return fmt.Appendf(nil, "%d:%02d:%02d.%06d",
-		d/time.Hour, d%time.Hour/time.Minute, d%time.Minute/time.Second, d%time.Second/time.Microsecond)
 }
 
 // micros reads microseconds since 1970; NULL is no time.
