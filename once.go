@@ -85,7 +85,7 @@ func (c *Client) Once(
 	if lock.Err() != nil { // the record may have taken longer than the lock lived
 		return nil // but for what the release says
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(lock.holding())
 	defer cancel(nil)
 	lock.hold.OnEnd(cancel)
 	return fn(ctx, lock)

@@ -167,3 +167,51 @@ func TestOnce_Replicas(t *testing.T) {
 		require.Equal(t, 1, runs[w], "window %d: %v", w, runs)
 	}
 }
+
+// The contexts of a leader's func and of a run carry the lock: a wait in there that is part of a deadlock is seen.
+func TestLeadAndOnce_Deadlock(t *testing.T) {
+	t.Parallel()
+	dsn := migratedDatabase(t)
+	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
+	for name, c := range map[string]struct {
+		outer pgbaton.Key
+		run   func(context.Context, func(context.Context) error) error
+	}{
+		"Lead": {pgbaton.Name("pgbaton/leader/x"), func(ctx context.Context, work func(context.Context) error) error {
+			return a.Lead(ctx, "x", func(ctx context.Context, _ pgbaton.Token) error { return work(ctx) })
+		}},
+		"Once": {pgbaton.Name("job"), func(ctx context.Context, work func(context.Context) error) error {
+			return a.Once(ctx, pgbaton.Name("job"), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			key := pgbaton.Name("inner/" + name)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			over := errors.New("over")
+			inner, err := b.Acquire(ctx, key)
+			require.NoError(t, err)
+			crossed := make(chan error, 1)
+			var first error
+			err = c.run(ctx, func(ctx context.Context) error {
+				go func() {
+					lock, err := b.Acquire(inner.Context(), c.outer)
+					if err == nil {
+						err = lock.Release(ctx)
+					}
+					crossed <- errors.Join(err, inner.Release(ctx))
+				}()
+				var lock *pgbaton.Lock
+				if lock, first = a.Acquire(ctx, key); first == nil {
+					first = lock.Release(ctx)
+				}
+				return over
+			})
+			require.ErrorIs(t, err, over)
+			second := soon(t, crossed)
+			require.NotEqual(t, errors.Is(first, pgbaton.ErrDeadlock), errors.Is(second, pgbaton.ErrDeadlock),
+				"one of them ends: %v, %v", first, second)
+		})
+	}
+}
