@@ -110,7 +110,7 @@ func TestBloat_Exclusion(t *testing.T) {
 		p := worker.Start(t)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Key: "s", N: 3, Goroutines: 8, For: 6 * time.Second,
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 3, Goroutines: 8, For: 4 * time.Second,
 		}))
 	}
 	ticker := time.NewTicker(50 * time.Millisecond)

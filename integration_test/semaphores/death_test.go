@@ -15,7 +15,7 @@ import (
 
 // Law 6: the permits of a killed process go to a waiter in another one within a second, long before TTL.
 func TestKill_Holder(t *testing.T) {
-	const rounds = 10
+	const rounds = 6
 	dsn := lab.Database(t)
 	waiter := worker.Start(t)
 	waiter.Open("c", dsn, 0)

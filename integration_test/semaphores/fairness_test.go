@@ -21,7 +21,7 @@ func TestFairness_Processes(t *testing.T) {
 		p := worker.Start(t)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 6, For: 4 * time.Second, Hold: time.Millisecond,
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 6, For: 3 * time.Second, Hold: time.Millisecond,
 		}))
 	}
 	var grants []int64
@@ -65,7 +65,7 @@ func TestFairness_Weighted(t *testing.T) {
 		p.Open("c", dsn, 0)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 8, For: 5 * time.Second, Hold: 4 * time.Millisecond,
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 8, For: 4 * time.Second, Hold: 4 * time.Millisecond,
 		}))
 	}
 	apart := worker.Start(t)
@@ -90,7 +90,7 @@ func TestFairness_Weighted(t *testing.T) {
 
 // A release passes permits on at once: waiters in other processes do not sleep until the next poll.
 func TestHandOver(t *testing.T) {
-	const rounds = 40
+	const rounds = 20
 	dsn := lab.Database(t)
 	create(t, dsn, "s", 2)
 	a, b := worker.Start(t), worker.Start(t)
@@ -123,6 +123,7 @@ func TestCrowd(t *testing.T) {
 	holder, crowd := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
 	hold(t, holder, "s", 1)
+	crowd.Open("c", dsn, 0) // from then on it has a history
 	call := crowd.Begin(worker.Command{
 		Do: worker.Permits, DSN: lab.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
 	})

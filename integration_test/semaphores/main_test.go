@@ -42,7 +42,7 @@ func loadSize(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv(loadVariable)
 	if text == "" {
-		return 10_000
+		return 6_000
 	}
 	n, err := strconv.Atoi(text)
 	require.NoError(t, err, loadVariable)

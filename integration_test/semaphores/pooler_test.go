@@ -20,7 +20,7 @@ func crowd(t *testing.T, dsn string, reduced bool, processes int) (workers []*wo
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Permits, DSN: dsn, Reduced: reduced, TTL: pooledTTL, Key: "s", N: 2, Goroutines: 4,
-			For: 5 * time.Second, Hold: 3 * time.Millisecond,
+			For: 3 * time.Second, Hold: 3 * time.Millisecond,
 		}))
 	}
 	return workers, calls

@@ -3,8 +3,10 @@ package worker
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -191,10 +193,13 @@ func (p *Process) Signal(sig syscall.Signal) {
 	require.NoError(p.tb, p.cmd.Process.Signal(sig))
 }
 
-// History is what the process has seen so far.
+// History is what the process has seen so far: nothing, if it has hardly begun.
 func (p *Process) History() ([]*history.Grant, history.Counts) {
 	p.tb.Helper()
 	events, err := history.Read(p.log)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, history.Counts{}
+	}
 	require.NoError(p.tb, err)
 	return history.Grants(p.number, events, p.killed)
 }
