@@ -218,8 +218,9 @@ $$;
 -- Locks as many free slots as the first of the requests want together, in their order and all or none for each;
 -- NULL if that is none.
 --
--- SKIP LOCKED may say "none free" although one is: another looks at it, and does not take it. So "full" is
--- confirmed by a count that does not lock; then the slots of holders whose sessions have ended are taken.
+-- SKIP LOCKED may say "none free" although one is: another looks at it, and does not take it. So before the first
+-- request gets nothing, a count that does not lock confirms it, and the slots of holders whose sessions have ended
+-- are taken.
 CREATE FUNCTION pgbaton.pick_slots(semaphore integer, wants integer[]) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -234,7 +235,7 @@ BEGIN
             WHERE s.semaphore = pick_slots.semaphore AND NOT s.closed
               AND (s.holder IS NULL OR s.expires_at <= clock_timestamp())
             LIMIT total FOR UPDATE SKIP LOCKED);
-        EXIT WHEN cardinality(picked) = total;
+        EXIT WHEN cardinality(picked) >= wants[1];
         IF cardinality(picked) < (SELECT count(*) FROM pgbaton.slot AS s
                                   WHERE s.semaphore = pick_slots.semaphore AND NOT s.closed
                                     AND (s.holder IS NULL OR s.expires_at <= clock_timestamp())) THEN

@@ -298,3 +298,22 @@ func TestRoom_EnterAndLeaveAtRandom(t *testing.T) {
 		require.ErrorContains(t, <-f.reports, "57014")
 	}
 }
+
+// A waiting session leaves at once, also from the middle of its slice, for a session that something else needs.
+func TestRoom_MakesRoom(t *testing.T) {
+	t.Parallel()
+	const conns = 4
+	f := open(t, time.Minute, conns) // a slice is 0.9 s
+	f.cfg.Budget.Wished = f.MakeRoom
+	f.lock(conns - 1)
+	f.enter(keys(conns - 1)...)
+	f.within(patience, "all places wait", func() bool { return f.queued() == conns-1 })
+	asked := time.Now()
+	f.within(patience, "a place is given up", func() bool { return f.cfg.Budget.Take(session.Ledger) })
+	require.Less(t, time.Since(asked), 600*time.Millisecond)
+	require.Empty(t, f.reports)
+	f.unlock()
+	for range conns - 1 {
+		f.turn()
+	}
+}

@@ -25,7 +25,7 @@ func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
 		}
 		clients = append(clients, client)
 	}
-	end := time.Now().Add(cmd.For)
+	counts.end = time.Now().Add(cmd.For)
 	take := c.takeSet
 	if cmd.Kind == ByHand {
 		take = c.takeByHand
@@ -34,7 +34,7 @@ func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
 	for _, client := range clients {
 		for range cmd.Goroutines {
 			wg.Go(func() {
-				for time.Now().Before(end) && !counts.failed() {
+				for time.Now().Before(counts.end) && !counts.failed() {
 					if err := take(ctx, client, cmd, counts); err != nil {
 						counts.fail(err)
 					}
@@ -60,6 +60,8 @@ const (
 )
 
 type setCounts struct {
+	end time.Time // of the load
+
 	sets, deadlocks atomic.Int64
 	longest         atomic.Int64 // wait that ended as a deadlock, in nanoseconds
 
@@ -133,7 +135,7 @@ func (c *child) takeSet(ctx context.Context, client *pgbaton.Client, cmd Command
 }
 
 // takeByHand acquires one key after the other, each with the context of the one before, and gives all back when the
-// order has led into a deadlock.
+// order has led into a deadlock, or the load is over.
 func (c *child) takeByHand(ctx context.Context, client *pgbaton.Client, cmd Command, counts *setCounts) error {
 	held := make([]*held, 0, cmd.Count)
 	defer func() {
@@ -145,12 +147,14 @@ func (c *child) takeByHand(ctx context.Context, client *pgbaton.Client, cmd Comm
 	}()
 	inner := ctx
 	for _, name := range randomSet(cmd) {
-		within, cancel := context.WithTimeout(inner, patience)
+		within, cancel := context.WithDeadline(inner, counts.end)
 		h, r := c.obtain(within, client, name, false, false)
 		cancel()
 		switch {
 		case r.Deadlock:
 			counts.deadlock(r.At - r.Called)
+			return nil
+		case r.TimedOut:
 			return nil
 		case h == nil:
 			return fmt.Errorf("%s: %s", name, r.Err)
