@@ -170,8 +170,9 @@ func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, 
 
 // Resize gives the semaphore another capacity, for everybody. Raising it serves waiters at once, or within a
 // fraction of a second if they are elsewhere. Lowering it takes permits from nobody: those who hold them finish, and
-// none is granted until fewer are held than the new capacity. Who waits for more than that gets
-// [ErrOverCapacity].
+// none is granted until fewer are held than the new capacity; only that for a second other processes may
+// still hand theirs on among their own goroutines. Who waits for more than the capacity gets [ErrOverCapacity].
+// While others hold rows of the semaphore, it tries until ctx ends.
 func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	if err := validateCapacity(s.name, capacity); err != nil {
 		return err

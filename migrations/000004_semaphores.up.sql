@@ -174,9 +174,14 @@ BEGIN
     SELECT s.capacity, s.surplus, s.head, s.head_until INTO m FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore;
     capacity := m.capacity;
     is_head := coalesce(m.head = claim_slots.holder AND m.head_until > clock_timestamp(), false);
-    IF capacity IS NULL
-       OR (m.head_until > clock_timestamp() AND NOT is_head)
-       OR NOT (at_gate OR is_head OR pg_try_advisory_xact_lock_shared(gate)) THEN
+    IF capacity IS NULL OR (m.head_until > clock_timestamp() AND NOT is_head) THEN
+        RETURN;
+    END IF;
+    IF NOT (at_gate OR is_head OR pg_try_advisory_xact_lock_shared(gate)) THEN
+        IF queue > 0 THEN -- or it would never have a turn while others come to the gate one after the other
+            UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
+             WHERE s.id = claim_slots.semaphore AND (s.head_until IS NULL OR s.head_until <= clock_timestamp());
+        END IF;
         RETURN;
     END IF;
     IF m.surplus = 0 OR pgbaton.settle_semaphore(claim_slots.semaphore) = 0 THEN

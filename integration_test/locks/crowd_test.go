@@ -2,12 +2,10 @@ package locks
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
@@ -38,7 +36,7 @@ func TestCrowd(t *testing.T) {
 	})
 
 	logged := logSize(t, server.LogFile())
-	statements, most := countStatements(t, control, watched)
+	statements, most := lab.Statements(t, control, "crowd", watched)
 	perSecond := float64(statements) / watched.Seconds()
 	lab.Note(t, "crowd: %d connections, %.1f statements a second", most, perSecond)
 	require.LessOrEqual(t, most, 4, "connections")
@@ -76,34 +74,6 @@ func logSize(t *testing.T, path string) int64 {
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	return info.Size()
-}
-
-// countStatements looks at the client's sessions for a while, often enough to see each of their statements
-// begin, and returns how many began and how many sessions there were at the most.
-func countStatements(t *testing.T, control *pgx.Conn, watched time.Duration) (statements, most int) {
-	t.Helper()
-	started := map[int]time.Time{}
-	ticker := time.NewTicker(3 * time.Millisecond)
-	defer ticker.Stop()
-	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
-		rows, err := control.Query(context.Background(),
-			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = 'crowd' AND query_start IS NOT NULL")
-		require.NoError(t, err)
-		sessions := 0
-		var pid int
-		var at time.Time
-		_, err = pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
-			sessions++
-			if before, seen := started[pid]; seen && !before.Equal(at) {
-				statements++
-			}
-			started[pid] = at
-			return nil
-		})
-		require.NoError(t, err)
-		most = max(most, sessions)
-	}
-	return statements, most
 }
 
 // Figure P5: the hand-over between two processes against a bare pg_advisory_lock in the same run.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
 
 const mebibyte = 1 << 20
@@ -87,4 +88,51 @@ func TestBloat(t *testing.T) {
 		requireSmall(t, conn, "under an old snapshot", done, time.Since(started))
 		lab.Exec(t, old, "ROLLBACK")
 	})
+}
+
+// Under an old snapshot the table of slots is written anew again and again, while processes claim and release. No
+// permit is given twice by that, and none is lost.
+func TestBloat_Exclusion(t *testing.T) {
+	const capacity = 4
+	dsn := lab.Database(t)
+	s := create(t, dsn, "s", capacity)
+	create(t, dsn, "ballast", 1000)
+	conn, old := lab.Connect(t, dsn), lab.Connect(t, dsn)
+	lab.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+	require.NotEmpty(t, lab.Query[string](t, old, "SELECT pg_current_snapshot()::text"))
+	const sqlGrow = `UPDATE pgbaton.slot SET closed = closed
+		WHERE semaphore = (SELECT id FROM pgbaton.semaphore WHERE name = 'ballast')` // it grows faster than by the load alone
+	const sqlFile = "SELECT pg_relation_filenode('pgbaton.slot')::bigint"
+	file, rewrites := lab.Query[int64](t, conn, sqlFile), 0
+	var workers []*worker.Process
+	var calls []*worker.Call
+	for range 3 {
+		p := worker.Start(t)
+		workers = append(workers, p)
+		calls = append(calls, p.Begin(worker.Command{
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 3, Goroutines: 8, For: 6 * time.Second,
+		}))
+	}
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for done := false; !done; {
+		select {
+		case <-calls[0].Settled():
+			done = true
+		case <-ticker.C:
+			lab.Exec(t, conn, sqlGrow)
+			if now := lab.Query[int64](t, conn, sqlFile); now != file {
+				file, rewrites = now, rewrites+1
+			}
+		}
+	}
+	for _, call := range calls {
+		require.Zero(t, call.Wait().Counts["lost"])
+	}
+	lab.Note(t, "bloat between processes: the table was written anew %d times", rewrites)
+	require.Positive(t, rewrites, "it was to be written anew; without that this test proves nothing")
+	lab.Exec(t, old, "ROLLBACK")
+	_, overlaps := judge(t, fixed(capacity), workers...)
+	require.Empty(t, overlaps)
+	requireWhole(t, s, capacity, time.Second)
 }

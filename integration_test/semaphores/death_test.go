@@ -75,6 +75,9 @@ func TestFreeze_Holder(t *testing.T) {
 			next.Open("c", dsn, 0)
 			hold(t, holder, "s", 2)
 			holder.Begin(worker.Command{Do: worker.Watch, As: "s"}) // for the history: when Done was closed
+			assert := worker.Command{Do: worker.Assert, As: "s", DSN: dsn}
+			held := holder.Do(assert).Result
+			require.True(t, held.OK(), held.Err)
 			call := waitFor(t, next, "s", 2)
 			guard := holder.Begin(worker.Command{Do: worker.Guard, Client: "c", Key: "s", As: "s", N: 2})
 			time.Sleep(ttl / 5) // it is guarded by then
@@ -97,6 +100,7 @@ func TestFreeze_Holder(t *testing.T) {
 			worker.CheckThaw(t, steps, granted, thawed)
 			require.True(t, steps[1].Lost, "after %v they are not held: %+v", ttl, steps[1])
 			require.True(t, holder.Do(worker.Command{Do: worker.Release, As: "s"}).Result.Lost, "also the second time")
+			require.True(t, holder.Do(assert).Result.Lost, "not what a transaction may rely on")
 			lab.Report(t, fmt.Sprintf("frozen for %d/10 TTL, permits granted after", tenths),
 				lab.NewSpread([]int64{granted.At - frozen}), ttl+time.Second)
 			_, overlaps := judge(t, fixed(2), holder, next)

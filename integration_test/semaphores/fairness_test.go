@@ -112,3 +112,31 @@ func TestHandOver(t *testing.T) {
 	lab.Report(t, "hand-over of permits between two processes", lab.NewSpread(spans), time.Second)
 	judge(t, fixed(2), a, b)
 }
+
+// Laws 7 and 9: a thousand goroutines wait for one permit, on four connections and with few statements, and each
+// gets it when it is its turn.
+func TestCrowd(t *testing.T) {
+	const goroutines, watched = 1000, 3 * time.Second
+	dsn := lab.Database(t)
+	s := create(t, dsn, "s", 1)
+	control := lab.Connect(t, dsn)
+	holder, crowd := worker.Start(t), worker.Start(t)
+	holder.Open("c", dsn, 0)
+	hold(t, holder, "s", 1)
+	call := crowd.Begin(worker.Command{
+		Do: worker.Permits, DSN: lab.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
+	})
+	lab.Eventually(t, 20*time.Second, "all goroutines wait", func() bool {
+		_, counts := crowd.History()
+		return counts.Tried == goroutines
+	})
+	statements, most := lab.Statements(t, control, "crowd", watched)
+	perSecond := float64(statements) / watched.Seconds()
+	lab.Note(t, "crowd: %d connections, %.1f statements a second", most, perSecond)
+	require.LessOrEqual(t, most, 4, "connections")
+	require.LessOrEqual(t, perSecond, 20.0, "statements a second")
+	require.True(t, holder.Release("s").OK())
+	require.EqualValues(t, goroutines, call.Wait().Counts["granted"])
+	judge(t, fixed(1), holder, crowd)
+	requireWhole(t, s, 1, time.Second)
+}

@@ -40,6 +40,8 @@ const (
 	pollEvery = 200 * time.Millisecond
 	// pollPooled is the same where no notifications come.
 	pollPooled = 80 * time.Millisecond
+	// restPooled is how long one who had a turn leaves the next to others: each of them asks once in that time.
+	restPooled = 2 * pollPooled
 	// turnPooled is how long a turn lasts that nobody can see the end of.
 	turnPooled = 500 * time.Millisecond
 )

@@ -28,6 +28,7 @@ type Line struct {
 	claiming bool
 	heading  bool               // there is a head
 	atGate   bool               // and it is its turn
+	served   time.Time          // when the head last got something
 	leave    context.CancelFunc // ends its wait
 
 	poke   chan struct{} // slots may be free
@@ -192,7 +193,7 @@ func (l *Line) claim(a *actions, head bool) bool {
 	}
 	c := &claim{line: l, session: d.session, asked: len(wants), head: head}
 	queue := time.Duration(0)
-	if head && d.cfg.Pooled {
+	if head && d.cfg.Pooled && a.now.Sub(l.served) >= restPooled {
 		queue = turnPooled
 	}
 	l.claiming = true
@@ -220,6 +221,9 @@ func (c *claim) completed(op *link.Op) {
 		}
 		switch {
 		case c.head:
+			if granted > 0 {
+				l.served = a.now
+			}
 			l.answer <- granted
 		case len(l.waiters) > 0 && (err != nil || granted < c.asked):
 			l.head()

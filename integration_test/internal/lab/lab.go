@@ -181,6 +181,34 @@ func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
 		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`, name)
 }
 
+// Statements looks at the sessions with an application_name for a while, often enough to see each of their
+// statements begin, and returns how many began and how many sessions there were at the most.
+func Statements(tb testing.TB, control *pgx.Conn, name string, watched time.Duration) (statements, most int) {
+	tb.Helper()
+	started := map[int]time.Time{}
+	ticker := time.NewTicker(3 * time.Millisecond)
+	defer ticker.Stop()
+	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
+		rows, err := control.Query(context.Background(),
+			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NOT NULL", name)
+		require.NoError(tb, err)
+		sessions := 0
+		var pid int
+		var at time.Time
+		_, err = pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
+			sessions++
+			if before, seen := started[pid]; seen && !before.Equal(at) {
+				statements++
+			}
+			started[pid] = at
+			return nil
+		})
+		require.NoError(tb, err)
+		most = max(most, sessions)
+	}
+	return statements, most
+}
+
 // Eventually waits until a condition that only the server can tell of holds.
 func Eventually(tb testing.TB, within time.Duration, what string, condition func() bool) {
 	tb.Helper()

@@ -24,9 +24,10 @@ type child struct {
 
 	out sync.Mutex // of stdout
 
-	mu      sync.Mutex
-	clients map[string]*pgbaton.Client
-	locks   map[string]*held
+	mu         sync.Mutex
+	clients    map[string]*pgbaton.Client
+	locks      map[string]*held
+	semaphores map[[2]string]*pgbaton.Semaphore // by client and name
 }
 
 // held is a lock or a permit that a later command will use.
@@ -60,7 +61,7 @@ func Main() {
 		fmt.Fprintln(os.Stderr, "worker:", err)
 		os.Exit(2)
 	}
-	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}}
+	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}, semaphores: map[[2]string]*pgbaton.Semaphore{}}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		var cmd Command
@@ -92,7 +93,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 	do := map[string]func(context.Context, Command) (Answer, error){
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
-		Relay: c.relay, Permits: c.permits, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
+		Relay: c.relay, Permits: c.permits, Assert: c.assert, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}

@@ -83,11 +83,10 @@ func (c *child) acquire(ctx context.Context, cmd Command) (Answer, error) {
 
 // obtainAny acquires what a command names: a lock, or permits.
 func (c *child) obtainAny(ctx context.Context, cmd Command, try bool) (*held, Result) {
-	client := c.client(cmd.Client)
 	if cmd.N == 0 {
-		return c.obtain(ctx, client, cmd.Key, cmd.Shared, try)
+		return c.obtain(ctx, c.client(cmd.Client), cmd.Key, cmd.Shared, try)
 	}
-	semaphore, err := client.OpenSemaphore(ctx, cmd.Key)
+	semaphore, err := c.semaphore(ctx, cmd.Client, cmd.Key)
 	if err != nil {
 		return nil, result(Acquire, history.Now(), err)
 	}

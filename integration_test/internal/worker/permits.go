@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 )
@@ -20,6 +22,47 @@ func (c *child) obtainPermits(ctx context.Context, s *pgbaton.Semaphore, name st
 		acquire = s.TryAcquire
 	}
 	return c.record(history.Event{Key: name, N: n}, func() (holding, error) { return acquire(ctx, n) })
+}
+
+// semaphore opens a semaphore once for each client.
+func (c *child) semaphore(ctx context.Context, client, name string) (*pgbaton.Semaphore, error) {
+	key := [2]string{client, name}
+	c.mu.Lock()
+	s := c.semaphores[key]
+	c.mu.Unlock()
+	if s != nil {
+		return s, nil
+	}
+	s, err := c.client(client).OpenSemaphore(ctx, name)
+	if err == nil {
+		c.mu.Lock()
+		c.semaphores[key] = s
+		c.mu.Unlock()
+	}
+	return s, err
+}
+
+func (c *child) assert(ctx context.Context, cmd Command) (Answer, error) {
+	h, err := c.lock(cmd.As)
+	if err != nil {
+		return Answer{}, err
+	}
+	permit, ok := h.lock.(*pgbaton.Permit)
+	if !ok {
+		return Answer{}, errors.New("no permit is kept as " + cmd.As)
+	}
+	conn, err := pgx.Connect(ctx, cmd.DSN)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer conn.Close(ctx)
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer tx.Rollback(ctx) //nolint:errcheck // nothing was written
+	called := history.Now()
+	return Answer{Result: result(Assert, called, pgbaton.AssertPermit(ctx, tx, permit))}, nil
 }
 
 // load is what permits does: Goroutines that acquire 1 to N permits of the semaphore Key, hold them for a random
