@@ -102,6 +102,13 @@ func TestLead(t *testing.T) {
 		_, err := b.Leader(ctx, "error")
 		require.ErrorIs(t, err, pgbaton.ErrNotFound, "when Lead has returned the row is cleared")
 	})
+}
+
+func TestLead_Resignation(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 
 	t.Run("NilIsAResignation", func(t *testing.T) {
 		t.Parallel()
@@ -137,6 +144,13 @@ func TestLead(t *testing.T) {
 		require.Greater(t, second.term, first.term)
 		require.ErrorIs(t, a.Resign(ctx, "resign"), pgbaton.ErrNotHeld)
 	})
+}
+
+func TestLead_RequestResign(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 
 	t.Run("RequestResign", func(t *testing.T) {
 		t.Parallel()
@@ -165,6 +179,13 @@ func TestLead(t *testing.T) {
 		<-first.ctx.Done()
 		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
 	})
+}
+
+func TestLead_Edges(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := migratedDatabase(t)
+	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 
 	t.Run("Panic", func(t *testing.T) {
 		t.Parallel()

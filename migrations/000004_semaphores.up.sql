@@ -124,7 +124,7 @@ END;
 $$;
 
 -- Claims slots for several requests at once, in their order: each gets all that it wants, or it and those behind
--- it get nothing. NULL as capacity: there is no such semaphore.
+-- it get nothing. With nothing granted, NULL as capacity means that there is no such semaphore.
 --
 -- at_gate: the caller's process holds the gate. Who does not is refused while anybody holds it, so that nobody
 -- passes those who wait. queue: for callers whose sessions cannot stand at the gate: if the first request gets
@@ -137,40 +137,22 @@ $$;
 -- first whether the session's is the one that they need, with names and an operator that mean the same under any;
 -- else they call themselves through a function that has it. Nothing else is parsed before.
 CREATE FUNCTION pgbaton.claim_slots(
-    semaphore integer, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
+    semaphore integer, gate bigint, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
     OUT capacity integer, OUT granted integer, OUT slots integer[], OUT token bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 AS $$
 DECLARE
     m       record;
     slot    pg_catalog.int4;
-    is_head pg_catalog.bool := false;
+    is_head pg_catalog.bool;
 BEGIN
     IF pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.<>) 'pg_catalog, pg_temp'::pg_catalog.text THEN
         SELECT c.capacity, c.granted, c.slots, c.token INTO capacity, granted, slots, token
-          FROM pgbaton.claim_slots_anywhere(semaphore, holder, wants, ttl_ms, at_gate, queue, look) AS c;
-        RETURN;
-    END IF;
-    SELECT s.capacity, s.gate, s.surplus, s.head, s.head_until INTO m FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore;
-    capacity := m.capacity;
-    granted := 0;
-    IF capacity IS NULL THEN
-        RETURN;
-    END IF;
-    IF m.head_until > clock_timestamp() THEN
-        IF m.head <> claim_slots.holder THEN
-            RETURN;
-        END IF;
-        is_head := true;
-    ELSIF NOT at_gate AND NOT pg_try_advisory_xact_lock_shared(m.gate) THEN
-        IF queue > 0 THEN -- or it would never have a turn while others come to the gate one after the other
-            UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
-             WHERE s.id = claim_slots.semaphore AND (s.head_until IS NULL OR s.head_until <= clock_timestamp());
-        END IF;
+          FROM pgbaton.claim_slots_anywhere(semaphore, gate, holder, wants, ttl_ms, at_gate, queue, look) AS c;
         RETURN;
     END IF;
     -- The common case, in one statement. What a subquery locks it locks once if it is a scalar.
-    IF wants = '{1}' AND NOT look THEN
+    IF wants = '{1}' AND NOT look AND (at_gate OR pg_try_advisory_xact_lock_shared(gate)) THEN
         UPDATE pgbaton.slot AS s
            SET holder = claim_slots.holder, token = nextval('pgbaton.token'::regclass),
                expires_at = clock_timestamp() + ttl_ms * interval '1 ms'
@@ -178,14 +160,31 @@ BEGIN
                SELECT f.slot FROM pgbaton.slot AS f
                 WHERE f.semaphore = claim_slots.semaphore AND NOT f.closed
                   AND (f.holder IS NULL OR f.expires_at <= clock_timestamp())
-                LIMIT 1 FOR UPDATE SKIP LOCKED)
+                  AND NOT EXISTS (SELECT FROM pgbaton.semaphore AS h
+                                   WHERE h.id = claim_slots.semaphore AND h.head_until > clock_timestamp())
+                LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
         RETURNING s.slot, s.token INTO slot, token;
         IF FOUND THEN
             granted := 1;
             slots := ARRAY[slot];
+            RETURN;
         END IF;
     END IF;
-    IF granted = 0 AND (m.surplus = 0 OR pgbaton.settle_semaphore(claim_slots.semaphore) = 0) THEN
+    granted := 0;
+    SELECT s.capacity, s.surplus, s.head, s.head_until INTO m FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore;
+    capacity := m.capacity;
+    is_head := coalesce(m.head = claim_slots.holder AND m.head_until > clock_timestamp(), false);
+    IF capacity IS NULL OR (m.head_until > clock_timestamp() AND NOT is_head) THEN
+        RETURN;
+    END IF;
+    IF NOT (at_gate OR is_head OR pg_try_advisory_xact_lock_shared(gate)) THEN
+        IF queue > 0 THEN -- or it would never have a turn while others come to the gate one after the other
+            UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
+             WHERE s.id = claim_slots.semaphore AND (s.head_until IS NULL OR s.head_until <= clock_timestamp());
+        END IF;
+        RETURN;
+    END IF;
+    IF m.surplus = 0 OR pgbaton.settle_semaphore(claim_slots.semaphore) = 0 THEN
         slots := pgbaton.pick_slots(claim_slots.semaphore, wants);
         IF slots IS NOT NULL THEN
             SELECT count(*) INTO granted
@@ -209,13 +208,13 @@ END;
 $$;
 
 CREATE FUNCTION pgbaton.claim_slots_anywhere(
-    semaphore integer, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
+    semaphore integer, gate bigint, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
     OUT capacity integer, OUT granted integer, OUT slots integer[], OUT token bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     SELECT c.capacity, c.granted, c.slots, c.token INTO capacity, granted, slots, token
-      FROM pgbaton.claim_slots(semaphore, holder, wants, ttl_ms, at_gate, queue, look) AS c;
+      FROM pgbaton.claim_slots(semaphore, gate, holder, wants, ttl_ms, at_gate, queue, look) AS c;
 END;
 $$;
 

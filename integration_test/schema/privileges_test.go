@@ -39,11 +39,11 @@ var calls = map[string]struct {
 		"SELECT capacity FROM pgbaton.open_semaphore('calls', 5)", int32(5),
 	},
 	"settle_semaphore(integer)": {sqlCalled + "pgbaton.settle_semaphore(m.id) AS result", int32(0)},
-	"claim_slots(integer,bigint,integer[],integer,boolean,integer,boolean)": {
-		sqlCalled + "pgbaton.claim_slots(m.id, -1, '{1,2}', 0, false, 100, true) AS c(capacity, result, slots, token)", int32(2),
+	"claim_slots(integer,bigint,bigint,integer[],integer,boolean,integer,boolean)": {
+		sqlCalled + "pgbaton.claim_slots(m.id, 7, -1, '{1,2}', 0, false, 100, true) AS c(capacity, result, slots, token)", int32(2),
 	},
-	"claim_slots_anywhere(integer,bigint,integer[],integer,boolean,integer,boolean)": {
-		sqlCalled + "pgbaton.claim_slots_anywhere(m.id, -1, '{1}', 0, false, 0, false) AS c(capacity, result, slots, token)", int32(1),
+	"claim_slots_anywhere(integer,bigint,bigint,integer[],integer,boolean,integer,boolean)": {
+		sqlCalled + "pgbaton.claim_slots_anywhere(m.id, 7, -1, '{1}', 0, false, 0, false) AS c(capacity, result, slots, token)", int32(1),
 	},
 	"free_slots_anywhere(bigint,integer[],integer[],bigint[],bigint[])": {
 		sqlCalled + "pgbaton.free_slots_anywhere(-1, '{1}', '{1}', '{1}', '{3}') AS c(result, awaited)", nil,

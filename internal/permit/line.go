@@ -55,7 +55,7 @@ type claim struct {
 }
 
 var stmtClaim = link.Statement{
-	Name: "pgbaton_claim", SQL: "SELECT * FROM pgbaton.claim_slots($1, $2, $3, $4, $5, $6, $7)",
+	Name: "pgbaton_claim", SQL: "SELECT * FROM pgbaton.claim_slots($1, $2, $3, $4, $5, $6, $7, $8)",
 }
 
 // Acquire waits for a permit of n slots until ctx ends; with try, only for the server's answer. On failure nothing
@@ -201,7 +201,7 @@ func (l *Line) claim(a *actions, head bool) bool {
 	a.ops = append(a.ops, &link.Op{
 		Kind: link.Call, Call: &stmtClaim, Owner: ledger.Completion(c.completed),
 		Params: [][]byte{
-			number(int64(l.id)), number(d.session.Holder), array(wants), number(d.cfg.TTL.Milliseconds()),
+			number(int64(l.id)), number(l.gate.ID), number(d.session.Holder), array(wants), number(d.cfg.TTL.Milliseconds()),
 			boolean(head && !d.cfg.Pooled), number(queue.Milliseconds()), boolean(d.cfg.Pooled),
 		},
 	})
@@ -247,11 +247,13 @@ func (c *claim) take(op *link.Op, a *actions) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if answer.capacity == 0 {
+	if answer.capacity == 0 && answer.granted == 0 {
 		return 0, fmt.Errorf("%w: semaphore %q was removed", lockerr.NotFound, l.name)
 	}
-	l.capacity = answer.capacity
-	l.refuseTooMany(a)
+	if answer.capacity > 0 { // the fast way does not look
+		l.capacity = answer.capacity
+		l.refuseTooMany(a)
+	}
 	if answer.granted > 0 {
 		b := &block{
 			line: l, session: c.session, base: answer.token, since: a.now,

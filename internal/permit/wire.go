@@ -47,7 +47,7 @@ var errAnswer = errors.New("the server's answer does not fit the statement sent"
 
 // claimAnswer is what pgbaton.claim_slots returns.
 type claimAnswer struct {
-	capacity, granted int
+	capacity, granted int // a capacity of 0 is NULL
 	slots             []int32
 	token             int64
 }
@@ -56,20 +56,20 @@ func parseClaim(rows [][][]byte) (claimAnswer, error) {
 	if len(rows) != 1 || len(rows[0]) != 4 {
 		return claimAnswer{}, errAnswer
 	}
+	var answer claimAnswer
+	var errs [4]error
 	row := rows[0]
-	if row[0] == nil {
-		return claimAnswer{}, nil
+	if row[0] != nil {
+		answer.capacity, errs[0] = strconv.Atoi(string(row[0]))
 	}
-	capacity, err1 := strconv.Atoi(string(row[0]))
-	granted, err2 := strconv.Atoi(string(row[1]))
-	answer := claimAnswer{capacity: capacity, granted: granted}
-	if err := errors.Join(err1, err2); err != nil || granted == 0 {
-		return answer, err
+	if row[1] != nil {
+		answer.granted, errs[1] = strconv.Atoi(string(row[1]))
 	}
-	slots, err1 := parseArray[int32](row[2])
-	token, err2 := strconv.ParseInt(string(row[3]), 10, 64)
-	answer.slots, answer.token = slots, token
-	return answer, errors.Join(err1, err2)
+	if answer.granted > 0 {
+		answer.slots, errs[2] = parseArray[int32](row[2])
+		answer.token, errs[3] = strconv.ParseInt(string(row[3]), 10, 64)
+	}
+	return answer, errors.Join(errs[:]...)
 }
 
 // freedAnswer is what pgbaton.free_slots returns.

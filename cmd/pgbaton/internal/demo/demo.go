@@ -120,8 +120,9 @@ func (o outcome) note() string {
 }
 
 const legend = `Times are of one mutation that succeeded, with the wait for its lock or its retries; in 7, 8 and
-10, from a kill or a freeze to the next grant; in 9 mutations are visits. Conflicts are attempts that
-came too late; errors are calls that failed, in 4 and 5 with a conflict, in 8 with a stale token.
+10, from a kill or a freeze to the next grant; in 9 mutations are visits. Conflicts are attempts
+that came too late; errors are calls that failed, in 4 and 5 with a conflict, in 8 with a stale
+token.
 `
 
 // conclude gives the tables and what was seen, and whether all of it was expected.
