@@ -110,13 +110,18 @@ func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte
 	return &Semaphore{client: c, name: name, id: int32(id), line: line}, has, nil
 }
 
-// rows runs a statement on the session for rows.
+// rows runs a statement on the session for rows, again if that was lost meanwhile: running it twice does no harm.
 func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	rows, err := c.ledger.Query(ctx, statement, params...)
-	if err != nil {
-		return nil, schemaError(translate(err))
+	const attempts = 3
+	for attempt := 1; ; attempt++ {
+		rows, err := c.ledger.Query(ctx, statement, params...)
+		if err != nil && (attempt == attempts || !errors.Is(err, ErrLost)) {
+			return nil, schemaError(translate(err))
+		}
+		if err == nil {
+			return rows, nil
+		}
 	}
-	return rows, nil
 }
 
 // Name is the semaphore's name.

@@ -240,3 +240,17 @@ func TestSemaphore_NoRoomForASession(t *testing.T) {
 	_, err := client.Semaphore(t.Context(), "s", 2)
 	require.ErrorContains(t, err, "MaxConns (2)")
 }
+
+// A session that is lost under a question is not the asker's trouble.
+func TestSemaphore_QuestionsSurviveALostSession(t *testing.T) {
+	t.Parallel()
+	const capacity = 3
+	_, dsn, _ := openSemaphore(t, capacity, 0)
+	far, proxy := through(t, dsn, 0, capacity)
+	for range 20 {
+		proxy.Cut() // the client may hear of it before the question or after
+		free, err := far.Available(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, capacity, free)
+	}
+}
