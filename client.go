@@ -375,7 +375,7 @@ func (c *Client) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
 	c.endTerms(ctx)
-	c.permits.Close()
+	c.permits.Close(ctx)
 	var err error
 	if c.reduced == nil {
 		c.room.Close()
@@ -383,6 +383,7 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 	c.deadlocks.Close(ctx)
 	err = errors.Join(err, c.ledger.Close(ctx))
+	c.permits.Wait()
 	if err != nil {
 		return fmt.Errorf("pgbaton: %w", err)
 	}

@@ -77,6 +77,7 @@ func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
 		return fmt.Errorf("assert permit: %w", err)
 	}
 	semaphore, holder, slots, base := p.permit.Claim()
+	p.permit.Asserted()
 	var held bool
 	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, slots, base)
 	if err == nil && !held {

@@ -187,12 +187,23 @@ func TestAssertPermit_KeepsOthersOut(t *testing.T) {
 	tx, err := admin.Begin(ctx)
 	require.NoError(t, err)
 	require.NoError(t, pgbaton.AssertPermit(ctx, tx, p))
+	waiting, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	inLine := make(chan error)
+	go func() {
+		_, err := s.Acquire(waiting, 1)
+		inLine <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
 	require.NoError(t, p.Release(ctx))
+	require.ErrorIs(t, <-inLine, pgbaton.ErrNotAcquired, "handed over in the process")
 
 	other, err := newClient(t, dsn, nil).Semaphore(ctx, "s", 1)
 	require.NoError(t, err)
-	_, err = other.TryAcquire(ctx, 1)
-	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	for _, mine := range []*pgbaton.Semaphore{other, s} {
+		_, err = mine.TryAcquire(ctx, 1)
+		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	}
 	require.NoError(t, tx.Commit(ctx))
 	q, err := other.Acquire(ctx, 1)
 	require.NoError(t, err)

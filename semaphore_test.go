@@ -306,3 +306,22 @@ func TestSemaphore_Removed(t *testing.T) {
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 	require.ErrorIs(t, s.Resize(t.Context(), 3), pgbaton.ErrNotFound)
 }
+
+// A try is not refused because another one wants more than there is.
+func TestSemaphore_TriesDoNotHinderOneAnother(t *testing.T) {
+	t.Parallel()
+	s, _, _ := openSemaphore(t, 2, 0)
+	for range 100 {
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := s.TryAcquire(t.Context(), 3); !errors.Is(err, pgbaton.ErrOverCapacity) && !errors.Is(err, pgbaton.ErrNotAcquired) {
+				t.Error(err)
+			}
+		})
+		time.Sleep(20 * time.Microsecond)
+		p, err := s.TryAcquire(t.Context(), 1)
+		require.NoError(t, err)
+		require.NoError(t, p.Release(t.Context()))
+		wg.Wait()
+	}
+}

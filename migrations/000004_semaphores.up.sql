@@ -135,14 +135,15 @@ $$;
 --
 -- A function's own setting of search_path costs as much as the claim. So this one, and free_slots, have none, and look
 -- first whether the session's is the one that they need, with names and an operator that mean the same under any;
--- else they call themselves through a function that has it. Nothing else is parsed before.
+-- else they call themselves through a function that has it. Before that only the types of the variables are looked
+-- up, which are qualified: without, a domain of the caller's would be taken, and its checks run.
 CREATE FUNCTION pgbaton.claim_slots(
     semaphore integer, gate bigint, holder bigint, wants integer[], ttl_ms integer, at_gate boolean, queue integer, look boolean,
     OUT capacity integer, OUT granted integer, OUT slots integer[], OUT token bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 AS $$
 DECLARE
-    m       record;
+    m       pg_catalog.record;
     slot    pg_catalog.int4;
     is_head pg_catalog.bool;
 BEGIN
@@ -406,7 +407,8 @@ BEGIN
 END;
 $$;
 
--- Writes the table anew when it has more than so many bytes, and returns whether it did. While somebody holds an
+-- Writes the table anew when it has more than so many bytes and much more than it needs, and returns whether it did;
+-- NULL when it could not. While somebody holds an
 -- old snapshot, the versions of the rows that are updated all the time cannot be removed, and every look at
 -- the slots goes through them all. TRUNCATE does not care for snapshots; it needs the table for itself for
 -- a moment, and waits for that a moment only. One who reads the table with an older snapshot sees it empty,
@@ -416,13 +418,23 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     kept pgbaton.slot[];
+    most bigint;
 BEGIN
-    IF (SELECT pg_relation_size('pgbaton.slot'::regclass)) <= larger_than THEN
+    -- Above READ COMMITTED the rows as they were before the table was locked would be written back.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RETURN NULL;
+    END IF;
+    IF pg_relation_size('pgbaton.slot'::regclass) <= larger_than THEN
+        RETURN false;
+    END IF;
+    -- Written anew, a row needs less than 100 bytes of a page that is half full.
+    SELECT greatest(larger_than, 400 * sum(m.capacity + m.surplus)) INTO most FROM pgbaton.semaphore AS m;
+    IF pg_relation_size('pgbaton.slot'::regclass) <= most THEN
         RETURN false;
     END IF;
     PERFORM set_config('lock_timeout', '50ms', true);
     LOCK TABLE pgbaton.slot IN ACCESS EXCLUSIVE MODE;
-    IF (SELECT pg_relation_size('pgbaton.slot'::regclass)) <= larger_than THEN
+    IF pg_relation_size('pgbaton.slot'::regclass) <= most THEN
         RETURN false; -- another has just done it
     END IF;
     kept := ARRAY(SELECT s FROM pgbaton.slot AS s ORDER BY s.semaphore, s.slot);

@@ -63,7 +63,7 @@ var calls = map[string]struct {
 		"SELECT count(*) FROM pgbaton.open_semaphore('calls', 5) AS m, pgbaton.semaphore_holders(m.id)", int64(0),
 	},
 	"holds_slots(integer,bigint,integer[],bigint)": {sqlCalled + "pgbaton.holds_slots(m.id, -1, '{1}', 1) AS result", false},
-	"compact_slots(bigint)":                        {"SELECT pgbaton.compact_slots(0)", true},
+	"compact_slots(bigint)":                        {"SELECT pgbaton.compact_slots(1)", nil},
 	"keep_leaders(text[],bigint[],bigint,text)": {
 		"SELECT count(*) FROM pgbaton.keep_leaders('{scheduler,mail}', '{42,43}', 1, 'me')", int64(0),
 	},
@@ -245,4 +245,51 @@ SET search_path = pg_temp, evil, pg_catalog`)
 			callAll(t, conn, functions(t, conn))
 		})
 	}
+}
+
+// A type of the caller's with the name of one that a function uses is not taken for it: its checks would run as the
+// schema's owner.
+func TestSchema_HostileTypes(t *testing.T) {
+	t.Parallel()
+	ownerURL, appURL := newDatabase(t)
+	app := testdb.Connect(t, appURL)
+	testdb.Exec(t, testdb.Connect(t, ownerURL), "SELECT pgbaton.open_semaphore('s', 5)")
+	testdb.Exec(t, app, `CREATE FUNCTION pg_temp.trap(anyelement) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$`)
+	for _, name := range []string{
+		"record", "bigint", "int8", "integer", "int4", "boolean", "bool", "text", "regclass", "timestamptz", "interval", "name", "numeric",
+	} {
+		testdb.Exec(t, app, `CREATE DOMAIN pg_temp."`+name+`" AS pg_catalog.text CHECK (pg_temp.trap(value))`)
+	}
+	for _, path := range []string{`"$user", public`, "pg_temp, pg_catalog", "pg_catalog, pg_temp"} {
+		testdb.Exec(t, app, "SET search_path = "+path)
+		for _, call := range []string{
+			"claim_slots(1, 7, -5, '{1}', 1000, false, 0, false)", "claim_slots(1, 7, -5, '{2,1}', 1000, false, 9, true)",
+			"free_slots(-5, '{1}', '{1}', '{32}', '{7}')", "free_slots(-5, '{1,1}', '{1,2}', '{32,32}', '{7,7}')",
+		} {
+			testdb.Exec(t, app, "SELECT FROM pgbaton."+call)
+		}
+	}
+}
+
+// With an old snapshot the slots would be written as they were.
+func TestSchema_CompactSlots(t *testing.T) {
+	t.Parallel()
+	dsn, _ := newDatabase(t)
+	conn, other := testdb.Connect(t, dsn), testdb.Connect(t, dsn)
+	testdb.Exec(t, conn, "SELECT pgbaton.open_semaphore('s', 10)")
+	testdb.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgbaton.semaphore")
+	testdb.Exec(t, other, "UPDATE pgbaton.slot SET holder = -1, expires_at = 'infinity'")
+	require.Nil(t, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(0)"))
+	testdb.Exec(t, conn, "COMMIT")
+	require.Equal(t, int64(10), testdb.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot WHERE holder = -1"))
+
+	// Many slots are not too much.
+	testdb.Exec(t, conn, "SELECT pgbaton.open_semaphore('many', 10000)")
+	require.Equal(t, false, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
+	testdb.Exec(t, conn, "DELETE FROM pgbaton.semaphore WHERE name = 'many'")
+	testdb.Exec(t, other, "BEGIN; SELECT count(*) FROM pgbaton.slot")
+	require.Nil(t, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"), "somebody is in it")
+	testdb.Exec(t, other, "COMMIT")
+	require.Equal(t, true, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
+	require.Equal(t, int64(10), testdb.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot"))
 }

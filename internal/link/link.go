@@ -22,6 +22,7 @@ const (
 	// maxBatch bounds one round trip, so that its request, some 30 bytes an operation, fits into the
 	// socket's buffer and a write does not wait for the network.
 	maxBatch    = 1024
+	maxParams   = 32 << 10 // bytes in one round trip that carries Calls, for the same reason
 	writeBuffer = 128 << 10
 	// maxFlight is how many round trips may be under way: with two the server works on one while the
 	// client digests the other.
@@ -266,8 +267,12 @@ func (l *Link) take() *batch {
 
 // fitting is how many of the waiting operations go into one transaction.
 func fitting(queue []*Op) int {
+	size := 0
 	for i, op := range queue[:min(len(queue), maxBatch)] {
-		if op.Alone {
+		for _, param := range op.Params {
+			size += len(param)
+		}
+		if op.Alone || size > maxParams {
 			return max(i, 1)
 		}
 	}

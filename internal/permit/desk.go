@@ -119,25 +119,37 @@ func (d *Desk) Line(id int32, name string, gate advisory.Key, capacity int) *Lin
 	defer d.mu.Unlock()
 	l := d.lines[id]
 	if l == nil {
-		l = &Line{desk: d, id: id, name: name, gate: gate, poke: make(chan struct{}, 1), answer: make(chan int, 1)}
+		l = &Line{desk: d, id: id, name: name, gate: gate, poke: make(chan struct{}, 1)}
 		d.lines[id], d.gates[gate.ID] = l, l
 	}
 	l.capacity = capacity
 	return l
 }
 
-// Opened implements [ledger.Observer].
+// Opened implements [ledger.Observer]. Behind a pooler the slots that an answer which was lost may have granted are
+// freed before anything is claimed: afterwards nobody could tell them from others.
 func (d *Desk) Opened(s *ledger.Session) {
-	d.step(func(a *actions) {
-		d.session, d.failure = s, nil
-		if d.cfg.Pooled {
-			d.renew(a, true)
-		}
-		d.free(a)
-		for _, l := range d.lines {
-			l.advance(a)
-		}
-	})
+	if !d.cfg.Pooled {
+		d.step(func(a *actions) { d.use(s, a) })
+		return
+	}
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	d.renew(s, &a, func(a *actions) { d.use(s, a) })
+	d.mu.Unlock()
+	d.run(&a, s, false)
+}
+
+// use makes a session the one to work with.
+func (d *Desk) use(s *ledger.Session, a *actions) {
+	if !s.Alive() {
+		return // it has died already, and that was told
+	}
+	d.session, d.failure = s, nil
+	d.free(a)
+	for _, l := range d.lines {
+		l.advance(a)
+	}
 }
 
 // Failed implements [ledger.Observer].
@@ -145,7 +157,11 @@ func (d *Desk) Failed(err error) {
 	d.step(func(a *actions) {
 		d.failure = err
 		for _, l := range d.lines {
-			l.refuse(fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), !errors.Is(err, ledger.ErrNoRoom), a)
+			which := (*waiter).tries
+			if errors.Is(err, ledger.ErrNoRoom) {
+				which = func(*waiter) bool { return true }
+			}
+			l.refuse(fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), which, a)
 		}
 	})
 }
@@ -165,6 +181,7 @@ func (d *Desk) Lost(s *ledger.Session, cause error) {
 		}
 		d.stay(func(*leave) bool { return true }, a.reason, &a)
 	}
+	d.dismiss(&a)
 	d.mu.Unlock()
 	d.run(&a, nil, false)
 }
@@ -175,10 +192,7 @@ func (d *Desk) stay(which func(*leave) bool, reason error, a *actions) {
 		if !which(v) {
 			return false
 		}
-		if v.permit != nil {
-			v.permit.result = reason
-			a.freed = append(a.freed, v.permit)
-		}
+		v.end(reason, a)
 		return true
 	})
 }
@@ -207,26 +221,47 @@ func (d *Desk) notified(payload string) {
 	}
 }
 
-// Close ends the desk: waiters are answered with Closed, permits are freed and their holders told.
-func (d *Desk) Close() {
+// Close ends the desk: waiters are answered with Closed, permits are freed and their holders told. It waits for the
+// desk's goroutines until ctx ends; call Wait when the links are gone.
+func (d *Desk) Close(ctx context.Context) {
 	d.step(func(a *actions) {
 		d.closed = true
-		a.reason = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
+		a.reason = errClosed
 		for _, l := range d.lines {
-			l.refuse(lockerr.Closed, false, a)
+			l.refuse(lockerr.Closed, func(*waiter) bool { return true }, a)
 		}
 		for b := range d.blocks {
 			for slot := range b.owners {
 				d.leaving = append(d.leaving, &leave{block: b, slots: []int32{slot}})
 			}
 			d.lose(b, a.reason, a)
-			b.lost = nil
 		}
 		d.free(a)
+		d.dismiss(a)
 	})
 	d.stop()
-	d.workers.Wait()
+	ended := make(chan struct{})
+	go func() {
+		d.workers.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done(): // what they wait for ends with the links
+	}
 }
+
+// dismiss answers, once the desk is closed, those whose slots nobody will free any more.
+func (d *Desk) dismiss(a *actions) {
+	if d.closed && d.session == nil {
+		d.stay(func(*leave) bool { return true }, errClosed, a)
+	}
+}
+
+var errClosed = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
+
+// Wait waits for the desk's goroutines, after Close and when the links are gone.
+func (d *Desk) Wait() { d.workers.Wait() }
 
 func signal(ch chan struct{}) {
 	select {

@@ -29,7 +29,7 @@ func (l *Line) lead(ctx context.Context, cancel context.CancelFunc) {
 		done := false
 		d.step(func(a *actions) {
 			if err != nil && !unwanted {
-				l.refuse(err, false, a)
+				l.refuse(err, func(*waiter) bool { return true }, a)
 			}
 			done = len(l.waiters) == 0 || d.closed
 			if done {
@@ -77,7 +77,7 @@ func (l *Line) look(ctx context.Context, turn Turn) {
 		every = pollPooled
 	}
 	for {
-		if l.ask() > 0 || ctx.Err() != nil || (turn != nil && turn.Err() != nil) {
+		if l.ask(ctx) > 0 || ctx.Err() != nil || (turn != nil && turn.Err() != nil) {
 			return
 		}
 		timer := time.NewTimer(every/2 + rand.N(every)) //nolint:gosec // jitter, not a secret
@@ -90,16 +90,22 @@ func (l *Line) look(ctx context.Context, turn Turn) {
 	}
 }
 
-// ask makes the head's claim and returns how many permits were granted.
-func (l *Line) ask() int {
+// ask makes the head's claim and returns how many permits were granted. When ctx ends nobody wants any.
+func (l *Line) ask(ctx context.Context) int {
+	answer := make(chan int, 1)
 	asked := false
 	l.desk.step(func(a *actions) {
 		if len(l.waiters) > 0 && !l.claiming {
-			asked = l.claim(a, true)
+			asked = l.claim(a, answer)
 		}
 	})
 	if !asked {
 		return 0
 	}
-	return <-l.answer
+	select {
+	case granted := <-answer:
+		return granted
+	case <-ctx.Done():
+		return 0
+	}
 }

@@ -3,6 +3,7 @@ package permit
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/ledger"
@@ -42,8 +43,12 @@ func (d *Desk) keepOn() {
 				}
 			}
 			d.stay(func(v *leave) bool { return !a.now.Before(v.block.trusted) }, d.expired(), a)
-			if a.now.Sub(d.renewed) >= d.cfg.TTL/3 {
-				d.renew(a, false)
+			switch {
+			case len(d.blocks) == 0 || a.now.Sub(d.renewed) < d.cfg.TTL/3:
+			case d.session != nil:
+				d.renew(d.session, a, nil)
+			default:
+				d.cfg.Ledger.Current() // opens one
 			}
 			d.tidy(a)
 		})
@@ -75,44 +80,53 @@ type kept struct {
 
 var stmtRenew = link.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
 
-// renew renews everything that is held; with others it frees what an answer that was lost may have granted.
-func (d *Desk) renew(a *actions, others bool) {
-	if len(d.blocks) == 0 && !others {
-		return
-	}
-	if d.session == nil {
-		d.cfg.Ledger.Current() // opens one
-		return
-	}
+// renew renews what is held, a part at a time. With then, it frees whatever else the holder holds in the same
+// statement, and goes on with that when it was answered.
+func (d *Desk) renew(s *ledger.Session, a *actions, then func(a *actions)) {
 	var all []kept
-	var semaphores, slots []int32
-	var tokens []int64
 	for b := range d.blocks {
 		for slot := range b.owners {
 			all = append(all, kept{b, slot})
-			semaphores, slots, tokens = append(semaphores, b.line.id), append(slots, slot), append(tokens, b.base)
-		}
-	}
-	for _, v := range d.leaving {
-		for _, slot := range v.slots { // these are not others: they are about to be freed
-			semaphores, slots, tokens = append(semaphores, v.block.line.id), append(slots, slot), append(tokens, v.block.base)
 		}
 	}
 	d.renewed = a.now
+	if then != nil {
+		for _, v := range d.leaving { // these are about to be freed, and are not others
+			for _, slot := range v.slots {
+				all = append(all, kept{v.block, slot})
+			}
+		}
+		a.ops = append(a.ops, d.renewal(s, all, then))
+		return
+	}
+	for part := range slices.Chunk(all, perStatement) {
+		a.ops = append(a.ops, d.renewal(s, part, nil))
+	}
+}
+
+func (d *Desk) renewal(s *ledger.Session, all []kept, then func(a *actions)) *link.Op {
+	var semaphores, slots []int32
+	var tokens []int64
+	for _, k := range all {
+		semaphores, slots, tokens = append(semaphores, k.block.line.id), append(slots, k.slot), append(tokens, k.block.base)
+	}
 	d.writes += len(slots)
-	a.ops = append(a.ops, &link.Op{
+	return &link.Op{
 		Kind: link.Call, Call: &stmtRenew,
 		Params: [][]byte{
-			number(d.session.Holder), array(semaphores), array(slots), array(tokens),
-			number(d.cfg.TTL.Milliseconds()), boolean(others),
+			number(s.Holder), array(semaphores), array(slots), array(tokens),
+			number(d.cfg.TTL.Milliseconds()), boolean(then != nil),
 		},
-		Owner: ledger.Completion(func(op *link.Op) { d.wereRenewed(op, all) }),
-	})
+		Owner: ledger.Completion(func(op *link.Op) { d.wereRenewed(s, op, all, then) }),
+	}
 }
 
 // wereRenewed takes the answer to a renewal. A slot that somebody still owns here and the server does not know is lost.
-func (d *Desk) wereRenewed(op *link.Op, all []kept) {
+func (d *Desk) wereRenewed(s *ledger.Session, op *link.Op, all []kept, then func(a *actions)) {
 	d.step(func(a *actions) {
+		if then != nil {
+			defer then(a) // also when it failed: what nobody knows of expires
+		}
 		places, err := parseRenewed(op)
 		if err != nil {
 			if !errors.Is(err, lockerr.Lost) {
@@ -126,25 +140,24 @@ func (d *Desk) wereRenewed(op *link.Op, all []kept) {
 		for i, k := range all {
 			p := k.block.owners[k.slot]
 			if _, ok := places[int32(i+1)]; ok { //nolint:gosec // few
+				k.block.session = s
 				if trusted.After(k.block.trusted) {
 					k.block.trusted = trusted
 				}
 			} else if p != nil {
-				d.drop(p)
-				a.over = append(a.over, p)
+				d.drop(p, a)
 			}
 		}
 	})
 }
 
-// drop takes a lost permit out of its block.
-func (d *Desk) drop(p *Permit) {
+// drop takes a lost permit out of its block. Slots of it that are still held go back.
+func (d *Desk) drop(p *Permit, a *actions) {
 	for _, slot := range p.slots {
 		delete(p.block.owners, slot)
 	}
-	if len(p.block.owners) == 0 {
-		delete(d.blocks, p.block)
-	}
+	a.over = append(a.over, p)
+	d.putBack(p.block, p.slots, nil, a)
 }
 
 const (

@@ -31,8 +31,7 @@ type Line struct {
 	served   time.Time          // when the head last got something
 	leave    context.CancelFunc // ends its wait
 
-	poke   chan struct{} // slots may be free
-	answer chan int      // to the head's claim: how many permits were granted
+	poke chan struct{} // slots may be free
 }
 
 // waiter is a goroutine that waits for a permit.
@@ -40,6 +39,7 @@ type waiter struct {
 	n   int
 	try bool
 
+	asked    bool // it is, or was, part of a claim
 	answered bool
 	permit   *Permit
 	err      error
@@ -50,8 +50,8 @@ type waiter struct {
 type claim struct {
 	line    *Line
 	session *ledger.Session
-	asked   int // permits
-	head    bool
+	asked   int      // permits
+	answer  chan int // for the head: how many were granted
 }
 
 var stmtClaim = link.Statement{
@@ -100,7 +100,7 @@ func (l *Line) enter(w *waiter, a *actions) error {
 	switch {
 	case l.desk.closed:
 		return lockerr.Closed
-	case w.try && (l.heading || slices.ContainsFunc(l.waiters, func(o *waiter) bool { return !o.try })):
+	case w.try && (l.heading || slices.ContainsFunc(l.waiters, (*waiter).waits)):
 		return fmt.Errorf("%w: others wait", lockerr.NotAcquired)
 	}
 	l.waiters = append(l.waiters, w)
@@ -171,12 +171,13 @@ func (l *Line) ended(ctx context.Context) error {
 // mutex, as of all that take actions.
 func (l *Line) advance(a *actions) {
 	if len(l.waiters) > 0 && !l.claiming && !l.heading {
-		l.claim(a, false)
+		l.claim(a, nil)
 	}
 }
 
-// claim asks for the slots that the first in line want. It says whether it did: without a session it cannot.
-func (l *Line) claim(a *actions, head bool) bool {
+// claim asks for the slots that the first in line want; for the head it gives the answer. It says whether it did:
+// without a session it cannot.
+func (l *Line) claim(a *actions, answer chan int) bool {
 	d := l.desk
 	if d.session == nil {
 		d.cfg.Ledger.Current() // opens one
@@ -189,9 +190,11 @@ func (l *Line) claim(a *actions, head bool) bool {
 			break
 		}
 		total += w.n
+		w.asked = true
 		wants = append(wants, int32(w.n)) //nolint:gosec // at most the capacity
 	}
-	c := &claim{line: l, session: d.session, asked: len(wants), head: head}
+	c := &claim{line: l, session: d.session, asked: len(wants), answer: answer}
+	head := answer != nil
 	queue := time.Duration(0)
 	if head && d.cfg.Pooled && a.now.Sub(l.served) >= restPooled {
 		queue = turnPooled
@@ -214,23 +217,32 @@ func (c *claim) completed(op *link.Op) {
 	l.desk.step(func(a *actions) {
 		l.claiming = false
 		granted, err := c.take(op, a)
-		if err != nil {
-			l.refuse(err, errors.Is(err, lockerr.NotAcquired), a)
-		} else if granted < c.asked {
-			l.refuse(fmt.Errorf("%w: there are not enough free permits, or others wait", lockerr.NotAcquired), true, a)
+		switch {
+		case err != nil && !errors.Is(err, lockerr.NotAcquired):
+			l.refuse(err, func(*waiter) bool { return true }, a)
+		case err != nil:
+			l.refuse(err, (*waiter).tries, a)
+		case granted < c.asked:
+			l.refuse(errNotEnough, func(w *waiter) bool { return w.try && w.asked }, a)
 		}
 		switch {
-		case c.head:
+		case c.answer != nil:
 			if granted > 0 {
 				l.served = a.now
 			}
-			l.answer <- granted
-		case len(l.waiters) > 0 && (err != nil || granted < c.asked):
+			c.answer <- granted
+		case (err != nil || granted < c.asked) && slices.ContainsFunc(l.waiters, (*waiter).waits):
+			l.refuse(errNotEnough, (*waiter).tries, a)
 			l.head()
 		}
 		l.advance(a)
 	})
 }
+
+var errNotEnough = fmt.Errorf("%w: there are not enough free permits, or others wait", lockerr.NotAcquired)
+
+func (w *waiter) tries() bool { return w.try }
+func (w *waiter) waits() bool { return !w.try }
 
 // take reads the answer to a claim and deals out what it grants. An error that matches NotAcquired is one that may
 // pass.
@@ -256,7 +268,7 @@ func (c *claim) take(op *link.Op, a *actions) (int, error) {
 	}
 	if answer.granted > 0 {
 		b := &block{
-			line: l, session: c.session, base: answer.token, since: a.now,
+			line: l, session: c.session, holder: c.session.Holder, base: answer.token, since: a.now,
 			trusted: op.Sent.Add(l.desk.trustSpan()), owners: map[int32]*Permit{},
 		}
 		l.desk.offer(b, answer.slots, a)
@@ -275,10 +287,10 @@ func (l *Line) respond(w *waiter, p *Permit, err error, a *actions) {
 	l.rest()
 }
 
-// refuse answers those who wait with an error: the tries only, or all.
-func (l *Line) refuse(err error, triesOnly bool, a *actions) {
+// refuse answers those who wait, or some of them, with an error.
+func (l *Line) refuse(err error, which func(*waiter) bool, a *actions) {
 	for _, w := range slices.Clone(l.waiters) {
-		if w.try || !triesOnly {
+		if which(w) {
 			l.respond(w, nil, err, a)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,7 +20,8 @@ import (
 // block is what one statement has claimed. Guarded by the desk's mutex.
 type block struct {
 	line    *Line
-	session *ledger.Session
+	session *ledger.Session // that claimed or, behind a pooler, last renewed it
+	holder  int64
 	base    int64 // the first of its tokens
 	used    int64 // tokens that were given out
 	since   time.Time
@@ -36,16 +39,37 @@ type Permit struct {
 	slots []int32
 	token int64
 
+	asserted atomic.Bool // a transaction counts on the slots
+
 	once   sync.Once
 	result error
+	parts  int           // leaves that are not answered yet; guarded by the desk's mutex
 	ch     chan struct{} // gets a value when the server has freed the slots
 }
 
 // leave is slots that go back to the server.
 type leave struct {
 	block  *block
-	slots  []int32
+	slots  []int32 // at most perStatement
 	permit *Permit // whose Release waits for it; nil if none does
+}
+
+// perStatement is how many slots a statement frees or renews at the most, so that what is sent fits into the
+// socket's buffer.
+const perStatement = 500
+
+// end answers the Release that waits for the slots, when they were the last of its permit's.
+func (v *leave) end(result error, a *actions) {
+	p := v.permit
+	if p == nil {
+		return
+	}
+	if p.result == nil {
+		p.result = result
+	}
+	if p.parts--; p.parts == 0 {
+		a.freed = append(a.freed, p)
+	}
 }
 
 // Token is the grant's fencing token.
@@ -53,11 +77,20 @@ func (p *Permit) Token() int64 { return p.token }
 
 // Claim names the claim behind the permit as the server knows it.
 func (p *Permit) Claim() (semaphore int32, holder int64, slots []int32, base int64) {
-	return p.line.id, p.block.session.Holder, p.slots, p.block.base
+	return p.line.id, p.block.holder, p.slots, p.block.base
 }
 
+// Asserted says that a transaction counts on the slots. It may not have ended when the permit is released, so they
+// go back to the server then, which gives them to nobody before.
+func (p *Permit) Asserted() { p.asserted.Store(true) }
+
 // Jeopardy is that of the session.
-func (p *Permit) Jeopardy() <-chan struct{} { return p.block.session.Jeopardy() }
+func (p *Permit) Jeopardy() <-chan struct{} {
+	d := p.line.desk
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return p.block.session.Jeopardy()
+}
 
 // Err is nil while the permit can be trusted, and says afterwards why not.
 func (p *Permit) Err() error {
@@ -90,7 +123,11 @@ func (p *Permit) release(wait bool) error {
 	d := p.line.desk
 	a := actions{now: time.Now()}
 	d.mu.Lock()
-	if lost := p.block.lost; lost != nil {
+	lost := p.block.lost
+	if lost == nil && p.block.owners[p.slots[0]] != p {
+		lost = errExpired // it is about to be told
+	}
+	if lost != nil {
 		d.mu.Unlock()
 		return lost
 	}
@@ -101,7 +138,7 @@ func (p *Permit) release(wait bool) error {
 	if wait {
 		waiting = p
 	}
-	freed := d.pass(p.block, p.slots, waiting, &a)
+	freed := d.pass(p.block, p.slots, waiting, p.asserted.Load(), &a)
 	p.line.advance(&a)
 	session := d.session
 	d.mu.Unlock()
@@ -120,9 +157,7 @@ func (p *Permit) release(wait bool) error {
 func (d *Desk) offer(b *block, slots []int32, a *actions) {
 	switch {
 	case d.closed:
-		b.lost = lockerr.Closed
-		d.leaving = append(d.leaving, &leave{block: b, slots: slots})
-		d.free(a)
+		d.putBack(b, slots, nil, a)
 		return
 	case !a.now.Before(b.trusted), !d.cfg.Pooled && b.session != d.session:
 		return // the answer came too late; the server frees them by itself
@@ -134,8 +169,8 @@ func (d *Desk) offer(b *block, slots []int32, a *actions) {
 
 // pass hands released slots to the next in line, or frees them, and says whether it frees any. The permit is told
 // when they are free.
-func (d *Desk) pass(b *block, slots []int32, p *Permit, a *actions) bool {
-	if a.now.Sub(b.since) < tenure && a.now.Before(b.trusted) && !d.closed {
+func (d *Desk) pass(b *block, slots []int32, p *Permit, asserted bool, a *actions) bool {
+	if a.now.Sub(b.since) < tenure && a.now.Before(b.trusted) && !d.closed && !asserted {
 		return d.deal(b, slots, p, a)
 	}
 	d.putBack(b, slots, p, a)
@@ -167,8 +202,14 @@ func (d *Desk) putBack(b *block, slots []int32, p *Permit, a *actions) {
 	if len(b.owners) == 0 {
 		delete(d.blocks, b)
 	}
-	d.leaving = append(d.leaving, &leave{block: b, slots: slots, permit: p})
+	for part := range slices.Chunk(slots, perStatement) {
+		d.leaving = append(d.leaving, &leave{block: b, slots: part, permit: p})
+		if p != nil {
+			p.parts++
+		}
+	}
 	d.free(a)
+	d.dismiss(a)
 }
 
 var stmtFree = link.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
@@ -178,8 +219,15 @@ func (d *Desk) free(a *actions) {
 	if d.freeing || d.session == nil || len(d.leaving) == 0 {
 		return
 	}
-	leaving := d.leaving
-	d.leaving = nil
+	count, size := 0, 0
+	for _, v := range d.leaving {
+		if size += len(v.slots); size > perStatement && count > 0 {
+			break
+		}
+		count++
+	}
+	leaving := slices.Clone(d.leaving[:count])
+	d.leaving = slices.Delete(d.leaving, 0, count)
 	var semaphores, slots []int32
 	var tokens, gates []int64
 	for _, v := range leaving {
@@ -223,10 +271,7 @@ func (d *Desk) freed(op *link.Op, leaving []*leave) {
 					result = errExpired
 				}
 			}
-			if v.permit != nil {
-				v.permit.result = result
-				a.freed = append(a.freed, v.permit)
-			}
+			v.end(result, a)
 		}
 		for _, gate := range answer.awaited {
 			if l := d.gates[gate]; l != nil && l.atGate {
@@ -236,6 +281,7 @@ func (d *Desk) freed(op *link.Op, leaving []*leave) {
 			}
 		}
 		d.free(a)
+		d.dismiss(a)
 	})
 }
 

@@ -79,9 +79,24 @@ func (d *Dialer) DialPooled(ctx context.Context) (*Session, error) {
 			return err
 		}
 		var err error
-		s.Server, err = inspect(ctx, s.PgConn())
-		return err
+		if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
+			return err
+		}
+		return requireReadCommitted(ctx, s.PgConn())
 	})
+}
+
+// requireReadCommitted refuses a default under which a statement does not see what others have just committed.
+func requireReadCommitted(ctx context.Context, conn *pgconn.PgConn) error {
+	row, err := queryRow(ctx, conn, "SHOW default_transaction_isolation")
+	if err != nil {
+		return fmt.Errorf("look at the isolation level: %w", err)
+	}
+	if row[0] != "read committed" {
+		return fmt.Errorf("default_transaction_isolation is %q, and behind a pooler it cannot be set for a session: "+
+			`ALTER ROLE … SET default_transaction_isolation = 'read committed'`, row[0])
+	}
+	return nil
 }
 
 // dial opens a session, and probes it with another connection if there is one.

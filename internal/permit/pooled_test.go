@@ -1,0 +1,173 @@
+package permit
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/ledger"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+// fixture is a desk that takes its session for a pooler's.
+type fixture struct {
+	*Desk
+	line   *Line
+	ledger *ledger.Ledger
+	proxy  *dbtest.Proxy
+	admin  *pgx.Conn
+}
+
+func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
+	t.Helper()
+	dsn := dbtest.Migrated(t)
+	proxy, cfg := dbtest.Through(t, dsn)
+	dialer := &session.Dialer{Config: cfg, TTL: ttl}
+	f := &fixture{proxy: proxy, admin: dbtest.Connect(t, dsn)}
+	f.ledger = ledger.New(ledger.Config{
+		TTL: ttl, Name: "me", Pooled: true, Report: func(string, error) {}, Dial: dialer.DialPooled, Hung: func() {},
+	})
+	f.Desk = New(Config{TTL: ttl, Ledger: f.ledger, Pooled: true, Report: func(string, error) {}})
+	id := dbtest.Value[int32](t, f.admin, "SELECT id FROM pgbaton.open_semaphore('s', $1)", capacity)
+	f.line = f.Line(id, "s", advisory.Key{ID: 42}, capacity)
+	t.Cleanup(func() { f.close(context.Background()) })
+	return f
+}
+
+func (f *fixture) close(ctx context.Context) {
+	f.Close(ctx)
+	_ = f.ledger.Close(ctx) // the network may be gone
+	f.Wait()
+}
+
+// A permit outlives the connection, and is not in jeopardy any more when there is another.
+func TestPooled_PermitSurvivesALostConnection(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, 2*time.Second)
+	p, err := f.line.Acquire(t.Context(), 1, false)
+	require.NoError(t, err)
+	before := p.Jeopardy()
+	f.proxy.Cut()
+	<-before
+	require.Eventually(t, func() bool {
+		select {
+		case <-p.Jeopardy():
+			return false
+		default:
+			return true
+		}
+	}, 5*time.Second, 10*time.Millisecond)
+	time.Sleep(2500 * time.Millisecond) // longer than TTL: it is renewed
+	require.NoError(t, p.Err())
+	require.NoError(t, p.Release())
+}
+
+// Whatever a reconnection frees, it is nothing that was granted after it.
+func TestPooled_GrantsAfterALostConnectionAreHeld(t *testing.T) {
+	t.Parallel()
+	const capacity = 4
+	f := newFixture(t, capacity, 2*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	defer stop()
+	var wg sync.WaitGroup
+	var granted, missing atomic.Int64
+	for range capacity {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				wait, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+				p, err := f.line.Acquire(wait, 1, false)
+				cancel()
+				if err != nil {
+					continue
+				}
+				granted.Add(1)
+				time.Sleep(3 * time.Millisecond)
+				// The network may be gone, but then nobody can say that the server has freed it.
+				if err := p.Release(); errors.Is(err, errExpired) {
+					missing.Add(1)
+				}
+			}
+		})
+	}
+	for ctx.Err() == nil {
+		time.Sleep(50 * time.Millisecond)
+		f.proxy.Cut()
+	}
+	wg.Wait()
+	t.Logf("%d granted", granted.Load())
+	require.Positive(t, granted.Load())
+	require.Zero(t, missing.Load(), "freed behind their holders")
+}
+
+// A release that waits for a connection ends with the client.
+func TestPooled_ReleaseEndsWithClose(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, 5*time.Second)
+	p, err := f.line.Acquire(t.Context(), 1, false)
+	require.NoError(t, err)
+	f.proxy.Refuse(true)
+	f.proxy.Cut()
+	require.Eventually(t, func() bool { return f.ledger.Current() == nil }, 5*time.Second, time.Millisecond)
+	released := make(chan error)
+	go func() { released <- p.Release() }()
+	time.Sleep(50 * time.Millisecond)
+	started := time.Now()
+	f.close(t.Context())
+	require.ErrorIs(t, <-released, lockerr.Lost)
+	require.Less(t, time.Since(started), 2*time.Second)
+}
+
+// Close does not wait for a claim that the server does not answer.
+func TestPooled_CloseHeedsItsContext(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, 4*time.Second)
+	held, err := f.line.Acquire(t.Context(), 1, false)
+	require.NoError(t, err)
+	waiting := make(chan error)
+	go func() {
+		_, err := f.line.Acquire(t.Context(), 1, false)
+		waiting <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // it has a head
+	f.proxy.Stall(true)
+	time.Sleep(200 * time.Millisecond) // which has asked
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	started := time.Now()
+	f.close(ctx)
+	require.Less(t, time.Since(started), 1500*time.Millisecond)
+	require.ErrorIs(t, <-waiting, lockerr.Closed)
+	require.ErrorIs(t, held.Err(), lockerr.Lost)
+}
+
+// Behind a pooler a statement must see what others have just committed, whatever the default is.
+func TestPooled_RefusesOtherIsolation(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.Migrated(t)
+	_, cfg := dbtest.Through(t, dsn)
+	cfg.RuntimeParams["default_transaction_isolation"] = "repeatable read"
+	_, err := (&session.Dialer{Config: cfg, TTL: time.Second}).DialPooled(t.Context())
+	require.ErrorContains(t, err, "read committed")
+}
+
+// Thousands of slots are freed and renewed in parts.
+func TestPooled_ManySlots(t *testing.T) {
+	t.Parallel()
+	const capacity = 1700
+	f := newFixture(t, capacity, 1500*time.Millisecond)
+	p, err := f.line.Acquire(t.Context(), capacity, false)
+	require.NoError(t, err)
+	time.Sleep(2 * time.Second) // renewed
+	require.NoError(t, p.Err())
+	require.NoError(t, p.Release())
+	require.Zero(t, dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+}
