@@ -143,7 +143,7 @@ func TestPermit_ReleaseOnSilentNetwork(t *testing.T) {
 // The database's clock decides: a slot that has expired there, or was claimed by another, is lost.
 func TestPermit_ExpiredOnTheServer(t *testing.T) {
 	t.Parallel()
-	const ttl = 2 * time.Second
+	const ttl = 9 * time.Second // a renewal, after 3 s, must not be faster than the test
 	for name, sql := range map[string]string{
 		"expired": "UPDATE pgbaton.slot SET expires_at = clock_timestamp() - interval '1 s'",
 		"claimed": "UPDATE pgbaton.slot SET holder = -5, token = 2 * token",
