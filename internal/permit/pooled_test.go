@@ -163,7 +163,7 @@ func TestPooled_RefusesOtherIsolation(t *testing.T) {
 func TestPooled_ManySlots(t *testing.T) {
 	t.Parallel()
 	const capacity = 1700
-	f := newFixture(t, capacity, 1500*time.Millisecond)
+	f := newFixture(t, capacity, 5*time.Second)
 	p, err := f.line.Acquire(t.Context(), capacity, false)
 	require.NoError(t, err)
 	time.Sleep(2 * time.Second) // renewed
