@@ -167,9 +167,12 @@ func (s *suite) lockRowWait(t *testing.T) {
 	t.Run("LockRowWait/EndsWithContext", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		b.hold(ctx, t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
+		tx := b.begin(t)
+		// lib/pq cancels once: if that comes before the statement, only the server can end the wait.
+		exec(ctx, t, tx, "SET LOCAL lock_timeout = '10s'")
 		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		defer cancel()
-		_, err := pgbaton.LockRow[account](short, b.begin(t), b.table, key, nil)
+		_, err := pgbaton.LockRow[account](short, tx, b.table, key, nil)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 	})
