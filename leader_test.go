@@ -260,7 +260,8 @@ func TestLead_Lost(t *testing.T) {
 		return err == nil && info.Term == second.term && info.Since.Equal(since)
 	}, 10*time.Second, time.Millisecond)
 	require.NoError(t, second.ctx.Err(), "rows decide nothing")
-	require.NoError(t, watcher.RequestResign(ctx, "x"))
+	// The old session may have been seen for a moment after it was told to end.
+	require.Eventually(t, func() bool { return watcher.RequestResign(ctx, "x") == nil }, 10*time.Second, time.Millisecond)
 	select {
 	case <-second.ctx.Done():
 	case <-time.After(10 * time.Second):
