@@ -229,14 +229,14 @@ func (s *suite) lockRows(t *testing.T) {
 		first := b.hold(ctx, t, "SELECT FROM "+b.name()+" WHERE id = 1 FOR UPDATE")
 		b.hold(ctx, t, "SELECT FROM "+b.name()+" WHERE id = 2 FOR UPDATE")
 		b.background(t, func() {
-			time.Sleep(600 * time.Millisecond) // of the second that the whole may take
+			time.Sleep(1800 * time.Millisecond) // of the three seconds that the whole may take
 			_ = first.Rollback(ctx)
 		})
 		start := time.Now()
 		tx := b.begin(t)
-		_, err := pgbaton.LockRows[account](ctx, tx, b.table, keys(1, 2), &pgbaton.RowOpts{Wait: time.Second})
+		_, err := pgbaton.LockRows[account](ctx, tx, b.table, keys(1, 2), &pgbaton.RowOpts{Wait: 3 * time.Second})
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
-		require.Less(t, time.Since(start), 1500*time.Millisecond) // lock_timeout alone would wait 1.6 s
+		require.Less(t, time.Since(start), 4500*time.Millisecond) // lock_timeout alone would wait 4.8 s
 		exec(ctx, t, tx, "SELECT 1")
 	})
 	t.Run("LockRows/RefusesMixedKeys", func(t *testing.T) {
