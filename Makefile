@@ -21,18 +21,19 @@ demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO
 	go build -o $(BIN)/pgbaton ./cmd/pgbaton
 	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
 
-# -count=1, because go's cache of results does not know the servers.
+# -count=1, because go's cache of results does not know the servers. -p 1, one package at a time: many tests measure
+# times, and two packages on two cores stretch them.
 .PHONY: test
 test: test/unit test/integration ## run all tests with the race detector
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests with the race detector
-	$(WITH_POSTGRES) -- go test -race -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
+	$(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand) with the race detector
 	integration_test/ensure-pgbouncer.sh
-	cd integration_test && $(WITH_POSTGRES) -- go test -race -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
+	cd integration_test && $(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: bench
 bench: build/postgres ## run the benchmarks once

@@ -83,12 +83,12 @@ func demoCommand(t *testing.T, dsn string, args ...string) (*exec.Cmd, *bytes.Bu
 func requireExit(t *testing.T, want int, err error, output ...any) {
 	t.Helper()
 	if want == 0 {
-		require.NoError(t, err, output...)
+		require.NoError(t, err, "%s", fmt.Sprint(output...))
 		return
 	}
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit)
-	require.Equal(t, want, exit.ExitCode(), output...)
+	require.Equal(t, want, exit.ExitCode(), "%s", fmt.Sprint(output...))
 }
 
 func schemaExists(t *testing.T, conn *pgx.Conn) bool {
