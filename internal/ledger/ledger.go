@@ -216,9 +216,7 @@ func (l *Ledger) maintain() {
 			case <-time.After(rand.N(pause) + pause/2): //nolint:gosec // jitter, not a secret
 			}
 			pause = min(2*pause, longestPause)
-			if !errors.Is(err, ErrNoRoom) { // that is tried again when somebody asks
-				signal(l.want)
-			}
+			signal(l.want)
 		}
 	}
 }

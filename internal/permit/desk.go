@@ -2,7 +2,6 @@ package permit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -157,11 +156,7 @@ func (d *Desk) Failed(err error) {
 	d.step(func(a *actions) {
 		d.failure = err
 		for _, l := range d.lines {
-			which := (*waiter).tries
-			if errors.Is(err, ledger.ErrNoRoom) {
-				which = func(*waiter) bool { return true }
-			}
-			l.refuse(fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), which, a)
+			l.refuse(fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), (*waiter).tries, a)
 		}
 	})
 }
