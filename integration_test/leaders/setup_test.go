@@ -61,10 +61,11 @@ type reign struct {
 	process *worker.Process
 }
 
-// newest returns the newest term of a name, if there is one.
+// newest returns the newest term of a name that a process which lives has had, if there is one. One that was killed may
+// have begun a term that nobody has seen.
 func (f *fleet) newest(name string) (newest reign) {
 	f.t.Helper()
-	for _, p := range f.all {
+	for _, p := range f.alive {
 		grants, _ := p.History()
 		for _, g := range grants {
 			if g.Key == name && (newest.Grant == nil || g.Token > newest.Token) {
