@@ -3,9 +3,6 @@
 package leaders
 
 import (
-	"context"
-	"fmt"
-	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -16,16 +13,5 @@ import (
 
 func TestMain(m *testing.M) {
 	worker.Main()
-	goleak.VerifyTestMain(run{m})
-}
-
-type run struct{ *testing.M }
-
-func (r run) Run() int {
-	code := r.M.Run()
-	if err := lab.StopServers(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return max(code, 1)
-	}
-	return code
+	goleak.VerifyTestMain(lab.Run{M: m})
 }

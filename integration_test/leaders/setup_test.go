@@ -1,12 +1,10 @@
 package leaders
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
@@ -107,33 +105,4 @@ func (f *fleet) judge() []int64 {
 	require.NoError(f.t, err)
 	require.NoError(f.t, history.Tokens(all))
 	return overlaps
-}
-
-// countStatements looks at the sessions with an application_name for a while, often enough to see each of their
-// statements begin, and returns how many began in a second and how many sessions there were at the most.
-func countStatements(t *testing.T, control *pgx.Conn, name string, watched time.Duration) (perSecond float64, most int) {
-	t.Helper()
-	started := map[int]time.Time{}
-	statements := 0
-	ticker := time.NewTicker(3 * time.Millisecond)
-	defer ticker.Stop()
-	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
-		rows, err := control.Query(context.Background(),
-			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NOT NULL", name)
-		require.NoError(t, err)
-		sessions := 0
-		var pid int
-		var at time.Time
-		_, err = pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
-			sessions++
-			if before, seen := started[pid]; seen && !before.Equal(at) {
-				statements++
-			}
-			started[pid] = at
-			return nil
-		})
-		require.NoError(t, err)
-		most = max(most, sessions)
-	}
-	return float64(statements) / watched.Seconds(), most
 }

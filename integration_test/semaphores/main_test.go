@@ -3,7 +3,6 @@ package semaphores
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strconv"
 	"testing"
@@ -20,18 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	worker.Main()
-	goleak.VerifyTestMain(run{m})
-}
-
-type run struct{ *testing.M }
-
-func (r run) Run() int {
-	code := r.M.Run()
-	if err := lab.StopServers(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return max(code, 1)
-	}
-	return code
+	goleak.VerifyTestMain(lab.Run{M: m})
 }
 
 // loadVariable says how many acquires the hammer and the test of bloat make. The full run is a million, without

@@ -27,7 +27,7 @@ var shared struct {
 	err     error
 }
 
-// Servers are all servers of the test run, one a major. They are started once, and stopped by [StopServers].
+// Servers are all servers of the test run, one a major. They are started once, and stopped by [Run].
 func Servers(tb testing.TB) []*pgserver.Server {
 	tb.Helper()
 	shared.Lock()
@@ -40,16 +40,21 @@ func Servers(tb testing.TB) []*pgserver.Server {
 	return shared.servers
 }
 
-// StopServers ends what Servers has started.
-func StopServers(ctx context.Context) error {
+// Run is a package's tests; it stops the servers after them.
+type Run struct{ *testing.M }
+
+// Run runs the tests.
+func (r Run) Run() int {
+	code := r.M.Run()
 	shared.Lock()
 	defer shared.Unlock()
 	for _, server := range shared.servers {
-		if err := server.Stop(ctx); err != nil {
-			return err
+		if err := server.Stop(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return max(code, 1)
 		}
 	}
-	return nil
+	return code
 }
 
 // OwnServer starts a server for the test alone, whose processes it may kill and whose settings it may change.
