@@ -18,7 +18,7 @@ import (
 // pair is two clients of one database, as two services have them.
 func pair(t *testing.T) (a, b *pgbaton.Client, dsn string) {
 	t.Helper()
-	dsn = migratedDatabase(t)
+	dsn = dbtest.Migrated(t)
 	return newClient(t, dsn, nil), newClient(t, dsn, nil), dsn
 }
 
@@ -246,7 +246,7 @@ func TestRelease(t *testing.T) {
 	})
 	t.Run("TellsOfLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := newClient(t, named(t, dsn, "loses"), nil)
+		mine := newClient(t, dbtest.Named(t, dsn, "loses"), nil)
 		lock, err := mine.Acquire(ctx, pgbaton.Name("lost"))
 		require.NoError(t, err)
 		shared, err := mine.AcquireShared(ctx, pgbaton.Name("lost too"))
@@ -324,7 +324,7 @@ func TestDo(t *testing.T) {
 	})
 	t.Run("EndsTheContextOnLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := newClient(t, named(t, dsn, "do-loses"), nil)
+		mine := newClient(t, dbtest.Named(t, dsn, "do-loses"), nil)
 		err := mine.Do(ctx, pgbaton.Name("do loses"), func(ctx context.Context, _ *pgbaton.Lock) error {
 			_, err := admin.Exec(t.Context(),
 				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'do-loses'")

@@ -42,7 +42,7 @@ func TestAcquireTx(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := migratedDatabase(t)
+			dsn := dbtest.Migrated(t)
 			testAcquireTx(t, newClient(t, dsn, nil), func(level pgx.TxIsoLevel) pgbaton.Tx { return begin(t, dsn, level) })
 		})
 	}
@@ -109,7 +109,7 @@ func TestAcquireTxErrors(t *testing.T) {
 
 	t.Run("CancelCostsTheTransaction", func(t *testing.T) {
 		t.Parallel()
-		dsn := migratedDatabase(t)
+		dsn := dbtest.Migrated(t)
 		lock, err := newClient(t, dsn, nil).Acquire(ctx, pgbaton.ID(1))
 		require.NoError(t, err)
 		defer lock.Release(ctx) //nolint:errcheck // the client is closed anyway
@@ -131,7 +131,7 @@ func TestAcquireTxErrors(t *testing.T) {
 	})
 	t.Run("DeadlockIsNamed", func(t *testing.T) {
 		t.Parallel()
-		dsn := migratedDatabase(t)
+		dsn := dbtest.Migrated(t)
 		first, err := dbtest.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
 		second, err := dbtest.Connect(t, dsn).Begin(ctx)
@@ -205,7 +205,7 @@ func TestDoTx(t *testing.T) {
 
 	t.Run("RollsBackOnLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := newClient(t, named(t, dsn, "dotx-loses"), nil)
+		mine := newClient(t, dbtest.Named(t, dsn, "dotx-loses"), nil)
 		err := mine.DoTx(ctx, pool, pgbaton.Name("counter, lost"), nil,
 			func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
 				_, err := tx.Exec(ctx, "UPDATE counter SET n = -1")

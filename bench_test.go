@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // Compare within one run: ns/op of AcquireRelease against those of Baseline with as many goroutines.
@@ -39,7 +40,7 @@ func spread(b *testing.B, goroutines int, operation func(goroutine int) error) {
 
 func BenchmarkAcquireRelease(b *testing.B) {
 	ctx := context.Background()
-	client := newClient(b, migratedDatabase(b), &pgbaton.Config{MaxHeld: 2000})
+	client := newClient(b, dbtest.Migrated(b), &pgbaton.Config{MaxHeld: 2000})
 	pair := func(key pgbaton.Key) error {
 		lock, err := client.Acquire(ctx, key)
 		if err != nil {
@@ -60,7 +61,7 @@ func BenchmarkAcquireRelease(b *testing.B) {
 // BenchmarkBaseline is what a service would do without the library.
 func BenchmarkBaseline(b *testing.B) {
 	ctx := context.Background()
-	config, err := pgxpool.ParseConfig(migratedDatabase(b))
+	config, err := pgxpool.ParseConfig(dbtest.Migrated(b))
 	require.NoError(b, err)
 	config.MaxConns = 50
 	pool, err := pgxpool.NewWithConfig(ctx, config)

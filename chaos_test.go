@@ -18,7 +18,7 @@ import (
 // and never more connections than agreed.
 func TestClient_CutAtAnyMoment(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	proxy, through := dbtest.Through(t, dsn)
 	pool, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)

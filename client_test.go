@@ -30,7 +30,7 @@ func TestNew(t *testing.T) {
 			"Config.MaxConns is -4": {MaxConns: -4},
 			"Config.MaxHeld is -1":  {MaxHeld: -1},
 		} {
-			_, err := pgbaton.Open(ctx, serverURL(t), &cfg)
+			_, err := pgbaton.Open(ctx, dbtest.Server(t), &cfg)
 			require.ErrorContains(t, err, text)
 		}
 		_, err = pgbaton.Open(ctx, "postgres://u:secret@[bad", nil)
@@ -39,7 +39,7 @@ func TestNew(t *testing.T) {
 	})
 	t.Run("RefusesMaxHeldThatTheServerHasNoRoomFor", func(t *testing.T) {
 		t.Parallel()
-		_, err := pgbaton.Open(ctx, migratedDatabase(t), &pgbaton.Config{MaxHeld: 10_000_000})
+		_, err := pgbaton.Open(ctx, dbtest.Migrated(t), &pgbaton.Config{MaxHeld: 10_000_000})
 		require.ErrorIs(t, err, pgbaton.ErrTooManyLocks)
 		require.ErrorContains(t, err, "max_locks_per_transaction")
 	})
@@ -57,7 +57,7 @@ func TestNew(t *testing.T) {
 	})
 	t.Run("UsesThePoolsConfigAndLeavesThePoolAlone", func(t *testing.T) {
 		t.Parallel()
-		config, err := pgxpool.ParseConfig(migratedDatabase(t))
+		config, err := pgxpool.ParseConfig(dbtest.Migrated(t))
 		require.NoError(t, err)
 		config.MaxConns = 1
 		var before, after atomic.Int32
@@ -98,7 +98,7 @@ func TestNew(t *testing.T) {
 func TestClose(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
 	other := newClient(t, dsn, nil)
@@ -139,7 +139,7 @@ func TestClose(t *testing.T) {
 func TestServiceRole(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	admin := dbtest.Connect(t, dsn)
 	role := fmt.Sprintf("service_%d", time.Now().UnixNano())
 	_, err := admin.Exec(ctx, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")

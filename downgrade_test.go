@@ -90,8 +90,8 @@ func TestDowngrade(t *testing.T) {
 		require.NoError(t, lock.Release(ctx))
 	})
 	t.Run("OfALostLock", func(t *testing.T) {
-		dsn := migratedDatabase(t)
-		client := newClient(t, named(t, dsn, "loser"), nil)
+		dsn := dbtest.Migrated(t)
+		client := newClient(t, dbtest.Named(t, dsn, "loser"), nil)
 		lock, err := client.Acquire(ctx, pgbaton.Name("lost"))
 		require.NoError(t, err)
 		ended, cancel := context.WithCancel(ctx)

@@ -16,7 +16,7 @@ import (
 // fencingBench is a connection on which the disk is not what is measured, and a lock.
 func fencingBench(b *testing.B) (context.Context, *pgx.Conn, *pgbaton.Lock) {
 	b.Helper()
-	ctx, dsn := context.Background(), migratedDatabase(b)
+	ctx, dsn := context.Background(), dbtest.Migrated(b)
 	conn := dbtest.Connect(b, dsn)
 	_, err := conn.Exec(ctx, "SET synchronous_commit = off")
 	require.NoError(b, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // Writers with tokens of all ages, at every isolation level: what is written is in the order of the tokens. Mutants
@@ -39,7 +40,7 @@ func TestFence_Hammer(t *testing.T) {
 
 func hammerFence(t *testing.T, mutant string) (violations int) {
 	t.Helper()
-	ctx, dsn := t.Context(), migratedDatabase(t)
+	ctx, dsn := t.Context(), dbtest.Migrated(t)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	config.MaxConns = 8

@@ -137,7 +137,7 @@ func TestFenceGuard(t *testing.T) {
 			t.Run(column+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
 				ctx := t.Context()
-				dsn := migratedDatabase(t)
+				dsn := dbtest.Migrated(t)
 				conn := dbtest.Connect(t, dsn)
 				run := func(sql string) error { // all of it is one transaction
 					_, err := conn.PgConn().Exec(ctx, strings.ReplaceAll(sql, "COL", column)).ReadAll()
@@ -171,7 +171,7 @@ func TestFenceGuard(t *testing.T) {
 // Go's own writes to a guarded table say what the trigger says.
 func TestFenceGuard_Errors(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	conn := dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	_, err := conn.PgConn().Exec(ctx, fmt.Sprintf(sqlLedger, "")+"; INSERT INTO ledger (id, fence) VALUES (1, 9)").ReadAll()

@@ -74,7 +74,7 @@ func TestFence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx := t.Context()
-			dsn := migratedDatabase(t)
+			dsn := dbtest.Migrated(t)
 			begin := begins(dsn)
 			fence := func(resource string, token pgbaton.Token) error {
 				return begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, token) })
@@ -105,7 +105,7 @@ func TestFence(t *testing.T) {
 func TestFence_Refuses(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	tx := beginPgx(migratedDatabase(t))(t, pgx.ReadCommitted)
+	tx := beginPgx(dbtest.Migrated(t))(t, pgx.ReadCommitted)
 	for _, c := range []struct {
 		resource string
 		token    pgbaton.Token
@@ -133,7 +133,7 @@ func TestFence_Refuses(t *testing.T) {
 // for a newer one's, and is refused.
 func TestFence_Waits(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	for _, known := range []bool{false, true} {
@@ -166,7 +166,7 @@ func TestFence_Waits(t *testing.T) {
 
 func TestFence_WaitEnds(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	begin, ctx := beginPgx(dsn), t.Context()
 	require.NoError(t, pgbaton.Fence(ctx, begin(t, pgx.ReadCommitted), "a", 5))
 
@@ -184,7 +184,7 @@ func TestFence_WaitEnds(t *testing.T) {
 // known yet or not. An exclusive one waits for them.
 func TestFenceShared(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
@@ -215,7 +215,7 @@ func TestFenceShared(t *testing.T) {
 // Above READ COMMITTED, whoever fenced after the snapshot is a conflict; the next attempt tells.
 func TestFence_Isolation(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := t.Context()
 	type call func(context.Context, pgbaton.Tx, string, pgbaton.Token) error

@@ -56,7 +56,7 @@ func soon[T any](t *testing.T, ch <-chan T) T {
 func TestLead(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	a := newClient(t, dsn, &pgbaton.Config{Name: "a"})
 	b := newClient(t, dsn, &pgbaton.Config{Name: "b"})
 
@@ -107,7 +107,7 @@ func TestLead(t *testing.T) {
 func TestLead_Resignation(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 
 	t.Run("NilIsAResignation", func(t *testing.T) {
@@ -149,7 +149,7 @@ func TestLead_Resignation(t *testing.T) {
 func TestLead_RequestResign(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 
 	t.Run("RequestResign", func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestLead_RequestResign(t *testing.T) {
 func TestLead_Edges(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 
 	t.Run("Panic", func(t *testing.T) {
@@ -232,9 +232,9 @@ func inTx(t *testing.T, dsn string, f func(pgx.Tx)) {
 func TestLead_Lost(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
-	client := newClient(t, named(t, dsn, "leader"), nil)
+	client := newClient(t, dbtest.Named(t, dsn, "leader"), nil)
 	watcher := newClient(t, dsn, nil)
 	terms, _ := lead(ctx, client, "x")
 	first := soon(t, terms)
@@ -272,7 +272,7 @@ func TestLead_Lost(t *testing.T) {
 // A request whose notification is lost is found in the row.
 func TestLead_RequestWithoutNotification(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
 	terms, _ := lead(t.Context(), newClient(t, dsn, nil), "x")
 	first := soon(t, terms)
@@ -288,7 +288,7 @@ func TestLead_RequestWithoutNotification(t *testing.T) {
 func TestLead_Close(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
 	terms, done := lead(ctx, client, "x")
@@ -310,7 +310,7 @@ func TestLead_Close(t *testing.T) {
 func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	client, err := pgbaton.Open(ctx, migratedDatabase(t), &pgbaton.Config{TTL: 3 * time.Second})
+	client, err := pgbaton.Open(ctx, dbtest.Migrated(t), &pgbaton.Config{TTL: 3 * time.Second})
 	require.NoError(t, err)
 	leading, stuck := make(chan struct{}), make(chan struct{})
 	done := make(chan error, 1)
@@ -331,7 +331,7 @@ func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
 
 func TestLead_NeedsAThirdConnection(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, migratedDatabase(t), &pgbaton.Config{MaxConns: 2})
+	client := newClient(t, dbtest.Migrated(t), &pgbaton.Config{MaxConns: 2})
 	require.ErrorContains(t, client.Lead(t.Context(), "x", nil), "a third connection")
 	_, err := client.Leader(t.Context(), "x")
 	require.ErrorContains(t, err, "Config.MaxConns is 2")
@@ -344,7 +344,7 @@ func TestLead_Crowd(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	clients := []*pgbaton.Client{newClient(t, dsn, nil), newClient(t, dsn, nil)}
 	var mu sync.Mutex
 	var last pgbaton.Token

@@ -138,8 +138,8 @@ func free(t *testing.T, client *pgbaton.Client, keys ...pgbaton.Key) {
 func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
-	client := newClient(t, named(t, dsn, "loser"), nil)
+	dsn := dbtest.Migrated(t)
+	client := newClient(t, dbtest.Named(t, dsn, "loser"), nil)
 	set, err := client.AcquireAll(ctx, keysOf("a", "b", "c")...)
 	require.NoError(t, err)
 	jeopardy, held := set.Jeopardy(), set.Context()
@@ -167,7 +167,7 @@ func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 // The keys that are released by themselves end the set, too.
 func TestAcquireAll_ReleaseOfOneEndsTheSet(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, migratedDatabase(t), nil)
+	client := newClient(t, dbtest.Migrated(t), nil)
 	set, err := client.AcquireAll(t.Context(), keysOf("a", "b")...)
 	require.NoError(t, err)
 	require.NoError(t, set.Lock(pgbaton.Name("a")).Release(t.Context()))
@@ -192,7 +192,7 @@ func (w writes) Write(p []byte) (int, error) {
 func TestAcquireAll_RoundTrips(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	var sent atomic.Int64

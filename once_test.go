@@ -17,7 +17,7 @@ import (
 func TestOnce(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
@@ -116,7 +116,7 @@ func TestOnce(t *testing.T) {
 func TestOnce_Lost(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
 	err := client.Once(ctx, pgbaton.ID(7), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
@@ -140,7 +140,7 @@ func TestOnce_Replicas(t *testing.T) {
 		window   = 900 * time.Millisecond
 		skew     = 200 * time.Millisecond
 	)
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	pool, err := pgxpool.New(t.Context(), dsn)
 	require.NoError(t, err)
 	defer pool.Close()
@@ -179,7 +179,7 @@ func TestOnce_Replicas(t *testing.T) {
 // The contexts of a leader's func and of a run carry the lock: a wait in there that is part of a deadlock is seen.
 func TestLeadAndOnce_Deadlock(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	for name, c := range map[string]struct {
 		outer pgbaton.Key

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/rowtest"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 const (
@@ -49,7 +49,7 @@ func TestRowsHammer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	dsn := rowtest.NewDatabase(t, rowtest.DSN(t))
+	dsn := dbtest.MigratedOn(t, dbtest.Server(t))
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, dsn)
 	require.NoError(t, err)

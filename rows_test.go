@@ -5,6 +5,7 @@ import (
 
 	_ "github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/rowtest"
 )
 
@@ -34,7 +35,7 @@ func TestRows(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rowtest.Run(t, rowtest.DSN(t), open)
+			rowtest.Run(t, dbtest.Server(t), open)
 		})
 	}
 }

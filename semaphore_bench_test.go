@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // What a semaphore in a table cannot do without: one statement that claims a slot, with a token and an expiry by the
@@ -72,7 +74,7 @@ func permitPair(b *testing.B, dsn string, capacity int) func(int) {
 
 // BenchmarkSemaphore is figure P8 for one goroutine.
 func BenchmarkSemaphore(b *testing.B) {
-	dsn := migratedDatabase(b)
+	dsn := dbtest.Migrated(b)
 	compare(b, []string{"two-UPDATEs", "AcquireRelease"}, bareSlot(b, dsn), permitPair(b, dsn, 8))
 }
 
@@ -82,7 +84,7 @@ func BenchmarkSemaphore_Crowd(b *testing.B) {
 	const goroutines, each, bareRounds = 100, 20, 200
 	for _, capacity := range []int{goroutines, 8} {
 		b.Run(fmt.Sprintf("Capacity%d", capacity), func(b *testing.B) {
-			dsn := migratedDatabase(b)
+			dsn := dbtest.Migrated(b)
 			bare, pair := bareSlot(b, dsn), permitPair(b, dsn, capacity)
 			crowd := func() {
 				var group sync.WaitGroup

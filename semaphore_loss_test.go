@@ -18,7 +18,7 @@ import (
 // openSemaphore opens a client and a semaphore in a database, and a connection to look at it from outside.
 func openSemaphore(t *testing.T, capacity int, ttl time.Duration) (*pgbaton.Semaphore, string, *pgx.Conn) {
 	t.Helper()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	s, err := newClient(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(t.Context(), "s", capacity)
 	require.NoError(t, err)
 	return s, dsn, dbtest.Connect(t, dsn)
@@ -161,7 +161,7 @@ func TestPermit_ExpiredOnTheServer(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, assertPermit(ctx, pool, p))
 
-			dbtest.Exec(t, dsn, sql)
+			dbtest.Run(t, dsn, sql)
 			require.ErrorIs(t, assertPermit(ctx, pool, p), pgbaton.ErrStaleToken)
 			require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
 			err = assertPermit(ctx, pool, p)
@@ -213,7 +213,7 @@ func TestAssertPermit_KeepsOthersOut(t *testing.T) {
 // Close frees permits, tells their holders and answers waiters.
 func TestSemaphore_Close(t *testing.T) {
 	t.Parallel()
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	ctx := t.Context()
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
@@ -247,7 +247,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid
 // A client with two connections has none for semaphores, and says so.
 func TestSemaphore_NoRoomForASession(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, migratedDatabase(t), &pgbaton.Config{MaxConns: 2})
+	client := newClient(t, dbtest.Migrated(t), &pgbaton.Config{MaxConns: 2})
 	_, err := client.Semaphore(t.Context(), "s", 2)
 	require.ErrorContains(t, err, "MaxConns (2)")
 }

@@ -16,7 +16,7 @@ import (
 
 func TestSemaphore_Open(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, migratedDatabase(t), nil)
+	client := newClient(t, dbtest.Migrated(t), nil)
 	ctx := t.Context()
 	_, err := client.OpenSemaphore(ctx, "s")
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
@@ -44,7 +44,7 @@ func TestSemaphore_Open(t *testing.T) {
 
 func TestSemaphore_AcquireRelease(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, migratedDatabase(t), &pgbaton.Config{Name: "me"})
+	client := newClient(t, dbtest.Migrated(t), &pgbaton.Config{Name: "me"})
 	ctx := t.Context()
 	s, err := client.Semaphore(ctx, "s", 3)
 	require.NoError(t, err)
@@ -88,7 +88,7 @@ func TestSemaphore_AcquireRelease(t *testing.T) {
 func TestSemaphore_Crowd(t *testing.T) {
 	t.Parallel()
 	const capacity, goroutines, rounds = 3, 20, 40
-	dsn := migratedDatabase(t)
+	dsn := dbtest.Migrated(t)
 	first, second := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	ctx := t.Context()
 	var held, peak atomic.Int64
@@ -127,7 +127,7 @@ func TestSemaphore_Crowd(t *testing.T) {
 
 func TestSemaphore_WaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, migratedDatabase(t), nil)
+	client := newClient(t, dbtest.Migrated(t), nil)
 	ctx := t.Context()
 	s, err := client.Semaphore(ctx, "s", 1)
 	require.NoError(t, err)
@@ -299,7 +299,7 @@ func TestSemaphore_Do(t *testing.T) {
 func TestSemaphore_Removed(t *testing.T) {
 	t.Parallel()
 	s, dsn, _ := openSemaphore(t, 2, 0)
-	dbtest.Exec(t, dsn, "DELETE FROM pgbaton.semaphore")
+	dbtest.Run(t, dsn, "DELETE FROM pgbaton.semaphore")
 	_, err := s.Acquire(t.Context(), 1)
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 	_, err = s.Available(t.Context())

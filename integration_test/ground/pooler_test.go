@@ -11,7 +11,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestPooler(t *testing.T) {
@@ -20,7 +20,7 @@ func TestPooler(t *testing.T) {
 	for _, mode := range []string{"transaction", "session"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.NewMigrated(t)
+			dsn := dbtest.Migrated(t)
 			through := lab.PgBouncer(t, dsn, mode)
 
 			// Whoever does not know of it is told of it in either mode.
@@ -85,9 +85,9 @@ func requireReduced(t *testing.T, through string) {
 // requireNoTrace makes sure that neither a lock nor a setting is left on the pooler's sessions.
 func requireNoTrace(t *testing.T, dsn string) {
 	t.Helper()
-	conn := testdb.Connect(t, dsn)
+	conn := dbtest.Connect(t, dsn)
 	require.Eventually(t, func() bool {
-		return testdb.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+		return dbtest.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
 	}, 5*time.Second, 10*time.Millisecond)
 }
@@ -96,7 +96,7 @@ func requireNoTrace(t *testing.T, dsn string) {
 // library refuses to risk.
 func TestPooler_TransactionModeGrantsTwice(t *testing.T) {
 	t.Parallel()
-	through := lab.PgBouncer(t, testdb.NewMigrated(t), "transaction")
+	through := lab.PgBouncer(t, dbtest.Migrated(t), "transaction")
 	grants := 0
 	for range 2 {
 		config, err := pgx.ParseConfig(through)
@@ -105,7 +105,7 @@ func TestPooler_TransactionModeGrantsTwice(t *testing.T) {
 		conn, err := pgx.ConnectConfig(t.Context(), config)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
-		if testdb.Value[bool](t, conn, "SELECT pg_try_advisory_lock(1)") {
+		if dbtest.Value[bool](t, conn, "SELECT pg_try_advisory_lock(1)") {
 			grants++
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // A leader that resigns, by itself or because another process asked for it, is replaced within milliseconds.
@@ -102,8 +103,8 @@ func TestChange_Freeze(t *testing.T) {
 		ttl    = time.Second
 	)
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
-	lab.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	control := dbtest.Connect(t, dsn)
+	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
 	f := newFleet(t, dsn, ttl, 2, worker.Command{Key: "freeze", DSN: dsn})
 	var spans, told []int64
 	for range rounds {
@@ -130,9 +131,9 @@ func TestChange_Freeze(t *testing.T) {
 // requireOrder checks that no leader wrote after a newer one had.
 func requireOrder(t *testing.T, dsn string) {
 	t.Helper()
-	control := lab.Connect(t, dsn)
-	require.Positive(t, lab.Query[int](t, control, "SELECT count(*) FROM written"))
-	require.Zero(t, lab.Query[int](t, control, `
+	control := dbtest.Connect(t, dsn)
+	require.Positive(t, dbtest.Value[int](t, control, "SELECT count(*) FROM written"))
+	require.Zero(t, dbtest.Value[int](t, control, `
 SELECT count(*) FROM (SELECT term < max(term) OVER (PARTITION BY name ORDER BY seq) AS late FROM written) AS w WHERE late`))
 }
 
@@ -144,8 +145,8 @@ func TestChange_Chaos(t *testing.T) {
 		load = 12 * time.Second
 	)
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
-	lab.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	control := dbtest.Connect(t, dsn)
+	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
 	f := newFleet(t, dsn, ttl, 3, worker.Command{Key: "chaos", DSN: dsn})
 	counts := map[string]int{}
 	last := int64(0)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // A hundred campaigns cost their client two connections and two statements a second, and leading costs less. (A
@@ -18,7 +19,7 @@ func TestCost(t *testing.T) {
 		pings   = 0.5
 	)
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	f := newFleet(t, dsn, 0, 1, worker.Command{Key: "cost", Count: 100})
 	for _, name := range f.names() {
 		f.after(name, 0)

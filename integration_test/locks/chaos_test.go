@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 const (
@@ -36,9 +37,9 @@ func chaos(t *testing.T, dsn string, processes int) ([]*worker.Process, []*worke
 // is answered. It returns how often it hit.
 func shoot(t *testing.T, dsn, function string, pause time.Duration, until *worker.Call) (hits int) {
 	t.Helper()
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	lab.Eventually(t, 10*time.Second, "all clients are open and at work", func() bool {
-		return lab.Query[int](t, control, `SELECT count(*) FROM pg_stat_activity
+		return dbtest.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
 			WHERE application_name = 'chaos' AND query LIKE '%wait_for_turn%'`) >= 6
 	})
 	ticker := time.NewTicker(pause)
@@ -72,7 +73,7 @@ func TestChaos(t *testing.T) {
 	})
 	t.Run("cancel", func(t *testing.T) {
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, lab.Named(t, dsn, "chaos"), 3)
+		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3)
 		hits := shoot(t, dsn, "pg_cancel_backend", 3*time.Millisecond, calls[0])
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"], "a cancelled statement costs no lock")
@@ -83,7 +84,7 @@ func TestChaos(t *testing.T) {
 	})
 	t.Run("terminate", func(t *testing.T) {
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, lab.Named(t, dsn, "chaos"), 3)
+		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3)
 		hits := shoot(t, dsn, "pg_terminate_backend", 20*time.Millisecond, calls[0])
 		lost := int64(0)
 		for _, call := range calls {

@@ -10,6 +10,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // What must work on every PostgreSQL: exclusion, shared locks, hand-over, loss, a killed holder.
@@ -22,10 +23,10 @@ func TestConformance(t *testing.T) {
 func conform(t *testing.T, server *pgserver.Server) {
 	t.Helper()
 	dsn := lab.DatabaseOn(t, server)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	a, b := worker.Start(t), worker.Start(t)
-	a.Open("c", lab.Named(t, dsn, "a"), 0)
-	b.Open("c", lab.Named(t, dsn, "b"), 0)
+	a.Open("c", dbtest.Named(t, dsn, "a"), 0)
+	b.Open("c", dbtest.Named(t, dsn, "b"), 0)
 
 	held := a.Hold("c", "k")
 	try := worker.Command{Do: worker.Acquire, Client: "c", Key: "k", As: "k", Try: true}
@@ -67,7 +68,7 @@ func conform(t *testing.T, server *pgserver.Server) {
 // hammerOn is a short hammer, with a history.
 func hammerOn(t *testing.T, dsn string) {
 	t.Helper()
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	lab.Counters(t, control, "hammer", 1)
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -83,6 +84,6 @@ func hammerOn(t *testing.T, dsn string) {
 	for _, call := range calls {
 		changed += call.Wait().Counts["changed"]
 	}
-	require.Equal(t, changed, lab.Query[int64](t, control, "SELECT sum(value)::int8 FROM counter"))
+	require.Equal(t, changed, dbtest.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter"))
 	judge(t, workers...)
 }

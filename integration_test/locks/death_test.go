@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // wait starts to wait for a key and returns when the server has it in the queue.
@@ -28,9 +29,9 @@ func wait(t *testing.T, control *pgx.Conn, p *worker.Process, name, key string) 
 func TestKill_Holder(t *testing.T) {
 	const rounds = 12
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	waiter := worker.Start(t)
-	waiter.Open("c", lab.Named(t, dsn, "waiter"), 0)
+	waiter.Open("c", dbtest.Named(t, dsn, "waiter"), 0)
 	workers := []*worker.Process{waiter}
 	var spans []int64
 	for i := range rounds {
@@ -54,11 +55,11 @@ func TestKill_Holder(t *testing.T) {
 // A waiter that is killed leaves the queue, and those behind it go on.
 func TestKill_Waiter(t *testing.T) {
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	holder, first, second := worker.Start(t), worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
-	first.Open("c", lab.Named(t, dsn, "first"), 0)
-	second.Open("c", lab.Named(t, dsn, "second"), 0)
+	first.Open("c", dbtest.Named(t, dsn, "first"), 0)
+	second.Open("c", dbtest.Named(t, dsn, "second"), 0)
 	holder.Hold("c", "k")
 	wait(t, control, first, "first", "k")
 	call := wait(t, control, second, "second", "k")
@@ -86,10 +87,10 @@ func TestFreeze_Holder(t *testing.T) {
 		t.Run(fmt.Sprintf("%d tenths of TTL", tenths), func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.Database(t)
-			control := lab.Connect(t, dsn)
+			control := dbtest.Connect(t, dsn)
 			holder, next := worker.Start(t), worker.Start(t)
 			holder.Open("c", dsn, ttl)
-			next.Open("c", lab.Named(t, dsn, "next"), 0)
+			next.Open("c", dbtest.Named(t, dsn, "next"), 0)
 			holder.Hold("c", "k")
 			holder.Hold("c", "watched")
 			watch := holder.Begin(worker.Command{Do: worker.Watch, As: "watched"})
@@ -131,10 +132,10 @@ func TestFreeze_Holder(t *testing.T) {
 func TestTerminate(t *testing.T) {
 	const rounds = 40
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
-	holder.Open("c", lab.Named(t, dsn, "holder"), 0)
-	next.Open("c", lab.Named(t, dsn, "next"), 0)
+	holder.Open("c", dbtest.Named(t, dsn, "holder"), 0)
+	next.Open("c", dbtest.Named(t, dsn, "next"), 0)
 	var told, grants, overlaps, replaced []int64
 	for i := range rounds {
 		key := fmt.Sprint("terminate/", i)
@@ -177,10 +178,10 @@ func terminate(t *testing.T, control *pgx.Conn, name string) int64 {
 func TestTerminate_Waiter(t *testing.T) {
 	const rounds = 10
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
-	next.Open("c", lab.Named(t, dsn, "next"), 0)
+	next.Open("c", dbtest.Named(t, dsn, "next"), 0)
 	var spans []int64
 	for i := range rounds {
 		key := fmt.Sprint("waiter/", i)

@@ -11,13 +11,14 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // Law 8 between processes: three of them hammer one key, and none waits for longer than a few tenures of the
 // others.
 func TestFairness_Processes(t *testing.T) {
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	lab.Counters(t, control, "fair", 1)
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -92,11 +93,11 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 	}
 	writer := worker.Start(t)
 	writer.Open("c", dsn, 0)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	var spans []int64
 	for range 5 {
 		lab.Eventually(t, 10*time.Second, "both read", func() bool {
-			return lab.Query[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
+			return dbtest.Value[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
 				" AND mode = 'ShareLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 2
 		})
 		r := writer.Hold("c", "read/0")

@@ -13,14 +13,15 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // Law 9: who waits for a lock holds back neither CREATE INDEX CONCURRENTLY nor VACUUM, also when it is the
 // lock's holder who runs them.
 func TestWaitersHoldNobodyBack(t *testing.T) {
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
-	lab.Exec(t, control, "CREATE TABLE guest AS SELECT g AS id FROM generate_series(1, 1000) AS g")
+	control := dbtest.Connect(t, dsn)
+	dbtest.Exec(t, control, "CREATE TABLE guest AS SELECT g AS id FROM generate_series(1, 1000) AS g")
 	holder := worker.Start(t)
 	holder.Open("c", dsn, 0)
 	holder.Hold("c", "k/0")
@@ -28,18 +29,18 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 	for i := range 3 {
 		p := worker.Start(t)
 		name := fmt.Sprint("waiter", i)
-		p.Open("c", lab.Named(t, dsn, name), 0)
+		p.Open("c", dbtest.Named(t, dsn, name), 0)
 		calls = append(calls, p.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "k", Count: 1, Goroutines: 1}))
 		lab.Eventually(t, 10*time.Second, "it waits", func() bool { return lab.Waiting(t, control, name) > 0 })
 	}
 	started := time.Now()
-	lab.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
+	dbtest.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
 	lab.Report(t, "CREATE INDEX CONCURRENTLY under three waiters", lab.Spread{time.Since(started)}, 4*time.Second)
 
-	lab.Exec(t, control, "DELETE FROM guest")
+	dbtest.Exec(t, control, "DELETE FROM guest")
 	lab.Eventually(t, 3*time.Second, "VACUUM removes dead rows under three waiters", func() bool {
-		lab.Exec(t, control, "VACUUM guest")
-		return lab.Query[int64](t, control, "SELECT pg_relation_size('guest')") == 0
+		dbtest.Exec(t, control, "VACUUM guest")
+		return dbtest.Value[int64](t, control, "SELECT pg_relation_size('guest')") == 0
 	})
 	require.True(t, holder.Release("k/0").OK())
 	for _, call := range calls {

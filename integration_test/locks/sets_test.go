@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // takeSets lets 64 goroutines in 4 processes take sets of 5 of 50 keys, and sums up what they counted.
@@ -58,7 +59,7 @@ func TestSets_ByHand(t *testing.T) {
 		bound = 3 * time.Second
 	)
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	cycles, longest := 0, time.Duration(0)
 	go func() {
@@ -73,7 +74,7 @@ func TestSets_ByHand(t *testing.T) {
 		float64(counts["sets"])/load.Seconds(), counts["deadlocks"])
 	lab.Note(t, "%d cycles seen in the table of waits, the longest for %v", cycles, longest.Round(time.Millisecond))
 	require.Less(t, longest, bound)
-	require.Zero(t, lab.Query[int](t, control, "SELECT count(*)::int FROM pgbaton.waits()"), "waits that are over")
+	require.Zero(t, dbtest.Value[int](t, control, "SELECT count(*)::int FROM pgbaton.waits()"), "waits that are over")
 }
 
 // watchCycles looks at the table of waits until it is stopped. It returns how many cycles there were, and for how long

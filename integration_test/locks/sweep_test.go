@@ -12,6 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // sweep is the ends of contexts at 0 to 300 µs after a moment.
@@ -54,8 +55,8 @@ func (s *sweep) attempt(t *testing.T, client *pgbaton.Client, key pgbaton.Key, r
 // soon.
 func TestCancelSweep(t *testing.T) {
 	dsn := lab.Database(t)
-	control := lab.Connect(t, dsn)
-	client, err := pgbaton.Open(context.Background(), lab.Named(t, dsn, "sweep"), nil)
+	control := dbtest.Connect(t, dsn)
+	client, err := pgbaton.Open(context.Background(), dbtest.Named(t, dsn, "sweep"), nil)
 	require.NoError(t, err)
 	other := worker.Start(t)
 	other.Open("c", dsn, 0)

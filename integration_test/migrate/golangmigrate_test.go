@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestMigrate_GolangMigrate(t *testing.T) {
@@ -24,33 +24,33 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 	for name, tool := range tools {
 		t.Run(name+"/MakesTheSameSchema", func(t *testing.T) {
 			t.Parallel()
-			ours, theirs := testdb.NewMigrated(t), testdb.New(t)
+			ours, theirs := dbtest.Migrated(t), dbtest.Empty(t)
 			require.NoError(t, tool(t, theirs).Up())
 			require.Equal(t, catalog(t, theirs), catalog(t, ours))
 			require.Greater(t, len(catalog(t, ours)), 20)
 		})
 		t.Run(name+"/IsTakenOver", func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.New(t)
+			dsn := dbtest.Empty(t)
 			require.NoError(t, tool(t, dsn).Up())
 			before := catalog(t, dsn)
-			require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+			require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
 			require.Equal(t, before, catalog(t, dsn))
 		})
 		t.Run(name+"/TakesOver", func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.NewMigrated(t)
+			dsn := dbtest.Migrated(t)
 			require.ErrorIs(t, tool(t, dsn).Up(), migrate.ErrNoChange)
 		})
 		t.Run(name+"/DownAndUpAgainWithRisingTokens", func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.NewMigrated(t)
-			conn := testdb.Connect(t, dsn)
-			first := testdb.Value[int64](t, conn, "SELECT pgbaton.next_token()")
+			dsn := dbtest.Migrated(t)
+			conn := dbtest.Connect(t, dsn)
+			first := dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 			require.NoError(t, tool(t, dsn).Down())
-			require.False(t, testdb.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
-			require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
-			require.Greater(t, testdb.Value[int64](t, conn, "SELECT pgbaton.next_token()"), first)
+			require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+			require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+			require.Greater(t, dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()"), first)
 		})
 	}
 }
@@ -62,8 +62,8 @@ func TestMigrate_GolangMigrate_AtTheSameTime(t *testing.T) {
 	for range 4 {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.New(t)
-			pool := testdb.Pool(t, dsn)
+			dsn := dbtest.Empty(t)
+			pool := dbtest.Pool(t, dsn)
 			// The tools by handle and by URL do not exclude each other; each excludes Migrate.
 			tool := golangMigrate(t, dsn).Up
 			jobs := []func() error{}
@@ -87,8 +87,8 @@ func TestMigrate_GolangMigrate_AtTheSameTime(t *testing.T) {
 // error and no dirty version comes of it.
 func TestMigrate_GolangMigrate_UpAndDownAtTheSameTime(t *testing.T) {
 	t.Parallel()
-	dsn := testdb.New(t)
-	pool := testdb.Pool(t, dsn)
+	dsn := dbtest.Empty(t)
+	pool := dbtest.Pool(t, dsn)
 	tool := golangMigrateByURL(t, dsn)
 	for range 20 {
 		errs := atOnce([]func() error{

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -21,9 +21,9 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("Twice", func(t *testing.T) {
 		t.Parallel()
-		dsn := testdb.NewMigrated(t)
+		dsn := dbtest.Migrated(t)
 		before := catalog(t, dsn)
-		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
 		require.Equal(t, before, catalog(t, dsn))
 	})
 
@@ -34,44 +34,44 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("DirtyVersion", func(t *testing.T) {
 		t.Parallel()
-		dsn := testdb.NewMigrated(t)
-		testdb.Exec(t, testdb.Connect(t, dsn), "UPDATE pgbaton_schema_migrations SET dirty = true")
-		err := pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn))
+		dsn := dbtest.Migrated(t)
+		dbtest.Exec(t, dbtest.Connect(t, dsn), "UPDATE pgbaton_schema_migrations SET dirty = true")
+		err := pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn))
 		require.ErrorContains(t, err, fmt.Sprintf(`version %d in "public"."pgbaton_schema_migrations" is dirty`, newest))
 		require.ErrorContains(t, err, "force")
 	})
 
 	t.Run("NewerVersionIsLeftAlone", func(t *testing.T) {
 		t.Parallel()
-		dsn := testdb.New(t)
-		conn := testdb.Connect(t, dsn)
-		testdb.Exec(t, conn, `CREATE TABLE pgbaton_schema_migrations (version bigint PRIMARY KEY, dirty boolean);
+		dsn := dbtest.Empty(t)
+		conn := dbtest.Connect(t, dsn)
+		dbtest.Exec(t, conn, `CREATE TABLE pgbaton_schema_migrations (version bigint PRIMARY KEY, dirty boolean);
 			INSERT INTO pgbaton_schema_migrations VALUES (1000, false)`)
-		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
-		require.Equal(t, int64(1000), testdb.Value[int64](t, conn, "SELECT version FROM pgbaton_schema_migrations"))
-		require.False(t, testdb.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+		require.Equal(t, int64(1000), dbtest.Value[int64](t, conn, "SELECT version FROM pgbaton_schema_migrations"))
+		require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
 	})
 
 	t.Run("UpToDateNeedsNoRightToWrite", func(t *testing.T) {
 		t.Parallel()
-		role := testdb.Role(t)
-		dsn := testdb.NewMigrated(t)
-		pool := testdb.Pool(t, testdb.As(t, dsn, role))
+		role := dbtest.Role(t)
+		dsn := dbtest.Migrated(t)
+		pool := dbtest.Pool(t, dbtest.As(t, dsn, role))
 		require.ErrorContains(t, pgbaton.Migrate(t.Context(), pool), "permission denied")
-		testdb.Exec(t, testdb.Connect(t, dsn), "GRANT SELECT ON pgbaton_schema_migrations TO "+role)
+		dbtest.Exec(t, dbtest.Connect(t, dsn), "GRANT SELECT ON pgbaton_schema_migrations TO "+role)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 	})
 
 	t.Run("NoRightToCreate", func(t *testing.T) {
 		t.Parallel()
-		role := testdb.Role(t)
-		dsn := testdb.New(t)
-		conn := testdb.Connect(t, dsn)
-		testdb.Exec(t, conn, "GRANT CREATE ON SCHEMA public TO "+role)
-		err := pgbaton.Migrate(t.Context(), testdb.Pool(t, testdb.As(t, dsn, role)))
+		role := dbtest.Role(t)
+		dsn := dbtest.Empty(t)
+		conn := dbtest.Connect(t, dsn)
+		dbtest.Exec(t, conn, "GRANT CREATE ON SCHEMA public TO "+role)
+		err := pgbaton.Migrate(t.Context(), dbtest.Pool(t, dbtest.As(t, dsn, role)))
 		require.ErrorContains(t, err, "pgbaton: migrate: apply 000001_foundation: ")
 		require.ErrorContains(t, err, "permission denied for database")
-		require.False(t, testdb.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
+		require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
 	})
 }
 
@@ -80,11 +80,11 @@ func TestMigrate_SearchPath(t *testing.T) {
 
 	t.Run("VersionTableInTheCurrentSchema", func(t *testing.T) {
 		t.Parallel()
-		dsn := testdb.New(t)
-		conn := testdb.Connect(t, dsn)
-		testdb.Exec(t, conn, `CREATE SCHEMA "Odd ""name"`)
+		dsn := dbtest.Empty(t)
+		conn := dbtest.Connect(t, dsn)
+		dbtest.Exec(t, conn, `CREATE SCHEMA "Odd ""name"`)
 		require.NoError(t, pgbaton.Migrate(t.Context(), poolWith(t, dsn, `SET search_path = nowhere, "Odd ""name", public`)))
-		require.Equal(t, `"Odd ""name"`, testdb.Value[string](t, conn,
+		require.Equal(t, `"Odd ""name"`, dbtest.Value[string](t, conn,
 			"SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'pgbaton_schema_migrations'"))
 	})
 
@@ -96,12 +96,12 @@ func TestMigrate_SearchPath(t *testing.T) {
 	for set, message := range refused {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.New(t)
+			dsn := dbtest.Empty(t)
 			for range 2 {
 				require.ErrorContains(t, pgbaton.Migrate(t.Context(), poolWith(t, dsn, set)), message)
 			}
-			conn := testdb.Connect(t, dsn)
-			require.False(t, testdb.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+			conn := dbtest.Connect(t, dsn)
+			require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
 		})
 	}
 }
@@ -119,7 +119,7 @@ func TestMigrate_Settings(t *testing.T) {
 	} {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.New(t)
+			dsn := dbtest.Empty(t)
 			pool := poolWith(t, dsn, set)
 			jobs := []func() error{}
 			for range 6 {
@@ -133,7 +133,7 @@ func TestMigrate_Settings(t *testing.T) {
 
 func TestMigrate_Hooks(t *testing.T) {
 	t.Parallel()
-	dsn := testdb.New(t)
+	dsn := dbtest.Empty(t)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	calls := []string{}
@@ -161,28 +161,28 @@ func TestMigrate_Hooks(t *testing.T) {
 
 func TestMigrate_ContextEndsDuringTheWait(t *testing.T) {
 	t.Parallel()
-	dsn := testdb.New(t)
-	holder, observer := testdb.Connect(t, dsn), testdb.Connect(t, dsn)
+	dsn := dbtest.Empty(t)
+	holder, observer := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	for _, path := range []string{"", "/"} {
-		testdb.Exec(t, holder, "BEGIN")
+		dbtest.Exec(t, holder, "BEGIN")
 		_, err := holder.Exec(t.Context(), "SELECT pg_advisory_xact_lock($1)", lockID(t, holder, path))
 		require.NoError(t, err)
 
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
-		go func() { result <- pgbaton.Migrate(ctx, testdb.Pool(t, dsn)) }()
+		go func() { result <- pgbaton.Migrate(ctx, dbtest.Pool(t, dsn)) }()
 		const sqlWaits = `
 SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database
                WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted)`
-		testdb.WaitFor(t, observer, sqlWaits)
+		dbtest.WaitFor(t, observer, sqlWaits)
 		cancel()
 		err = <-result
 		require.ErrorIs(t, err, context.Canceled)
 		require.ErrorContains(t, err, "pgbaton: migrate: wait for the migration lock: ")
-		testdb.WaitFor(t, observer, "SELECT NOT ("+sqlWaits+")")
-		testdb.Exec(t, holder, "ROLLBACK")
+		dbtest.WaitFor(t, observer, "SELECT NOT ("+sqlWaits+")")
+		dbtest.Exec(t, holder, "ROLLBACK")
 	}
-	require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+	require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
 }
 
 // A service whose own migrations hold the files has the schema and no version row.
@@ -192,28 +192,28 @@ func TestMigrate_Adopts(t *testing.T) {
 		t.Helper()
 		file, err := fs.ReadFile(migrations.FS, "000001_foundation.up.sql")
 		require.NoError(t, err)
-		testdb.Exec(t, testdb.Connect(t, dsn), string(file))
+		dbtest.Exec(t, dbtest.Connect(t, dsn), string(file))
 	}
 
 	t.Run("OwnSchema", func(t *testing.T) {
 		t.Parallel()
-		dsn := testdb.New(t)
+		dsn := dbtest.Empty(t)
 		setup(t, dsn)
-		pool := testdb.Pool(t, dsn)
+		pool := dbtest.Pool(t, dsn)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
-		require.Equal(t, catalog(t, testdb.NewMigrated(t)), catalog(t, dsn))
+		require.Equal(t, catalog(t, dbtest.Migrated(t)), catalog(t, dsn))
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 		require.NoError(t, golangMigrate(t, dsn).Down())
 	})
 
 	t.Run("NotAnothersSchema", func(t *testing.T) {
 		t.Parallel()
-		role := testdb.Role(t)
-		dsn := testdb.New(t)
-		conn := testdb.Connect(t, dsn)
-		testdb.Exec(t, conn, "GRANT CREATE ON DATABASE "+testdb.Value[string](t, conn, "SELECT current_database()")+" TO "+role)
-		setup(t, testdb.As(t, dsn, role))
-		err := pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn))
+		role := dbtest.Role(t)
+		dsn := dbtest.Empty(t)
+		conn := dbtest.Connect(t, dsn)
+		dbtest.Exec(t, conn, "GRANT CREATE ON DATABASE "+dbtest.Value[string](t, conn, "SELECT current_database()")+" TO "+role)
+		setup(t, dbtest.As(t, dsn, role))
+		err := pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn))
 		require.ErrorContains(t, err, "does not own the schema")
 	})
 }
@@ -235,6 +235,6 @@ func poolWith(t *testing.T, dsn, set string) *pgxpool.Pool {
 // lockID asks golang-migrate for its lock.
 func lockID(t *testing.T, conn *pgx.Conn, path string) int64 {
 	t.Helper()
-	database := path + testdb.Value[string](t, conn, "SELECT current_database()::text")
+	database := path + dbtest.Value[string](t, conn, "SELECT current_database()::text")
 	return generateLockID(t, database, "public", migrations.VersionTable)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -85,7 +85,7 @@ FROM pg_sequence JOIN relations AS r ON r.oid = seqrelid
 UNION ALL
 SELECT format('version %s dirty %s', version, dirty) FROM public.pgbaton_schema_migrations
 ORDER BY 1`
-	conn := testdb.Connect(t, dsn)
+	conn := dbtest.Connect(t, dsn)
 	rows, err := conn.Query(t.Context(), sqlCatalog)
 	require.NoError(t, err)
 	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])

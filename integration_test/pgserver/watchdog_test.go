@@ -104,7 +104,11 @@ func TestStartBinaries_AsOrdinaryUser(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	program, err := os.ReadFile(os.Args[0])
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "pgserver.test"), program, 0o755))
+	// A child that is forked by another test while the file is open for writing would keep it busy for a moment.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(filepath.Join(dir, "pgserver.test"), program, 0o755)
+	syscall.ForkLock.RUnlock()
+	require.NoError(t, err)
 
 	cmd := helper(t, "binaries", "PGSERVER_TEST_BINDIR="+dirs[0], "HOME="+dir)
 	cmd.Path = filepath.Join(dir, "pgserver.test")

@@ -3,43 +3,21 @@
 package rows
 
 import (
-	"context"
-	"fmt"
 	"net/url"
 	"os"
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "github.com/lib/pq"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/rowtest"
 )
 
-// servers are the servers to test on: every PostgreSQL major that can be had.
-var servers []string
-
-func TestMain(m *testing.M) {
-	ctx := context.Background()
-	all, err := pgserver.StartAll(ctx)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	for _, server := range all {
-		servers = append(servers, server.URL())
-	}
-	status := m.Run()
-	for _, server := range all {
-		if err := server.Stop(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-	}
-	os.Exit(status)
-}
+func TestMain(m *testing.M) { os.Exit(lab.Run{M: m}.Run()) }
 
 var ways = map[string]func(t *testing.T, dsn string) rowtest.Way{
 	"PgxPool": func(t *testing.T, dsn string) rowtest.Way {
@@ -77,23 +55,21 @@ func plain(t *testing.T, dsn string) string {
 	t.Helper()
 	u, err := url.Parse(dsn)
 	require.NoError(t, err)
-	query := u.Query()
-	if !query.Has("sslmode") {
-		query.Set("sslmode", "disable")
+	if u.Query().Has("sslmode") {
+		return dsn
 	}
-	u.RawQuery = query.Encode()
-	return u.String()
+	return dbtest.With(t, dsn, "sslmode", "disable")
 }
 
 func TestRows(t *testing.T) {
 	t.Parallel()
-	for _, server := range servers {
-		t.Run(version(t, server), func(t *testing.T) {
+	for _, server := range lab.Servers(t) {
+		t.Run(version(t, server.URL()), func(t *testing.T) {
 			t.Parallel()
 			for name, open := range ways {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
-					rowtest.Run(t, server, open)
+					rowtest.Run(t, server.URL(), open)
 				})
 			}
 		})
@@ -103,12 +79,7 @@ func TestRows(t *testing.T) {
 // version names a server for the test's name.
 func version(t *testing.T, server string) string {
 	t.Helper()
-	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, server)
-	require.NoError(t, err)
-	defer conn.Close(ctx)
-	var version string
-	require.NoError(t, conn.QueryRow(ctx, "SHOW server_version").Scan(&version))
+	version := dbtest.Value[string](t, dbtest.Connect(t, server), "SHOW server_version")
 	version, _, _ = strings.Cut(version, " ")
 	return "PostgreSQL " + version
 }

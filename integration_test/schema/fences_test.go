@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func requireCode(t *testing.T, conn *pgx.Conn, code, sql string) {
@@ -22,13 +22,13 @@ func requireCode(t *testing.T, conn *pgx.Conn, code, sql string) {
 func TestFence_FromSQL(t *testing.T) {
 	t.Parallel()
 	_, appURL := newDatabase(t)
-	app := testdb.Connect(t, appURL)
-	testdb.Exec(t, app, "BEGIN; SELECT pgbaton.fence('ledger', 9); COMMIT")
+	app := dbtest.Connect(t, appURL)
+	dbtest.Exec(t, app, "BEGIN; SELECT pgbaton.fence('ledger', 9); COMMIT")
 	requireCode(t, app, "PB001", "SELECT pgbaton.fence('ledger', 5)")
 	requireCode(t, app, "PB001", "SELECT pgbaton.fence('ledger', 5, shared => true)")
-	testdb.Exec(t, app, "SELECT pgbaton.fence('ledger', 10, shared => true), pgbaton.fence('ledger', 9)")
+	dbtest.Exec(t, app, "SELECT pgbaton.fence('ledger', 10, shared => true), pgbaton.fence('ledger', 9)")
 	// A lock taken in SQL shares its fence with AssertHeld.
-	testdb.Exec(t, app, `SELECT pgbaton.fence('pgbaton:key:' || pgbaton.key('invoice/42'),
+	dbtest.Exec(t, app, `SELECT pgbaton.fence('pgbaton:key:' || pgbaton.key('invoice/42'),
 		pgbaton.lock_for_transaction(pgbaton.key('invoice/42'), false, false, NULL))`)
 
 	for _, arguments := range []string{"'', 1", "NULL, 1", "repeat('x', 513), 1", "'a', 0", "'a', -1", "'a', NULL", "'a', 1::bigint << 53"} {
@@ -40,19 +40,19 @@ func TestFence_FromSQL(t *testing.T) {
 func TestFence_Prune(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app, busy := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+	owner, app, busy := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
 	const prune = "SELECT pgbaton.prune_fences('1 day')"
-	testdb.Exec(t, app, "SELECT pgbaton.fence(r, 9) FROM unnest('{old,young,busy,shared}'::text[]) AS r")
-	require.Zero(t, testdb.Value[int64](t, app, prune))
-	testdb.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = seen_at - interval '25 hours' WHERE resource <> 'young'")
+	dbtest.Exec(t, app, "SELECT pgbaton.fence(r, 9) FROM unnest('{old,young,busy,shared}'::text[]) AS r")
+	require.Zero(t, dbtest.Value[int64](t, app, prune))
+	dbtest.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = seen_at - interval '25 hours' WHERE resource <> 'young'")
 
 	// Who fences now keeps the row, though its transaction has not ended.
-	testdb.Exec(t, busy, "BEGIN; SELECT pgbaton.fence('busy', 9), pgbaton.fence('shared', 9, shared => true)")
-	require.Equal(t, int64(1), testdb.Value[int64](t, app, prune))
-	testdb.Exec(t, busy, "COMMIT")
-	require.Equal(t, int64(1), testdb.Value[int64](t, app, prune), "a shared token was not recorded")
-	require.Equal(t, []string{"busy", "young"}, testdb.Value[[]string](t, owner, "SELECT array_agg(resource ORDER BY resource) FROM pgbaton.fence"))
-	testdb.Exec(t, app, "SELECT pgbaton.fence('old', 5)")
+	dbtest.Exec(t, busy, "BEGIN; SELECT pgbaton.fence('busy', 9), pgbaton.fence('shared', 9, shared => true)")
+	require.Equal(t, int64(1), dbtest.Value[int64](t, app, prune))
+	dbtest.Exec(t, busy, "COMMIT")
+	require.Equal(t, int64(1), dbtest.Value[int64](t, app, prune), "a shared token was not recorded")
+	require.Equal(t, []string{"busy", "young"}, dbtest.Value[[]string](t, owner, "SELECT array_agg(resource ORDER BY resource) FROM pgbaton.fence"))
+	dbtest.Exec(t, app, "SELECT pgbaton.fence('old', 5)")
 
 	for _, age := range []string{"'59 min'", "'-1 day'", "NULL"} {
 		requireCode(t, app, "22023", "SELECT pgbaton.prune_fences("+age+")")
@@ -63,12 +63,12 @@ func TestFence_Prune(t *testing.T) {
 func TestFence_UpdatesInPlace(t *testing.T) {
 	t.Parallel()
 	ownerURL, _ := newDatabase(t)
-	conn := testdb.Connect(t, ownerURL)
-	testdb.Exec(t, conn, "BEGIN")
+	conn := dbtest.Connect(t, ownerURL)
+	dbtest.Exec(t, conn, "BEGIN")
 	for token := range 50 {
 		_, err := conn.Exec(t.Context(), "SELECT pgbaton.fence('ledger', $1), pgbaton.fence('ledger', $1)", token+1)
 		require.NoError(t, err)
 	}
 	const sqlUpdates = "SELECT array[n_tup_upd, n_tup_hot_upd] FROM pg_stat_xact_user_tables WHERE relid = 'pgbaton.fence'::regclass"
-	require.Equal(t, []int64{49, 49}, testdb.Value[[]int64](t, conn, sqlUpdates))
+	require.Equal(t, []int64{49, 49}, dbtest.Value[[]int64](t, conn, sqlUpdates))
 }

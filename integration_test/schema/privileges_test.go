@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -104,7 +104,7 @@ func callAll(t *testing.T, conn *pgx.Conn, names []string) {
 	for _, name := range names {
 		call, known := calls[name]
 		require.True(t, known, "add a call of pgbaton.%s", name)
-		result := testdb.Value[any](t, conn, call.sql)
+		result := dbtest.Value[any](t, conn, call.sql)
 		if call.result != nil {
 			require.Equal(t, call.result, result, name)
 		}
@@ -120,17 +120,17 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 	} {
 		t.Run(defaults, func(t *testing.T) {
 			t.Parallel()
-			role := testdb.Role(t)
-			dsn := testdb.New(t)
-			owner, app := testdb.Connect(t, dsn), testdb.Connect(t, testdb.As(t, dsn, role))
-			testdb.Exec(t, owner, defaults)
-			require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
-			testdb.Exec(t, owner, "GRANT USAGE ON SCHEMA pgbaton TO "+role)
-			testdb.Exec(t, owner, "GRANT USAGE ON SEQUENCE pgbaton.token TO "+role)
+			role := dbtest.Role(t)
+			dsn := dbtest.Empty(t)
+			owner, app := dbtest.Connect(t, dsn), dbtest.Connect(t, dbtest.As(t, dsn, role))
+			dbtest.Exec(t, owner, defaults)
+			require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+			dbtest.Exec(t, owner, "GRANT USAGE ON SCHEMA pgbaton TO "+role)
+			dbtest.Exec(t, owner, "GRANT USAGE ON SEQUENCE pgbaton.token TO "+role)
 
 			nextToken(t, app) // repairs
 			callAll(t, app, functions(t, owner))
-			require.Positive(t, testdb.Value[int64](t, app, "SELECT nextval('pgbaton.token')"))
+			require.Positive(t, dbtest.Value[int64](t, app, "SELECT nextval('pgbaton.token')"))
 
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
@@ -193,10 +193,10 @@ func TestSchema_HostileSearchPath(t *testing.T) {
 	t.Run("OfTheCaller", func(t *testing.T) {
 		t.Parallel()
 		ownerURL, appURL := newDatabase(t)
-		owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+		owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
 		names := functions(t, owner)
-		testdb.Exec(t, owner, evil)
-		testdb.Exec(t, app, `
+		dbtest.Exec(t, owner, evil)
+		dbtest.Exec(t, app, `
 CREATE TEMP TABLE fence (resource text, token bigint, seen_at timestamptz);
 CREATE TEMP TABLE leader (name text PRIMARY KEY, holder bigint, holder_name text, term bigint, since timestamptz);
 CREATE TEMP TABLE last_run (resource text PRIMARY KEY, token bigint, ran_at timestamptz);
@@ -214,17 +214,17 @@ SET search_path = pg_temp, evil, pg_catalog`)
 	// What is in the body of a function is settled when the file is run.
 	migrate := func(t *testing.T, dsn string) {
 		t.Helper()
-		require.NoError(t, pgbaton.Migrate(t.Context(), testdb.Pool(t, dsn)))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
 	}
 	byHand := func(t *testing.T, dsn string) {
 		t.Helper()
-		conn := testdb.Connect(t, dsn)
+		conn := dbtest.Connect(t, dsn)
 		names, err := fs.Glob(migrations.FS, "*.up.sql") // in the order of their numbers
 		require.NoError(t, err)
 		for _, name := range names {
 			file, err := fs.ReadFile(migrations.FS, name)
 			require.NoError(t, err)
-			testdb.Exec(t, conn, string(file))
+			dbtest.Exec(t, conn, string(file))
 		}
 	}
 	for name, c := range map[string]struct {
@@ -237,10 +237,10 @@ SET search_path = pg_temp, evil, pg_catalog`)
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := testdb.New(t)
-			conn := testdb.Connect(t, dsn)
-			testdb.Exec(t, conn, evil)
-			c.apply(t, testdb.With(t, dsn, "search_path", c.searchPath))
+			dsn := dbtest.Empty(t)
+			conn := dbtest.Connect(t, dsn)
+			dbtest.Exec(t, conn, evil)
+			c.apply(t, dbtest.With(t, dsn, "search_path", c.searchPath))
 			nextToken(t, conn)
 			callAll(t, conn, functions(t, conn))
 		})
@@ -252,21 +252,21 @@ SET search_path = pg_temp, evil, pg_catalog`)
 func TestSchema_HostileTypes(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	app := testdb.Connect(t, appURL)
-	testdb.Exec(t, testdb.Connect(t, ownerURL), "SELECT pgbaton.open_semaphore('s', 5)")
-	testdb.Exec(t, app, `CREATE FUNCTION pg_temp.trap(anyelement) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$`)
+	app := dbtest.Connect(t, appURL)
+	dbtest.Exec(t, dbtest.Connect(t, ownerURL), "SELECT pgbaton.open_semaphore('s', 5)")
+	dbtest.Exec(t, app, `CREATE FUNCTION pg_temp.trap(anyelement) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$`)
 	for _, name := range []string{
 		"record", "bigint", "int8", "integer", "int4", "boolean", "bool", "text", "regclass", "timestamptz", "interval", "name", "numeric",
 	} {
-		testdb.Exec(t, app, `CREATE DOMAIN pg_temp."`+name+`" AS pg_catalog.text CHECK (pg_temp.trap(value))`)
+		dbtest.Exec(t, app, `CREATE DOMAIN pg_temp."`+name+`" AS pg_catalog.text CHECK (pg_temp.trap(value))`)
 	}
 	for _, path := range []string{`"$user", public`, "pg_temp, pg_catalog", "pg_catalog, pg_temp"} {
-		testdb.Exec(t, app, "SET search_path = "+path)
+		dbtest.Exec(t, app, "SET search_path = "+path)
 		for _, call := range []string{
 			"claim_slots(1, 7, -5, '{1}', 1000, false, 0, false)", "claim_slots(1, 7, -5, '{2,1}', 1000, false, 9, true)",
 			"free_slots(-5, '{1}', '{1}', '{32}', '{7}')", "free_slots(-5, '{1,1}', '{1,2}', '{32,32}', '{7,7}')",
 		} {
-			testdb.Exec(t, app, "SELECT FROM pgbaton."+call)
+			dbtest.Exec(t, app, "SELECT FROM pgbaton."+call)
 		}
 	}
 }
@@ -275,21 +275,21 @@ func TestSchema_HostileTypes(t *testing.T) {
 func TestSchema_CompactSlots(t *testing.T) {
 	t.Parallel()
 	dsn, _ := newDatabase(t)
-	conn, other := testdb.Connect(t, dsn), testdb.Connect(t, dsn)
-	testdb.Exec(t, conn, "SELECT pgbaton.open_semaphore('s', 10)")
-	testdb.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgbaton.semaphore")
-	testdb.Exec(t, other, "UPDATE pgbaton.slot SET holder = -1, expires_at = 'infinity'")
-	require.Nil(t, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(0)"))
-	testdb.Exec(t, conn, "COMMIT")
-	require.Equal(t, int64(10), testdb.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot WHERE holder = -1"))
+	conn, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	dbtest.Exec(t, conn, "SELECT pgbaton.open_semaphore('s', 10)")
+	dbtest.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgbaton.semaphore")
+	dbtest.Exec(t, other, "UPDATE pgbaton.slot SET holder = -1, expires_at = 'infinity'")
+	require.Nil(t, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(0)"))
+	dbtest.Exec(t, conn, "COMMIT")
+	require.Equal(t, int64(10), dbtest.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot WHERE holder = -1"))
 
 	// Many slots are not too much.
-	testdb.Exec(t, conn, "SELECT pgbaton.open_semaphore('many', 10000)")
-	require.Equal(t, false, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
-	testdb.Exec(t, conn, "DELETE FROM pgbaton.semaphore WHERE name = 'many'")
-	testdb.Exec(t, other, "BEGIN; SELECT count(*) FROM pgbaton.slot")
-	require.Nil(t, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"), "somebody is in it")
-	testdb.Exec(t, other, "COMMIT")
-	require.Equal(t, true, testdb.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
-	require.Equal(t, int64(10), testdb.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot"))
+	dbtest.Exec(t, conn, "SELECT pgbaton.open_semaphore('many', 10000)")
+	require.Equal(t, false, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
+	dbtest.Exec(t, conn, "DELETE FROM pgbaton.semaphore WHERE name = 'many'")
+	dbtest.Exec(t, other, "BEGIN; SELECT count(*) FROM pgbaton.slot")
+	require.Nil(t, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"), "somebody is in it")
+	dbtest.Exec(t, other, "COMMIT")
+	require.Equal(t, true, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
+	require.Equal(t, int64(10), dbtest.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot"))
 }

@@ -6,19 +6,19 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // newDatabase makes a migrated database and a role that has the documented grants, and returns the
 // URLs of the owner and of that role.
 func newDatabase(t *testing.T) (owner, app string) {
 	t.Helper()
-	role := testdb.Role(t)
-	owner = testdb.NewMigrated(t)
-	testdb.Exec(t, testdb.Connect(t, owner), `
+	role := dbtest.Role(t)
+	owner = dbtest.Migrated(t)
+	dbtest.Exec(t, dbtest.Connect(t, owner), `
 GRANT USAGE ON SCHEMA pgbaton TO `+role+`;
 GRANT USAGE ON SEQUENCE pgbaton.token TO `+role)
-	return owner, testdb.As(t, owner, role)
+	return owner, dbtest.As(t, owner, role)
 }
 
 func pidOf(conn *pgx.Conn) uint32 { return conn.PgConn().PID() }
@@ -39,10 +39,10 @@ WHERE locktype = 'advisory' AND granted AND pid = $1 ORDER BY 1`
 // waitsForLock returns when the session of pid waits for a lock.
 func waitsForLock(t *testing.T, observer *pgx.Conn, pid uint32) {
 	t.Helper()
-	testdb.WaitFor(t, observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(pid))
+	dbtest.WaitFor(t, observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(pid))
 }
 
 func nextToken(t *testing.T, conn *pgx.Conn) int64 {
 	t.Helper()
-	return testdb.Value[int64](t, conn, "SELECT pgbaton.next_token()")
+	return dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/integration_test/testdb"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestTokens_Rise(t *testing.T) {
@@ -21,7 +21,7 @@ func TestTokens_Rise(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[int64]bool{}
 	for range sessions {
-		conn := testdb.Connect(t, app)
+		conn := dbtest.Connect(t, app)
 		group.Go(func() {
 			var last int64
 			for range draws {
@@ -44,11 +44,11 @@ func TestTokens_Rise(t *testing.T) {
 func TestTokens_LastBlockEndsBelow2To53(t *testing.T) {
 	t.Parallel()
 	owner, app := newDatabase(t)
-	conn := testdb.Connect(t, owner)
+	conn := dbtest.Connect(t, owner)
 	nextToken(t, conn)
 	const last = 1<<53 - 32
-	testdb.Exec(t, conn, "SELECT setval('pgbaton.token', 9007199254740992 - 64)")
-	conn = testdb.Connect(t, app)
+	dbtest.Exec(t, conn, "SELECT setval('pgbaton.token', 9007199254740992 - 64)")
+	conn = dbtest.Connect(t, app)
 	require.Equal(t, int64(last), nextToken(t, conn))
 	_, err := conn.Exec(t.Context(), "SELECT pgbaton.next_token()")
 	require.ErrorContains(t, err, "reached maximum value")
@@ -69,16 +69,16 @@ func TestTokens_Repair(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+			owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
 			before := nextToken(t, app)
-			require.True(t, testdb.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
-			testdb.Exec(t, owner, cause)
-			require.False(t, testdb.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			require.True(t, dbtest.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			dbtest.Exec(t, owner, cause)
+			require.False(t, dbtest.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
 			after := nextToken(t, app)
 			require.Greater(t, after, before+31)
 			require.Less(t, after, int64(1)<<53)
-			require.True(t, testdb.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
-			require.False(t, testdb.Value[bool](t, app, "SELECT pgbaton.repair_tokens()"))
+			require.True(t, dbtest.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			require.False(t, dbtest.Value[bool](t, app, "SELECT pgbaton.repair_tokens()"))
 			require.Greater(t, nextToken(t, app), after+31)
 		})
 	}
@@ -93,17 +93,17 @@ func TestTokens_RepairHoldsNobodyUp(t *testing.T) {
 			t.Run(cause+"/"+end, func(t *testing.T) {
 				t.Parallel()
 				ownerURL, appURL := newDatabase(t)
-				owner, first, second := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+				owner, first, second := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
 				before := nextToken(t, first)
-				testdb.Exec(t, owner, cause)
+				dbtest.Exec(t, owner, cause)
 
-				testdb.Exec(t, first, "BEGIN")
-				require.True(t, testdb.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
+				dbtest.Exec(t, first, "BEGIN")
+				require.True(t, dbtest.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
 				firstToken := nextToken(t, first)
-				require.False(t, testdb.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
+				require.False(t, dbtest.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
 				secondToken := nextToken(t, second)
-				testdb.Exec(t, first, end)
-				require.Equal(t, end == "ROLLBACK", testdb.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
+				dbtest.Exec(t, first, end)
+				require.Equal(t, end == "ROLLBACK", dbtest.Value[bool](t, second, "SELECT pgbaton.repair_tokens()"))
 
 				require.Greater(t, firstToken, before)
 				require.Greater(t, secondToken, firstToken)
@@ -117,14 +117,14 @@ func TestTokens_RepairHoldsNobodyUp(t *testing.T) {
 func TestTokens_OneRepairs(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner := testdb.Connect(t, ownerURL)
+	owner := dbtest.Connect(t, ownerURL)
 	before := nextToken(t, owner)
 	conns := make([]*pgx.Conn, 8)
 	for i := range conns {
-		conns[i] = testdb.Connect(t, appURL)
+		conns[i] = dbtest.Connect(t, appURL)
 	}
 	for range 20 {
-		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		dbtest.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
 		var repairs atomic.Int32
 		var finders sync.WaitGroup
 		for _, conn := range conns {
@@ -146,17 +146,17 @@ func TestTokens_OneRepairs(t *testing.T) {
 func TestTokens_OldSnapshot(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, old, other := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL), testdb.Connect(t, appURL)
+	owner, old, other := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
 	before := nextToken(t, other)
 	for _, cause := range []string{"DELETE FROM pgbaton.incarnation", "UPDATE pgbaton.incarnation SET started = now()"} {
-		testdb.Exec(t, owner, cause)
-		testdb.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-		testdb.Exec(t, old, "SELECT 1")
+		dbtest.Exec(t, owner, cause)
+		dbtest.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+		dbtest.Exec(t, old, "SELECT 1")
 		repaired := nextToken(t, other)
 		require.Greater(t, repaired, before)
 		before = nextToken(t, old)
 		require.Greater(t, before, repaired)
-		testdb.Exec(t, old, "COMMIT")
+		dbtest.Exec(t, old, "COMMIT")
 	}
 }
 
@@ -177,18 +177,18 @@ func TestTokens_RepairIsSynchronous(t *testing.T) {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
 			_, appURL := newDatabase(t)
-			app := testdb.Connect(t, appURL)
+			app := dbtest.Connect(t, appURL)
 			const sqlSetting = "SELECT current_setting('synchronous_commit')"
-			testdb.Exec(t, app, "SET synchronous_commit = "+set)
-			testdb.Exec(t, app, "BEGIN")
+			dbtest.Exec(t, app, "SET synchronous_commit = "+set)
+			dbtest.Exec(t, app, "BEGIN")
 			nextToken(t, app)
-			require.Equal(t, want, testdb.Value[string](t, app, sqlSetting))
-			testdb.Exec(t, app, "COMMIT")
-			require.Equal(t, set, testdb.Value[string](t, app, sqlSetting))
-			testdb.Exec(t, app, "BEGIN")
+			require.Equal(t, want, dbtest.Value[string](t, app, sqlSetting))
+			dbtest.Exec(t, app, "COMMIT")
+			require.Equal(t, set, dbtest.Value[string](t, app, sqlSetting))
+			dbtest.Exec(t, app, "BEGIN")
 			nextToken(t, app)
-			require.Equal(t, set, testdb.Value[string](t, app, sqlSetting), "without a repair it is the caller's")
-			testdb.Exec(t, app, "COMMIT")
+			require.Equal(t, set, dbtest.Value[string](t, app, sqlSetting), "without a repair it is the caller's")
+			dbtest.Exec(t, app, "COMMIT")
 		})
 	}
 }
@@ -198,35 +198,35 @@ func TestTokens_RepairIsSynchronous(t *testing.T) {
 func TestTokens_RepairsKeepToTheClock(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app := testdb.Connect(t, ownerURL), testdb.Connect(t, appURL)
+	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
 	const clock = "SELECT ((extract(epoch FROM clock_timestamp()) - 1577836800) * 1000)::bigint << 12"
 	before := nextToken(t, app)
 	for range 20 {
-		testdb.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		dbtest.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
 		after := nextToken(t, app)
 		require.Greater(t, after, before)
-		require.LessOrEqual(t, after, testdb.Value[int64](t, owner, clock)+32)
+		require.LessOrEqual(t, after, dbtest.Value[int64](t, owner, clock)+32)
 		before = after
 	}
 	// The sequence is lost altogether.
-	testdb.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation")
+	dbtest.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation")
 	require.Greater(t, nextToken(t, app), before)
 
 	// A clock that was set back is of no use: the sequence's own value counts.
 	var far int64
 	for back, gap := range map[time.Duration]int64{time.Hour: 1 << 26, time.Minute: 1 << 20} {
-		far = testdb.Value[int64](t, owner, clock) + back.Milliseconds()<<12
-		testdb.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", far))
+		far = dbtest.Value[int64](t, owner, clock) + back.Milliseconds()<<12
+		dbtest.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", far))
 		require.Equal(t, far+gap+32, nextToken(t, app))
 	}
 	// Set by hand, it goes on from where the last repair put it.
-	testdb.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART")
+	dbtest.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART")
 	require.Greater(t, nextToken(t, app), far+32)
 
 	// A clock that is a little behind is waited for.
-	near := testdb.Value[int64](t, owner, clock) + 100<<12
-	testdb.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", near))
+	near := dbtest.Value[int64](t, owner, clock) + 100<<12
+	dbtest.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", near))
 	after := nextToken(t, app)
 	require.Greater(t, after, near)
-	require.LessOrEqual(t, after, testdb.Value[int64](t, owner, clock)+32)
+	require.LessOrEqual(t, after, dbtest.Value[int64](t, owner, clock)+32)
 }

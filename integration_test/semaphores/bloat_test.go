@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 const mebibyte = 1 << 20
@@ -58,8 +59,8 @@ func pair(ctx context.Context, s *pgbaton.Semaphore) error {
 // requireSmall makes sure that the slots' table, with its indexes and maps, has not grown.
 func requireSmall(t *testing.T, conn *pgx.Conn, what string, pairs int64, took time.Duration) {
 	t.Helper()
-	table := lab.Query[int64](t, conn, "SELECT pg_relation_size('pgbaton.slot')")
-	total := lab.Query[int64](t, conn, "SELECT pg_total_relation_size('pgbaton.slot')")
+	table := dbtest.Value[int64](t, conn, "SELECT pg_relation_size('pgbaton.slot')")
+	total := dbtest.Value[int64](t, conn, "SELECT pg_total_relation_size('pgbaton.slot')")
 	lab.Note(t, "bloat %s: %d pairs in %v, then the slots have %d KiB, with indexes %d KiB", what, pairs,
 		took.Round(time.Millisecond), table>>10, total>>10)
 	require.LessOrEqual(t, total, int64(mebibyte), what)
@@ -73,20 +74,20 @@ func TestBloat(t *testing.T) {
 		create(t, dsn, "s", 16)
 		started := time.Now()
 		done := churn(t, dsn, "s", func(done int64) bool { return done < pairs })
-		requireSmall(t, lab.Connect(t, dsn), "without a snapshot", done, time.Since(started))
+		requireSmall(t, dbtest.Connect(t, dsn), "without a snapshot", done, time.Since(started))
 	})
 	t.Run("an old snapshot", func(t *testing.T) {
 		dsn := lab.Database(t)
 		create(t, dsn, "s", 16)
-		conn, old := lab.Connect(t, dsn), lab.Connect(t, dsn)
-		lab.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-		require.NotEmpty(t, lab.Query[string](t, old, "SELECT pg_current_snapshot()::text"))
+		conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+		dbtest.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+		require.NotEmpty(t, dbtest.Value[string](t, old, "SELECT pg_current_snapshot()::text"))
 		length := max(3*time.Second, time.Duration(pairs)*time.Minute/1_000_000)
 		started := time.Now()
 		done := churn(t, dsn, "s", func(int64) bool { return time.Since(started) < length })
 		require.Positive(t, done)
 		requireSmall(t, conn, "under an old snapshot", done, time.Since(started))
-		lab.Exec(t, old, "ROLLBACK")
+		dbtest.Exec(t, old, "ROLLBACK")
 	})
 }
 
@@ -97,13 +98,13 @@ func TestBloat_Exclusion(t *testing.T) {
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", capacity)
 	create(t, dsn, "ballast", 1000)
-	conn, old := lab.Connect(t, dsn), lab.Connect(t, dsn)
-	lab.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-	require.NotEmpty(t, lab.Query[string](t, old, "SELECT pg_current_snapshot()::text"))
+	conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	dbtest.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+	require.NotEmpty(t, dbtest.Value[string](t, old, "SELECT pg_current_snapshot()::text"))
 	const sqlGrow = `UPDATE pgbaton.slot SET closed = closed
 		WHERE semaphore = (SELECT id FROM pgbaton.semaphore WHERE name = 'ballast')` // it grows faster than by the load alone
 	const sqlFile = "SELECT pg_relation_filenode('pgbaton.slot')::bigint"
-	file, rewrites := lab.Query[int64](t, conn, sqlFile), 0
+	file, rewrites := dbtest.Value[int64](t, conn, sqlFile), 0
 	var workers []*worker.Process
 	var calls []*worker.Call
 	for range 3 {
@@ -120,9 +121,9 @@ func TestBloat_Exclusion(t *testing.T) {
 		case <-calls[0].Settled():
 			done = true
 		case <-ticker.C:
-			lab.Exec(t, conn, sqlGrow)
-			lab.Exec(t, conn, "SELECT pgbaton.compact_slots(524288)") // the clients do it too, unless they are too busy
-			if now := lab.Query[int64](t, conn, sqlFile); now != file {
+			dbtest.Exec(t, conn, sqlGrow)
+			dbtest.Exec(t, conn, "SELECT pgbaton.compact_slots(524288)") // the clients do it too, unless they are too busy
+			if now := dbtest.Value[int64](t, conn, sqlFile); now != file {
 				file, rewrites = now, rewrites+1
 			}
 		}
@@ -132,7 +133,7 @@ func TestBloat_Exclusion(t *testing.T) {
 	}
 	lab.Note(t, "bloat between processes: the table was written anew %d times", rewrites)
 	require.Positive(t, rewrites, "it was to be written anew; without that this test proves nothing")
-	lab.Exec(t, old, "ROLLBACK")
+	dbtest.Exec(t, old, "ROLLBACK")
 	_, overlaps := judge(t, fixed(capacity), workers...)
 	require.Empty(t, overlaps)
 	requireWhole(t, s, capacity, time.Second)

@@ -9,6 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // Law 8: three processes want more permits than there are, and each gets its part.
@@ -119,13 +120,13 @@ func TestCrowd(t *testing.T) {
 	const goroutines, watched = 1000, 3 * time.Second
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 1)
-	control := lab.Connect(t, dsn)
+	control := dbtest.Connect(t, dsn)
 	holder, crowd := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
 	hold(t, holder, "s", 1)
 	crowd.Open("c", dsn, 0) // from then on it has a history
 	call := crowd.Begin(worker.Command{
-		Do: worker.Permits, DSN: lab.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
+		Do: worker.Permits, DSN: dbtest.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
 	})
 	lab.Eventually(t, 20*time.Second, "all goroutines wait", func() bool {
 		_, counts := crowd.History()

@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 const (
@@ -84,7 +85,7 @@ func (c *control) kill(t *testing.T) {
 // then their number only falls.
 func (c *control) sample(t *testing.T) {
 	t.Helper()
-	held := lab.Query[int](t, c.conn, sqlHeld, "hammer")
+	held := dbtest.Value[int](t, c.conn, sqlHeld, "hammer")
 	c.samples++
 	c.peak = max(c.peak, held)
 	require.LessOrEqual(t, held, c.most, "permits held in the table; capacities so far: %+v", c.resizes)
@@ -107,7 +108,7 @@ func (c *control) working() bool {
 func TestHammer(t *testing.T) {
 	dsn := lab.Database(t)
 	total := loadSize(t)
-	c := &control{conn: lab.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
+	c := &control{conn: dbtest.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
 	c.command = worker.Command{
 		Do: worker.Permits, DSN: dsn, TTL: hammerTTL, Key: "hammer", N: hammerWeight,
 		Goroutines: 4, Count: total / hammerProcesses, Hold: 300 * time.Microsecond,
@@ -147,5 +148,5 @@ func TestHammer(t *testing.T) {
 	_, overlaps := judge(t, c.resizes, c.workers...)
 	require.Empty(t, overlaps)
 	requireWhole(t, c.semaphore, c.capacity(), hammerTTL+time.Second)
-	require.Zero(t, lab.Query[int](t, c.conn, sqlHeld, "hammer"))
+	require.Zero(t, dbtest.Value[int](t, c.conn, sqlHeld, "hammer"))
 }

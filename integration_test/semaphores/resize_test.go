@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // A change of capacity needs all rows. It waits for one that somebody has locked for longer than the client's
@@ -16,9 +17,9 @@ import (
 func TestResize_WaitsForRows(t *testing.T) {
 	dsn := lab.Database(t)
 	s, other := create(t, dsn, "s", 4), create(t, dsn, "s", 4)
-	locker := lab.Connect(t, dsn)
-	lab.Exec(t, locker, "BEGIN")
-	lab.Exec(t, locker, "SELECT FROM pgbaton.slot WHERE slot = 4 FOR UPDATE")
+	locker := dbtest.Connect(t, dsn)
+	dbtest.Exec(t, locker, "BEGIN")
+	dbtest.Exec(t, locker, "SELECT FROM pgbaton.slot WHERE slot = 4 FOR UPDATE")
 
 	short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
@@ -37,7 +38,7 @@ func TestResize_WaitsForRows(t *testing.T) {
 	}
 	lab.Report(t, "a permit beside a change of capacity that waits", lab.NewSpread(waits), time.Second)
 	require.Empty(t, resized)
-	lab.Exec(t, locker, "COMMIT")
+	dbtest.Exec(t, locker, "COMMIT")
 	require.NoError(t, <-resized)
 	requireWhole(t, s, 6, time.Second)
 	_, err = other.Acquire(context.Background(), 7)

@@ -76,7 +76,7 @@ func TestLink_MendsAFailedRoundTrip(t *testing.T) {
 	freed := &Op{Kind: Try, Key: advisory.Key{ID: -8}}
 	f.do(kept)
 	f.do(freed)
-	dbtest.Exec(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
+	dbtest.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
 		(SELECT last_value FROM pgbaton.token)); END $$`)
 	for _, size := range []int{1, 2, 500, 2500} {
 		ops := []*Op{}
@@ -99,10 +99,10 @@ func TestLink_MendsAFailedRoundTrip(t *testing.T) {
 		require.Empty(t, difference(want, f.held()))
 		if size > 1 {
 			freed = &Op{Kind: Try, Key: freed.Key}
-			dbtest.Exec(t, f.dsn, "ALTER SEQUENCE pgbaton.token MAXVALUE 9007199254740960")
+			dbtest.Run(t, f.dsn, "ALTER SEQUENCE pgbaton.token MAXVALUE 9007199254740960")
 			f.do(freed)
 			require.True(t, freed.OK)
-			dbtest.Exec(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
+			dbtest.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
 				(SELECT last_value FROM pgbaton.token)); END $$`)
 		}
 	}

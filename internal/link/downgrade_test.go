@@ -58,7 +58,7 @@ func TestLink_DowngradeInAFailedRoundTrip(t *testing.T) {
 	f := open(t, time.Minute)
 	key := advisory.Key{ID: 7}
 	f.do(&Op{Kind: Try, Key: key})
-	dbtest.Exec(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
+	dbtest.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
 		(SELECT last_value FROM pgbaton.token)); END $$`)
 	down, try := &Op{Kind: Downgrade, Key: key}, &Op{Kind: Try, Key: advisory.Key{ID: 8}}
 	f.do(down, try) // for which there is no token

@@ -6,8 +6,6 @@ package rowtest
 import (
 	"context"
 	"crypto/rand"
-	"net/url"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // Way is one way into a database.
@@ -29,45 +28,10 @@ type Way struct {
 	InTx func(ctx context.Context, opts *pgbaton.TxOpts, fn func(ctx context.Context, tx pgbaton.Tx) error) error
 }
 
-// DSN is the server for tests, as a role that may create databases.
-func DSN(tb testing.TB) string {
-	tb.Helper()
-	dsn := os.Getenv("DATABASE_URL")
-	if dsn == "" {
-		tb.Fatal("set DATABASE_URL to a PostgreSQL for tests, as a superuser: postgres://postgres@127.0.0.1:5432/postgres")
-	}
-	return dsn
-}
-
-// NewDatabase creates a database with pgbaton's schema and drops it when the test ends.
-func NewDatabase(tb testing.TB, server string) string {
-	tb.Helper()
-	ctx := context.Background()
-	name := "pgbaton_rows_" + strings.ToLower(rand.Text()[:12])
-	admin, err := pgx.Connect(ctx, server)
-	require.NoError(tb, err)
-	_, err = admin.Exec(ctx, "CREATE DATABASE "+name)
-	require.NoError(tb, err)
-	tb.Cleanup(func() {
-		_, err = admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
-		require.NoError(tb, err)
-		require.NoError(tb, admin.Close(ctx))
-	})
-
-	u, err := url.Parse(server)
-	require.NoError(tb, err, "the server's address must be a URL")
-	u.Path = "/" + name
-	pool, err := pgxpool.New(ctx, u.String())
-	require.NoError(tb, err)
-	defer pool.Close()
-	require.NoError(tb, pgbaton.Migrate(ctx, pool))
-	return u.String()
-}
-
 // Run runs the suite over one way. open makes the way for a database, and ends with the test.
 func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 	t.Helper()
-	dsn := NewDatabase(t, server)
+	dsn := dbtest.MigratedOn(t, server)
 	s := &suite{way: open(t, dsn), pool: newPool(t, dsn)}
 	// The group ends before the database is dropped, though its tests are parallel.
 	t.Run("Suite", func(t *testing.T) {

@@ -52,7 +52,7 @@ func TestDial_Gate(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			dsn := dbtest.Migrated(t)
-			dbtest.Exec(t, dsn, test.sql)
+			dbtest.Run(t, dsn, test.sql)
 			_, err := dialer(t, dsn).Dial(context.Background(), session.Link)
 			require.ErrorIs(t, err, lockerr.Schema)
 			require.ErrorContains(t, err, test.says)
@@ -68,7 +68,7 @@ func version(numbers string) string {
 func TestDial_NewerSchemaThatServesThisClient(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
-	dbtest.Exec(t, dsn, version("9, 1"))
+	dbtest.Run(t, dsn, version("9, 1"))
 	dial(t, dialer(t, dsn), session.Link)
 }
 
@@ -77,18 +77,18 @@ func TestDial_NamesTheMissingGrant(t *testing.T) {
 	dsn := dbtest.Migrated(t)
 	name := "r " + time.Now().Format("150405.000000")
 	role := pgx.Identifier{name}.Sanitize()
-	dbtest.Exec(t, dsn, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
-	t.Cleanup(func() { dbtest.Exec(t, dsn, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
+	dbtest.Run(t, dsn, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
+	t.Cleanup(func() { dbtest.Run(t, dsn, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
 	d := dialer(t, dsn)
 	d.Config.User, d.Config.Password = name, "service"
 	for _, grant := range []string{"GRANT USAGE ON SCHEMA pgbaton TO ", "GRANT USAGE ON SEQUENCE pgbaton.token TO "} {
 		_, err := d.Dial(context.Background(), session.Link)
 		require.ErrorIs(t, err, lockerr.Schema)
 		require.ErrorContains(t, err, grant+role)
-		dbtest.Exec(t, dsn, grant+role)
+		dbtest.Run(t, dsn, grant+role)
 	}
 	// A role that may only read by default can still repair the tokens.
-	dbtest.Exec(t, dsn, "ALTER ROLE "+role+" SET default_transaction_read_only = on")
+	dbtest.Run(t, dsn, "ALTER ROLE "+role+" SET default_transaction_read_only = on")
 	require.True(t, dial(t, d, session.Link).Repaired)
 	require.False(t, dial(t, d, session.Link).Repaired)
 }
@@ -112,7 +112,7 @@ func TestDial_Pooler(t *testing.T) {
 func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
-	dbtest.Exec(t, dsn, `CREATE SCHEMA hostile; CREATE FUNCTION hostile.nextval(regclass) RETURNS bigint LANGUAGE sql AS 'SELECT 1';
+	dbtest.Run(t, dsn, `CREATE SCHEMA hostile; CREATE FUNCTION hostile.nextval(regclass) RETURNS bigint LANGUAGE sql AS 'SELECT 1';
 		CREATE FUNCTION hostile.pg_backend_pid() RETURNS integer LANGUAGE sql AS 'SELECT 1'`)
 	d := dialer(t, dsn)
 	before, after := 0, 0

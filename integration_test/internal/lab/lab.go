@@ -5,7 +5,6 @@ package lab
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -17,7 +16,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/migrations"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 var shared struct {
@@ -89,41 +88,7 @@ func Database(tb testing.TB) string {
 // DatabaseOn makes a migrated database on a server.
 func DatabaseOn(tb testing.TB, server *pgserver.Server) string {
 	tb.Helper()
-	dsn, drop, err := server.CreateDatabase(context.Background())
-	require.NoError(tb, err)
-	tb.Cleanup(func() { require.NoError(tb, drop(context.Background())) })
-	conn := Connect(tb, dsn)
-	files, err := migrations.FS.ReadDir(".")
-	require.NoError(tb, err)
-	for _, file := range files {
-		if strings.HasSuffix(file.Name(), ".up.sql") {
-			sql, err := migrations.FS.ReadFile(file.Name())
-			require.NoError(tb, err)
-			_, err = conn.PgConn().Exec(context.Background(), string(sql)).ReadAll()
-			require.NoError(tb, err)
-		}
-	}
-	return dsn
-}
-
-// Named is dsn with an application_name, by which [Sessions] finds the sessions of one client.
-func Named(tb testing.TB, dsn, name string) string {
-	tb.Helper()
-	u, err := url.Parse(dsn)
-	require.NoError(tb, err)
-	query := u.Query()
-	query.Set("application_name", name)
-	u.RawQuery = query.Encode()
-	return u.String()
-}
-
-// Connect opens a plain connection, closed with the test.
-func Connect(tb testing.TB, dsn string) *pgx.Conn {
-	tb.Helper()
-	conn, err := pgx.Connect(context.Background(), dsn)
-	require.NoError(tb, err)
-	tb.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return conn
+	return dbtest.MigratedOn(tb, server.URL())
 }
 
 // Client opens a client in this process, closed with the test.
@@ -137,21 +102,6 @@ func Client(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 		require.NoError(tb, client.Close(ctx))
 	})
 	return client
-}
-
-// Exec runs a statement that must succeed.
-func Exec(tb testing.TB, conn *pgx.Conn, sql string, args ...any) {
-	tb.Helper()
-	_, err := conn.Exec(context.Background(), sql, args...)
-	require.NoError(tb, err)
-}
-
-// Query returns the only value that a query gives.
-func Query[T any](tb testing.TB, conn *pgx.Conn, sql string, args ...any) T {
-	tb.Helper()
-	var value T
-	require.NoError(tb, conn.QueryRow(context.Background(), sql, args...).Scan(&value))
-	return value
 }
 
 // Session is a session of a client, as pg_stat_activity shows it.
@@ -175,14 +125,14 @@ func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
 // HeldBy counts the advisory locks that sessions with an application_name hold or wait for.
 func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
-	return Query[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 		WHERE l.locktype = 'advisory' AND a.application_name = $1`, name)
 }
 
 // Waiting counts the sessions with an application_name that wait for an advisory lock.
 func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
-	return Query[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
+	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
 		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`, name)
 }
 
@@ -228,8 +178,8 @@ func Eventually(tb testing.TB, within time.Duration, what string, condition func
 // Counters makes the table that a hammer changes, with a row for each of key/0 … key/n-1.
 func Counters(tb testing.TB, conn *pgx.Conn, key string, n int) {
 	tb.Helper()
-	Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
+	dbtest.Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
 	for i := range n {
-		Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
+		dbtest.Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
 	}
 }
