@@ -27,7 +27,7 @@ var benchTable = pgx.Identifier{"accounts"}
 func benchConn(b *testing.B) (context.Context, *pgx.Conn) {
 	b.Helper()
 	ctx := context.Background()
-	config, err := pgx.ParseConfig(dbtest.MigratedOn(b, dbtest.Server(b)))
+	config, err := pgx.ParseConfig(dbtest.Migrated(b))
 	require.NoError(b, err)
 	config.RuntimeParams["synchronous_commit"] = "off" // the disk is not what is measured
 	conn, err := pgx.ConnectConfig(ctx, config)

@@ -49,7 +49,7 @@ func TestRowsHammer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	dsn := dbtest.MigratedOn(t, dbtest.Server(t))
+	dsn := dbtest.Migrated(t)
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, dsn)
 	require.NoError(t, err)

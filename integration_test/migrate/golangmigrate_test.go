@@ -24,7 +24,7 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 	for name, tool := range tools {
 		t.Run(name+"/MakesTheSameSchema", func(t *testing.T) {
 			t.Parallel()
-			ours, theirs := dbtest.Migrated(t), dbtest.Empty(t)
+			ours, theirs := migrated(t), dbtest.Empty(t)
 			require.NoError(t, tool(t, theirs).Up())
 			require.Equal(t, catalog(t, theirs), catalog(t, ours))
 			require.Greater(t, len(catalog(t, ours)), 20)
@@ -39,12 +39,12 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 		})
 		t.Run(name+"/TakesOver", func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
+			dsn := migrated(t)
 			require.ErrorIs(t, tool(t, dsn).Up(), migrate.ErrNoChange)
 		})
 		t.Run(name+"/DownAndUpAgainWithRisingTokens", func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
+			dsn := migrated(t)
 			conn := dbtest.Connect(t, dsn)
 			first := dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 			require.NoError(t, tool(t, dsn).Down())

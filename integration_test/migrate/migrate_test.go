@@ -21,7 +21,7 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("Twice", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Migrated(t)
+		dsn := migrated(t)
 		before := catalog(t, dsn)
 		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
 		require.Equal(t, before, catalog(t, dsn))
@@ -34,7 +34,7 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("DirtyVersion", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Migrated(t)
+		dsn := migrated(t)
 		dbtest.Exec(t, dbtest.Connect(t, dsn), "UPDATE pgbaton_schema_migrations SET dirty = true")
 		err := pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn))
 		require.ErrorContains(t, err, fmt.Sprintf(`version %d in "public"."pgbaton_schema_migrations" is dirty`, newest))
@@ -55,7 +55,7 @@ func TestMigrate(t *testing.T) {
 	t.Run("UpToDateNeedsNoRightToWrite", func(t *testing.T) {
 		t.Parallel()
 		role := dbtest.Role(t)
-		dsn := dbtest.Migrated(t)
+		dsn := migrated(t)
 		pool := dbtest.Pool(t, dbtest.As(t, dsn, role))
 		require.ErrorContains(t, pgbaton.Migrate(t.Context(), pool), "permission denied")
 		dbtest.Exec(t, dbtest.Connect(t, dsn), "GRANT SELECT ON pgbaton_schema_migrations TO "+role)
@@ -201,7 +201,7 @@ func TestMigrate_Adopts(t *testing.T) {
 		setup(t, dsn)
 		pool := dbtest.Pool(t, dsn)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
-		require.Equal(t, catalog(t, dbtest.Migrated(t)), catalog(t, dsn))
+		require.Equal(t, catalog(t, migrated(t)), catalog(t, dsn))
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 		require.NoError(t, golangMigrate(t, dsn).Down())
 	})

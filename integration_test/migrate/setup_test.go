@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"context"
 	"database/sql"
 	"net/url"
 	"strconv"
@@ -13,9 +14,18 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/migrations"
 )
+
+// migrated makes a database with the schema by [pgbaton.Migrate].
+func migrated(t *testing.T) string {
+	t.Helper()
+	dsn := dbtest.Empty(t)
+	require.NoError(t, pgbaton.Migrate(context.Background(), dbtest.Pool(t, dsn)))
+	return dsn
+}
 
 // golangMigrate is golang-migrate on the embedded files, over a database/sql handle.
 func golangMigrate(t *testing.T, dsn string) *migrate.Migrate {

@@ -43,7 +43,7 @@ func EmptyOn(tb testing.TB, server string) string {
 	return u.String()
 }
 
-// Migrated makes a database with the schema pgbaton on [Server].
+// Migrated makes a database with the schema pgbaton on [Server], from the files alone: no table says which version it is.
 func Migrated(tb testing.TB) string {
 	tb.Helper()
 	return MigratedOn(tb, Server(tb))
