@@ -66,6 +66,22 @@ func requireSmall(t *testing.T, conn *pgx.Conn, what string, pairs int64, took t
 	require.LessOrEqual(t, total, int64(mebibyte), what)
 }
 
+// keepSnapshot begins a transaction that sees the database as it is now.
+func keepSnapshot(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
+	dbtest.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+	require.NotEmpty(t, dbtest.Value[string](t, conn, "SELECT pg_current_snapshot()::text"))
+}
+
+// writeAnew lets the table of slots grow faster than by a load alone, and writes it anew if it can: the clients do it
+// too, unless they are too busy.
+func writeAnew(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
+	dbtest.Exec(t, conn, `UPDATE pgbaton.slot SET closed = closed
+		WHERE semaphore = (SELECT id FROM pgbaton.semaphore WHERE name = 'ballast')`)
+	dbtest.Exec(t, conn, "SELECT pgbaton.compact_slots(524288)")
+}
+
 // Acquiring and releasing leaves nothing behind in the tables, also while somebody holds an old snapshot.
 func TestBloat(t *testing.T) {
 	pairs := int64(loadSize(t))
@@ -80,8 +96,7 @@ func TestBloat(t *testing.T) {
 		dsn := lab.Database(t)
 		create(t, dsn, "s", 16)
 		conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-		dbtest.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-		require.NotEmpty(t, dbtest.Value[string](t, old, "SELECT pg_current_snapshot()::text"))
+		keepSnapshot(t, old)
 		length := max(3*time.Second, time.Duration(pairs)*time.Minute/1_000_000)
 		started := time.Now()
 		done := churn(t, dsn, "s", func(int64) bool { return time.Since(started) < length })
@@ -99,10 +114,7 @@ func TestBloat_Exclusion(t *testing.T) {
 	s := create(t, dsn, "s", capacity)
 	create(t, dsn, "ballast", 1000)
 	conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-	dbtest.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-	require.NotEmpty(t, dbtest.Value[string](t, old, "SELECT pg_current_snapshot()::text"))
-	const sqlGrow = `UPDATE pgbaton.slot SET closed = closed
-		WHERE semaphore = (SELECT id FROM pgbaton.semaphore WHERE name = 'ballast')` // it grows faster than by the load alone
+	keepSnapshot(t, old)
 	const sqlFile = "SELECT pg_relation_filenode('pgbaton.slot')::bigint"
 	file, rewrites := dbtest.Value[int64](t, conn, sqlFile), 0
 	var workers []*worker.Process
@@ -121,8 +133,7 @@ func TestBloat_Exclusion(t *testing.T) {
 		case <-calls[0].Settled():
 			done = true
 		case <-ticker.C:
-			dbtest.Exec(t, conn, sqlGrow)
-			dbtest.Exec(t, conn, "SELECT pgbaton.compact_slots(524288)") // the clients do it too, unless they are too busy
+			writeAnew(t, conn)
 			if now := dbtest.Value[int64](t, conn, sqlFile); now != file {
 				file, rewrites = now, rewrites+1
 			}

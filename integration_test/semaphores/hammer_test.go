@@ -48,11 +48,18 @@ type control struct {
 
 func (c *control) resize(t *testing.T) {
 	t.Helper()
-	r := history.Resize{Called: history.Now(), Capacity: hammerWeight + 1 + rand.IntN(hammerCapacity)} //nolint:gosec // no secret
-	require.NoError(t, c.semaphore.Resize(context.Background(), r.Capacity))
-	r.Done = history.Now()
+	r := resize(t, c.semaphore)
 	c.resizes = append(c.resizes, r)
 	c.most = max(c.most, r.Capacity)
+}
+
+// resize gives a semaphore a random capacity.
+func resize(t *testing.T, s *pgbaton.Semaphore) history.Resize {
+	t.Helper()
+	r := history.Resize{Called: history.Now(), Capacity: hammerWeight + 1 + rand.IntN(hammerCapacity)} //nolint:gosec // no secret
+	require.NoError(t, s.Resize(context.Background(), r.Capacity))
+	r.Done = history.Now()
+	return r
 }
 
 func (c *control) capacity() int { return c.resizes[len(c.resizes)-1].Capacity }

@@ -1,0 +1,138 @@
+package schema_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// slots is a semaphore with two holders, as SQL knows it.
+type slots struct {
+	id, gate          int64
+	owner, one, other *pgx.Conn
+}
+
+// claim is what claim_slots grants.
+type claim struct {
+	Granted int32
+	Slots   []int32
+	Token   *int64
+}
+
+// newSlots makes a semaphore of 3. The functions have a fast way for sessions with one search_path.
+func newSlots(t *testing.T, searchPath string) *slots {
+	t.Helper()
+	ownerURL, appURL := newDatabase(t)
+	s := &slots{owner: dbtest.Connect(t, ownerURL), one: dbtest.Connect(t, appURL), other: dbtest.Connect(t, appURL)}
+	dbtest.Exec(t, s.one, "SET search_path = "+searchPath+"; SELECT pgbaton.enlist(101, 'one')")
+	dbtest.Exec(t, s.other, "SET search_path = "+searchPath+"; SELECT pgbaton.enlist(102, 'other')")
+	s.id = dbtest.Value[int64](t, s.one, "SELECT id::bigint FROM pgbaton.open_semaphore('calls', 3)")
+	s.gate = dbtest.Value[int64](t, s.one, "SELECT pgbaton.key('pgbaton/semaphore/calls')")
+	return s
+}
+
+// claim claims for the holder of a session.
+func (s *slots) claim(t *testing.T, conn *pgx.Conn, wants string, ttlMilliseconds int) claim {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), `SELECT granted, slots, token
+		FROM pgbaton.claim_slots($1::bigint::integer, $2, current_setting('pgbaton.holder')::bigint, $3::text::integer[], $4, false, 0, false)`,
+		s.id, s.gate, wants, ttlMilliseconds)
+	require.NoError(t, err)
+	c, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[claim])
+	require.NoError(t, err)
+	return c
+}
+
+// change frees or renews a slot, and says whether it did. It does it as a statement of its own and together with
+// another, which takes another way.
+func (s *slots) change(t *testing.T, conn *pgx.Conn, with string, holder int64, slot int32, token int64, alone bool) bool {
+	t.Helper()
+	arrays := "ARRAY[$2::bigint::integer], ARRAY[$3::integer], ARRAY[$4::bigint]"
+	if !alone {
+		arrays = "ARRAY[$2::bigint::integer, 0], ARRAY[$3::integer, 0], ARRAY[$4::bigint, 0]"
+	}
+	call := "(pgbaton.free_slots($1, " + arrays + ", ARRAY[1, 2])).freed"
+	if with == "renew" {
+		call = "pgbaton.renew_slots($1, " + arrays + ", 60000, false)"
+	}
+	return dbtest.Value[bool](t, conn, "SELECT coalesce("+call+" = '{1}', false)", holder, s.id, slot, token)
+}
+
+// A slot is freed and renewed by who has claimed it, by that claim and before it has expired.
+func TestSlots_FromSQL(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"pg_catalog, pg_temp", "public"} {
+		for _, alone := range []bool{true, false} {
+			t.Run(strings.ReplaceAll(path, ", ", "+")+map[bool]string{true: "/Alone", false: "/WithOthers"}[alone], func(t *testing.T) {
+				t.Parallel()
+				s := newSlots(t, path)
+				first := s.claim(t, s.one, "{1}", 60_000)
+				require.EqualValues(t, 1, first.Granted)
+				slot, token := first.Slots[0], *first.Token
+
+				for _, change := range []string{"renew", "free"} {
+					require.False(t, s.change(t, s.other, change, 102, slot, token, alone), "%s by another", change)
+					require.False(t, s.change(t, s.one, change, 101, slot, token-32, alone), "%s by another claim", change)
+				}
+				require.True(t, s.change(t, s.one, "renew", 101, slot, token, alone))
+				require.True(t, s.change(t, s.one, "free", 101, slot, token, alone))
+				for _, change := range []string{"renew", "free"} {
+					require.False(t, s.change(t, s.one, change, 101, slot, token, alone), "%s of what is free", change)
+				}
+
+				expired := s.claim(t, s.one, "{1,2}", 0)
+				require.EqualValues(t, 2, expired.Granted)
+				require.Greater(t, *expired.Token, token)
+				for _, change := range []string{"renew", "free"} {
+					require.False(t, s.change(t, s.one, change, 101, expired.Slots[0], *expired.Token, alone), "%s of what has expired", change)
+				}
+				next := s.claim(t, s.other, "{3}", 60_000)
+				require.EqualValues(t, 1, next.Granted, "what has expired can be claimed")
+				require.Greater(t, *next.Token, *expired.Token)
+				for _, change := range []string{"renew", "free"} {
+					require.False(t, s.change(t, s.one, change, 101, expired.Slots[0], *expired.Token, alone), "a late %s", change)
+				}
+				require.Equal(t, int64(0), dbtest.Value[int64](t, s.owner,
+					"SELECT available::bigint FROM pgbaton.semaphore_state($1::bigint::integer)", s.id))
+			})
+		}
+	}
+}
+
+// A claim gives each request all or nothing, in their order, and only to who may have it.
+func TestSlots_Claims(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"pg_catalog, pg_temp", "public"} {
+		t.Run(strings.ReplaceAll(path, ", ", "+"), func(t *testing.T) {
+			t.Parallel()
+			s := newSlots(t, path)
+			require.EqualValues(t, 1, s.claim(t, s.one, "{2,2,1}", 60_000).Granted, "the third does not pass the second")
+			require.EqualValues(t, 0, s.claim(t, s.other, "{2,1}", 60_000).Granted, "nor does anybody pass the first")
+
+			// Somebody stands at the gate.
+			dbtest.Exec(t, s.owner, "SELECT pg_advisory_lock(pgbaton.key('pgbaton/semaphore/calls'))")
+			require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted)
+			dbtest.Exec(t, s.owner, "SELECT pg_advisory_unlock_all()")
+			require.EqualValues(t, 1, s.claim(t, s.other, "{1}", 60_000).Granted)
+
+			// The first holder's session ends.
+			require.EqualValues(t, 0, s.claim(t, s.other, "{2}", 60_000).Granted)
+			require.NoError(t, s.one.Close(t.Context()))
+			dbtest.WaitFor(t, s.owner, "SELECT available = 2 FROM pgbaton.semaphore_state($1::bigint::integer)", s.id)
+			granted := s.claim(t, s.other, "{2}", 60_000)
+			require.EqualValues(t, 1, granted.Granted)
+
+			// A capacity that is lowered takes nothing from anybody, and grants nothing until enough is free.
+			dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
+			require.True(t, s.change(t, s.other, "free", 102, granted.Slots[0], *granted.Token, true))
+			require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted, "two are held, and one is allowed")
+			require.True(t, s.change(t, s.other, "free", 102, granted.Slots[1], *granted.Token, true))
+			require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted)
+			require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
+		})
+	}
+}

@@ -1,0 +1,129 @@
+package semaphores
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// mutate writes a function of the schema anew, with a piece of its text replaced. It fails when there is no such piece.
+const mutate = `
+CREATE FUNCTION pg_temp.mutate(function regproc, piece text, other text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    old CONSTANT text := pg_get_functiondef(function);
+    new CONSTANT text := replace(old, piece, other);
+BEGIN
+    ASSERT new <> old, function || ' has no such text';
+    EXECUTE new;
+END $$;
+`
+
+// mutants are known mistakes, each as the SQL that makes it.
+var mutants = map[string]string{
+	"None": "",
+	// A slot is claimed without a look at who has it.
+	"HeldSlotsAreClaimed": `
+SELECT pg_temp.mutate('pgbaton.claim_slots', 'f.holder IS NULL OR', 'true OR'),
+       pg_temp.mutate('pgbaton.pick_slots', 's.holder IS NULL OR', 'true OR');`,
+	// Whoever finds no free slot takes those of the living.
+	"TheLivingAreHeldForDead": `
+SELECT pg_temp.mutate('pgbaton.present', 'ELSE NOT pg_try_advisory_xact_lock_shared(holder)', 'ELSE false');`,
+	// A capacity that is lowered closes nothing.
+	"SurplusIsClaimed": `
+SELECT pg_temp.mutate('pgbaton.settle_semaphore', 'closed = excess > 0', 'closed = false'),
+       pg_temp.mutate('pgbaton.claim_slots', 'm.surplus = 0 OR', 'true OR');`,
+	// The table is written anew without being locked.
+	"CompactionWithoutALock": `
+SELECT pg_temp.mutate('pgbaton.compact_slots', 'LOCK TABLE pgbaton.slot IN ACCESS EXCLUSIVE MODE;', ''),
+       pg_temp.mutate('pgbaton.compact_slots', 'TRUNCATE pgbaton.slot', 'PERFORM pg_sleep(0.005); TRUNCATE pgbaton.slot');`,
+}
+
+// What the hammer and the test of compaction look for they find, when it is there: each known mistake is one that
+// their checks see.
+func TestMutants(t *testing.T) {
+	for name, mutant := range mutants {
+		t.Run(name, func(t *testing.T) {
+			dsn := lab.Database(t)
+			if mutant != "" {
+				dbtest.Run(t, dsn, mutate+mutant)
+			}
+			started := time.Now()
+			violation := disturbed(t, dsn)
+			lab.Note(t, "mutant %s, after %v: %.200s", name, time.Since(started).Round(time.Millisecond), violation)
+			if mutant == "" {
+				require.Empty(t, violation)
+			} else {
+				require.NotEmpty(t, violation, "the mutant was not caught")
+			}
+		})
+	}
+}
+
+// disturbed lets processes take permits while the capacity shrinks and grows and the table is written anew, again and
+// again. It returns what was wrong; "" if nothing was.
+func disturbed(t *testing.T, dsn string) string {
+	t.Helper()
+	s := create(t, dsn, "s", hammerCapacity)
+	create(t, dsn, "ballast", 1000)
+	conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	keepSnapshot(t, old)
+	resizes := fixed(hammerCapacity)
+	var workers []*worker.Process
+	var calls []*worker.Call
+	for range 3 {
+		p := worker.Start(t)
+		workers = append(workers, p)
+		calls = append(calls, p.Begin(worker.Command{
+			Do: worker.Permits, DSN: dsn, Key: "s", N: hammerWeight, Goroutines: 6, For: 2 * time.Second,
+			Hold: time.Millisecond, Faults: true,
+		}))
+	}
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for done, turn := false, 0; !done; turn++ {
+		select {
+		case <-calls[0].Settled():
+			done = true
+		case <-ticker.C:
+			if turn%3 == 0 {
+				resizes = append(resizes, resize(t, s))
+			} else {
+				writeAnew(t, conn)
+			}
+		}
+	}
+	dbtest.Exec(t, old, "ROLLBACK")
+	lost := int64(0)
+	for _, call := range calls {
+		lost += call.Wait().Counts["lost"]
+	}
+	var all []*history.Grant
+	for _, p := range workers {
+		grants, _ := p.History()
+		all = append(all, grants...)
+	}
+	_, overlaps, err := history.Permits(all, resizes)
+	switch {
+	case err != nil:
+		return err.Error()
+	case lost > 0:
+		return fmt.Sprintf("%d permits were lost, %d of them overlapped with others", lost, len(overlaps))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	capacity := resizes[len(resizes)-1].Capacity
+	permit, err := s.Acquire(ctx, capacity)
+	if err != nil {
+		return fmt.Sprintf("not all %d permits at once: %v", capacity, err)
+	}
+	require.NoError(t, permit.Release(ctx))
+	return ""
+}
