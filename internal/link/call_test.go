@@ -63,6 +63,19 @@ func TestLink_CallFails(t *testing.T) {
 	require.Empty(t, f.held())
 }
 
+// An error is an answer too: a link of which every statement fails lives all the same.
+func TestLink_ErrorsAreAnswers(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Second
+	f := open(t, ttl)
+	for end := time.Now().Add(2 * ttl); time.Now().Before(end); time.Sleep(ttl / 20) {
+		op := call(&stmtFail, "0")
+		f.do(op)
+		require.ErrorContains(t, op.Err, "division by zero")
+	}
+	require.True(t, f.Trusted(time.Now()))
+}
+
 // One that wants to be alone has a transaction of its own, in its turn.
 func TestLink_CallAlone(t *testing.T) {
 	t.Parallel()

@@ -235,15 +235,19 @@ func (l *Link) finish(b *batch) error {
 	}
 	l.flight = append(l.flight[:0], l.flight[1:]...)
 	l.lastAnswer = now
+	// An answer that lay unread while this process stood still proves nothing.
+	fresh := now.Sub(b.sent) < l.trustSpan()
 	if b.err != nil {
 		l.failed = append(l.failed, b)
 		l.mu.Unlock()
+		if fresh { // also by an error the server shows that the session lives
+			l.trust(b.sent)
+		}
 		return nil
 	}
 	l.mu.Unlock()
 
-	// An answer that lay unread while this process stood still proves nothing.
-	if now.Sub(b.sent) >= l.trustSpan() {
+	if !fresh {
 		return l.failWith(l.Expired(), b)
 	}
 	if b.standby {
