@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/campaign"
@@ -28,22 +29,24 @@ type LeaderInfo struct {
 // The term is the fencing token of the leader's lock: each is greater than those before. fn's context ends with ctx,
 // and before that with a cause that matches [ErrLost] when the lock is lost, or [ErrResigned] when somebody asked the
 // leader to resign; fn should then return soon, for the next leader may run already in the first case and waits
-// in the second. Until it has returned, this client does not campaign for the name. What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still
-// may believe for a moment that it leads. Where that matters, use the term with [Fence], or [LeaderLock] with
-// [AssertHeld]. [LeaderLock] also gives fn a warning before the loss.
+// in the second. Until it has returned, this client does not campaign for the name.
 //
-// After a resignation the client holds back for 2 s, so that another one leads if there is one. When a leader resigns,
-// others have the term within milliseconds, when its process dies within a second, and when it stands still within
-// [Config.TTL] and a second.
+// What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still may believe for
+// a moment that it leads. Where that matters, use the term with [Fence], or [LeaderLock] with [AssertHeld].
+// [LeaderLock] also gives fn a warning before the loss.
+//
+// After a resignation, also by an error, the client holds back from the name for 2 s, so that another one leads if there
+// is one. When a leader resigns, others have the term within milliseconds, when its process dies within a second and a
+// half, and when it stands still within [Config.TTL] and a second.
 //
 // On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
 //
 // # How it works
 //
 // The leader holds the exclusive lock of the key Name("pgbaton/leader/" + name). All campaigns of a client that do not
-// lead are tried together once a second, however many there are, and at once when a leader that resigns notifies
+// lead are tried together about once a second, however many there are, and at once when a leader that resigns notifies
 // them. A row in the table pgbaton.leader says who leads, for [Client.Leader] and for whoever asks the leader to
-// resign; it decides nothing. The client looks at the rows of its own terms every 5 s.
+// resign; it decides nothing. The client looks at the rows of its own terms at least every 5 s.
 func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Context, term Token) error) error {
 	key, err := c.leaderKey(name)
 	if err != nil {
@@ -88,16 +91,32 @@ func (c *Client) serve(
 	switch {
 	case outer.Err() != nil:
 		ended := fmt.Errorf("lead %q: %w", term.Name(), endOf(outer))
-		if err == nil || errors.Is(err, outer.Err()) || errors.Is(err, context.Cause(outer)) {
+		if saysOnly(err, outer.Err(), context.Cause(outer)) {
 			return true, ended
 		}
 		return true, errors.Join(ended, err)
 	case cause == nil && err != nil:
 		return true, err
-	case err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, cause):
+	case !saysOnly(err, context.Canceled, cause):
 		c.report("the func of a term that was over failed", err)
 	}
 	return false, nil
+}
+
+// saysOnly says whether an error is nil or made of nothing but others, with words around them: what a func says whose
+// context has ended. What is joined with them is something else.
+func saysOnly(err error, others ...error) bool {
+	switch wrapper := err.(type) { //nolint:errorlint // each layer in its turn
+	case nil:
+		return true
+	case interface{ Unwrap() error }:
+		if inner := wrapper.Unwrap(); inner != nil {
+			return saysOnly(inner, others...)
+		}
+	case interface{ Unwrap() []error }:
+		return !slices.ContainsFunc(wrapper.Unwrap(), func(inner error) bool { return !saysOnly(inner, others...) })
+	}
+	return slices.ContainsFunc(others, func(other error) bool { return errors.Is(other, err) })
 }
 
 // endOf is a context's error with its cause.

@@ -104,83 +104,6 @@ func TestLead(t *testing.T) {
 	})
 }
 
-func TestLead_Resignation(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	dsn := dbtest.Migrated(t)
-	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-
-	t.Run("NilIsAResignation", func(t *testing.T) {
-		t.Parallel()
-		terms, _ := lead(ctx, a, "nil")
-		first := soon(t, terms)
-		others, _ := lead(ctx, b, "nil")
-		first.finish <- nil
-		second := soon(t, others)
-		require.Greater(t, second.term, first.term)
-		second.finish <- errors.New("b campaigns no more")
-		require.Greater(t, soon(t, terms).term, second.term)
-	})
-
-	t.Run("TakesItAgainIfNobodyDoes", func(t *testing.T) {
-		t.Parallel()
-		terms, _ := lead(ctx, a, "alone")
-		first := soon(t, terms)
-		resigned := time.Now()
-		first.finish <- nil
-		second := soon(t, terms)
-		require.Greater(t, second.term, first.term)
-		require.GreaterOrEqual(t, time.Since(resigned), 2*time.Second)
-	})
-
-	t.Run("Resign", func(t *testing.T) {
-		t.Parallel()
-		terms, _ := lead(ctx, a, "resign")
-		first := soon(t, terms)
-		others, _ := lead(ctx, b, "resign")
-		require.NoError(t, a.Resign(ctx, "resign"))
-		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
-		second := soon(t, others)
-		require.Greater(t, second.term, first.term)
-		require.ErrorIs(t, a.Resign(ctx, "resign"), pgbaton.ErrNotHeld)
-	})
-}
-
-func TestLead_RequestResign(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	dsn := dbtest.Migrated(t)
-	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-
-	t.Run("RequestResign", func(t *testing.T) {
-		t.Parallel()
-		terms, _ := lead(ctx, a, "request")
-		first := soon(t, terms)
-		others, _ := lead(ctx, b, "request")
-		require.Eventually(t, func() bool { return b.RequestResign(ctx, "request") == nil }, 5*time.Second, 5*time.Millisecond)
-		second := soon(t, others)
-		require.Greater(t, second.term, first.term)
-		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
-		require.NoError(t, second.ctx.Err(), "a request is for one term")
-		require.NoError(t, b.RequestResign(ctx, "request"), "the leader's own client")
-		<-second.ctx.Done()
-	})
-
-	t.Run("ReleaseInTheFunc", func(t *testing.T) {
-		t.Parallel()
-		terms, _ := lead(ctx, a, "release")
-		first := soon(t, terms)
-		lock := pgbaton.LeaderLock(first.ctx)
-		require.Equal(t, first.term, lock.Token())
-		require.Nil(t, pgbaton.LeaderLock(ctx))
-		inTx(t, dsn, func(tx pgx.Tx) { require.NoError(t, pgbaton.AssertHeld(ctx, tx, lock)) })
-		require.NotNil(t, lock.Jeopardy())
-		require.NoError(t, lock.Release(ctx))
-		<-first.ctx.Done()
-		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
-	})
-}
-
 func TestLead_Edges(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -267,22 +190,6 @@ func TestLead_Lost(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		require.Fail(t, "the request was not heard")
 	}
-}
-
-// A request whose notification is lost is found in the row.
-func TestLead_RequestWithoutNotification(t *testing.T) {
-	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	control := dbtest.Connect(t, dsn)
-	terms, _ := lead(t.Context(), newClient(t, dsn, nil), "x")
-	first := soon(t, terms)
-	require.Eventually(t, func() bool {
-		return dbtest.Value[int](t, control, "SELECT count(pgbaton.request_resign('x'))") == 1
-	}, 5*time.Second, time.Millisecond)
-	asked := time.Now()
-	<-first.ctx.Done()
-	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
-	require.Less(t, time.Since(asked), 10*time.Second)
 }
 
 func TestLead_Close(t *testing.T) {

@@ -6,9 +6,10 @@
 //   - A campaign that ends with an error leads nothing, and a grant that came too late for it is given back.
 //   - All campaigns of a client that do not lead are tried about once a second, in one round trip. Those of a name that
 //     was given up elsewhere are tried when the news comes, if it comes.
-//   - After a resignation the client does not try for [holdBack], so that another can lead.
+//   - After a resignation the client does not try for [holdBack], so that another can lead, also when the campaign ends
+//     and another begins.
 //   - A term whose row says that it should end is told so: at once by notification, at the next look at the
-//     row, every [pollEvery], without.
+//     row, within 5 s, without.
 //
 // # What it does not
 //
@@ -23,10 +24,10 @@ package campaign
 import "time"
 
 const (
-	every     = 900 * time.Millisecond // between two tries of a campaign, ± 1/10: a second at the most
-	holdBack  = 2 * time.Second        // after a resignation
-	spread    = 5 * time.Millisecond   // within which those who hear of a free post try
-	pollEvery = 5 * time.Second        // between two looks at the rows of the own terms
-	patience  = 5 * time.Second        // with the ledger, for the clerk
-	farewell  = time.Second            // for which the end of a term waits for its row
+	every     = 1150 * time.Millisecond // between two tries of a campaign, ± 1/10; each takes two statements
+	holdBack  = 2 * time.Second         // after a resignation
+	spread    = 5 * time.Millisecond    // within which those who hear of a free post try
+	pollEvery = 3500 * time.Millisecond // from which on the clerk's next turn looks at the rows of the own terms: within 5 s
+	patience  = 5 * time.Second         // with the ledger, for the clerk
+	farewell  = time.Second             // for which the end of a term waits for its row
 )

@@ -40,10 +40,11 @@ type Office struct {
 
 	mu      sync.Mutex
 	posts   map[string]*post
-	round   time.Time // when all are tried next
-	polled  time.Time // when the clerk has looked at all rows of the own terms
-	strikes []*strike // rows to be cleared
-	failed  bool      // the clerk's last statement
+	rested  map[string]time.Time // names that were resigned from, and until when the client holds back
+	round   time.Time            // when all are tried next
+	polled  time.Time            // when the clerk has looked at all rows of the own terms
+	strikes []*strike            // rows to be cleared
+	failed  bool                 // the clerk's last statement
 	closed  bool
 	trying  bool // the campaigner runs
 	keeping bool // the clerk runs
@@ -64,7 +65,6 @@ type post struct {
 	campaigns int
 	waiting   []chan outcome // campaigns that do not lead, in order of arrival; each gets one value
 	term      *Term          // nil unless led by this client
-	notBefore time.Time      // the client holds back until then
 	hurry     time.Time      // when to try it apart from the rounds; zero for not at all
 	lastError error          // of the last try
 }
@@ -78,7 +78,7 @@ type outcome struct {
 // New makes an office. It starts and sends nothing before there is a campaign.
 func New(cfg Config) *Office {
 	o := &Office{
-		cfg: cfg, posts: map[string]*post{},
+		cfg: cfg, posts: map[string]*post{}, rested: map[string]time.Time{},
 		tries: make(chan struct{}, 1), rows: make(chan struct{}, 1),
 	}
 	o.ctx, o.stop = context.WithCancel(context.Background())
@@ -164,8 +164,10 @@ func (c *Campaign) Elect(ctx context.Context) (*Term, error) {
 	return nil, ended(ctx, lastError)
 }
 
-// decline ends a term in which nobody has worked. The campaign does not wait for it, Close does.
+// decline ends a term in which nobody has worked. The campaign does not wait for it, Close does. Its row may have
+// been written, so the clerk must not end before it is cleared, though the campaign may have been the last one.
 func (o *Office) decline(t *Term) {
+	o.strike(t)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.closed {

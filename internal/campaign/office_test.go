@@ -124,9 +124,14 @@ func TestOffice_HoldsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
 		o := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
-		run, err := o.Join("x", advisory.Key{})
+		before, err := o.Join("x", advisory.Key{})
 		require.NoError(t, err)
-		o.posts["x"].notBefore = time.Now().Add(holdBack)
+		o.mu.Lock()
+		o.rest("x")
+		o.mu.Unlock()
+		before.Leave()
+		run, err := o.Join("x", advisory.Key{}) // another campaign of the same client
+		require.NoError(t, err)
 		started := time.Now()
 		done := make(chan error)
 		go func() {

@@ -1,6 +1,7 @@
 package campaign
 
 import (
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -40,6 +41,15 @@ func (o *Office) campaign() {
 	}
 }
 
+// rest has the client hold back from a name that it has resigned from, whether its campaign goes on or another begins
+// at once: else a process whose func fails all the time would lead again before others have heard of it. The caller
+// holds the mutex.
+func (o *Office) rest(name string) {
+	now := time.Now()
+	maps.DeleteFunc(o.rested, func(_ string, until time.Time) bool { return !now.Before(until) })
+	o.rested[name] = now.Add(holdBack)
+}
+
 // due lists the posts to be tried now, and says when there will be others; zero if somebody has to say so first.
 // The caller holds the mutex.
 func (o *Office) due(now time.Time) (posts []*post, next time.Time) {
@@ -55,7 +65,7 @@ func (o *Office) due(now time.Time) (posts []*post, next time.Time) {
 			next = o.round
 		}
 		switch {
-		case now.Before(p.notBefore):
+		case now.Before(o.rested[p.name]):
 			p.hurry = time.Time{} // others heard it too; a round will come
 		case all || (!p.hurry.IsZero() && !now.Before(p.hurry)):
 			p.hurry = time.Time{}

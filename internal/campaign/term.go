@@ -26,6 +26,7 @@ type Term struct {
 	cause    error                   // why it should end; nil while it should not
 	holder   int64                   // the ledger's holder under which the row was written last; 0 for none
 	stricken *strike                 // nil until the row is to be cleared
+	ending   bool                    // End has begun
 }
 
 // Name is what is led.
@@ -65,24 +66,32 @@ func (t *Term) finished(reason error) {
 		reason = lockerr.Resigned
 	}
 	t.ask(reason)
-	t.office.strike(t)
+	t.office.mu.Lock()
+	ending := t.ending
+	t.office.mu.Unlock()
+	if !ending { // else End does it, when it has told the others
+		t.office.strike(t)
+	}
 }
 
 // End ends the term: the lock is released, others hear of it, the row is cleared. Its error is that of the release:
 // Lost if it was not held until now.
 func (t *Term) End() error {
 	o, p := t.office, t.post
-	s := o.strike(t)
+	o.mu.Lock()
+	t.ending = true
+	o.mu.Unlock()
 	t.result = t.Hold.Release()
 	o.mu.Lock()
 	p.term = nil
 	if t.result == nil {
-		p.notBefore = time.Now().Add(holdBack)
+		o.rest(p.name)
 	}
 	o.mu.Unlock()
-	if t.result == nil {
+	if t.result == nil { // before the row is cleared: who has it locked would delay the news
 		o.cfg.Ledger.Notify(freePrefix + p.name)
 	}
+	s := o.strike(t)
 	timer := time.NewTimer(farewell)
 	defer timer.Stop()
 	select {
