@@ -162,9 +162,7 @@ func TestLead_Lost(t *testing.T) {
 	terms, _ := lead(ctx, client, "x")
 	first := soon(t, terms)
 	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, 5*time.Second, time.Millisecond)
-	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
-		WHERE l.locktype = 'advisory' AND a.datname = current_database()
-		  AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/leader/x')`)
+	endLeadersSession(t, control)
 	<-first.ctx.Done()
 	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrLost)
 	second := soon(t, terms)
@@ -190,6 +188,39 @@ func TestLead_Lost(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		require.Fail(t, "the request was not heard")
 	}
+}
+
+// A term that is lost is nobody's from then on, also while its func has not returned.
+func TestLead_LostIsNobodys(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	dsn := dbtest.Migrated(t)
+	control := dbtest.Connect(t, dsn)
+	client, watcher := newClient(t, dsn, nil), newClient(t, dsn, nil)
+	stuck, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- client.Lead(ctx, "x", func(context.Context, pgbaton.Token) error {
+			<-stuck
+			return nil
+		})
+	}()
+	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, 5*time.Second, time.Millisecond)
+	endLeadersSession(t, control)
+	require.Eventually(t, func() bool {
+		_, err := watcher.Leader(ctx, "x")
+		return errors.Is(err, pgbaton.ErrNotFound)
+	}, 5*time.Second, time.Millisecond)
+	cancel()
+	close(stuck)
+	require.ErrorIs(t, soon(t, done), context.Canceled)
+}
+
+// endLeadersSession ends the session that holds the lock of the leader of x.
+func endLeadersSession(t *testing.T, control *pgx.Conn) {
+	t.Helper()
+	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
+		WHERE l.locktype = 'advisory' AND a.datname = current_database()
+		  AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/leader/x')`)
 }
 
 func TestLead_Close(t *testing.T) {

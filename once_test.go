@@ -129,6 +129,40 @@ func TestOnce_Lost(t *testing.T) {
 	require.ErrorIs(t, err, pgbaton.ErrLost)
 }
 
+// The lock is lost while the run is being recorded: fn does not run, though the run is recorded.
+func TestOnce_LostBeforeTheRun(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Migrated(t)
+	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	client := newClient(t, dsn, nil)
+	const window = time.Millisecond
+	require.NoError(t, client.Once(ctx, pgbaton.ID(8), window, func(context.Context, *pgbaton.Lock) error { return nil }))
+	for attempt := range 10 {
+		dbtest.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
+		ran, done := false, make(chan error, 1)
+		go func() {
+			done <- client.Once(ctx, pgbaton.ID(8), window, func(context.Context, *pgbaton.Lock) error {
+				ran = true
+				return nil
+			})
+		}()
+		dbtest.WaitFor(t, control, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database "+
+			"WHERE datname = current_database())) OR EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid')")
+		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
+			WHERE locktype = 'advisory' AND objid = 8 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+		dbtest.Exec(t, other, "COMMIT")
+		err := soon(t, done)
+		require.False(t, ran)
+		if errors.Is(err, pgbaton.ErrLost) {
+			return
+		}
+		require.Error(t, err)
+		t.Logf("attempt %d: %v", attempt, err) // a busy machine: the record was given up before the row was free
+	}
+	require.Fail(t, "the record was never made after the loss")
+}
+
 // Eight replicas call at every scheduled time, none at the same moment as another. By the database's clock no two runs
 // begin within a window, however late a busy machine lets some call; and whatever is due is run.
 func TestOnce_Replicas(t *testing.T) {
