@@ -361,15 +361,20 @@ func (c *Client) endTerms(ctx context.Context) {
 // told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
 // that the connections are closed, and the error says so. Leaders are asked to resign first, and may take half
-// of that time for it. It is safe to call twice; the second call waits for the first and returns nil.
+// of that time for it. It is safe to call twice; the second call waits for the first, until its own ctx ends, and
+// returns nil.
 func (c *Client) Close(ctx context.Context) error {
 	c.mu.Lock()
 	first := !c.closed
 	c.closed = true
 	c.mu.Unlock()
 	if !first {
-		<-c.done
-		return nil
+		select {
+		case <-c.done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("pgbaton: wait for the client to be closed: %w", ctx.Err())
+		}
 	}
 	defer close(c.done)
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)

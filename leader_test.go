@@ -250,18 +250,23 @@ func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
 	ctx := t.Context()
 	client, err := pgbaton.Open(ctx, dbtest.Migrated(t), &pgbaton.Config{TTL: 3 * time.Second})
 	require.NoError(t, err)
-	leading, stuck := make(chan struct{}), make(chan struct{})
+	leading, stuck := make(chan context.Context, 1), make(chan struct{})
 	done := make(chan error, 1)
 	go func() {
-		done <- client.Lead(ctx, "x", func(context.Context, pgbaton.Token) error {
-			close(leading)
+		done <- client.Lead(ctx, "x", func(ctx context.Context, _ pgbaton.Token) error {
+			leading <- ctx
 			<-stuck
 			return nil
 		})
 	}()
-	soon(t, leading)
-	started := time.Now()
-	require.NoError(t, client.Close(ctx))
+	term := soon(t, leading)
+	started, closed := time.Now(), make(chan error, 1)
+	go func() { closed <- client.Close(ctx) }()
+	<-term.Done()
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, client.Close(short), context.DeadlineExceeded, "the second call has a context of its own")
+	require.NoError(t, soon(t, closed))
 	require.Less(t, time.Since(started), 10*time.Second)
 	close(stuck)
 	require.ErrorIs(t, soon(t, done), pgbaton.ErrClosed)

@@ -186,6 +186,8 @@ func (d *Desk) run(a *actions, helping *seat) {
 	}
 }
 
+var errClosed = &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed}
+
 // Close ends the desk: waiters are answered with Closed, holders lose their locks with it as the cause,
 // the links unlock everything and are closed. The error says that the server did not confirm it in time.
 func (d *Desk) Close(ctx context.Context) error {
@@ -203,7 +205,16 @@ func (d *Desk) Close(ctx context.Context) error {
 	d.workers.Wait()
 	d.mu.Lock()
 	seats := d.seats
+	var held []*Hold
+	for _, e := range d.entries {
+		for h := e.owners; h != nil; h = h.next {
+			held = append(held, h)
+		}
+	}
 	d.mu.Unlock()
+	for _, h := range held { // before the server gives what they hold to others
+		h.Finish(lost(errClosed))
+	}
 	var err error
 	for _, s := range seats {
 		err = errors.Join(err, s.link.Close(ctx))

@@ -12,7 +12,6 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/link"
-	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 // world is a desk with a pretended server and room. Nothing is answered until the test says so. It is for use
@@ -262,7 +261,8 @@ func (l *fakeLink) Fail(cause error) {
 
 func (l *fakeLink) Jeopardy() <-chan struct{} { return nil }
 
+// Close frees what is held, and may learn of the end of the connection before anything else.
 func (l *fakeLink) Close(context.Context) error {
-	l.Fail(lockerr.Closed)
+	l.Fail(errCut)
 	return nil
 }
