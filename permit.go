@@ -73,11 +73,11 @@ const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3, $4)`
 // On failure roll back. The error matches [ErrLost] or [ErrNotHeld] if the permit is known to be over (nothing was
 // sent), or [ErrStaleToken] if it has expired, or others have the slots by now.
 func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
+	p.permit.Asserted() // before the look: a release that is not seen yet sees this, and hands nothing over
 	if err := p.Err(); err != nil {
 		return fmt.Errorf("assert permit: %w", err)
 	}
 	semaphore, holder, slots, base := p.permit.Claim()
-	p.permit.Asserted()
 	var held bool
 	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, slots, base)
 	if err == nil && !held {

@@ -28,12 +28,14 @@ CREATE TABLE pgbaton.semaphore (
     capacity   integer     NOT NULL CHECK (capacity BETWEEN 1 AND 10000),
     surplus    integer     NOT NULL DEFAULT 0 CHECK (surplus >= 0),
     head       bigint,
-    head_until timestamptz
+    head_until timestamptz,
+    gate_until timestamptz
 ) WITH (fillfactor = 50);
 
 COMMENT ON COLUMN pgbaton.semaphore.gate IS 'advisory lock key: the process that looks for a slot holds it, the others stand there';
 COMMENT ON COLUMN pgbaton.semaphore.surplus IS 'slots to be removed, since the capacity was lowered while they were held; until then no slot is claimed';
 COMMENT ON COLUMN pgbaton.semaphore.head IS 'the holder that looks for a slot where no session can stand at the gate';
+COMMENT ON COLUMN pgbaton.semaphore.gate_until IS 'until then the turn after the head''s is that of who stands at the gate';
 
 -- One row a slot. Every claim, renewal and release is an UPDATE in place (HOT): no index but the key, and room on
 -- each page.
@@ -129,7 +131,7 @@ $$;
 -- at_gate: the caller's process holds the gate. Who does not is refused while anybody holds it, so that nobody
 -- passes those who wait. queue: for callers whose sessions cannot stand at the gate: if the first request gets
 -- nothing, the holder becomes the one that looks for a slot, if nobody is, for queue milliseconds, and is then
--- not refused. look: make sure of the token sequence, as a session must that may have outlived a crash.
+-- not refused; after it who stands at the gate has a turn. look: make sure of the token sequence, as a session must that may have outlived a crash.
 --
 -- The token is drawn with the slot's row locked, so that of two claims of a slot the later has the greater one.
 --
@@ -146,6 +148,7 @@ DECLARE
     m       pg_catalog.record;
     slot    pg_catalog.int4;
     is_head pg_catalog.bool;
+    may     pg_catalog.bool;
 BEGIN
     IF pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.<>) 'pg_catalog, pg_temp'::pg_catalog.text THEN
         SELECT c.capacity, c.granted, c.slots, c.token INTO capacity, granted, slots, token
@@ -168,24 +171,25 @@ BEGIN
         IF FOUND THEN
             granted := 1;
             slots := ARRAY[slot];
+            IF at_gate THEN
+                UPDATE pgbaton.semaphore AS s SET gate_until = NULL
+                 WHERE s.id = claim_slots.semaphore AND s.gate_until IS NOT NULL;
+            END IF;
             RETURN;
         END IF;
     END IF;
     granted := 0;
     SELECT s.capacity, s.surplus, s.head, s.head_until INTO m FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore;
     capacity := m.capacity;
+    IF capacity IS NULL THEN
+        RETURN;
+    END IF;
     is_head := coalesce(m.head = claim_slots.holder AND m.head_until > clock_timestamp(), false);
-    IF capacity IS NULL OR (m.head_until > clock_timestamp() AND NOT is_head) THEN
-        RETURN;
-    END IF;
-    IF NOT (at_gate OR is_head OR pg_try_advisory_xact_lock_shared(gate)) THEN
-        IF queue > 0 THEN -- or it would never have a turn while others come to the gate one after the other
-            UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
-             WHERE s.id = claim_slots.semaphore AND (s.head_until IS NULL OR s.head_until <= clock_timestamp());
-        END IF;
-        RETURN;
-    END IF;
-    IF m.surplus = 0 OR pgbaton.settle_semaphore(claim_slots.semaphore) = 0 THEN
+    may := CASE WHEN is_head THEN true
+                WHEN m.head_until > clock_timestamp() THEN false
+                WHEN at_gate THEN true
+                ELSE pg_try_advisory_xact_lock_shared(gate) END;
+    IF may AND (m.surplus = 0 OR pgbaton.settle_semaphore(claim_slots.semaphore) = 0) THEN
         slots := pgbaton.pick_slots(claim_slots.semaphore, wants);
         IF slots IS NOT NULL THEN
             SELECT count(*) INTO granted
@@ -198,12 +202,21 @@ BEGIN
              WHERE s.semaphore = claim_slots.semaphore AND s.slot = ANY (claim_slots.slots);
         END IF;
     END IF;
-    IF is_head AND granted > 0 THEN
-        UPDATE pgbaton.semaphore AS s SET head = NULL, head_until = NULL WHERE s.id = claim_slots.semaphore;
-    ELSIF queue > 0 AND granted = 0 THEN
+    -- Those who stand at the gate and those who cannot take turns. Without the note of who is at the gate, one head
+    -- would follow the other, and without a head those at the gate.
+    IF granted > 0 THEN
+        UPDATE pgbaton.semaphore AS s
+           SET head = CASE WHEN is_head THEN NULL ELSE s.head END, head_until = CASE WHEN is_head THEN NULL ELSE s.head_until END,
+               gate_until = CASE WHEN at_gate THEN NULL ELSE s.gate_until END
+         WHERE s.id = claim_slots.semaphore AND (is_head OR (at_gate AND s.gate_until IS NOT NULL));
+    ELSIF at_gate AND NOT may THEN
+        UPDATE pgbaton.semaphore AS s SET gate_until = clock_timestamp() + interval '0.5 s' -- it asks more often
+         WHERE s.id = claim_slots.semaphore AND s.head_until > clock_timestamp();
+    ELSIF queue > 0 THEN
         UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
          WHERE s.id = claim_slots.semaphore
-           AND (s.head_until IS NULL OR s.head_until <= clock_timestamp() OR s.head = claim_slots.holder);
+           AND (s.head = claim_slots.holder OR s.head_until IS NULL OR s.head_until <= clock_timestamp())
+           AND (is_head OR s.gate_until IS NULL OR s.gate_until <= clock_timestamp());
     END IF;
 END;
 $$;
@@ -222,9 +235,8 @@ $$;
 -- Locks as many free slots as the first of the requests want together, in their order and all or none for each;
 -- NULL if that is none.
 --
--- SKIP LOCKED may say "none free" although one is: another looks at it, and does not take it. So before the first
--- request gets nothing, a count that does not lock confirms it, and the slots of holders whose sessions have ended
--- are taken.
+-- Before the first request gets nothing, the slots of holders whose sessions have ended are freed. And SKIP LOCKED may
+-- say "none free" although one is: another looks at it, and does not take it. So a count that does not lock confirms it.
 CREATE FUNCTION pgbaton.pick_slots(semaphore integer, wants integer[]) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -240,21 +252,20 @@ BEGIN
               AND (s.holder IS NULL OR s.expires_at <= clock_timestamp())
             LIMIT total FOR UPDATE SKIP LOCKED);
         EXIT WHEN cardinality(picked) >= wants[1];
-        IF cardinality(picked) < (SELECT count(*) FROM pgbaton.slot AS s
-                                  WHERE s.semaphore = pick_slots.semaphore AND NOT s.closed
-                                    AND (s.holder IS NULL OR s.expires_at <= clock_timestamp())) THEN
+        WITH dead AS MATERIALIZED (
+            SELECT s.slot FROM pgbaton.slot AS s
+            WHERE s.semaphore = pick_slots.semaphore AND s.holder IN (
+                SELECT h.holder FROM (SELECT DISTINCT d.holder FROM pgbaton.slot AS d
+                                      WHERE d.semaphore = pick_slots.semaphore AND d.holder > 0) AS h
+                WHERE NOT pgbaton.present(h.holder))
+            FOR UPDATE SKIP LOCKED)
+        UPDATE pgbaton.slot AS s SET holder = NULL, expires_at = NULL FROM dead
+        WHERE s.semaphore = pick_slots.semaphore AND s.slot = dead.slot;
+        IF NOT FOUND THEN
+            EXIT WHEN cardinality(picked) >= (SELECT count(*) FROM pgbaton.slot AS s
+                                              WHERE s.semaphore = pick_slots.semaphore AND NOT s.closed
+                                                AND (s.holder IS NULL OR s.expires_at <= clock_timestamp()));
             PERFORM pg_sleep(0.0002);
-        ELSE
-            WITH dead AS MATERIALIZED (
-                SELECT s.slot FROM pgbaton.slot AS s
-                WHERE s.semaphore = pick_slots.semaphore AND s.holder IN (
-                    SELECT h.holder FROM (SELECT DISTINCT d.holder FROM pgbaton.slot AS d
-                                          WHERE d.semaphore = pick_slots.semaphore AND d.holder > 0) AS h
-                    WHERE NOT pgbaton.present(h.holder))
-                FOR UPDATE SKIP LOCKED)
-            UPDATE pgbaton.slot AS s SET holder = NULL, expires_at = NULL FROM dead
-            WHERE s.semaphore = pick_slots.semaphore AND s.slot = dead.slot;
-            EXIT WHEN NOT FOUND;
         END IF;
     END LOOP;
     SELECT max(p.taken) INTO fits
@@ -349,6 +360,7 @@ BEGIN
     PERFORM set_config('lock_timeout', '20ms', true);
     PERFORM FROM pgbaton.semaphore AS m WHERE m.id = resize_semaphore.semaphore FOR NO KEY UPDATE;
     IF NOT FOUND THEN
+        PERFORM set_config('lock_timeout', patience, true);
         RETURN NULL;
     END IF;
     -- With all slots locked, none is being claimed.

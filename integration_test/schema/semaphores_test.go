@@ -16,6 +16,10 @@ type slots struct {
 	owner, one, other *pgx.Conn
 }
 
+// sqlGone says whether a holder's session has ended.
+const sqlGone = `SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND objid = $1::integer
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
+
 // claim is what claim_slots grants.
 type claim struct {
 	Granted int32
@@ -38,8 +42,15 @@ func newSlots(t *testing.T, searchPath string) *slots {
 // claim claims for the holder of a session.
 func (s *slots) claim(t *testing.T, conn *pgx.Conn, wants string, ttlMilliseconds int) claim {
 	t.Helper()
-	rows, err := conn.Query(t.Context(), `SELECT granted, slots, token
-		FROM pgbaton.claim_slots($1::bigint::integer, $2, current_setting('pgbaton.holder')::bigint, $3::text::integer[], $4, false, 0, false)`,
+	return s.claimFor(t, conn, "current_setting('pgbaton.holder')::bigint", wants, ttlMilliseconds, "false, 0, false")
+}
+
+// claimFor claims for a holder: at the gate or not, in the queue of those who cannot stand there, with a look at the
+// tokens.
+func (s *slots) claimFor(t *testing.T, conn *pgx.Conn, holder, wants string, ttlMilliseconds int, how string) claim {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), "SELECT granted, slots, token "+
+		"FROM pgbaton.claim_slots($1::bigint::integer, $2, "+holder+", $3::text::integer[], $4, "+how+")",
 		s.id, s.gate, wants, ttlMilliseconds)
 	require.NoError(t, err)
 	c, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[claim])
@@ -135,4 +146,87 @@ func TestSlots_Claims(t *testing.T) {
 			require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
 		})
 	}
+}
+
+// Who stands at the gate and who cannot stand there take turns.
+func TestSlots_Turns(t *testing.T) {
+	t.Parallel()
+	const (
+		atGate = "true, 0, false"
+		pooled = "false, 60000, true" // with a place in the queue
+		passes = "false, 0, true"     // without
+	)
+	for _, path := range []string{"pg_catalog, pg_temp", "public"} {
+		for _, wants := range []string{"{1}", "{1,1}"} {
+			t.Run(strings.ReplaceAll(path, ", ", "+")+"/"+wants, func(t *testing.T) {
+				t.Parallel()
+				s := newSlots(t, path)
+				dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
+				claim := func(holder, how string) int32 { return s.claimFor(t, s.one, holder, wants, 60_000, how).Granted }
+				free := func() { dbtest.Exec(t, s.owner, "UPDATE pgbaton.slot SET holder = NULL, expires_at = NULL") }
+				dbtest.Exec(t, s.owner, "SELECT pg_advisory_lock($1::bigint)", s.gate) // somebody stands there all the time
+				require.EqualValues(t, 0, claim("-1", pooled), "it is taken note of")
+				require.EqualValues(t, 0, claim("101", atGate), "the turn of -1, then that of the gate")
+				require.EqualValues(t, 0, claim("-2", pooled))
+				require.EqualValues(t, 1, claim("-1", pooled))
+				for range 2 {
+					free()
+					require.EqualValues(t, 0, claim("-1", pooled), "not one after the other")
+					require.EqualValues(t, 0, claim("-2", pooled), "nor another")
+					require.EqualValues(t, 0, claim("-3", passes))
+					require.EqualValues(t, 1, claim("101", atGate))
+					free()
+					require.EqualValues(t, 0, claim("-2", pooled), "it is taken note of")
+					require.EqualValues(t, 0, claim("101", atGate))
+					require.EqualValues(t, 1, claim("-2", pooled))
+				}
+				// The note of the gate's turn is forgotten when nobody comes for it.
+				free()
+				dbtest.WaitFor(t, s.owner, "SELECT gate_until < clock_timestamp() FROM pgbaton.semaphore")
+				require.EqualValues(t, 0, claim("-1", pooled))
+				require.EqualValues(t, 1, claim("-1", pooled))
+			})
+		}
+	}
+}
+
+// What a dead holder held is found also while a free slot cannot be claimed: a transaction counts on it.
+func TestSlots_DeadBesidePinned(t *testing.T) {
+	t.Parallel()
+	s := newSlots(t, "public")
+	asserted := s.claim(t, s.other, "{1}", 60_000)
+	require.EqualValues(t, 1, s.claim(t, s.one, "{2}", 60_000).Granted)
+	dbtest.Exec(t, s.owner, "BEGIN")
+	require.True(t, dbtest.Value[bool](t, s.owner, "SELECT pgbaton.holds_slots($1::bigint::integer, 102, $2, $3)",
+		s.id, asserted.Slots, *asserted.Token))
+	require.True(t, s.change(t, s.other, "free", 102, asserted.Slots[0], *asserted.Token, true))
+	require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted)
+	require.NoError(t, s.one.Close(t.Context()))
+	dbtest.WaitFor(t, s.owner, sqlGone, 101)
+	require.EqualValues(t, 1, s.claim(t, s.other, "{2}", 60_000).Granted)
+	dbtest.Exec(t, s.owner, "ROLLBACK")
+}
+
+// A capacity that was lowered is reached when the holder of what is too much is dead.
+func TestSlots_DeadSurplus(t *testing.T) {
+	t.Parallel()
+	s := newSlots(t, "public")
+	require.EqualValues(t, 1, s.claim(t, s.other, "{3}", 60_000).Granted)
+	dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
+	require.EqualValues(t, 0, s.claim(t, s.one, "{1}", 60_000).Granted)
+	require.NoError(t, s.other.Close(t.Context()))
+	dbtest.WaitFor(t, s.owner, sqlGone, 102)
+	require.EqualValues(t, 1, s.claim(t, s.one, "{1}", 60_000).Granted)
+	require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
+}
+
+func TestResize_UnknownLeavesTheTransactionAsItWas(t *testing.T) {
+	t.Parallel()
+	s := newSlots(t, "public")
+	dbtest.Exec(t, s.owner, "BEGIN; SET LOCAL lock_timeout = '7s'")
+	require.True(t, dbtest.Value[bool](t, s.owner, "SELECT pgbaton.resize_semaphore(999, 1) IS NULL"))
+	require.Equal(t, "7s", dbtest.Value[string](t, s.owner, "SHOW lock_timeout"))
+	require.Equal(t, int64(5), dbtest.Value[int64](t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 5)::bigint", s.id))
+	require.Equal(t, "7s", dbtest.Value[string](t, s.owner, "SHOW lock_timeout"))
+	dbtest.Exec(t, s.owner, "ROLLBACK")
 }

@@ -47,6 +47,8 @@ type Desk struct {
 	compact time.Time
 	keeping bool
 	closed  bool
+	once    sync.Once
+	drained chan struct{} // closed when the desk is and nothing is left to free
 
 	ctx     context.Context //nolint:containedctx // of the goroutines
 	stop    context.CancelFunc
@@ -59,15 +61,20 @@ var _ ledger.Observer = (*Desk)(nil)
 func New(cfg Config) *Desk {
 	ctx, stop := context.WithCancel(context.Background())
 	d := &Desk{
-		cfg: cfg, lines: map[int32]*Line{}, gates: map[int64]*Line{}, blocks: map[*block]struct{}{}, ctx: ctx, stop: stop,
+		cfg: cfg, lines: map[int32]*Line{}, gates: map[int64]*Line{}, blocks: map[*block]struct{}{},
+		drained: make(chan struct{}), ctx: ctx, stop: stop,
 	}
 	cfg.Ledger.Observe(d)
-	cfg.Ledger.Subscribe(notifyPrefix, d.notified)
+	cfg.Ledger.Subscribe(freedPrefix, d.notified)
+	cfg.Ledger.Subscribe(resizedPrefix, d.notified)
 	return d
 }
 
-// notifyPrefix begins the notifications of releases; the gate of the semaphore follows.
-const notifyPrefix = "slot:"
+// Notifications begin with what has happened; the gate of the semaphore follows.
+const (
+	freedPrefix   = "slot:"
+	resizedPrefix = "size:"
+)
 
 // actions are what a step decided to do after the desk's mutex is free.
 type actions struct {
@@ -92,7 +99,7 @@ func (d *Desk) run(a *actions, session *ledger.Session, help bool) {
 		p.ch <- struct{}{}
 	}
 	for _, gate := range a.notify {
-		d.cfg.Ledger.Notify(notifyPrefix + strconv.FormatInt(gate, 10))
+		d.cfg.Ledger.Notify(freedPrefix + strconv.FormatInt(gate, 10))
 	}
 	if len(a.ops) > 0 {
 		session.Submit(a.ops...)
@@ -202,18 +209,23 @@ func (d *Desk) lose(b *block, reason error, a *actions) {
 	clear(b.owners)
 }
 
-// notified takes a notification: slots were released.
+// notified takes a notification: slots were released, or a capacity was changed.
 func (d *Desk) notified(payload string) {
-	gate, err := strconv.ParseInt(strings.TrimPrefix(payload, notifyPrefix), 10, 64)
+	number, freed := strings.CutPrefix(payload, freedPrefix)
+	gate, err := strconv.ParseInt(strings.TrimPrefix(number, resizedPrefix), 10, 64)
 	if err != nil {
 		return
 	}
-	d.mu.Lock()
-	l := d.gates[gate]
-	d.mu.Unlock()
-	if l != nil {
+	d.step(func(a *actions) {
+		l := d.gates[gate]
+		if l == nil {
+			return
+		}
 		signal(l.poke)
-	}
+		if !freed && l.waiters.Len() > 0 {
+			l.inquire(a)
+		}
+	})
 }
 
 // Close ends the desk: waiters are answered with Closed, permits are freed and their holders told. It waits for the
@@ -237,6 +249,7 @@ func (d *Desk) Close(ctx context.Context) {
 	d.stop()
 	ended := make(chan struct{})
 	go func() {
+		<-d.drained
 		d.workers.Wait()
 		close(ended)
 	}()
@@ -246,11 +259,25 @@ func (d *Desk) Close(ctx context.Context) {
 	}
 }
 
+// drain notes that a desk which is closed has nothing left to free, and will be granted nothing.
+func (d *Desk) drain() {
+	if !d.closed || d.freeing || len(d.leaving) > 0 {
+		return
+	}
+	for _, l := range d.lines {
+		if l.claiming {
+			return
+		}
+	}
+	d.once.Do(func() { close(d.drained) })
+}
+
 // dismiss answers, once the desk is closed, those whose slots nobody will free any more.
 func (d *Desk) dismiss(a *actions) {
 	if d.closed && d.session == nil {
 		d.stay(func(*leave) bool { return true }, errClosed, a)
 	}
+	d.drain()
 }
 
 var errClosed = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})

@@ -78,6 +78,26 @@ type kept struct {
 	slot  int32
 }
 
+// round is a renewal of everything: what is still to be answered of each block. A block whose slots are renewed by
+// several statements is trusted as long as the one that was sent first can say, and not before all were answered.
+type round map[*block]*outstanding
+
+type outstanding struct {
+	parts int
+	sent  time.Time // of the earliest part that was answered
+}
+
+// blocksOf are the blocks whose slots a part renews.
+func blocksOf(part []kept) []*block {
+	blocks := make([]*block, 0, 1)
+	for _, k := range part {
+		if len(blocks) == 0 || blocks[len(blocks)-1] != k.block {
+			blocks = append(blocks, k.block)
+		}
+	}
+	return blocks // each once: the slots of a block stand together
+}
+
 var stmtRenew = link.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
 
 // renew renews what is held, a part at a time. With then, it frees whatever else the holder holds in the same
@@ -90,24 +110,37 @@ func (d *Desk) renew(s *ledger.Session, a *actions, then func(a *actions)) {
 		}
 	}
 	d.renewed = a.now
+	size := perStatement
+	var leaving []kept
 	if then != nil {
+		size = max(len(all), 1)
 		for _, v := range d.leaving { // these are about to be freed, and are not others
 			for _, slot := range v.slots {
-				all = append(all, kept{v.block, slot})
+				leaving = append(leaving, kept{v.block, slot})
 			}
 		}
-		a.ops = append(a.ops, d.renewal(s, all, then))
-		return
+		if len(all) == 0 {
+			a.ops = append(a.ops, d.renewal(s, nil, leaving, round{}, then))
+			return
+		}
 	}
-	for part := range slices.Chunk(all, perStatement) {
-		a.ops = append(a.ops, d.renewal(s, part, nil))
+	r := round{}
+	for part := range slices.Chunk(all, size) {
+		for _, b := range blocksOf(part) {
+			if r[b] == nil {
+				r[b] = &outstanding{}
+			}
+			r[b].parts++
+		}
+		a.ops = append(a.ops, d.renewal(s, part, leaving, r, then))
 	}
 }
 
-func (d *Desk) renewal(s *ledger.Session, all []kept, then func(a *actions)) *link.Op {
+// renewal is a statement that renews slots, and others that are not to be freed as unknown.
+func (d *Desk) renewal(s *ledger.Session, part, leaving []kept, r round, then func(a *actions)) *link.Op {
 	var semaphores, slots []int32
 	var tokens []int64
-	for _, k := range all {
+	for _, k := range slices.Concat(part, leaving) {
 		semaphores, slots, tokens = append(semaphores, k.block.line.id), append(slots, k.slot), append(tokens, k.block.base)
 	}
 	d.writes += len(slots)
@@ -117,12 +150,12 @@ func (d *Desk) renewal(s *ledger.Session, all []kept, then func(a *actions)) *li
 			number(s.Holder), array(semaphores), array(slots), array(tokens),
 			number(d.cfg.TTL.Milliseconds()), boolean(then != nil),
 		},
-		Owner: ledger.Completion(func(op *link.Op) { d.wereRenewed(s, op, all, then) }),
+		Owner: ledger.Completion(func(op *link.Op) { d.wereRenewed(s, op, part, r, then) }),
 	}
 }
 
 // wereRenewed takes the answer to a renewal. A slot that somebody still owns here and the server does not know is lost.
-func (d *Desk) wereRenewed(s *ledger.Session, op *link.Op, all []kept, then func(a *actions)) {
+func (d *Desk) wereRenewed(s *ledger.Session, op *link.Op, part []kept, r round, then func(a *actions)) {
 	d.step(func(a *actions) {
 		if then != nil {
 			defer then(a) // also when it failed: what nobody knows of expires
@@ -132,23 +165,37 @@ func (d *Desk) wereRenewed(s *ledger.Session, op *link.Op, all []kept, then func
 			if !errors.Is(err, lockerr.Lost) {
 				d.cfg.Report("permits could not be renewed", err)
 			}
+			for _, b := range blocksOf(part) {
+				delete(r, b)
+			}
 			d.renewed = time.Time{} // again soon
 			return
 		}
-		trusted := op.Sent.Add(d.trustSpan())
 		a.reason = errExpired
-		for i, k := range all {
-			p := k.block.owners[k.slot]
-			if _, ok := places[int32(i+1)]; ok { //nolint:gosec // few
-				k.block.session = s
-				if trusted.After(k.block.trusted) {
-					k.block.trusted = trusted
-				}
-			} else if p != nil {
-				d.drop(p, a)
+		for i, k := range part {
+			if _, ok := places[int32(i+1)]; !ok && k.block.owners[k.slot] != nil { //nolint:gosec // few
+				d.drop(k.block.owners[k.slot], a)
 			}
 		}
+		for _, b := range blocksOf(part) {
+			b.session = s
+			r.answered(b, op.Sent, d.trustSpan())
+		}
 	})
+}
+
+// answered extends the trust in a block when the last of its parts was answered.
+func (r round) answered(b *block, sent time.Time, span time.Duration) {
+	left := r[b]
+	if left == nil {
+		return // another part has failed
+	}
+	if left.parts--; left.sent.IsZero() || sent.Before(left.sent) {
+		left.sent = sent
+	}
+	if trusted := left.sent.Add(span); left.parts == 0 && trusted.After(b.trusted) {
+		b.trusted = trusted
+	}
 }
 
 // drop takes a lost permit out of its block. Slots of it that are still held go back.

@@ -1,10 +1,11 @@
 package permit
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,13 +24,15 @@ type Line struct {
 	name string
 	gate advisory.Key
 
-	capacity int
-	waiters  []*waiter
-	claiming bool
-	heading  bool               // there is a head
-	atGate   bool               // and it is its turn
-	served   time.Time          // when the head last got something
-	leave    context.CancelFunc // ends its wait
+	capacity  int
+	waiters   list.List // of *waiter, in the order of their arrival
+	waits     int       // those of them that wait, and do not only try
+	claiming  bool
+	inquiring bool               // the server is being asked for the capacity
+	heading   bool               // there is a head
+	atGate    bool               // and it is its turn
+	served    time.Time          // when the head last got something
+	leave     context.CancelFunc // ends its wait
 
 	poke chan struct{} // slots may be free
 }
@@ -39,7 +42,7 @@ type waiter struct {
 	n   int
 	try bool
 
-	asked    bool // it is, or was, part of a claim
+	place    *list.Element // in the line; nil when it has left it
 	answered bool
 	permit   *Permit
 	err      error
@@ -50,8 +53,8 @@ type waiter struct {
 type claim struct {
 	line    *Line
 	session *ledger.Session
-	asked   int      // permits
-	answer  chan int // for the head: how many were granted
+	waiters []*waiter // that it asks for
+	answer  chan int  // for the head: how many were granted
 }
 
 var stmtClaim = link.Statement{
@@ -100,30 +103,98 @@ func (l *Line) enter(w *waiter, a *actions) error {
 	switch {
 	case l.desk.closed:
 		return lockerr.Closed
-	case w.try && (l.heading || slices.ContainsFunc(l.waiters, (*waiter).waits)):
+	case w.try && l.waits > 0:
 		return fmt.Errorf("%w: others wait", lockerr.NotAcquired)
 	}
-	l.waiters = append(l.waiters, w)
+	w.place = l.waiters.PushBack(w)
+	if !w.try {
+		l.waits++
+	}
 	l.advance(a)
+	if w.n > l.capacity && l.heading {
+		l.inquire(a) // else it would hear of it when it is its turn
+	}
 	return nil
+}
+
+// first is the first in line, nil if there is nobody.
+func (l *Line) first() *waiter {
+	if place := l.waiters.Front(); place != nil {
+		return place.Value.(*waiter) //nolint:forcetypeassert // there is nothing else in it
+	}
+	return nil
+}
+
+// remove takes a waiter out of the line. When nobody waits any more, the wait at the gate ends.
+func (l *Line) remove(w *waiter) {
+	if w.place == nil {
+		return
+	}
+	l.waiters.Remove(w.place)
+	w.place = nil
+	if !w.try {
+		l.waits--
+	}
+	if l.waits == 0 && l.leave != nil {
+		l.leave()
+	}
 }
 
 // Resized takes note of a new capacity.
 func (l *Line) Resized(capacity int) {
 	l.desk.step(func(a *actions) {
-		l.capacity = capacity
-		l.refuseTooMany(a)
+		l.resized(capacity, a)
 		signal(l.poke)
+	})
+	l.desk.cfg.Ledger.Notify(resizedPrefix + strconv.FormatInt(l.gate.ID, 10))
+}
+
+// resized answers those who want more than there is.
+func (l *Line) resized(capacity int, a *actions) {
+	l.capacity = capacity
+	l.each(func(w *waiter) {
+		if w.n > capacity {
+			l.respond(w, nil, l.tooMany(w.n), a)
+		}
 	})
 }
 
-// refuseTooMany answers those who want more than there is.
-func (l *Line) refuseTooMany(a *actions) {
-	for _, w := range slices.Clone(l.waiters) {
-		if w.n > l.capacity {
-			l.respond(w, nil, l.tooMany(w.n), a)
-		}
+// each calls f for all in line. f may take the one that it is called for out of it.
+func (l *Line) each(f func(w *waiter)) {
+	for place := l.waiters.Front(); place != nil; {
+		next := place.Next()
+		f(place.Value.(*waiter)) //nolint:forcetypeassert // there is nothing else in it
+		place = next
 	}
+}
+
+var stmtCapacity = link.Statement{
+	Name: "pgbaton_capacity", SQL: "SELECT id, capacity FROM pgbaton.open_semaphore($1, NULL)",
+}
+
+// inquire asks the server for the capacity, for those who may want more than there is and are not at the head of the
+// line.
+func (l *Line) inquire(a *actions) {
+	if l.inquiring || l.desk.session == nil {
+		return
+	}
+	l.inquiring = true
+	a.ops = append(a.ops, &link.Op{
+		Kind: link.Call, Call: &stmtCapacity, Params: [][]byte{[]byte(l.name)}, Owner: ledger.Completion(l.inquired),
+	})
+}
+
+// inquired takes the answer. A failure is left to the next claim, which will see it too.
+func (l *Line) inquired(op *link.Op) {
+	l.desk.step(func(a *actions) {
+		l.inquiring = false
+		if op.Err != nil || len(op.Rows) != 1 || string(op.Rows[0][0]) != strconv.Itoa(int(l.id)) {
+			return
+		}
+		if capacity, err := strconv.Atoi(string(op.Rows[0][1])); err == nil {
+			l.resized(capacity, a)
+		}
+	})
 }
 
 func (l *Line) tooMany(n int) error {
@@ -138,18 +209,14 @@ func (l *Line) abandon(w *waiter) bool {
 			return
 		}
 		dropped = true
-		l.waiters = slices.DeleteFunc(l.waiters, func(o *waiter) bool { return o == w })
-		l.rest()
+		first := l.first() == w
+		l.remove(w)
 		l.advance(a)
+		if first {
+			signal(l.poke) // the next may want less
+		}
 	})
 	return dropped
-}
-
-// rest ends the wait at the gate when nobody wants it any more.
-func (l *Line) rest() {
-	if len(l.waiters) == 0 && l.leave != nil {
-		l.leave()
-	}
 }
 
 // ended is the error of a wait that the context ended.
@@ -170,7 +237,7 @@ func (l *Line) ended(ctx context.Context) error {
 // advance asks for slots for those who wait, unless that is under way or the head's to do. The caller holds the
 // mutex, as of all that take actions.
 func (l *Line) advance(a *actions) {
-	if len(l.waiters) > 0 && !l.claiming && !l.heading {
+	if l.waiters.Len() > 0 && !l.claiming && !l.heading {
 		l.claim(a, nil)
 	}
 }
@@ -183,29 +250,31 @@ func (l *Line) claim(a *actions, answer chan int) bool {
 		d.cfg.Ledger.Current() // opens one
 		return false
 	}
+	c := &claim{line: l, session: d.session, answer: answer}
 	wants, total := make([]int32, 0, 1), 0
-	for _, w := range l.waiters {
+	for place := l.waiters.Front(); place != nil; place = place.Next() {
+		w := place.Value.(*waiter) //nolint:forcetypeassert // there is nothing else in it
 		// The first is asked for even if it wants more than there is: the capacity may have been raised elsewhere.
 		if len(wants) == tokensPerClaim || (len(wants) > 0 && total+w.n > l.capacity) {
 			break
 		}
 		total += w.n
-		w.asked = true
+		c.waiters = append(c.waiters, w)
 		wants = append(wants, int32(w.n)) //nolint:gosec // at most the capacity
 	}
-	c := &claim{line: l, session: d.session, asked: len(wants), answer: answer}
-	head := answer != nil
+	head, standing := answer != nil, answer != nil && l.atGate
 	queue := time.Duration(0)
-	if head && d.cfg.Pooled && a.now.Sub(l.served) >= restPooled {
+	if head && !standing && a.now.Sub(l.served) >= restPooled {
 		queue = turnPooled
 	}
 	l.claiming = true
 	d.writes += total
 	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtClaim, Owner: ledger.Completion(c.completed),
+		// A head's may write to the semaphore's row as well: two such rows in one transaction could be a deadlock.
+		Kind: link.Call, Call: &stmtClaim, Alone: head, Owner: ledger.Completion(c.completed),
 		Params: [][]byte{
 			number(int64(l.id)), number(l.gate.ID), number(d.session.Holder), array(wants), number(d.cfg.TTL.Milliseconds()),
-			boolean(head && !d.cfg.Pooled), number(queue.Milliseconds()), boolean(d.cfg.Pooled),
+			boolean(standing), number(queue.Milliseconds()), boolean(d.cfg.Pooled),
 		},
 	})
 	return true
@@ -217,13 +286,17 @@ func (c *claim) completed(op *link.Op) {
 	l.desk.step(func(a *actions) {
 		l.claiming = false
 		granted, err := c.take(op, a)
+		var short *waiter // the first for which there was not enough
 		switch {
 		case err != nil && !errors.Is(err, lockerr.NotAcquired):
 			l.refuse(err, func(*waiter) bool { return true }, a)
 		case err != nil:
 			l.refuse(err, (*waiter).tries, a)
-		case granted < c.asked:
-			l.refuse(errNotEnough, func(w *waiter) bool { return w.try && w.asked }, a)
+		case granted < len(c.waiters):
+			short = c.waiters[granted]
+			if short.place != nil { // else it has left, and the others are asked for anew
+				c.refuseTries(short, a)
+			}
 		}
 		switch {
 		case c.answer != nil:
@@ -231,18 +304,28 @@ func (c *claim) completed(op *link.Op) {
 				l.served = a.now
 			}
 			c.answer <- granted
-		case (err != nil || granted < c.asked) && slices.ContainsFunc(l.waiters, (*waiter).waits):
+		case l.waits > 0 && (err != nil || (short != nil && short.place != nil)):
 			l.refuse(errNotEnough, (*waiter).tries, a)
 			l.head()
 		}
 		l.advance(a)
+		l.desk.drain()
 	})
+}
+
+// refuseTries answers the tries of a claim for which there was not enough. Behind a try that was too large, the
+// smaller ones are asked for once more; behind one that waits, none is.
+func (c *claim) refuseTries(short *waiter, a *actions) {
+	for _, w := range c.waiters {
+		if w.place != nil && w.try && (!short.try || w.n >= short.n) {
+			c.line.respond(w, nil, errNotEnough, a)
+		}
+	}
 }
 
 var errNotEnough = fmt.Errorf("%w: there are not enough free permits, or others wait", lockerr.NotAcquired)
 
 func (w *waiter) tries() bool { return w.try }
-func (w *waiter) waits() bool { return !w.try }
 
 // take reads the answer to a claim and deals out what it grants. An error that matches NotAcquired is one that may
 // pass.
@@ -264,7 +347,11 @@ func (c *claim) take(op *link.Op, a *actions) (int, error) {
 	}
 	if answer.capacity > 0 { // the fast way does not look
 		l.capacity = answer.capacity
-		l.refuseTooMany(a)
+		for _, w := range c.waiters { // others may have been told of a later capacity
+			if w.place != nil && w.n > l.capacity {
+				l.respond(w, nil, l.tooMany(w.n), a)
+			}
+		}
 	}
 	if answer.granted > 0 {
 		b := &block{
@@ -282,16 +369,15 @@ func passes(code string) bool { return code == "55P03" || code == "40P01" || cod
 // respond answers a waiter and takes it out of the line.
 func (l *Line) respond(w *waiter, p *Permit, err error, a *actions) {
 	w.answered, w.permit, w.err = true, p, err
-	l.waiters = slices.DeleteFunc(l.waiters, func(o *waiter) bool { return o == w })
+	l.remove(w)
 	a.wake = append(a.wake, w)
-	l.rest()
 }
 
 // refuse answers those who wait, or some of them, with an error.
 func (l *Line) refuse(err error, which func(*waiter) bool, a *actions) {
-	for _, w := range slices.Clone(l.waiters) {
+	l.each(func(w *waiter) {
 		if which(w) {
 			l.respond(w, nil, err, a)
 		}
-	}
+	})
 }

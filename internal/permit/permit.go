@@ -159,8 +159,10 @@ func (d *Desk) offer(b *block, slots []int32, a *actions) {
 	case d.closed:
 		d.putBack(b, slots, nil, a)
 		return
-	case !a.now.Before(b.trusted), !d.cfg.Pooled && b.session != d.session:
-		return // the answer came too late; the server frees them by itself
+	case !a.now.Before(b.trusted), b.session != d.session:
+		// The answer came too late: the server frees them by itself, or the session that followed has freed what it was
+		// not told of.
+		return
 	}
 	d.blocks[b] = struct{}{}
 	d.keep()
@@ -179,9 +181,9 @@ func (d *Desk) pass(b *block, slots []int32, p *Permit, asserted bool, a *action
 
 // deal makes permits of slots for the first in line, and puts the rest back.
 func (d *Desk) deal(b *block, slots []int32, p *Permit, a *actions) (rest bool) {
-	for b.used < tokensPerClaim && len(b.line.waiters) > 0 {
-		w := b.line.waiters[0]
-		if w.n > len(slots) {
+	for b.used < tokensPerClaim {
+		w := b.line.first()
+		if w == nil || w.n > len(slots) {
 			break
 		}
 		granted := &Permit{line: b.line, block: b, slots: slots[:w.n:w.n], token: b.base + b.used, ch: make(chan struct{}, 1)}
