@@ -46,7 +46,8 @@ type Config struct {
 	TTL time.Duration
 
 	// MaxConns is the most connections that the client opens, however many locks it holds or waits for.
-	// They are its own; the caller's pool is never used for locks. At least 2.
+	// They are its own; the caller's pool is never used for locks. At least 2. Semaphores, leaders and Once need 3:
+	// one is theirs from their first use on. A client that holds thousands of locks by then may have none left for them.
 	//
 	// Defaults to 4.
 	MaxConns int
@@ -235,7 +236,11 @@ func (c *Client) keepRows() {
 // dialLedger opens the session for rows, on the server on which the links hold.
 func (c *Client) dialLedger(ctx context.Context) (*session.Session, error) {
 	if !c.budget.Take(session.Ledger) {
-		return nil, fmt.Errorf("%w (%d): semaphores and leaders need one", ledger.ErrNoRoom, c.cfg.MaxConns)
+		if c.budget.Lasting() {
+			return nil, fmt.Errorf("%w (%d): semaphores and leaders need one; raise it, or use them before many locks are held",
+				ledger.ErrNoRoom, c.cfg.MaxConns)
+		}
+		return nil, ledger.ErrBusy
 	}
 	var s *session.Session
 	var err error

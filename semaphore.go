@@ -141,7 +141,7 @@ func (s *Semaphore) Acquire(ctx context.Context, n int) (*Permit, error) {
 }
 
 // TryAcquire is [Semaphore.Acquire] that does not wait for other holders: it returns [ErrNotAcquired] when there
-// are not enough permits, or others wait for them.
+// are not enough permits, or others wait for them, or did a moment ago.
 func (s *Semaphore) TryAcquire(ctx context.Context, n int) (*Permit, error) {
 	return s.acquire(ctx, n, true)
 }

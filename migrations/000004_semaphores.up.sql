@@ -209,9 +209,9 @@ BEGIN
            SET head = CASE WHEN is_head THEN NULL ELSE s.head END, head_until = CASE WHEN is_head THEN NULL ELSE s.head_until END,
                gate_until = CASE WHEN at_gate THEN NULL ELSE s.gate_until END
          WHERE s.id = claim_slots.semaphore AND (is_head OR (at_gate AND s.gate_until IS NOT NULL));
-    ELSIF at_gate AND NOT may THEN
+    ELSIF at_gate THEN
         UPDATE pgbaton.semaphore AS s SET gate_until = clock_timestamp() + interval '0.5 s' -- it asks more often
-         WHERE s.id = claim_slots.semaphore AND s.head_until > clock_timestamp();
+         WHERE s.id = claim_slots.semaphore AND (s.head_until > clock_timestamp() OR s.gate_until > clock_timestamp());
     ELSIF queue > 0 THEN
         UPDATE pgbaton.semaphore AS s SET head = claim_slots.holder, head_until = clock_timestamp() + queue * interval '1 ms'
          WHERE s.id = claim_slots.semaphore

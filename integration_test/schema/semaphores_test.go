@@ -3,6 +3,7 @@ package schema_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -170,6 +171,10 @@ func TestSlots_Turns(t *testing.T) {
 				require.EqualValues(t, 0, claim("-2", pooled))
 				require.EqualValues(t, 1, claim("-1", pooled))
 				for range 2 {
+					require.EqualValues(t, 0, claim("101", atGate), "nothing is free")
+					time.Sleep(400 * time.Millisecond)
+					require.EqualValues(t, 0, claim("101", atGate), "it waits for its turn")
+					time.Sleep(200 * time.Millisecond)
 					free()
 					require.EqualValues(t, 0, claim("-1", pooled), "not one after the other")
 					require.EqualValues(t, 0, claim("-2", pooled), "nor another")

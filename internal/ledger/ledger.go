@@ -20,7 +20,7 @@ type Config struct {
 	TTL    time.Duration
 	Name   string                                              // of the client, for people
 	Pooled bool                                                // a pooler may stand in between
-	Dial   func(ctx context.Context) (*session.Session, error) // ErrNoRoom, and whatever is wrong with the server
+	Dial   func(ctx context.Context) (*session.Session, error) // ErrNoRoom, ErrBusy, or what is wrong with the server
 	Hung   func()                                              // a connection of Dial's was closed
 	Report func(event string, err error)                       // for the log
 }
@@ -120,7 +120,7 @@ func (l *Ledger) wait(ctx context.Context) (*Session, error) {
 	for first := true; ; first = false {
 		l.mu.Lock()
 		s, failure, closed, changed := l.session, l.failure, l.closed, l.changed
-		if s == nil && !closed {
+		if s == nil && !closed && (first || failure == nil) {
 			l.open()
 		}
 		l.mu.Unlock()
@@ -208,17 +208,26 @@ func (l *Ledger) maintain() {
 			l.seat(s)
 		case l.ctx.Err() != nil:
 			return
+		case errors.Is(err, ErrNoRoom):
+			l.fail(err) // it is tried again when somebody asks again
+		case errors.Is(err, ErrBusy):
+			l.rest(firstPause)
 		default:
+			l.cfg.Report("session for rows cannot be opened", err)
 			l.fail(err)
-			select {
-			case <-l.ctx.Done():
-				return
-			case <-time.After(rand.N(pause) + pause/2): //nolint:gosec // jitter, not a secret
-			}
+			l.rest(pause)
 			pause = min(2*pause, longestPause)
-			signal(l.want)
 		}
 	}
+}
+
+// rest pauses about so long, before a session is wanted again.
+func (l *Ledger) rest(pause time.Duration) {
+	select {
+	case <-l.ctx.Done():
+	case <-time.After(rand.N(pause) + pause/2): //nolint:gosec // jitter, not a secret
+	}
+	signal(l.want)
 }
 
 func (l *Ledger) short() bool {
@@ -247,7 +256,6 @@ func (l *Ledger) seat(s *Session) {
 
 // fail tells that there is no session.
 func (l *Ledger) fail(err error) {
-	l.cfg.Report("session for rows cannot be opened", err)
 	l.mu.Lock()
 	l.failure = err
 	l.tellChange()
@@ -281,10 +289,12 @@ func (l *Ledger) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.closed = true
 	l.tellChange()
-	s := l.session
 	l.mu.Unlock()
 	l.stop()
 	l.workers.Wait()
+	l.mu.Lock()
+	s := l.session // one that was being opened is there by now
+	l.mu.Unlock()
 	var err error
 	if s != nil {
 		err = s.link.Close(ctx)
@@ -304,8 +314,12 @@ func (l *Ledger) bury(ctx context.Context) {
 	}
 }
 
-// ErrNoRoom says that the client may open no more connections.
-var ErrNoRoom = errors.New("no connection is left of Config.MaxConns")
+var (
+	// ErrNoRoom says that the client may open no more connections.
+	ErrNoRoom = errors.New("no connection is left of Config.MaxConns")
+	// ErrBusy says that it may as soon as another one is closed, which has been asked to be.
+	ErrBusy = errors.New("all connections of Config.MaxConns are in use at the moment")
+)
 
 func signal(ch chan struct{}) {
 	select {

@@ -222,3 +222,55 @@ func TestLedger_Closed(t *testing.T) {
 	require.ErrorIs(t, err, lockerr.Closed)
 	require.Zero(t, f.open)
 }
+
+// A session that is opened while the ledger is closed is closed with it.
+func TestLedger_CloseWhileOpening(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	s, err := f.dial()
+	require.NoError(t, err)
+	f.workers.Add(1) // as if the goroutine that opens sessions had come so far
+	closed := make(chan error, 1)
+	go func() { closed <- f.Close(context.Background()) }()
+	<-f.Ledger.ctx.Done()
+	f.seat(s)
+	f.workers.Done()
+	require.NoError(t, <-closed)
+	require.False(t, s.Alive())
+	f.note(func() { require.Zero(t, f.open) })
+}
+
+// Who may open no more connections is told so each time, and tries only when it is asked; who may in a moment is waited
+// for.
+func TestLedger_NoRoom(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	dials, reports, reason := 0, 0, fmt.Errorf("%w: for good", ErrNoRoom)
+	l := New(Config{
+		TTL: time.Second, Name: "me",
+		Report: func(string, error) { mu.Lock(); defer mu.Unlock(); reports++ },
+		Dial: func(context.Context) (*session.Session, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			dials++
+			return nil, reason
+		},
+	})
+	for range 2 {
+		_, err := l.Query(t.Context(), &stmtPid)
+		require.ErrorIs(t, err, ErrNoRoom)
+	}
+	time.Sleep(200 * time.Millisecond)
+	mu.Lock()
+	require.LessOrEqual(t, dials, 2)
+	require.Zero(t, reports)
+	reason, dials = ErrBusy, 0
+	mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := l.Query(ctx, &stmtPid)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NoError(t, l.Close(t.Context()))
+	require.Greater(t, dials, 2)
+	require.Zero(t, reports)
+}

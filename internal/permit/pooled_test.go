@@ -3,6 +3,7 @@ package permit
 import (
 	"context"
 	"errors"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/ledger"
+	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
@@ -170,4 +172,72 @@ func TestPooled_ManySlots(t *testing.T) {
 	require.NoError(t, p.Err())
 	require.NoError(t, p.Release())
 	require.Zero(t, dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+}
+
+// What a client held behind a pooler is free when it has been closed, however much that was.
+func TestPooled_CloseFreesEverything(t *testing.T) {
+	t.Parallel()
+	const capacity = 3000
+	f := newFixture(t, capacity, 10*time.Second)
+	_, err := f.line.Acquire(t.Context(), capacity, false)
+	require.NoError(t, err)
+	f.close(t.Context())
+	require.Zero(t, dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+}
+
+// A claim that is answered when its session has been replaced is granted to nobody: the new one has freed it.
+func TestPooled_ClaimToldLate(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 2, 6*time.Second)
+	p, err := f.line.Acquire(t.Context(), 1, false)
+	require.NoError(t, err)
+	require.NoError(t, p.Release())
+	f.mu.Lock()
+	old := f.session
+	f.line.claiming = true // under way
+	f.mu.Unlock()
+	var slots, token string
+	require.NoError(t, f.admin.QueryRow(t.Context(), `SELECT slots::text, token::text
+		FROM pgbaton.claim_slots($1, 42, $2, '{1}', 6000, false, 0, true)`, f.line.id, old.Holder).Scan(&slots, &token))
+	sent, w := time.Now(), &waiter{n: 1, ch: make(chan struct{}, 1)}
+	f.mu.Lock()
+	var a actions
+	require.NoError(t, f.line.enter(w, &a))
+	require.Empty(t, a.ops)
+	f.mu.Unlock()
+	f.proxy.Cut()
+	require.Eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.session != nil && f.session != old
+	}, 5*time.Second, time.Millisecond)
+	c := &claim{line: f.line, session: old, waiters: []*waiter{w}}
+	c.completed(&link.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
+	<-w.ch
+	require.NoError(t, w.err)
+	require.NotEqual(t, token, strconv.FormatInt(w.permit.Token(), 10))
+	held := dbtest.Value[int64](t, f.admin, "SELECT token FROM pgbaton.slot WHERE holder IS NOT NULL")
+	require.Equal(t, held, w.permit.Token(), "it was claimed anew")
+	require.NoError(t, w.permit.Release())
+}
+
+// A block is trusted as its earliest renewal says, when all its parts were answered.
+func TestRound(t *testing.T) {
+	t.Parallel()
+	const span = time.Minute
+	start := time.Now()
+	whole, parts, broken := &block{trusted: start}, &block{trusted: start}, &block{trusted: start}
+	r := round{whole: {parts: 1}, parts: {parts: 3}, broken: {parts: 2}}
+	r.answered(whole, start.Add(1), span)
+	require.Equal(t, start.Add(1+span), whole.trusted)
+	for _, sent := range []time.Duration{5, 3} {
+		r.answered(parts, start.Add(sent), span)
+		require.Equal(t, start, parts.trusted)
+	}
+	r.answered(parts, start.Add(4), span)
+	require.Equal(t, start.Add(3+span), parts.trusted)
+	r.answered(broken, start.Add(1), span)
+	delete(r, broken) // the other failed
+	r.answered(broken, start.Add(1), span)
+	require.Equal(t, start, broken.trusted)
 }

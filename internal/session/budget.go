@@ -16,6 +16,7 @@ type Budget struct {
 	links   int
 	waiting int
 	ledgers int       // at most one
+	rows    bool      // a ledger was asked for: from then on its place is kept
 	asked   time.Time // when a link found no room; zero if it is content
 
 	// Wished is called, if it is set, when a waiting session should leave; see Crowded. It is set before the first Take.
@@ -26,7 +27,7 @@ type Budget struct {
 func NewBudget(most int) *Budget { return &Budget{most: most} }
 
 // Take takes a place for a role. False means that there is none now; for a link or a ledger, a waiting session will
-// then be asked to leave.
+// then be asked to leave, if that helps: see Lasting.
 func (b *Budget) Take(role Role) bool {
 	ok := b.take(role)
 	if !ok && role != Waiting && b.Wished != nil && b.Crowded() {
@@ -38,6 +39,13 @@ func (b *Budget) Take(role Role) bool {
 func (b *Budget) take(role Role) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	kept := 0
+	switch {
+	case role == Ledger:
+		b.rows = true
+	case b.rows && b.ledgers == 0 && b.most >= minSeparate:
+		kept = 1
+	}
 	switch {
 	case role == Waiting:
 		if (b.waiting > 0 && b.wished()) || max(b.links, 1)+b.waiting+b.ledgers >= b.most {
@@ -45,7 +53,7 @@ func (b *Budget) take(role Role) bool {
 		}
 		b.waiting++
 		return true
-	case b.links+b.ledgers >= b.most-1, role == Ledger && b.most < minSeparate:
+	case b.links+b.ledgers+kept >= b.most-1, role == Ledger && b.most < minSeparate:
 		return false // one place is for waiting, and one for a link
 	case b.links+b.waiting+b.ledgers >= b.most:
 		b.asked = time.Now()
@@ -61,6 +69,13 @@ func (b *Budget) take(role Role) bool {
 
 // minSeparate is the smallest budget with a place for a ledger: one connection holds, one waits.
 const minSeparate = 3
+
+// Lasting says whether a ledger will find no place, even if all waiting sessions leave but one.
+func (b *Budget) Lasting() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.most < minSeparate || b.links >= b.most-1
+}
 
 // Give returns a place.
 func (b *Budget) Give(role Role) {
