@@ -31,7 +31,9 @@ const maxCapacity = 10_000
 // Within the process waiters are served in the order of their arrival, and released permits are handed to
 // them without asking the server, for a second at most. Processes that wait stand in PostgreSQL's own queue, and the
 // first of them looks for permits until it has what its first waiter wants; who comes later waits behind it. Behind
-// a pooler they look every now and then instead, and one of them at a time is let through first.
+// a pooler they look every now and then instead, and one of them at a time is let through first, in turn with those
+// who stand in the queue. A client that holds [Config.MaxHeld] locks looks every now and then as well: a place in the
+// queue is a lock.
 type Semaphore struct {
 	client *Client
 	name   string

@@ -150,7 +150,7 @@ func TestSemaphore_TryBesideALargerTry(t *testing.T) {
 				}
 				_ = p.Release(ctx)
 			})
-			for began := time.Now(); time.Since(began) < 20*time.Microsecond; { //nolint:revive // a sleep would be too long
+			for began := time.Now(); time.Since(began) < 20*time.Microsecond; {
 			}
 		}
 		tries.Wait()

@@ -83,7 +83,7 @@ func disturbed(t *testing.T, dsn string) string {
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Permits, DSN: dsn, Key: "s", N: hammerWeight, Goroutines: 6, For: 2 * time.Second,
-			Hold: time.Millisecond, Faults: true,
+			Hold: time.Millisecond, TTL: hammerTTL, Faults: true,
 		}))
 	}
 	ticker := time.NewTicker(50 * time.Millisecond)

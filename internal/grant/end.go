@@ -8,7 +8,8 @@ import "sync"
 type End struct {
 	mu     sync.Mutex
 	reason error
-	done   chan struct{} // made when asked for
+	told   bool          // all that OnEnd was given were called
+	done   chan struct{} // made when asked for; closed when told
 	onEnd  []func(error)
 }
 
@@ -19,13 +20,14 @@ func (e *End) Reason() error {
 	return e.reason
 }
 
-// Done is closed when the grant is over.
+// Done is closed when the grant is over, and whoever OnEnd was given has been told: who sees it closed sees the contexts
+// ended as well.
 func (e *End) Done() <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.done == nil {
 		e.done = make(chan struct{})
-		if e.reason != nil {
+		if e.told {
 			close(e.done)
 		}
 	}
@@ -53,14 +55,18 @@ func (e *End) Finish(reason error) bool {
 		return false
 	}
 	e.reason = reason
+	if tell := e.onEnd; tell != nil {
+		e.onEnd = nil
+		e.mu.Unlock()
+		for _, f := range tell {
+			f(reason)
+		}
+		e.mu.Lock()
+	}
+	defer e.mu.Unlock()
+	e.told = true
 	if e.done != nil {
 		close(e.done)
-	}
-	tell := e.onEnd
-	e.onEnd = nil
-	e.mu.Unlock()
-	for _, f := range tell {
-		f(reason)
 	}
 	return true
 }

@@ -13,7 +13,16 @@ func TestEnd(t *testing.T) {
 	var e End
 	before := e.Done()
 	var told []error
-	e.OnEnd(func(err error) { told = append(told, err) })
+	e.OnEnd(func(err error) {
+		told = append(told, err)
+		for _, done := range []<-chan struct{}{before, e.Done()} {
+			select {
+			case <-done:
+				require.Fail(t, "it is closed before all were told")
+			default:
+			}
+		}
+	})
 	require.NoError(t, e.Reason())
 
 	first, second := errors.New("first"), errors.New("second")

@@ -232,7 +232,7 @@ func TestLedger_CloseWhileOpening(t *testing.T) {
 	f.workers.Add(1) // as if the goroutine that opens sessions had come so far
 	closed := make(chan error, 1)
 	go func() { closed <- f.Close(context.Background()) }()
-	<-f.Ledger.ctx.Done()
+	<-f.ctx.Done()
 	f.seat(s)
 	f.workers.Done()
 	require.NoError(t, <-closed)
