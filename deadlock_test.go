@@ -61,7 +61,8 @@ func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcom
 	return outcomes
 }
 
-func ringKey(name string, i int) pgbaton.Key { return pgbaton.Name(fmt.Sprintf("%s/%d", name, i)) }
+// ringKey has a name that must be quoted in an array.
+func ringKey(name string, i int) pgbaton.Key { return pgbaton.Name(fmt.Sprintf(`%s/%d, "\}`, name, i)) }
 
 // victim requires that exactly one of the waits ended as a deadlock, in time, and returns what its error says.
 func victim(t *testing.T, outcomes []outcome) string {
@@ -88,7 +89,7 @@ func TestDeadlock_Rings(t *testing.T) {
 	a, b, dsn := pair(t)
 	small := newClient(t, dsn, &pgbaton.Config{MaxConns: 2})
 	for name, clients := range map[string][]*pgbaton.Client{
-		"OfOneClient": {a}, "OfTwo": {a, b}, "OfASmallOne": {small},
+		"OfOneClient": {a}, "OfTwo": {a, b}, "OfASmallOne": {small}, "OfASmallAndALargeOne": {small, a}, "OfALargeAndASmallOne": {a, small},
 	} {
 		for _, n := range []int{1, 2, 3, 5} {
 			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
@@ -107,12 +108,12 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 	a, b, _ := pair(t)
 	ctx := t.Context()
 
-	// cross lets two acquires run that wait for one another, and returns how they ended.
-	cross := func(t *testing.T, first, second func() error) []outcome {
+	// cross lets acquires run that wait for one another, and returns how they ended.
+	cross := func(t *testing.T, acquires ...func() error) []outcome {
 		t.Helper()
-		outcomes := make([]outcome, 2)
+		outcomes := make([]outcome, len(acquires))
 		var wg sync.WaitGroup
-		for i, f := range []func() error{first, second} {
+		for i, f := range acquires {
 			wg.Go(func() {
 				began := time.Now()
 				err := f()
@@ -125,7 +126,9 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 	// nested acquires a key with a context that holds another, and gives both back.
 	nested := func(lock *pgbaton.Lock, acquire func(context.Context) (*pgbaton.Lock, error)) func() error {
 		return func() error {
-			second, err := acquire(lock.Context())
+			inner, cancel := context.WithTimeout(lock.Context(), 20*time.Second)
+			defer cancel()
+			second, err := acquire(inner)
 			if err == nil {
 				err = second.Release(ctx)
 			}
@@ -185,11 +188,43 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		outcomes := cross(t,
 			nested(first, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, y) }),
 			nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.AcquireShared(ctx, x) }))
-		for i := range outcomes {
-			outcomes[i].took -= 2 * time.Second // such a wait must be a long one
-		}
 		victim(t, outcomes)
 		<-writer
+	})
+	t.Run("SharedAgainBehindAWriter", func(t *testing.T) {
+		t.Parallel()
+		x := ringKey(t.Name(), 1)
+		lock, err := a.AcquireShared(ctx, x)
+		require.NoError(t, err)
+		writer := background(t, func() (*pgbaton.Lock, error) { return a.Acquire(ctx, x) })
+		time.Sleep(100 * time.Millisecond) // it stands before the second reader
+		began := time.Now()
+		_, err = a.AcquireShared(lock.Context(), x)
+		took := time.Since(began)
+		require.NoError(t, lock.Release(ctx))
+		require.NoError(t, (<-writer).Release(ctx))
+		victim(t, []outcome{{err, took}})
+	})
+	t.Run("TwoCyclesThroughOneWait", func(t *testing.T) {
+		t.Parallel()
+		x, y := ringKey(t.Name(), 1), ringKey(t.Name(), 2)
+		first, err := a.AcquireShared(ctx, x)
+		require.NoError(t, err)
+		second, err := b.AcquireShared(ctx, x)
+		require.NoError(t, err)
+		both, err := a.Acquire(ctx, y)
+		require.NoError(t, err)
+		later := func(d time.Duration, f func() error) func() error {
+			return func() error {
+				time.Sleep(d)
+				return f()
+			}
+		}
+		const gap = 3 * time.Millisecond // so that the one through which both go is neither the oldest nor the youngest
+		victim(t, cross(t,
+			nested(first, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, y) }),
+			later(gap, nested(both, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, x) })),
+			later(2*gap, nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, y) }))))
 	})
 	t.Run("Downgraded", func(t *testing.T) {
 		t.Parallel()
@@ -220,6 +255,26 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 				return errors.Join(err, set.Release(ctx))
 			},
 			nested(lock, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, z) })))
+	})
+	t.Run("AcquireAllWithOneKeyTaken", func(t *testing.T) {
+		t.Parallel()
+		x, y := pgbaton.ID(1_000_001), pgbaton.ID(1_000_002) // in the order in which they are taken
+		lock, err := b.Acquire(ctx, y)
+		require.NoError(t, err)
+		victim(t, cross(t,
+			func() error {
+				bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
+				defer cancel()
+				set, err := a.AcquireAll(bounded, x, y)
+				if err == nil {
+					err = set.Release(ctx)
+				}
+				return err
+			},
+			func() error {
+				time.Sleep(100 * time.Millisecond) // it has x by now
+				return nested(lock, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, x) })()
+			}))
 	})
 	t.Run("NoCycle", func(t *testing.T) {
 		t.Parallel()

@@ -51,10 +51,14 @@ var ErrTooManyLocks = lockerr.TooManyLocks
 // [Client.AcquireAll].
 //
 // The client finds such a cycle, within the process or between processes, in less than 2 s, and ends one of
-// its waits, the youngest; that error matches [ErrNotAcquired] as well. It knows what a goroutine holds by the context
-// of its acquire: it must be, or derive from, [Lock.Context], [LockSet.Context] or what [Client.Do] gives to its
-// function. With [Config.MaxConns] 2, and while the table of waits cannot be reached, cycles between processes are
-// not found.
+// its waits, the youngest; that error matches [ErrNotAcquired] as well. Where several cycles overlap, no more waits end
+// than needed to break them all. With thousands of such waits at the same time it takes longer.
+//
+// The client knows what a goroutine holds by the context of its acquire: it must be, or derive from, [Lock.Context],
+// [LockSet.Context] or what [Client.Do], [Client.Lead] or [Client.Once] gives to its function. Only waits for locks are
+// watched: those of Acquire, AcquireShared, AcquireAll and what is made of them. A wait for a permit of a [Semaphore],
+// or to lead by [Client.Lead], is not, whatever its context says, and permits do not count as held. With
+// [Config.MaxConns] 2, and while the table of waits cannot be reached, only cycles within the process are found.
 //
 // It is also what PostgreSQL's own detector says, for row locks and the locks of [AcquireTx].
 var ErrDeadlock = lockerr.Deadlock

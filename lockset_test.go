@@ -164,6 +164,44 @@ func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 	require.Equal(t, first.Error(), set.Release(ctx).Error())
 }
 
+// A key that is lost while the set waits for another one is acquired anew.
+func TestAcquireAll_LossWhileItWaits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Migrated(t)
+	client, other := newClient(t, dbtest.Named(t, dsn, "loser"), nil), newClient(t, dsn, nil)
+	first, second := pgbaton.ID(1), pgbaton.ID(2) // in the order in which they are taken
+	taken, err := other.Acquire(ctx, second)
+	require.NoError(t, err)
+	conn := dbtest.Connect(t, dsn)
+	sets := make(chan *pgbaton.LockSet)
+	go func() {
+		set, err := client.AcquireAll(ctx, second, first)
+		if err != nil {
+			t.Error(err)
+		}
+		sets <- set
+	}()
+	waiting(t, conn) // for the second
+	_, err = other.TryAcquire(ctx, first)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	dbtest.Value[int64](t, conn,
+		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser'")
+	require.Eventually(t, func() bool { // it is lost, and nobody takes it
+		lock, err := other.TryAcquire(ctx, first)
+		return err == nil && lock.Release(ctx) == nil
+	}, 5*time.Second, time.Millisecond)
+	require.NoError(t, taken.Release(ctx))
+	set := <-sets
+	require.NotNil(t, set)
+	require.NoError(t, set.Err())
+	for _, key := range []pgbaton.Key{first, second} {
+		_, err = other.TryAcquire(ctx, key)
+		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	}
+	require.NoError(t, set.Release(ctx))
+}
+
 // The keys that are released by themselves end the set, too.
 func TestAcquireAll_ReleaseOfOneEndsTheSet(t *testing.T) {
 	t.Parallel()

@@ -72,11 +72,11 @@ var calls = map[string]struct {
 	"strike_leaders(text[],bigint[])": {"SELECT pgbaton.strike_leaders('{scheduler,mail}', '{42,43}')::text", ""},
 	"begin_run(text,interval,bigint)": {"SELECT due FROM pgbaton.begin_run('nightly', '1 hour', 42)", true},
 
-	"publish_wait(bigint,text,bigint,boolean,boolean,bigint[],boolean[],boolean[])": {
-		"SELECT pgbaton.publish_wait(-1, 'k', 1, false, true, '{2,3}', '{f,t}', '{t,f}')", nil,
+	"publish_waits(bigint,text[],bigint[],boolean[],boolean[],integer[],bigint[],boolean[],boolean[])": {
+		"SELECT cardinality(pgbaton.publish_waits(-1, '{k,l}', '{1,5}', '{f,f}', '{t,f}', '{2,0}', '{2,3}', '{f,t}', '{t,f}'))", int32(2),
 	},
 	"withdraw_waits(bigint,bigint[])": {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
-	"waits()":                         {"SELECT count(*) FROM pgbaton.waits()", nil},
+	"waits(bigint,bigint)":            {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(-1, 1) LIMIT 1", nil},
 }
 
 // sqlCalled begins a call with a semaphore.

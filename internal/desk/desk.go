@@ -48,6 +48,7 @@ type Desk struct {
 	crowded   error // what the last look at the lock table found, if too full
 
 	signals sync.Pool     // of channels that are empty and that nobody will write to
+	timers  sync.Pool     // that are stopped
 	want    chan struct{} // another link is wanted
 	stop    context.CancelFunc
 	workers sync.WaitGroup
@@ -57,6 +58,11 @@ type Desk struct {
 func New(ctx context.Context, cfg Config) (*Desk, error) {
 	d := &Desk{cfg: cfg, entries: map[advisory.Key]*entry{}, want: make(chan struct{}, 1)}
 	d.signals.New = func() any { return make(chan struct{}, 1) }
+	d.timers.New = func() any {
+		t := time.NewTimer(time.Hour)
+		t.Stop()
+		return t
+	}
 	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
@@ -70,24 +76,74 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 // Acquire waits for a grant of the key until ctx ends; with try, only for answers that are not other
 // processes' to give. On failure nothing is held, and nothing will be.
 func (d *Desk) Acquire(ctx context.Context, key advisory.Key, mode advisory.Mode, try bool) (*Hold, error) {
+	r, err := d.Begin(ctx, key, mode, try)
+	if err != nil {
+		return nil, err
+	}
+	return r.Wait(ctx)
+}
+
+// Request is an acquire under way. Wait must follow.
+type Request struct {
+	desk  *Desk
+	key   advisory.Key
+	w     *waiter
+	begun time.Time
+}
+
+// longestHelp bounds how long a request that may be waiting for other holders by now reads the answers of others.
+const longestHelp = time.Second / 2
+
+// Begin is the first part of Acquire. When the key is free and nobody else uses the link, the answer is there when it
+// returns; it never waits for other holders.
+func (d *Desk) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, try bool) (Request, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, d.ended(ctx)
+		return Request{}, d.ended(ctx)
 	}
 	w := &waiter{mode: mode, try: try, ch: d.signals.Get().(chan struct{})} //nolint:forcetypeassert // there is nothing else in it
 	w.until, _ = ctx.Deadline()
 	a := actions{now: time.Now()}
 	helping, err := d.enter(key, w, &a)
 	if err != nil {
-		return nil, err
+		return Request{}, err
 	}
 	d.run(&a, helping)
 	if helping != nil {
-		helping.link.Help(ctx, func() bool { return len(w.ch) > 0 })
+		helping.link.Help(ctx, func() bool { return len(w.ch) > 0 || time.Since(a.now) > longestHelp })
 	}
+	return Request{d, key, w, a.now}, nil
+}
+
+// Within says whether the request is answered, or ctx has ended, within a time from its beginning. It costs nothing if
+// that is so at once, and little otherwise.
+func (r Request) Within(ctx context.Context, d time.Duration) bool {
+	if len(r.w.ch) > 0 {
+		return true
+	}
+	t := r.desk.timers.Get().(*time.Timer) //nolint:forcetypeassert // there is nothing else in it
+	t.Reset(d - time.Since(r.begun))
+	defer func() {
+		t.Stop()
+		r.desk.timers.Put(t)
+	}()
+	select {
+	case <-r.w.ch:
+		r.w.ch <- struct{}{} // for Wait; there is room again, and nobody else writes or reads
+		return true
+	case <-ctx.Done():
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// Wait is the second part of Acquire, and gives its answer. Its context may end sooner than that of Begin.
+func (r Request) Wait(ctx context.Context) (*Hold, error) {
+	d, w := r.desk, r.w
 	select {
 	case <-w.ch:
 	case <-ctx.Done():
-		if d.abandon(key, w) {
+		if d.abandon(r.key, w) {
 			return nil, d.ended(ctx)
 		}
 		<-w.ch // it was answered meanwhile
