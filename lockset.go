@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
@@ -244,14 +245,14 @@ func (s *LockSet) Jeopardy() <-chan struct{} {
 		}
 	}
 	for _, signal := range signals {
-		if len(signals) == 1 || isClosed(signal) {
+		if len(signals) == 1 || chans.Closed(signal) {
 			return signal
 		}
 	}
 	d := &s.danger
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.signal != nil && !isClosed(d.signal) {
+	if d.signal != nil && !chans.Closed(d.signal) {
 		return d.signal // the connections' signals are open, so they are those that it watches
 	}
 	combined := make(chan struct{})
@@ -264,19 +265,10 @@ func (s *LockSet) Jeopardy() <-chan struct{} {
 			case <-combined:
 			case <-s.end.Done():
 			}
-			if isClosed(signal) {
+			if chans.Closed(signal) {
 				once.Do(func() { close(combined) })
 			}
 		}()
 	}
 	return combined
-}
-
-func isClosed(signal <-chan struct{}) bool {
-	select {
-	case <-signal:
-		return true
-	default:
-		return false
-	}
 }

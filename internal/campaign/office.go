@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
@@ -124,8 +125,8 @@ func (c *Campaign) Leave() {
 		delete(o.posts, c.post.name)
 	}
 	o.mu.Unlock()
-	signal(o.tries) // there may be nothing left to do
-	signal(o.rows)
+	chans.Signal(o.tries) // there may be nothing left to do
+	chans.Signal(o.rows)
 }
 
 // Elect waits until the campaign leads, or ctx ends.
@@ -140,7 +141,7 @@ func (c *Campaign) Elect(ctx context.Context) (*Term, error) {
 	p.waiting = append(p.waiting, answer)
 	if len(p.waiting) == 1 && p.term == nil {
 		p.hurry = time.Now()
-		signal(o.tries)
+		chans.Signal(o.tries)
 	}
 	o.mu.Unlock()
 	select {
@@ -224,11 +225,4 @@ func (o *Office) Close(ctx context.Context) {
 	}
 	o.stop()
 	o.workers.Wait()
-}
-
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
 }

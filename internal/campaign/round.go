@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/desk"
 )
 
@@ -109,7 +110,7 @@ func (o *Office) try(posts []*post) {
 		t.Hold.OnEnd(t.finished)
 	}
 	if len(terms) > 0 {
-		signal(o.rows)
+		chans.Signal(o.rows)
 	}
 }
 
@@ -125,6 +126,6 @@ func (o *Office) heardFree(payload string) {
 	p := o.posts[strings.TrimPrefix(payload, freePrefix)]
 	if p != nil && len(p.waiting) > 0 && p.term == nil {
 		p.hurry = time.Now().Add(rand.N(spread)) //nolint:gosec // jitter, not a secret
-		signal(o.tries)
+		chans.Signal(o.tries)
 	}
 }

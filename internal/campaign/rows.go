@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
@@ -26,7 +27,7 @@ func (o *Office) strike(t *Term) *strike {
 	if t.stricken == nil {
 		t.stricken = &strike{t.post.name, t.Hold.Token(), make(chan struct{})}
 		o.strikes = append(o.strikes, t.stricken)
-		signal(o.rows)
+		chans.Signal(o.rows)
 	}
 	return t.stricken
 }

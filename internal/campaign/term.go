@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
@@ -99,7 +100,7 @@ func (t *Term) End() error {
 	case <-timer.C:
 	case <-o.stopped:
 	}
-	signal(o.tries) // there may be others who wait for it here
+	chans.Signal(o.tries) // there may be others who wait for it here
 	close(t.over)
 	return t.result
 }

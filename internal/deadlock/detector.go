@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/pgbaton/pgbaton/internal/chans"
 )
 
 // Detector watches the waits of one client.
@@ -77,10 +79,7 @@ func (d *Detector) work() {
 		go d.look()
 		return
 	}
-	select {
-	case d.nudge <- struct{}{}:
-	default:
-	}
+	chans.Signal(d.nudge)
 }
 
 // Over says that the wait has ended.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 )
 
@@ -53,22 +54,13 @@ func (h *Hold) Downgrade(ctx context.Context) error {
 	}
 	if len(a.ops) > 0 {
 		d.run(&a, h.seat)
-		h.seat.link.Help(ctx, func() bool { return isClosed(s.done) })
+		h.seat.link.Help(ctx, func() bool { return chans.Closed(s.done) })
 	}
 	select {
 	case <-s.done:
 		return s.err
 	case <-ctx.Done():
 		return fmt.Errorf("the downgrade is still under way: %w", ctx.Err())
-	}
-}
-
-func isClosed(ch <-chan struct{}) bool {
-	select {
-	case <-ch:
-		return true
-	default:
-		return false
 	}
 }
 

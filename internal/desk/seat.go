@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
@@ -183,7 +184,7 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 // Closed implements [link.Handler].
 func (s *seat) Closed() {
 	s.desk.cfg.Hung()
-	signal(s.desk.want) // there is room for another
+	chans.Signal(s.desk.want) // there is room for another
 }
 
 // lose takes an entry off its lost seat; those who wait ask again elsewhere.
@@ -226,7 +227,7 @@ func (d *Desk) pick() *seat {
 		}
 	}
 	if best == nil || (best.held >= d.cfg.PerLink && len(d.seats) < d.cfg.MaxLinks) {
-		signal(d.want)
+		chans.Signal(d.want)
 	}
 	return best
 }
@@ -325,11 +326,4 @@ func (d *Desk) failed(err error) {
 	}
 	d.mu.Unlock()
 	d.run(&a, nil)
-}
-
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
 }

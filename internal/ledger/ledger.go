@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
@@ -112,7 +113,7 @@ func (l *Ledger) open() {
 		l.workers.Add(1)
 		go l.maintain()
 	}
-	signal(l.want)
+	chans.Signal(l.want)
 }
 
 // wait returns the session once there is one. It fails when one cannot be opened.
@@ -227,7 +228,7 @@ func (l *Ledger) rest(pause time.Duration) {
 	case <-l.ctx.Done():
 	case <-time.After(rand.N(pause) + pause/2): //nolint:gosec // jitter, not a secret
 	}
-	signal(l.want)
+	chans.Signal(l.want)
 }
 
 func (l *Ledger) short() bool {
@@ -242,7 +243,7 @@ func (l *Ledger) seat(s *Session) {
 	if s.cause != nil {
 		l.gone = append(l.gone, s.link)
 		l.mu.Unlock()
-		signal(l.want)
+		chans.Signal(l.want)
 		return
 	}
 	l.session, l.failure = s, nil
@@ -320,10 +321,3 @@ var (
 	// ErrBusy says that it may as soon as another one is closed, which has been asked to be.
 	ErrBusy = errors.New("all connections of Config.MaxConns are in use at the moment")
 )
-
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
-}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
@@ -99,7 +100,7 @@ func (s *Session) Lost(ops []*link.Op, cause error) {
 // Closed implements [link.Handler].
 func (s *Session) Closed() {
 	s.ledger.cfg.Hung()
-	signal(s.ledger.want)
+	chans.Signal(s.ledger.want)
 }
 
 // Notified implements [link.Listener].

@@ -3,6 +3,8 @@ package link
 import (
 	"sync"
 	"time"
+
+	"github.com/pgbaton/pgbaton/internal/chans"
 )
 
 // jeopardy is the signal that more than half of the trust is gone without an answer.
@@ -24,7 +26,7 @@ func (l *Link) Jeopardy() <-chan struct{} {
 		if j.raised {
 			close(j.signal)
 		}
-		signal(l.nudge) // the keeper must be there at the time
+		chans.Signal(l.nudge) // the keeper must be there at the time
 	}
 	return j.signal
 }

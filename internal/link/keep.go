@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -57,7 +58,7 @@ func (l *Link) upkeep(now time.Time) time.Duration {
 		wait = min(wait, pingEvery)
 	}
 	if standBy {
-		signal(l.wake) // when it yields it will nudge
+		chans.Signal(l.wake) // when it yields it will nudge
 	} else if !attended {
 		wait = min(wait, idleAfter) // callers read for themselves; look again soon
 	}

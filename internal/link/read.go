@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -46,7 +47,7 @@ func (l *Link) Attend() {
 	needed := !l.reading && (len(l.flight) > 0 || len(l.failed) > 0)
 	l.mu.Unlock()
 	if needed {
-		signal(l.wake)
+		chans.Signal(l.wake)
 	}
 }
 
@@ -74,7 +75,7 @@ func (l *Link) yield() {
 	due := len(l.flight) > 0 || len(l.failed) > 0
 	l.mu.Unlock()
 	if due {
-		signal(l.wake)
+		chans.Signal(l.wake)
 	}
 }
 
@@ -106,7 +107,7 @@ func (l *Link) attend() {
 		case <-l.wake:
 		}
 		if _, ok := l.claim(true); !ok {
-			signal(l.nudge) // a caller was faster; the keeper must look again when it has left
+			chans.Signal(l.nudge) // a caller was faster; the keeper must look again when it has left
 			continue
 		}
 		err := l.serve()
@@ -114,7 +115,7 @@ func (l *Link) attend() {
 		if err != nil && !errors.Is(err, errInterrupted) {
 			return // the link has failed
 		}
-		signal(l.nudge)
+		chans.Signal(l.nudge)
 	}
 }
 
@@ -316,12 +317,4 @@ func (l *Link) complete(b *batch) {
 
 func isFatal(msg *pgproto3.ErrorResponse) bool {
 	return msg.SeverityUnlocalized == "FATAL" || msg.SeverityUnlocalized == "PANIC"
-}
-
-// signal leaves a mark for a goroutine that has not yet seen the last one, or has.
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
@@ -221,7 +222,7 @@ func (d *Desk) notified(payload string) {
 		if l == nil {
 			return
 		}
-		signal(l.poke)
+		chans.Signal(l.poke)
 		if !freed && l.waiters.Len() > 0 {
 			l.inquire(a)
 		}
@@ -284,10 +285,3 @@ var errClosed = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lo
 
 // Wait waits for the desk's goroutines, after Close and when the links are gone.
 func (d *Desk) Wait() { d.workers.Wait() }
-
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
-}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
@@ -144,7 +145,7 @@ func (l *Line) remove(w *waiter) {
 func (l *Line) Resized(capacity int) {
 	l.desk.step(func(a *actions) {
 		l.resized(capacity, a)
-		signal(l.poke)
+		chans.Signal(l.poke)
 	})
 	l.desk.cfg.Ledger.Notify(resizedPrefix + strconv.FormatInt(l.gate.ID, 10))
 }
@@ -213,7 +214,7 @@ func (l *Line) abandon(w *waiter) bool {
 		l.remove(w)
 		l.advance(a)
 		if first {
-			signal(l.poke) // the next may want less
+			chans.Signal(l.poke) // the next may want less
 		}
 	})
 	return dropped

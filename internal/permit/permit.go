@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
@@ -277,7 +278,7 @@ func (d *Desk) freed(op *link.Op, leaving []*leave) {
 		}
 		for _, gate := range answer.awaited {
 			if l := d.gates[gate]; l != nil && l.atGate {
-				signal(l.poke)
+				chans.Signal(l.poke)
 			} else {
 				a.notify = append(a.notify, gate)
 			}
