@@ -124,7 +124,8 @@ func TestTokens_Upgrade(t *testing.T) {
 // The schema is taken away and made again, soon after a repair.
 func TestTokens_DownAndUp(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := dbtest.Empty(t)
+	migrate(t, dsn)
 	conn := dbtest.Connect(t, dsn)
 	var h history
 	for range 3 {
