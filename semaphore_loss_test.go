@@ -94,8 +94,8 @@ func TestPermit_SessionEnded(t *testing.T) {
 // On a dead network the holder is told before anybody else is given the permit.
 func TestPermit_SilentNetwork(t *testing.T) {
 	t.Parallel()
-	const ttl = 2 * time.Second
-	s, dsn, _ := openSemaphore(t, 1, ttl)
+	const ttl = 4 * time.Second
+	s, dsn, admin := openSemaphore(t, 1, ttl)
 	far, proxy := through(t, dsn, ttl, 1)
 	ctx := t.Context()
 	p, err := far.Acquire(ctx, 1)
@@ -119,6 +119,7 @@ func TestPermit_SilentNetwork(t *testing.T) {
 	<-jeopardy
 	<-p.Done()
 	told := time.Now()
+	require.True(t, dbtest.Value[bool](t, admin, "SELECT expires_at > clock_timestamp() FROM pgbaton.slot"), "told too late")
 	require.Equal(t, pgbaton.LostLease, pgbaton.LossReasonOf(p.Err()))
 	require.True(t, told.Before(<-granted), "granted to another before the holder was told")
 	wg.Wait()

@@ -241,3 +241,32 @@ func TestRound(t *testing.T) {
 	r.answered(broken, start.Add(1), span)
 	require.Equal(t, start, broken.trusted)
 }
+
+// On a dead network the permit is over before the slot can be claimed by others. Nothing else says so: the end of the
+// connection does not matter behind a pooler.
+func TestPooled_SilentNetwork(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, 4*time.Second)
+	p, err := f.line.Acquire(t.Context(), 1, false)
+	require.NoError(t, err)
+	f.proxy.Stall(true)
+	<-p.Done()
+	require.True(t, dbtest.Value[bool](t, f.admin, "SELECT expires_at > clock_timestamp() FROM pgbaton.slot"), "told too late")
+	require.ErrorIs(t, p.Err(), lockerr.Lost)
+	f.proxy.Stall(false)
+}
+
+// Behind a pooler no session can vouch for the token sequence, so every claim looks whether it can be trusted.
+func TestPooled_TokensAreLookedAfter(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, 4*time.Second)
+	var last int64
+	for range 3 {
+		p, err := f.line.Acquire(t.Context(), 1, false)
+		require.NoError(t, err)
+		require.Greater(t, p.Token(), last)
+		last = p.Token()
+		require.NoError(t, p.Release())
+		dbtest.Exec(t, f.admin, "DELETE FROM pgbaton.incarnation; SELECT setval('pgbaton.token', 32)") // as after a crash
+	}
+}
