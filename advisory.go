@@ -64,7 +64,7 @@ func (c *Client) TryAcquireShared(ctx context.Context, key Key) (*Lock, error) {
 
 func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try bool) (*Lock, error) {
 	if err := key.validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("acquire lock: %w", err)
 	}
 	if c.reduced != nil {
 		return nil, fmt.Errorf("acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
@@ -175,10 +175,9 @@ func (l *Lock) Downgrade(ctx context.Context) error {
 // or for a hand-over within the process the client's trust in its connection, can say. An error that
 // matches [ErrLost] means that it was not, or that nobody can tell; there is nothing left to release.
 //
-// It is safe to call twice, in defer, and after ctx has ended: ctx is only a source of values, and a
-// release is never cut short. It returns within TTL on a dead network. A second call returns what the
-// first did.
-func (l *Lock) Release(_ context.Context) error {
+// It is safe to call twice, in defer, and after ctx has ended: a release is never cut short, and ctx is not
+// used. It returns within TTL on a dead network. A second call returns what the first did.
+func (l *Lock) Release(ctx context.Context) error {
 	if err := l.hold.Release(); err != nil {
 		return fmt.Errorf("release lock %v: %w", l.key, err)
 	}

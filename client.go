@@ -146,7 +146,8 @@ type Client struct {
 
 // New makes a client for the database of a pool. It takes the pool's connection config, with its
 // BeforeConnect and AfterConnect for every connection, and opens connections of its own; the
-// pool itself is neither used nor altered, and may be closed before or after the client.
+// pool itself is neither used nor altered, and may be closed before or after the client. The connections'
+// application_name is "pgbaton" unless the config has one.
 //
 // New connects, and on failure returns an error that says what to do and matches [ErrPooler],
 // [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
@@ -237,7 +238,7 @@ func (c *Client) keepRows() {
 func (c *Client) dialLedger(ctx context.Context) (*session.Session, error) {
 	if !c.budget.Take(session.Ledger) {
 		if c.budget.Lasting() {
-			return nil, fmt.Errorf("%w (%d): semaphores and leaders need one; raise it, or use them before many locks are held",
+			return nil, fmt.Errorf("%w (%d): semaphores, leaders and Once need one; raise it, or use them before many locks are held",
 				ledger.ErrNoRoom, c.cfg.MaxConns)
 		}
 		return nil, ledger.ErrBusy

@@ -1,5 +1,6 @@
-// Package pgbaton locks things with the PostgreSQL that a service already runs on: exclusive and shared locks
-// between processes, each grant with a fencing token, without a second system to operate.
+// Package pgbaton locks things with the PostgreSQL that a service already runs on: exclusive and shared locks,
+// semaphores and leaders between processes, row locks and optimistic updates, each grant with a fencing token, without a
+// second system to operate.
 //
 // # What it guarantees
 //
@@ -26,7 +27,7 @@
 //     Whoever writes to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
 //     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
-//     it, a deadlock ends after 2 s at the latest with [ErrDeadlock] for one side; else it lasts.
+//     it, a deadlock ends within 2 s, later among thousands of such waits, with [ErrDeadlock] for one side; else it lasts.
 //   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
 //   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
 //   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
@@ -60,7 +61,6 @@
 //     touches something outside the database. [Client.AcquireAll]: on several things.
 //   - [Client.Lead]: work that one process of many does all the time, and another when that one ends.
 //   - [Client.Once]: work that every replica is told to do at a time, and one should.
-//   - [Client.AcquireAll]: several keys at once.
 //   - [Client.Semaphore]: work that so many may do at the same time, such as calls of a slow partner.
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.

@@ -41,7 +41,8 @@ const (
 //	"invoice/42" -2627838530059473662
 //	"größe"       7940386736104268567
 //
-// A name is 1 to 512 bytes of UTF-8 without NUL; another makes every call with the key fail.
+// A name is 1 to 512 bytes of UTF-8 without NUL; another makes every call with the key fail. Names that begin with
+// "pgbaton/" are the library's own: whoever holds one stands in the way of a semaphore or a leader.
 func Name(name string) Key {
 	sum := sha256.Sum256([]byte("pgbaton:" + name))
 	id := int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // the bits are the key
@@ -75,17 +76,25 @@ func (k Key) String() string {
 
 // validate says what is wrong with a key, for people.
 func (k Key) validate() error {
-	switch {
-	case k.kind == keyInvalid:
+	switch k.kind {
+	case keyInvalid:
 		return fmt.Errorf("pgbaton: the zero Key is not a key: make one with Name, ID or Pair")
-	case k.kind != keyName:
+	case keyName:
+		return validateName("key", k.name, maxNameLength)
+	default:
 		return nil
-	case k.name == "":
-		return fmt.Errorf(`pgbaton: key name "" is empty`)
-	case len(k.name) > maxNameLength:
-		return fmt.Errorf("pgbaton: key name %q… has %d bytes, the most is %d", k.name[:32], len(k.name), maxNameLength)
-	case !utf8.ValidString(k.name) || strings.ContainsRune(k.name, 0):
-		return fmt.Errorf("pgbaton: key name %q is not UTF-8 without NUL", k.name)
+	}
+}
+
+// validateName says what is wrong with the name of something, for people.
+func validateName(of, name string, most int) error {
+	switch {
+	case name == "":
+		return fmt.Errorf(`pgbaton: %s name "" is empty`, of)
+	case len(name) > most:
+		return fmt.Errorf("pgbaton: %s name %q… has %d bytes, the most is %d", of, name[:32], len(name), most)
+	case !utf8.ValidString(name) || strings.ContainsRune(name, 0):
+		return fmt.Errorf("pgbaton: %s name %q is not UTF-8 without NUL", of, name)
 	}
 	return nil
 }

@@ -37,7 +37,8 @@ type LeaderInfo struct {
 //
 // After a resignation, also by an error, the client holds back from the name for 2 s, so that another one leads if there
 // is one. When a leader resigns, others have the term within milliseconds, when its process dies within a second and a
-// half, and when it stands still within [Config.TTL] and a second.
+// half, and when it stands still within [Config.TTL] and a second. When all have resigned within 2 s, nobody leads until
+// the first of them may again. A name is 1 to 497 bytes of UTF-8 without NUL.
 //
 // On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
 //
@@ -168,7 +169,8 @@ func (c *Client) Resign(ctx context.Context, name string) error {
 }
 
 // RequestResign asks whoever leads a name to resign, in whichever process it is, and does not wait for it. The leader
-// hears of it at once, or, if the notification is lost, within 5 s. [ErrNotFound] says that nobody leads.
+// hears of it at once, or, if the notification is lost, within 5 s. [ErrNotFound] says that nobody leads. If ctx ends
+// during the call, the leader may have been asked.
 func (c *Client) RequestResign(ctx context.Context, name string) error {
 	if _, err := c.leaderKey(name); err != nil {
 		return fmt.Errorf("request to resign: %w", err)
@@ -181,23 +183,25 @@ func (c *Client) RequestResign(ctx context.Context, name string) error {
 
 // leaderKey is the key of a leader's lock, if there can be one.
 func (c *Client) leaderKey(name string) (Key, error) {
-	if name == "" {
-		return Key{}, errors.New(`pgbaton: leader name "" is empty`)
-	}
-	key := Name(leaderPrefix + name)
-	if err := key.validate(); err != nil {
+	if err := validateName("leader", name, maxNameLength-len(leaderPrefix)); err != nil {
 		return Key{}, err
 	}
-	return key, c.sideSession()
+	return Name(leaderPrefix + name), c.sideSession()
 }
 
 // sideSession says why the client has no connection for rows and notifications, if so.
 func (c *Client) sideSession() error {
-	switch {
-	case c.reduced != nil:
+	if c.reduced != nil {
 		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
-	case c.cfg.MaxConns <= minMaxConns:
-		return fmt.Errorf("pgbaton: this needs a third connection, and Config.MaxConns is %d", c.cfg.MaxConns)
+	}
+	return c.thirdConnection()
+}
+
+// thirdConnection says whether the client may have one for rows, besides those that hold locks and wait.
+func (c *Client) thirdConnection() error {
+	if c.cfg.MaxConns <= minMaxConns {
+		return fmt.Errorf("pgbaton: semaphores, leaders and Once need a third connection, and Config.MaxConns is %d: raise it",
+			c.cfg.MaxConns)
 	}
 	return nil
 }

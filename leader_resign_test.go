@@ -72,7 +72,7 @@ func TestLead_FailureIsAResignation(t *testing.T) {
 	select {
 	case second := <-others:
 		require.Greater(t, second.term, first.term)
-		second.finish <- nil
+		second.finish <- errors.New("it campaigns no more")
 		soon(t, terms)
 		require.GreaterOrEqual(t, time.Since(failed), 2*time.Second)
 	case <-terms:
@@ -146,6 +146,9 @@ func TestLead_RequestResign(t *testing.T) {
 		second := soon(t, others)
 		require.Greater(t, second.term, first.term)
 		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		require.ErrorIs(t, b.RequestResign(ended, "request"), context.Canceled)
 		require.NoError(t, second.ctx.Err(), "a request is for one term")
 		require.NoError(t, b.RequestResign(ctx, "request"), "the leader's own client")
 		<-second.ctx.Done()

@@ -52,7 +52,7 @@ func (c *Client) TryAcquireAll(ctx context.Context, keys ...Key) (*LockSet, erro
 func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet, error) {
 	given, ordered, err := distinct(keys)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("acquire locks: %w", err)
 	}
 	if c.reduced != nil {
 		return nil, fmt.Errorf("acquire locks: the client is reduced to what transactions can do: %w", c.reduced)
@@ -202,7 +202,7 @@ func (s *LockSet) Err() error {
 // Release ends the set, all its locks in one round trip. Nil means that every one was held without a break until
 // this call; otherwise the error says which were not, as [Lock.Release] does. It is safe to call twice, in
 // defer, and after ctx has ended. A second call returns what the first did.
-func (s *LockSet) Release(_ context.Context) error {
+func (s *LockSet) Release(ctx context.Context) error {
 	errs := s.client.desk.ReleaseMany(s.holds())
 	for i, err := range errs {
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 // NotDueError is the [ErrNotAcquired] of [Client.Once].
 type NotDueError struct {
 	Key     Key
-	Running bool      // somebody else runs it, or is about to
+	Running bool      // the window has passed, but somebody else runs it, or is about to; else nobody has looked
 	Last    time.Time // when the last run began, by the database's clock; zero if it is not known
 	Next    time.Time // when the next one may begin; zero if it is not known
 }
@@ -26,7 +26,7 @@ func (e *NotDueError) Error() string {
 		return fmt.Sprintf("%v: somebody else is running it; the last run that is known began at %s",
 			ErrNotAcquired, stamp(e.Last))
 	}
-	return fmt.Sprintf("%v: it last ran at %s and may run again at %s", ErrNotAcquired, stamp(e.Last), stamp(e.Next))
+	return fmt.Sprintf("%v: its last run began at %s, the next may at %s", ErrNotAcquired, stamp(e.Last), stamp(e.Next))
 }
 
 // Unwrap makes the error match [ErrNotAcquired].

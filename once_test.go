@@ -42,7 +42,7 @@ func TestOnce(t *testing.T) {
 			require.Equal(t, key, notDue.Key)
 			require.Equal(t, window, notDue.Next.Sub(notDue.Last))
 			require.False(t, notDue.Running)
-			require.ErrorContains(t, err, "may run again at")
+			require.ErrorContains(t, err, "the next may at")
 		}
 		require.Eventually(t, func() bool {
 			return b.Once(ctx, key, window, func(_ context.Context, lock *pgbaton.Lock) error {

@@ -54,9 +54,9 @@ func (p *Permit) Err() error {
 // Release ends the permit. Nil means that it was held without a break until this call. An error that matches
 // [ErrLost] means that it was not, or that nobody can tell; there is nothing left to release.
 //
-// It is safe to call twice, in defer, and after ctx has ended: ctx is only a source of values, and a release is
-// never cut short. It returns within TTL on a dead network. A second call returns what the first did.
-func (p *Permit) Release(_ context.Context) error {
+// It is safe to call twice, in defer, and after ctx has ended: a release is never cut short, and ctx is not used. It
+// returns within TTL on a dead network. A second call returns what the first did.
+func (p *Permit) Release(ctx context.Context) error {
 	if err := p.permit.Release(); err != nil {
 		return fmt.Errorf("release permit of semaphore %q: %w", p.semaphore.name, err)
 	}

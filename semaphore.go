@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/link"
@@ -56,7 +54,7 @@ var (
 	}
 )
 
-// Semaphore opens the semaphore of a name, and creates it if there is none. The capacity, at least 1 and at most
+// Semaphore creates the semaphore of a name, or opens it if there is one. The capacity, at least 1 and at most
 // 10,000, must be the one that it has, else the error matches [ErrCapacityMismatch] and says both; see
 // [Semaphore.Resize]. A name is one to 512 bytes of UTF-8 without NUL. The client needs [Config.MaxConns] of
 // 3 or more.
@@ -93,8 +91,11 @@ func validateCapacity(name string, capacity int) error {
 }
 
 func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte) (*Semaphore, int, error) {
-	if name == "" || len(name) > maxNameLength || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
-		return nil, 0, fmt.Errorf("pgbaton: semaphore name %.32q is not 1 to %d bytes of UTF-8 without NUL", name, maxNameLength)
+	if err := validateName("semaphore", name, maxNameLength); err != nil {
+		return nil, 0, fmt.Errorf("open semaphore: %w", err)
+	}
+	if err := c.thirdConnection(); err != nil {
+		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
 	}
 	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity)
 	if err != nil {
@@ -179,14 +180,15 @@ func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, 
 // fraction of a second if they are elsewhere. Lowering it takes permits from nobody: those who hold them finish, and
 // none is granted until fewer are held than the new capacity; only that for a second other processes may
 // still hand theirs on among their own goroutines. Who waits for more than the capacity gets [ErrOverCapacity].
-// While others hold rows of the semaphore, it tries until ctx ends.
+// While others hold rows of the semaphore, it tries until ctx ends. If ctx ends during the call, it may have taken
+// effect.
 func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	if err := validateCapacity(s.name, capacity); err != nil {
 		return err
 	}
 	rows, err := s.resize(ctx, capacity)
 	if err == nil && (len(rows) != 1 || rows[0][0] == nil) {
-		err = fmt.Errorf("%w: it was removed", ErrNotFound)
+		err = errRemoved
 	}
 	if err != nil {
 		return fmt.Errorf("resize semaphore %q: %w", s.name, err)
@@ -210,20 +212,40 @@ func (s *Semaphore) resize(ctx context.Context, capacity int) ([][][]byte, error
 
 // Available is how many permits could be acquired at this moment, if nobody waited for them.
 func (s *Semaphore) Available(ctx context.Context) (int, error) {
+	_, available, err := s.state(ctx)
+	return available, err
+}
+
+// Capacity is how many permits there are for everybody together. While more are held, since it was lowered, none is
+// granted.
+func (s *Semaphore) Capacity(ctx context.Context) (int, error) {
+	capacity, _, err := s.state(ctx)
+	return capacity, err
+}
+
+func (s *Semaphore) state(ctx context.Context) (capacity, available int, err error) {
 	rows, err := s.client.rows(ctx, &stmtSemaphoreState, []byte(strconv.Itoa(int(s.id))))
 	if err == nil && len(rows) != 1 {
-		err = fmt.Errorf("%w: it was removed", ErrNotFound)
+		err = errRemoved
+	}
+	if err == nil {
+		var err1, err2 error
+		capacity, err1 = strconv.Atoi(string(rows[0][0]))
+		available, err2 = strconv.Atoi(string(rows[0][1]))
+		err = errors.Join(err1, err2)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return 0, 0, fmt.Errorf("look at semaphore %q: %w", s.name, err)
 	}
-	return strconv.Atoi(string(rows[0][1]))
+	return capacity, available, nil
 }
+
+var errRemoved = fmt.Errorf("%w: it was removed", ErrNotFound)
 
 // SemaphoreHolder is a claim of permits. Within its process, permits of a claim may be handed from goroutine to
 // goroutine.
 type SemaphoreHolder struct {
-	Name      string        // of the client, see [Config.Name]
+	Holder    string        // the client's [Config.Name]
 	Permits   int           // that the claim holds
 	Token     Token         // of the claim; permits handed over in the process have slightly greater ones
 	ExpiresIn time.Duration // until then it is held unless it is renewed
@@ -235,6 +257,10 @@ func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
 	}
+	if len(rows) == 0 { // nobody, or no semaphore
+		_, _, err := s.state(ctx)
+		return nil, err
+	}
 	holders := make([]SemaphoreHolder, len(rows))
 	for i, row := range rows {
 		permits, err1 := strconv.Atoi(string(row[2]))
@@ -244,7 +270,7 @@ func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 			return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
 		}
 		holders[i] = SemaphoreHolder{
-			Name: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,
+			Holder: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,
 		}
 	}
 	return holders, nil

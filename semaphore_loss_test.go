@@ -250,7 +250,7 @@ func TestSemaphore_NoRoomForASession(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, dbtest.Migrated(t), &pgbaton.Config{MaxConns: 2})
 	_, err := client.Semaphore(t.Context(), "s", 2)
-	require.ErrorContains(t, err, "MaxConns (2)")
+	require.ErrorContains(t, err, "Config.MaxConns is 2")
 }
 
 // A session that is lost under a question is not the asker's trouble.

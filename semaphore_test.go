@@ -60,7 +60,7 @@ func TestSemaphore_AcquireRelease(t *testing.T) {
 	holders, err := s.Holders(ctx)
 	require.NoError(t, err)
 	require.Len(t, holders, 2)
-	require.Equal(t, "me", holders[1].Name)
+	require.Equal(t, "me", holders[1].Holder)
 	require.Equal(t, 2, holders[1].Permits)
 	require.Equal(t, two.Token(), holders[1].Token)
 	require.Positive(t, holders[1].ExpiresIn)
@@ -304,7 +304,33 @@ func TestSemaphore_Removed(t *testing.T) {
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 	_, err = s.Available(t.Context())
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
+	_, err = s.Holders(t.Context())
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 	require.ErrorIs(t, s.Resize(t.Context(), 3), pgbaton.ErrNotFound)
+}
+
+// A call whose context has ended does nothing.
+func TestSemaphore_EndedContext(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	s, dsn, _ := openSemaphore(t, 2, 0)
+	client := newClient(t, dsn, nil)
+	require.ErrorIs(t, s.Resize(ended, 4), context.Canceled)
+	_, err := client.Semaphore(ended, "other", 1)
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = s.Available(ended)
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = s.Holders(ended)
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorIs(t, client.RequestResign(ended, "x"), context.Canceled)
+
+	capacity, err := s.Capacity(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 2, capacity)
+	_, err = client.OpenSemaphore(ctx, "other")
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 }
 
 // A try is not refused because another one wants more than there is.

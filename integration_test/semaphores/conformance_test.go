@@ -71,7 +71,7 @@ func conform(t *testing.T, dsn string) {
 	holders, err := a.Holders(ctx)
 	require.NoError(t, err)
 	require.Len(t, holders, 2)
-	require.Equal(t, "b", holders[0].Name)
+	require.Equal(t, "b", holders[0].Holder)
 
 	require.NoError(t, a.Resize(ctx, 1))
 	require.NoError(t, one.Release(ctx))

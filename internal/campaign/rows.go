@@ -158,7 +158,10 @@ type Leader struct {
 	Since  time.Time
 }
 
-var errAnswer = errors.New("pgbaton: the server's answer is not what the schema promises")
+var (
+	errAnswer = errors.New("pgbaton: the server's answer is not what the schema promises")
+	errNobody = fmt.Errorf("%w: nobody leads", lockerr.NotFound)
+)
 
 var stmtLeader = &link.Statement{
 	Name: "pgbaton_leader_of",
@@ -172,7 +175,7 @@ func (o *Office) Leader(ctx context.Context, name string) (Leader, error) {
 	case err != nil:
 		return Leader{}, err
 	case len(rows) == 0:
-		return Leader{}, lockerr.NotFound
+		return Leader{}, errNobody
 	case len(rows[0]) != 3: //nolint:mnd // as in the statement
 		return Leader{}, errAnswer
 	}
@@ -190,6 +193,9 @@ var stmtRequest = &link.Statement{
 
 // RequestResign asks whoever leads a name to resign. NotFound if nobody does.
 func (o *Office) RequestResign(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if t := o.lead(name); t != nil { // its row may not be written yet
 		t.ask(lockerr.Resigned)
 		return nil
@@ -201,7 +207,7 @@ func (o *Office) RequestResign(ctx context.Context, name string) error {
 	case len(rows) != 1 || len(rows[0]) != 1:
 		return errAnswer
 	case rows[0][0] == nil:
-		return lockerr.NotFound
+		return errNobody
 	}
 	o.cfg.Ledger.Notify(resignPrefix + string(rows[0][0]) + "/" + name)
 	return nil

@@ -119,7 +119,12 @@ func (o *Office) lead(name string) *Term {
 func (o *Office) Resign(ctx context.Context, name string) error {
 	t := o.lead(name)
 	if t == nil {
-		return lockerr.NotHeld
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.closed {
+			return lockerr.Closed
+		}
+		return fmt.Errorf("%w: this client does not lead it; RequestResign asks whoever does", lockerr.NotHeld)
 	}
 	t.ask(lockerr.Resigned)
 	select {

@@ -110,6 +110,6 @@ func (c Cycle) err() error {
 	if len(c) == 1 {
 		return fmt.Errorf("%w: who waits for %s holds it", lockerr.Deadlock, names[0])
 	}
-	return fmt.Errorf("%w: each of those who wait for %s holds what the one before waits for",
+	return fmt.Errorf("%w: the waits for %s form a circle: release what is held and begin anew, best with all keys at once",
 		lockerr.Deadlock, strings.Join(names, ", "))
 }

@@ -150,9 +150,12 @@ func (l *Ledger) Holder(ctx context.Context) (int64, error) {
 	return s.Holder, nil
 }
 
-// Query runs a statement and returns its rows as text; nil is NULL. When ctx ends it returns; the statement may
-// run nevertheless. It fails rather than run a statement twice.
+// Query runs a statement and returns its rows as text; nil is NULL. When ctx ends meanwhile it returns; the statement
+// may run nevertheless. It fails rather than run a statement twice.
 func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	s, err := l.wait(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open a session: %w", err)

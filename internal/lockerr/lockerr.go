@@ -19,7 +19,7 @@ var (
 	Schema            = errors.New("pgbaton: schema does not serve this client")
 	Conflict          = errors.New("pgbaton: conflict")
 	StaleToken        = errors.New("pgbaton: stale token")
-	NotFound          = errors.New("pgbaton: row not found")
+	NotFound          = errors.New("pgbaton: not found")
 	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
 	Closed            = errors.New("pgbaton: client closed")
 	Resigned          = errors.New("pgbaton: leadership resigned")

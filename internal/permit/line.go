@@ -344,7 +344,7 @@ func (c *claim) take(op *link.Op, a *actions) (int, error) {
 		return 0, err
 	}
 	if answer.capacity == 0 && answer.granted == 0 {
-		return 0, fmt.Errorf("%w: semaphore %q was removed", lockerr.NotFound, l.name)
+		return 0, fmt.Errorf("%w: it was removed", lockerr.NotFound)
 	}
 	if answer.capacity > 0 { // the fast way does not look
 		l.capacity = answer.capacity

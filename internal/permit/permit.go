@@ -289,5 +289,5 @@ func (d *Desk) freed(op *link.Op, leaving []*leave) {
 }
 
 var errExpired = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{
-	Reason: lockerr.LeaseExpired, Cause: errors.New("by the database's clock the permit had expired"),
+	Reason: lockerr.LeaseExpired, Cause: errors.New("by the database's clock the permit had expired, or its semaphore was removed"),
 })

@@ -160,11 +160,13 @@ func checkSchemaVersion(ctx context.Context, conn *pgconn.PgConn) error {
 }
 
 // repairTokens makes sure of the token sequence, see the migration. A crash or restart of the server ends
-// every session, so a session that has looked once need not look again.
+// every session, so a session that has looked once need not look again. It says whether one was repaired that had been
+// used: a new one is set up in the same way.
 func repairTokens(ctx context.Context, conn *pgconn.PgConn) (bool, error) {
-	row, err := queryRow(ctx, conn, "SELECT pgbaton.repair_tokens()")
+	row, err := queryRow(ctx, conn, "SELECT used, pgbaton.repair_tokens() "+
+		"FROM (SELECT pg_sequence_last_value('pgbaton.token') IS NOT NULL OFFSET 0) AS s(used)")
 	if err != nil {
 		return false, fmt.Errorf("check the token sequence: %w", err)
 	}
-	return row[0] == "t", nil
+	return row[0] == "t" && row[1] == "t", nil
 }

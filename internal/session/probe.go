@@ -91,11 +91,9 @@ func probeLocks(ctx context.Context, conn, other *pgconn.PgConn) error {
 
 // second opens a plain connection beside the one that is probed, with the caller's hooks.
 func (d *Dialer) second(ctx context.Context) (*pgx.Conn, error) {
-	cfg := d.Config.Copy()
-	if d.BeforeConnect != nil {
-		if err := d.BeforeConnect(ctx, cfg); err != nil {
-			return nil, fmt.Errorf("connect: BeforeConnect: %w", err)
-		}
+	cfg, err := d.config(ctx)
+	if err != nil {
+		return nil, err
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -49,7 +49,7 @@ type Session struct {
 	Server      Server
 	Protections []Protection
 	Pooled      bool // it may be another session of the server's in each transaction, see DialPooled
-	Repaired    bool // this session found the token sequence in doubt and moved it
+	Repaired    bool // this session found the token sequence in doubt and moved it, though it had been used
 }
 
 // Dial opens a session for a role. On failure nothing is left open. The error names host and port,
@@ -104,13 +104,29 @@ func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Se
 	return d.connect(ctx, func(s *Session) error { return d.prepare(ctx, s, role, other) })
 }
 
-// connect opens a connection and makes it ready.
-func (d *Dialer) connect(ctx context.Context, prepare func(*Session) error) (*Session, error) {
+// applicationName is what sessions are called in pg_stat_activity if nobody has given them a name. Poolers know the
+// parameter.
+const applicationName = "pgbaton"
+
+// config is the config of a new connection, as BeforeConnect wants it.
+func (d *Dialer) config(ctx context.Context) (*pgx.ConnConfig, error) {
 	cfg := d.Config.Copy()
 	if d.BeforeConnect != nil {
 		if err := d.BeforeConnect(ctx, cfg); err != nil {
 			return nil, fmt.Errorf("connect: BeforeConnect: %w", err)
 		}
+	}
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = applicationName
+	}
+	return cfg, nil
+}
+
+// connect opens a connection and makes it ready.
+func (d *Dialer) connect(ctx context.Context, prepare func(*Session) error) (*Session, error) {
+	cfg, err := d.config(ctx)
+	if err != nil {
+		return nil, err
 	}
 	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)

@@ -89,6 +89,8 @@ func TestDial_NamesTheMissingGrant(t *testing.T) {
 	}
 	// A role that may only read by default can still repair the tokens.
 	dbtest.Run(t, dsn, "ALTER ROLE "+role+" SET default_transaction_read_only = on")
+	require.False(t, dial(t, d, session.Link).Repaired, "a new sequence is not in doubt")
+	dbtest.Run(t, dsn, "DELETE FROM pgbaton.incarnation") // as a crash does
 	require.True(t, dial(t, d, session.Link).Repaired)
 	require.False(t, dial(t, d, session.Link).Repaired)
 }
