@@ -266,3 +266,27 @@ func TestSemaphore_QuestionsSurviveALostSession(t *testing.T) {
 		require.Equal(t, capacity, free)
 	}
 }
+
+// Many slots are renewed by several statements. When one of them fails again and again, the others do not vouch for
+// its slots: before another has one, the holder is told.
+func TestPermit_PartOfARenewal(t *testing.T) {
+	t.Parallel()
+	const ttl, capacity = 3 * time.Second, 501
+	s, dsn, admin := openSemaphore(t, capacity, ttl)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	other, err := newClient(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(ctx, "s", capacity)
+	require.NoError(t, err)
+	p, err := s.Acquire(ctx, capacity)
+	require.NoError(t, err)
+	dbtest.Exec(t, admin, "BEGIN; SELECT FROM pgbaton.slot WHERE slot = 7 FOR UPDATE")
+	var q *pgbaton.Permit
+	for ; q == nil; time.Sleep(5 * time.Millisecond) { // as soon as a slot has expired
+		q, err = other.TryAcquire(ctx, 1)
+		require.NoError(t, ctx.Err(), "%v", err)
+	}
+	require.ErrorIs(t, p.Err(), pgbaton.ErrLost)
+	dbtest.Exec(t, admin, "ROLLBACK")
+	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
+	require.NoError(t, q.Release(ctx))
+}

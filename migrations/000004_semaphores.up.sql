@@ -131,7 +131,8 @@ $$;
 -- at_gate: the caller's process holds the gate. Who does not is refused while anybody holds it, so that nobody
 -- passes those who wait. queue: for callers whose sessions cannot stand at the gate: if the first request gets
 -- nothing, the holder becomes the one that looks for a slot, if nobody is, for queue milliseconds, and is then
--- not refused; after it who stands at the gate has a turn. look: make sure of the token sequence, as a session must that may have outlived a crash.
+-- not refused; after it who stands at the gate has a turn. look: make sure of the token sequence, as a session must
+-- that may have outlived a crash.
 --
 -- The token is drawn with the slot's row locked, so that of two claims of a slot the later has the greater one.
 --

@@ -242,8 +242,6 @@ func (d *Desk) run(a *actions, helping *seat) {
 	}
 }
 
-var errClosed = &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed}
-
 // Close ends the desk: waiters are answered with Closed, holders lose their locks with it as the cause,
 // the links unlock everything and are closed. The error says that the server did not confirm it in time.
 func (d *Desk) Close(ctx context.Context) error {
@@ -269,7 +267,7 @@ func (d *Desk) Close(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	for _, h := range held { // before the server gives what they hold to others
-		h.Finish(lost(errClosed))
+		h.Finish(lost(lockerr.ClosedLoss))
 	}
 	var err error
 	for _, s := range seats {

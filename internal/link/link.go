@@ -359,7 +359,7 @@ func (l *Link) Close(ctx context.Context) error {
 		l.front.Send(&pgproto3.Terminate{})
 		_ = l.front.Flush() // the close that follows says the same
 	}
-	l.Fail(&lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
+	l.Fail(lockerr.ClosedLoss)
 	l.workers.Wait()
 	return err
 }

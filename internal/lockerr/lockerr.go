@@ -54,6 +54,9 @@ type LossError struct {
 	Cause  error // what was seen
 }
 
+// ClosedLoss is why what a client holds is lost when it is closed.
+var ClosedLoss = &LossError{Reason: ClientClosed, Cause: Closed}
+
 // Error says the reason and what was seen.
 func (l *LossError) Error() string {
 	if l.Cause == nil {

@@ -48,7 +48,6 @@ type Desk struct {
 	compact time.Time
 	keeping bool
 	closed  bool
-	once    sync.Once
 	drained chan struct{} // closed when the desk is and nothing is left to free
 
 	ctx     context.Context //nolint:containedctx // of the goroutines
@@ -260,7 +259,8 @@ func (d *Desk) Close(ctx context.Context) {
 	}
 }
 
-// drain notes that a desk which is closed has nothing left to free, and will be granted nothing.
+// drain notes that a desk which is closed has nothing left to free, and will be granted nothing. The caller holds the
+// mutex.
 func (d *Desk) drain() {
 	if !d.closed || d.freeing || len(d.leaving) > 0 {
 		return
@@ -270,7 +270,9 @@ func (d *Desk) drain() {
 			return
 		}
 	}
-	d.once.Do(func() { close(d.drained) })
+	if !chans.Closed(d.drained) {
+		close(d.drained)
+	}
 }
 
 // dismiss answers, once the desk is closed, those whose slots nobody will free any more.
@@ -281,7 +283,7 @@ func (d *Desk) dismiss(a *actions) {
 	d.drain()
 }
 
-var errClosed = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lockerr.ClientClosed, Cause: lockerr.Closed})
+var errClosed = fmt.Errorf("%w: %w", lockerr.Lost, lockerr.ClosedLoss)
 
 // Wait waits for the desk's goroutines, after Close and when the links are gone.
 func (d *Desk) Wait() { d.workers.Wait() }

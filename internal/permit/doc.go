@@ -25,8 +25,9 @@
 // a goroutine, stands in the server's queue for the semaphore's gate, with the locks of the client; the
 // process whose turn it is looks for slots when a notification says that some were released, and every now and then,
 // until it gets some, and lets the next process to the gate. A claim that does not come from there
-// is refused while anybody is. Behind a pooler no session can stand anywhere: the head asks every now and
-// then, and a row says whose turn it is.
+// is refused while anybody is. Behind a pooler no session can stand anywhere, nor can a client that holds as many
+// locks as it may: there the head asks every now and then, and a row says whose turn it is, and that it is the gate's
+// afterwards.
 package permit
 
 import "time"
@@ -38,7 +39,7 @@ const (
 	tenure = time.Second
 	// pollEvery is about how often the head of a line looks for slots of which no notification came.
 	pollEvery = 200 * time.Millisecond
-	// pollPooled is the same where no notifications come.
+	// pollPooled is the same for who cannot stand at the gate, and may get no notifications.
 	pollPooled = 80 * time.Millisecond
 	// restPooled is how long one who had a turn leaves the next to others: each of them asks once in that time.
 	restPooled = 2 * pollPooled

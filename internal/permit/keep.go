@@ -110,22 +110,18 @@ func (d *Desk) renew(s *ledger.Session, a *actions, then func(a *actions)) {
 		}
 	}
 	d.renewed = a.now
-	size := perStatement
+	parts := slices.Collect(slices.Chunk(all, perStatement))
 	var leaving []kept
-	if then != nil {
-		size = max(len(all), 1)
+	if then != nil { // what the statement does not name is freed, so there can be only one
+		parts = [][]kept{all}
 		for _, v := range d.leaving { // these are about to be freed, and are not others
 			for _, slot := range v.slots {
 				leaving = append(leaving, kept{v.block, slot})
 			}
 		}
-		if len(all) == 0 {
-			a.ops = append(a.ops, d.renewal(s, nil, leaving, round{}, then))
-			return
-		}
 	}
 	r := round{}
-	for part := range slices.Chunk(all, size) {
+	for _, part := range parts {
 		for _, b := range blocksOf(part) {
 			if r[b] == nil {
 				r[b] = &outstanding{}

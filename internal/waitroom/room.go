@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -81,10 +82,7 @@ func (r *Room) staff() {
 	}
 	switch {
 	case r.idle > 0:
-		select {
-		case r.wake <- struct{}{}:
-		default:
-		}
+		chans.Signal(r.wake)
 	case r.cfg.Budget.Take(session.Waiting):
 		r.workers.Add(1)
 		go (&place{room: r}).run()
