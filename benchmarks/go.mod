@@ -6,7 +6,7 @@ replace github.com/pgbaton/pgbaton => ../
 
 require (
 	github.com/bsm/redislock v0.9.4
-	github.com/jackc/pgx/v5 v5.12.0
+	github.com/jackc/pgx/v5 v5.13.0
 	github.com/pgbaton/pgbaton v0.0.0
 	github.com/redis/rueidis v1.0.79
 	github.com/stretchr/testify v1.12.1

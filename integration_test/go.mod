@@ -7,7 +7,7 @@ replace github.com/pgbaton/pgbaton => ../
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/golang-migrate/migrate/v4 v4.20.1
-	github.com/jackc/pgx/v5 v5.12.0
+	github.com/jackc/pgx/v5 v5.13.0
 	github.com/lib/pq v1.10.9
 	github.com/moby/moby/client v0.5.0
 	github.com/pgbaton/pgbaton v0.0.0
