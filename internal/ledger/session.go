@@ -41,6 +41,9 @@ func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx,
 // Attend makes sure that somebody reads the answers.
 func (s *Session) Attend() { s.link.Attend() }
 
+// CatchUp makes sure that what the server has said by now is known; see [link.Link.CatchUp].
+func (s *Session) CatchUp() { s.link.CatchUp() }
+
 // Jeopardy is that of the link.
 func (s *Session) Jeopardy() <-chan struct{} { return s.link.Jeopardy() }
 

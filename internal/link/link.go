@@ -129,6 +129,8 @@ type Link struct {
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
 
+	socket socket
+
 	jeopardy   jeopardy
 	endangered atomic.Bool // jeopardy is raised
 
@@ -181,6 +183,7 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	}
 	l.sent = sync.NewCond(&l.mu)
 	l.trusted.Store(int64(l.trustSpan()))
+	l.socket.open(raw(l.conn))
 	if socket, ok := raw(l.conn).(interface{ SetWriteBuffer(bytes int) error }); ok {
 		_ = socket.SetWriteBuffer(writeBuffer) // a smaller one only makes a write wait on a stalled network
 	}
@@ -253,6 +256,7 @@ func (l *Link) take() *batch {
 	b.sent = time.Now()
 	l.lastSent = b.sent
 	l.flight = append(l.flight, b)
+	l.socket.asked.Store(int32(len(l.flight))) //nolint:gosec // at most maxFlight
 	return b
 }
 
