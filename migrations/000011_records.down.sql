@@ -274,7 +274,7 @@ $$;
 
 DROP FUNCTION pgbaton.prune_waits(bigint, bigint);
 DROP FUNCTION pgbaton.prune_leaders(interval, bigint);
-DROP FUNCTION pgbaton.require_holder(text, bigint);
+DROP FUNCTION pgbaton.require_session(text, bigint);
 DROP FUNCTION pgbaton.require_operator(text);
 DROP FUNCTION pgbaton.record_run(text, interval, bigint, boolean, boolean, boolean);
 DROP FUNCTION pgbaton.run_tolerance(interval);

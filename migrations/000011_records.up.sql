@@ -416,7 +416,7 @@ COMMENT ON COLUMN pgbaton.leader.service IS 'whose it is; "-", the role 0, is ev
 
 -- Raises unless a holder is the session, or nobody: the advisory lock that says that a holder lives is the session's own
 -- or free. A holder with an id below zero has no session, and nothing of these tables.
-CREATE FUNCTION pgbaton.require_holder(call text, holder bigint) RETURNS void
+CREATE FUNCTION pgbaton.require_session(call text, holder bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -449,7 +449,7 @@ BEGIN
     IF NOT pgbaton.drawn((SELECT max(t) FROM unnest(terms) AS t)) THEN
         RAISE EXCEPTION 'pgbaton.keep_leaders: a term was never drawn in this database' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.require_holder('pgbaton.keep_leaders', holder);
+    PERFORM pgbaton.require_session('pgbaton.keep_leaders', holder);
     INSERT INTO pgbaton.leader AS l (name, service, holder, holder_name, term, since)
     SELECT u.name, me, keep_leaders.holder, coalesce(keep_leaders.holder_name, ''), u.term, clock_timestamp()
       FROM unnest(names, terms) AS u (name, term)
@@ -568,7 +568,7 @@ BEGIN
         AND NOT EXISTS (SELECT FROM unnest(publish_waits.held) AS h WHERE (h >= 0) IS NOT TRUE)) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.publish_waits: the arrays do not fit together' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.require_holder('pgbaton.publish_waits', holder);
+    PERFORM pgbaton.require_session('pgbaton.publish_waits', holder);
     PERFORM pgbaton.prune_waits(1000, 100);
     IF waits > 20000 - (SELECT count(*) FROM pgbaton.wait AS w WHERE w.service IS NOT DISTINCT FROM me)
        OR locks > 1000000 - (SELECT coalesce(sum(w.held), 0) FROM pgbaton.wait AS w WHERE w.service IS NOT DISTINCT FROM me) THEN
@@ -651,7 +651,7 @@ DECLARE
     everyone CONSTANT boolean := waits.looking IS NULL AND pgbaton.operates();
 BEGIN
     IF waits.looking IS NOT NULL THEN
-        PERFORM pgbaton.require_holder('pgbaton.waits', waits.looking);
+        PERFORM pgbaton.require_session('pgbaton.waits', waits.looking);
         UPDATE pgbaton.wait_look AS l SET looks = waits.look, service = me WHERE l.holder = waits.looking;
         IF NOT FOUND THEN
             INSERT INTO pgbaton.wait_look (holder, looks, service) VALUES (waits.looking, waits.look, me);

@@ -24,11 +24,11 @@ DROP FUNCTION pgbaton.revoke_grants(regrole);
 DROP FUNCTION pgbaton.grant_operator(regrole);
 DROP FUNCTION pgbaton.grant_service(regrole);
 DROP FUNCTION pgbaton.record_grantee(regrole, boolean);
-DROP FUNCTION pgbaton.apply_grants();
+DROP FUNCTION pgbaton.apply_grants(boolean);
 DROP FUNCTION pgbaton.function_sets();
 
 CREATE OR REPLACE FUNCTION pgbaton.schema_version(OUT version integer, OUT oldest_client integer)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
-    SELECT 11, 1;
+    SELECT 12, 1;
 END;

@@ -1,7 +1,8 @@
 -- Who may call what. EXECUTE is granted and no longer everybody's: pgbaton.grant_service and pgbaton.grant_operator give a
 -- role one of two sets of functions, and write down what it is. See docs/security.md.
 --
--- Every role that has USAGE on the schema now becomes a service, so that what runs goes on. Where there is one such role,
+-- Every role that has USAGE on the schema now becomes a service, and keeps USAGE on the sequence of tokens if it has it, so
+-- that clients of before go on. When the last of these is gone, SELECT pgbaton.apply_grants() takes it from them. Where there is one such role,
 -- what has been made up to now becomes its own, and where there is none, the owner's; else it stays everybody's, until
 -- pgbaton.assign or pgbaton.reassign gives it to somebody.
 --
@@ -18,21 +19,24 @@ AS $$
       FROM (VALUES
         ('everybody', '{schema_version, key, gate, function_sets, session_role, service, acts_for, operates, bump_version,
             fence_guard}'::text[]),
-        ('service', '{tokens_trusted, repair_tokens, next_token, draw_token, begin_session, wait_for_turn, lock_for_transaction,
-            fence, enlist, open_semaphore, claim_slots, free_slots, renew_slots, resize_semaphore, semaphore_state,
-            semaphore_holders, holds_slots, compact_slots, keep_leaders, strike_leaders, leader_of, request_resign, begin_run,
-            start_run, end_run, look_run, forget_run, publish_waits, withdraw_waits, waits}'),
-        ('operator', '{prune, prune_fences, assign, reassign}'),
-        ('internal', '{grant_service, grant_operator, revoke_grants, apply_grants, record_grantee, present, settle_semaphore,
-            pick_slots, claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
-            require_holder, prune_leaders, prune_waits}')) AS s (set, names),
+        ('service', '{server_identity, tokens_trusted, repair_tokens, next_token, draw_token, begin_session, wait_for_turn,
+            wait_for_turns, lock_for_transaction, fence, enlist, retire, tend, open_semaphore, claim_slots, free_slots,
+            renew_slots, resize_semaphore, semaphore_state, semaphore_holders, holds_slots, compact_slots, keep_leaders,
+            strike_leaders, leader_of, request_resign, begin_run, start_run, end_run, look_run, forget_run, publish_waits,
+            withdraw_waits, waits}'),
+        ('operator', '{prune, prune_fences, prune_semaphores, assign, reassign}'),
+        ('internal', '{grant_service, grant_operator, revoke_grants, apply_grants, record_grantee, serves, present, has_lock,
+            forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,
+            claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
+            require_session, prune_leaders, prune_waits}')) AS s (set, names),
       unnest(s.names) AS f (name);
 $$;
 
 -- Makes the privileges in this schema what pgbaton.grantee and pgbaton.function_sets say, whatever ALTER DEFAULT PRIVILEGES or
--- somebody by hand has given. For the schema's owner. Of tables others may keep SELECT and nothing else: with TRIGGER, for
+-- somebody by hand has given. For the schema's owner. keep_draws leaves USAGE on the sequence to those who have it, for clients
+-- from before pgbaton.draw_token: with it a role can draw past the clock, see pgbaton.repair_tokens. Of tables others may keep SELECT and nothing else: with TRIGGER, for
 -- example, code of theirs would run with the owner's rights. Nobody else may create anything in the schema.
-CREATE FUNCTION pgbaton.apply_grants() RETURNS void
+CREATE FUNCTION pgbaton.apply_grants(keep_draws boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -75,6 +79,7 @@ BEGIN
                       CASE h.role WHEN 0 THEN 'PUBLIC' ELSE h.role::regrole::text END) AS command, 1 AS place
           FROM had AS h
          WHERE NOT (h.kind = 'n' AND h.privilege = 'USAGE') AND NOT (h.kind = 'r' AND h.privilege = 'SELECT')
+           AND NOT (h.kind = 'S' AND h.privilege = 'USAGE' AND keep_draws)
            AND NOT EXISTS (SELECT FROM wanted AS w
                             WHERE w.object = h.object AND w.role = h.role AND w.privilege = h.privilege)
         UNION ALL
@@ -103,7 +108,7 @@ BEGIN
     END IF;
     INSERT INTO pgbaton.grantee AS g VALUES (record_grantee.role, record_grantee.operator)
     ON CONFLICT ON CONSTRAINT grantee_pkey DO UPDATE SET operator = excluded.operator;
-    PERFORM pgbaton.apply_grants();
+    PERFORM pgbaton.apply_grants(keep_draws => true);
 END;
 $$;
 
@@ -130,11 +135,14 @@ $$;
 CREATE FUNCTION pgbaton.revoke_grants(role regrole) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    name CONSTANT text := CASE role::oid WHEN 0 THEN 'PUBLIC' ELSE role::text END;
 BEGIN
     DELETE FROM pgbaton.grantee AS g WHERE g.role = revoke_grants.role;
-    PERFORM pgbaton.apply_grants();
-    EXECUTE format('REVOKE USAGE ON SCHEMA pgbaton FROM %s CASCADE',
-                   CASE role::oid WHEN 0 THEN 'PUBLIC' ELSE role::text END);
+    PERFORM pgbaton.apply_grants(keep_draws => true);
+    EXECUTE format('REVOKE ALL ON SCHEMA pgbaton FROM %s CASCADE', name);
+    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA pgbaton FROM %s CASCADE', name);
+    EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgbaton FROM %s CASCADE', name);
 END;
 $$;
 
@@ -226,7 +234,7 @@ BEGIN
       FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
      WHERE n.nspname = 'pgbaton' AND a.privilege_type = 'USAGE' AND a.grantee <> n.nspowner
         ON CONFLICT DO NOTHING;
-    PERFORM pgbaton.apply_grants();
+    PERFORM pgbaton.apply_grants(keep_draws => true);
     SELECT n.nspowner::regrole INTO owner FROM pg_namespace AS n WHERE n.nspname = 'pgbaton';
     SELECT array_agg(g.role) INTO services FROM pgbaton.grantee AS g;
     RAISE NOTICE 'pgbaton: services are now %', coalesce(services::text, 'none');
@@ -244,5 +252,5 @@ DROP FUNCTION pgbaton.adopt();
 CREATE OR REPLACE FUNCTION pgbaton.schema_version(OUT version integer, OUT oldest_client integer)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
-    SELECT 12, 1;
+    SELECT 13, 1;
 END;
