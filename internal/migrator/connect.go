@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -60,10 +61,10 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
 
 func refuseServer(conn *pgx.Conn) error {
 	if version := conn.PgConn().ParameterStatus("crdb_version"); version != "" {
-		return refuse(lockerr.UnsupportedServer, "%s: it does not run the migrations", version)
+		return refuse(lockerr.UnsupportedServer, "the server is %s, which does not run the migrations", version)
 	}
 	if major(conn.PgConn()) < oldestMajor {
-		return refuse(lockerr.UnsupportedServer, "it says that it is PostgreSQL %q, and %d is the oldest that runs the migrations",
+		return refuse(lockerr.UnsupportedServer, "the server says that it is PostgreSQL %q, and %d is the oldest that runs the migrations",
 			conn.PgConn().ParameterStatus("server_version"), oldestMajor)
 	}
 	return nil
@@ -85,7 +86,7 @@ func refusePooler(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) e
 		return fmt.Errorf("open a second connection, to look for a pooler: %w", err)
 	}
 	defer Close(ctx, other)
-	if err := session.ProbePooler(ctx, conn.PgConn(), other.PgConn()); err != nil {
+	if err := session.ProbePooler(ctx, conn.PgConn(), other.PgConn(), strconv.FormatUint(uint64(pid), 10)); err != nil {
 		return refuse(err, "%s", strings.TrimPrefix(err.Error(), "pgbaton: "))
 	}
 	return nil

@@ -19,7 +19,7 @@ func explain(err error, role string) error {
 			"pgbaton, or shall own it, which needs CREATE on the database and on the schema of the version table, and give the "+
 			"service its grants", quote(role), err)
 	case code == readOnlyTransaction:
-		return refuse(lockerr.Standby, "it is in recovery: connect to the primary (target_session_attrs=read-write): %w", err)
+		return refuse(lockerr.Standby, "the server is a standby: connect to the primary (target_session_attrs=read-write): %w", err)
 	case code == pgerr.LockNotAvailable:
 		return fmt.Errorf("%w (a table was in use for longer than this role's lock_timeout: migrate again, when less is "+
 			"going on or with a longer one)", err)

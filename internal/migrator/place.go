@@ -86,6 +86,9 @@ SELECT pg_catalog.current_database(), coalesce(pg_catalog.current_schema(), ''),
 			"current_schema() is NULL, and %s has no place", p.searchPath, migrations.VersionTable)
 	case p.schema == "pgbaton":
 		return p, p.refusePgbaton()
+	case strings.HasPrefix(p.schema, "pg_"):
+		return p, fmt.Errorf("search_path (%s) makes %s the current schema, and %s cannot be in one of the system's: "+
+			"put another schema first", p.searchPath, p.schema, migrations.VersionTable)
 	}
 	return p, p.refuseOwner(ctx, tx)
 }
