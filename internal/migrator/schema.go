@@ -114,7 +114,7 @@ func (s schema) refuseToAlter(p place) error {
 		return nil
 	case !s.mine:
 		return refuse(lockerr.Schema, "the schema pgbaton belongs to role %s, and what %s adds would run code of that role, or "+
-			"belong to somebody else than the rest: migrate as %[2]s (SET ROLE)", quote(s.owner), quote(p.role))
+			"belong to somebody else than the rest: migrate as %[1]s (SET ROLE)", quote(s.owner), quote(p.role))
 	case len(s.foreign) > 0:
 		return refuse(lockerr.Schema, "others than its owner %s own things in the schema pgbaton, and a migration could run their code: %s. "+
 			"Drop them, or move them to another schema", quote(s.owner), strings.Join(s.foreign, ", "))

@@ -96,7 +96,7 @@ WHERE n.nspname = $1 AND c.relname = $2`
 	case !trusted:
 		return 0, refuse(lockerr.Schema, "the version table %s belongs to role %s, who is %s, and is not touched: it could run code of "+
 			"that role. Drop or rename it, or, if it is right, give it to the migrating role (ALTER TABLE ... OWNER TO) or "+
-			"migrate as %[3]s", p.table(), quote(owner), p.neither())
+			"migrate as %[2]s", p.table(), quote(owner), p.neither())
 	case problem != "":
 		return 0, refuse(lockerr.Schema, "the version table %s %s, and is not touched: that could run code of somebody else. Drop or rename "+
 			"it: the schema pgbaton itself knows its version", p.table(), problem)
