@@ -50,9 +50,8 @@ func (e *ConflictError) Unwrap() error { return lockerr.Conflict }
 //
 // If the connection fails, the row may or may not have been updated; its version then tells.
 //
-// How it works: one UPDATE … WHERE key AND version, on condition that only one row has the key, and in the same
-// statement a look at the row. If the row was changed while the UPDATE waited for it, the statement cannot see how, and
-// a second one looks. The first call for a table in a process looks the table up in the catalog; see docs/rows.md. A
+// How it works: one UPDATE … WHERE key AND version, on condition that only one row has the key. If it changed
+// nothing, a second statement looks why. The first call for a table in a process looks the table up in the catalog; see docs/rows.md. A
 // trigger of pgbaton.bump_version() on the table makes writers who do not use pgbaton raise the version too; it may be
 // there or not:
 //
@@ -173,7 +172,7 @@ func mutateOnce[T any](
 	if err != nil {
 		return zero, err
 	}
-	c.text = c.bare + "\nRETURNING " + r.Select
+	c.text = c.mutate + r.Select
 	var rows []T
 	err = protect(ctx, db, facts, 0, func() (err error) {
 		rows, err = collect[T](ctx, db, r, &c.statement)
@@ -318,10 +317,10 @@ type change struct {
 // changeTexts are the texts for one set of names. They are kept, because to build them would take
 // longer than all else that is done on the way to the driver.
 type changeTexts struct {
-	update string // looks, and writes if one row has the key and the version
-	delete string // the same with a DELETE
+	update string // returns the version
+	mutate string // the same without what is to be returned
+	delete string // returns the version
 	look   string // how many rows have the key, and the version of one
-	bare   string // UPDATE … WHERE …, without what is to be returned
 }
 
 var changeCache sqltext.Cache[*changeTexts]
@@ -336,19 +335,15 @@ func (v *versioned) texts(setColumns []string) *changeTexts {
 	}
 	column := sqltext.Quote(v.column)
 	hasKey := sqltext.Equations(v.keyColumns, 1, " AND ")
-	unchanged := "\nWHERE " + hasKey + " AND " + column + " = " + sqltext.Placeholder(len(v.keyColumns)+1)
+	unchanged := "\nWHERE " + hasKey + " AND " + column + " = " + sqltext.Placeholder(len(v.keyColumns)+1) +
+		" AND " + onlyOne(v.table, hasKey)
 	set := sqltext.Equations(setColumns, len(v.keyColumns)+2, ", ") + ", " + column + " = " + column + " + 1"
-	look := "SELECT pg_catalog.count(*) AS n, pg_catalog.max(" + column + ") AS version\nFROM " + v.table + "\nWHERE " + hasKey
-	lookAndWrite := func(write string) string {
-		return "WITH pgbaton_found AS MATERIALIZED (\n" + look + "),\npgbaton_written AS (\n" + write + unchanged +
-			" AND (SELECT n FROM pgbaton_found) = 1\nRETURNING " + column + " AS version)" +
-			"\nSELECT n, version, (SELECT version FROM pgbaton_written)\nFROM pgbaton_found"
-	}
+	update := "UPDATE " + v.table + "\nSET " + set + unchanged + "\nRETURNING "
 	texts := &changeTexts{
-		update: lookAndWrite("UPDATE " + v.table + "\nSET " + set),
-		delete: lookAndWrite("DELETE FROM " + v.table),
-		look:   look,
-		bare:   "UPDATE " + v.table + "\nSET " + set + unchanged + " AND " + onlyOne(v.table, hasKey),
+		update: update + column,
+		mutate: update,
+		delete: "DELETE FROM " + v.table + unchanged + "\nRETURNING " + column,
+		look:   "SELECT pg_catalog.count(*), pg_catalog.max(" + column + ")\nFROM " + v.table + "\nWHERE " + hasKey,
 	}
 	changeCache.Put(key, texts)
 	return texts
@@ -360,35 +355,23 @@ func (c *change) run(ctx context.Context, db Querier, text string, expected int6
 	if err != nil {
 		return 0, c.fail(err)
 	}
+	c.text = text
 	var version int64
-	err = protect(ctx, db, facts, 0, func() (err error) {
-		version, err = c.runOnce(ctx, db, text, expected)
-		return err
+	err = protect(ctx, db, facts, 0, func() error {
+		written, err := queryRow(ctx, db, []any{&version}, c.text, c.args...)
+		switch {
+		case err != nil:
+			return c.fail(err)
+		case !written:
+			return c.explain(ctx, db, expected)
+		}
+		return nil
 	})
 	if err != nil {
 		forgetTable(c.table, err)
 		return 0, err
 	}
 	return version, nil
-}
-
-func (c *change) runOnce(ctx context.Context, db Querier, text string, expected int64) (int64, error) {
-	s := c.statement
-	s.text = text
-	var (
-		count            int64
-		current, written *int64
-	)
-	if _, err := queryRow(ctx, db, []any{&count, &current, &written}, s.text, s.args...); err != nil {
-		return 0, s.fail(err)
-	}
-	if written != nil {
-		return *written, nil
-	}
-	if err := contradiction(count, current, expected); err != nil {
-		return 0, s.fail(err)
-	}
-	return 0, c.explain(ctx, db, expected)
 }
 
 // contradiction says why a row could not be written, or nil if a look shows no reason.
@@ -406,8 +389,8 @@ func contradiction(count int64, current *int64, expected int64) error {
 	return nil
 }
 
-// explain looks why a write changed nothing though its snapshot showed the expected version: another transaction
-// changed or deleted the row while the write waited for it, and only a new snapshot shows how.
+// explain looks why a write changed nothing. Its own snapshot could not tell: the row may have been changed or deleted
+// while the write waited for it.
 func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
 	s := c.statement
 	s.text, s.args = c.look, s.args[:c.keyArgs]

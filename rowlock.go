@@ -81,8 +81,8 @@ type RowOpts struct {
 // "a.b" from the table b of the schema a. Each part is quoted as it is. See docs/rows.md for partitions, foreign
 // tables, row security and triggers.
 //
-// How it works: SELECT … FOR UPDATE with a condition that only one row has the key, and when that finds nothing a look
-// at why. With NoWait, SKIP LOCKED and a second try, because SKIP LOCKED can miss a row that has just become free.
+// How it works: SELECT … FOR UPDATE, and when that does not find one row a look at why. With NoWait, SKIP LOCKED on
+// condition that only one row has the key, and a second try, because SKIP LOCKED can miss a row that has just become free.
 // With a Wait or NoWait, inside a savepoint in which lock_timeout and statement_timeout are set, and after which they
 // are restored. Such a wait that fails writes a line into the server's log. The first call for a table in a process
 // looks the table up in the catalog.
@@ -214,7 +214,7 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 		taken = skipping
 	}
 	rows, err := selectLocked[T](ctx, tx, lock, taken)
-	if rows != nil || err != nil {
+	if len(rows) == lock.count || err != nil {
 		return rows, err
 	}
 	filtered, err := lock.explain(ctx, tx)
@@ -231,7 +231,7 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 	// All exist, so look again: SKIP LOCKED can miss a row that has just become free.
 	rows, err = selectLocked[T](ctx, tx, lock, taken)
 	switch {
-	case rows != nil || err != nil:
+	case len(rows) == lock.count || err != nil:
 		return rows, err
 	case filtered:
 		return nil, &unsettledError{lock.fail(errPolicy)}
@@ -242,7 +242,7 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 // errPolicy says why a row that can be seen cannot be locked.
 var errPolicy = errors.New("the row is there, but a policy of row security (or a view) keeps this role from locking it")
 
-// selectLocked returns the locked row of each key, or nil if some are missing.
+// selectLocked returns the locked row of each key: another number if keys have none or several.
 func selectLocked[T any](ctx context.Context, tx Tx, lock *rowLock, taken string) ([]T, error) {
 	s := lock.statement
 	s.text = lock.selectText(taken)
@@ -286,14 +286,16 @@ func selectByNumber[T any](ctx context.Context, tx Tx, lock *rowLock, s *stateme
 	return result, nil
 }
 
-// selectText is the statement that locks. A key that several rows have locks none of them: the one that is free, or
-// comes first, need not be the one that was meant.
+// selectText is the statement that locks. Where it cannot be seen from the rows that a key has several, because taken
+// ones are skipped or because there are several keys, the statement itself locks none of them: the one that is free need
+// not be the one that was meant.
 func (l *rowLock) selectText(taken string) string {
 	if l.count == 1 {
-		return "SELECT " + l.record.Select +
-			"\nFROM " + l.table +
-			"\nWHERE " + l.where + " AND " + onlyOne(l.table, l.where) +
-			"\n" + l.strength + taken
+		text := "SELECT " + l.record.Select + "\nFROM " + l.table + "\nWHERE " + l.where
+		if taken != waiting {
+			text += " AND " + onlyOne(l.table, l.where)
+		}
+		return text + "\n" + l.strength + taken
 	}
 	columns := l.record.Columns
 	text := "SELECT "
@@ -363,5 +365,5 @@ func (l *rowLock) failKey(key int, count int64) error {
 
 // severalRows refuses a key that does not name one row.
 func severalRows(count int64) error {
-	return fmt.Errorf("%d rows have the key, and nothing was done to them: give all columns of a unique one", count)
+	return fmt.Errorf("%d rows have the key, and none was changed: give all columns of a unique one", count)
 }

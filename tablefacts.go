@@ -50,7 +50,8 @@ WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1::pg_catalog.text)::
 // factsOf are the facts of a table that is given by its quoted name. One that does not exist has none: the
 // statement that needs it says so better.
 func factsOf(ctx context.Context, q Querier, table string) (*tableFacts, error) {
-	if facts, ok := knownTables.Get(sqltext.AppendKey(nil, table)); ok {
+	var buffer [128]byte
+	if facts, ok := knownTables.Get(sqltext.AppendKey(buffer[:0], table)); ok {
 		return facts, nil
 	}
 	return lookUpFacts(ctx, q, table)

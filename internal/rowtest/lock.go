@@ -11,6 +11,8 @@ import (
 	"github.com/pgbaton/pgbaton"
 )
 
+const sqlSettings = `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`
+
 func (s *suite) lockRow(t *testing.T) {
 	t.Helper()
 	t.Run("LockRow/ReturnsRow", func(t *testing.T) {
@@ -102,7 +104,6 @@ func (s *suite) strengths(t *testing.T) {
 
 func (s *suite) lockRowWait(t *testing.T) {
 	t.Helper()
-	const sqlSettings = `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`
 	key := pgbaton.Values{"id": 1}
 
 	t.Run("LockRowWait/LeavesTransactionUsable", func(t *testing.T) {

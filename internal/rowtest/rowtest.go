@@ -44,6 +44,10 @@ func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 		s.mutate(t)
 		s.inTx(t)
 		s.badInput(t)
+		s.severalRows(t)
+		s.guarded(t)
+		s.lockedTable(t)
+		s.foreign(t)
 	})
 }
 
