@@ -48,6 +48,7 @@ func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 		s.guarded(t)
 		s.lockedTable(t)
 		s.foreign(t)
+		s.partitions(t)
 	})
 }
 
