@@ -226,4 +226,3 @@ func (b *bundle) foreignTable(ctx context.Context, t *testing.T) pgx.Identifier 
 		", table_name "+quote(b.table[1])+")")
 	return far
 }
-
