@@ -60,7 +60,7 @@ const maxRetries = 5
 // Complete implements [link.Handler].
 func (s *Session) Complete(ops []*link.Op, _ []int64) {
 	for _, op := range ops {
-		if op.Err != nil && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
+		if _, asked := op.Owner.(question); !asked && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
 			op.Retries++
 			op.Err = nil
 			op.Alone = op.Alone || op.Retries > 1 // not with others that fail
@@ -110,8 +110,11 @@ func (s *Session) Closed() {
 func (s *Session) Notified(payload string) { s.ledger.notified(payload) }
 
 func complete(op *link.Op) {
-	if done, ok := op.Owner.(Completion); ok {
-		done(op)
+	switch owner := op.Owner.(type) {
+	case Completion:
+		owner(op)
+	case question:
+		close(owner)
 	}
 }
 

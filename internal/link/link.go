@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,6 +61,7 @@ type Op struct {
 	Call   *Statement // for Call
 	Params [][]byte   // its parameters, as text; nil is NULL
 	Alone  bool       // in a transaction of its own
+	First  bool       // before all that are not First, and not in one transaction with them
 
 	Retries int // the owner's
 
@@ -214,9 +216,25 @@ func (l *Link) Submit(ops ...*Op) {
 		l.handler.Lost(ops, cause)
 		return
 	}
-	l.queue = append(l.queue, ops...)
+	l.enqueue(ops)
 	l.mu.Unlock()
 	l.pump()
+}
+
+// enqueue appends operations to the queue, those that are First before the others. The caller holds mu.
+func (l *Link) enqueue(ops []*Op) {
+	urgent := func(op *Op) bool { return op.First }
+	if len(l.queue) == 0 || !slices.ContainsFunc(ops, urgent) {
+		l.queue = append(l.queue, ops...)
+		return
+	}
+	for _, op := range ops {
+		place := len(l.queue)
+		if op.First && place > 0 && !l.queue[place-1].First {
+			place = slices.IndexFunc(l.queue, func(other *Op) bool { return !other.First })
+		}
+		l.queue = slices.Insert(l.queue, place, op)
+	}
 }
 
 // pump sends what may be sent.
@@ -267,7 +285,7 @@ func fitting(queue []*Op) int {
 		for _, param := range op.Params {
 			size += len(param)
 		}
-		if op.Alone || size > maxParams {
+		if op.Alone || size > maxParams || op.First != queue[0].First {
 			return max(i, 1)
 		}
 	}
