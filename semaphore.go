@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/permit"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // maxCapacity bounds a semaphore: each slot is a row, and a claim may look at all of them.
