@@ -58,6 +58,14 @@ type Config struct {
 	// Defaults to an eighth of the lock table.
 	MaxHeld int
 
+	// MaxHold is how long a lock, a set of locks or a permit is held at the most. Then it is lost, with the reason
+	// [LostTooLong]: the holder is told, and the lock goes to others. It is for the goroutine that hangs and lives, which no
+	// sign of life can tell from one that works; it stops nobody who looks at neither Done nor a context. A leader's
+	// term has no such bound. [DoOpts.MaxHold] is the same for one call.
+	//
+	// Defaults to zero: no bound.
+	MaxHold time.Duration
+
 	// Name says who this client is, to people who ask who holds a permit or leads.
 	//
 	// Defaults to the host's name and the process's number, host:pid.
@@ -112,6 +120,8 @@ func (c *Config) validate() error {
 	case c.MaxConns < minMaxConns:
 		return fmt.Errorf("pgbaton: Config.MaxConns is %d, the least is %d: one connection holds, one waits",
 			c.MaxConns, minMaxConns)
+	case c.MaxHold < 0:
+		return fmt.Errorf("pgbaton: Config.MaxHold is %v: give a time, or zero for no bound", c.MaxHold)
 	case !utf8.ValidString(c.Name) || strings.ContainsRune(c.Name, 0) || len(c.Name) > maxNameLength:
 		return fmt.Errorf("pgbaton: Config.Name is %.32q…: at most %d bytes of UTF-8 without NUL", c.Name, maxNameLength)
 	case c.MaxHeld < 0:
