@@ -71,6 +71,12 @@ var calls = map[string]struct {
 	"request_resign(text)":            {"SELECT count(pgbaton.request_resign('scheduler'))", nil},
 	"strike_leaders(text[],bigint[])": {"SELECT pgbaton.strike_leaders('{scheduler,mail}', '{42,43}')::text", ""},
 	"begin_run(text,interval,bigint)": {"SELECT due FROM pgbaton.begin_run('nightly', '1 hour', 42)", true},
+	"start_run(text,interval,bigint,boolean,boolean)": {
+		"SELECT disbelieved FROM pgbaton.start_run('hourly', '1 hour', 42, true, true)", false,
+	},
+	"end_run(text,bigint,boolean,text)": {"SELECT pgbaton.end_run('weekly', 42, true, 'x')", false},
+	"look_run(text)":                    {"SELECT count(*) FROM pgbaton.look_run('weekly')", int64(0)},
+	"forget_run(text)":                  {"SELECT pgbaton.forget_run('weekly')", false},
 
 	"publish_waits(bigint,text[],bigint[],boolean[],boolean[],integer[],bigint[],boolean[],boolean[])": {
 		"SELECT cardinality(pgbaton.publish_waits(-1, '{k,l}', '{1,5}', '{f,f}', '{t,f}', '{2,0}', '{2,3}', '{f,t}', '{t,f}'))", int32(2),
