@@ -97,7 +97,7 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advis
 	case err != nil && ctx.Err() != nil:
 		return 0, fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, ctx.Err(), err)
 	case err != nil:
-		return 0, schemaError(translate(err))
+		return 0, pgerr.Schema(translate(err))
 	case token == nil && !try:
 		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, context.DeadlineExceeded)
 	case token == nil:
@@ -120,15 +120,4 @@ func graceful(ctx context.Context, deadline time.Time) (context.Context, func())
 		stop()
 		cancel()
 	}
-}
-
-// schemaError says what to do when the schema's functions are missing or forbidden.
-func schemaError(err error) error {
-	switch pgerr.Code(err) {
-	case pgerr.UndefinedSchema, pgerr.UndefinedFunction:
-		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
-	case pgerr.InsufficientPrivilege:
-		return fmt.Errorf("%w: the role needs USAGE on the schema pgbaton: %w", lockerr.Schema, err)
-	}
-	return err
 }

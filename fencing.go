@@ -123,7 +123,7 @@ func fence(ctx context.Context, tx Tx, resource string, token Token, shared bool
 	case ctxErr != nil:
 		return err
 	}
-	return schemaError(translate(err))
+	return pgerr.Schema(translate(err))
 }
 
 // resource is the name under which the key is fenced. A name and its number are one lock, so they are one

@@ -20,10 +20,11 @@ import (
 type Config struct {
 	TTL    time.Duration
 	Name   string                                              // of the client, for people
-	Pooled bool                                                // a pooler may stand in between
-	Dial   func(ctx context.Context) (*session.Session, error) // ErrNoRoom, ErrBusy, or what is wrong with the server
-	Hung   func()                                              // a connection of Dial's was closed
-	Report func(event string, err error)                       // for the log
+	Pooled bool // a pooler may stand in between
+	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
+	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
+	Hung   func()                        // a connection of Dial's was closed
+	Report func(event string, err error) // for the log
 }
 
 // Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.

@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // keep watches the link's trust, pings while it is idle, and calls the link's own reader to stand by.
@@ -266,7 +267,7 @@ func refusal(err *pgconn.PgError) error {
 	case queryCanceled: // by an operator: nothing in the library cancels a link
 		return fmt.Errorf("%w: %w", ErrRetry, err)
 	}
-	return err
+	return pgerr.Schema(err)
 }
 
 // ErrRetry marks an operation that was cut off from outside and may simply be submitted again.

@@ -124,6 +124,7 @@ type Link struct {
 	front   *pgproto3.Frontend
 	handler Handler
 	notify  func(payload string) // nil if the handler does not listen
+	left    func()               // tells the session's home that it is closed
 	ttl     time.Duration
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
@@ -158,31 +159,20 @@ type Link struct {
 
 // New makes a link of a session and takes the session over, also on failure.
 func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Handler) (*Link, error) {
-	born := time.Now() // before anything is sent: trust starts here
 	pg := s.PgConn()
-	var err error
-	var drawn int64
-	if !s.Pooled {
-		err = prepare(ctx, pg)
-		if err == nil {
-			drawn, err = lastDraw(ctx, pg)
-		}
-	}
-	if err == nil {
-		err = pg.SyncConn(ctx)
-	}
-	if err != nil {
-		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
+	if err := pg.SyncConn(ctx); err != nil {
+		s.HangUp() //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
-		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
+		s.HangUp() //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
+	born := s.Heard // trust starts here: the server's clock for silence started no earlier
 	l := &Link{
 		conn: hijacked.Conn, front: hijacked.Frontend, handler: handler, ttl: ttl, born: born,
-		lastSent: born, lastAnswer: born, drawn: drawn,
+		lastSent: born, lastAnswer: born, drawn: s.Drawn, left: s.Left,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.encoder.pooled, l.encoder.prepared = s.Pooled, map[*Statement]bool{}
@@ -197,6 +187,7 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	l.workers.Add(2)
 	go l.attend()
 	go l.keep()
+	s.OnMove(l.Fail)
 	return l, nil
 }
 
@@ -299,6 +290,7 @@ func (l *Link) Fail(cause error) {
 	// The holders first: closing the connection frees the locks for others.
 	l.handler.Lost(unanswered, cause)
 	closeNow(l.conn)
+	l.left()
 	close(l.done)
 	markDone(unanswered)
 	l.handler.Closed()
