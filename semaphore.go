@@ -113,18 +113,13 @@ func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte
 	return &Semaphore{client: c, name: name, id: int32(id), line: line}, has, nil
 }
 
-// rows runs a statement on the session for rows, again if that was lost meanwhile: running it twice does no harm.
+// rows runs a statement that may run twice on the session for rows.
 func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	const attempts = 3
-	for attempt := 1; ; attempt++ {
-		rows, err := c.ledger.Query(ctx, statement, params...)
-		if err != nil && (attempt == attempts || !errors.Is(err, ErrLost)) {
-			return nil, pgerr.Schema(translate(err))
-		}
-		if err == nil {
-			return rows, nil
-		}
+	rows, err := c.ledger.Query(ctx, statement, params...)
+	if err != nil {
+		return nil, pgerr.Schema(translate(err))
 	}
+	return rows, nil
 }
 
 // Name is the semaphore's name.

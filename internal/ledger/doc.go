@@ -9,10 +9,13 @@
 //   - Operations that are submitted at the same time share a round trip and a transaction; one that fails does
 //     not fail the others, which run again. One marked as alone has a transaction of its own.
 //   - No statement of a session of its own waits for a lock longer than half a second.
+//   - A query waits for a session, and for the next one when that is lost, until its context ends; only a server that will
+//     not do without somebody's help ends it sooner. It returns when its context ends, whatever the network does.
 //
 // # What it does not
 //
-// It does not repeat what was under way when the session was lost: whether the server has run it, nobody can tell.
+// It does not repeat operations that were submitted and were under way when the session was lost: whether the server has run
+// them, nobody can tell. Queries it does repeat, so they must be of a kind that may run twice.
 // Behind a pooler there is no session to be told of: only the clock says that the holder is gone, and
 // notifications do not come.
 package ledger

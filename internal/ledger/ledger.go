@@ -19,8 +19,8 @@ import (
 // Config is what a ledger needs.
 type Config struct {
 	TTL    time.Duration
-	Name   string                                              // of the client, for people
-	Pooled bool // a pooler may stand in between
+	Name   string // of the client, for people
+	Pooled bool   // a pooler may stand in between
 	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed
@@ -117,8 +117,8 @@ func (l *Ledger) open() {
 	chans.Signal(l.want)
 }
 
-// wait returns the session once there is one. It fails when one cannot be opened.
-func (l *Ledger) wait(ctx context.Context) (*Session, error) {
+// wait returns the session once there is one, but not the one that was lost. It fails when ctx ends, or no session will do.
+func (l *Ledger) wait(ctx context.Context, lost *Session) (*Session, error) {
 	for first := true; ; first = false {
 		l.mu.Lock()
 		s, failure, closed, changed := l.session, l.failure, l.closed, l.changed
@@ -129,55 +129,72 @@ func (l *Ledger) wait(ctx context.Context) (*Session, error) {
 		switch {
 		case closed:
 			return nil, lockerr.Closed
-		case s != nil:
+		case s != nil && s != lost:
 			return s, nil
-		case failure != nil && !first:
+		case failure != nil && !first && forGood(failure):
 			return nil, failure
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, l.ended(ctx)
 		}
 	}
+}
+
+// forGood says whether a session that could not be opened is not worth another try: somebody has to do something first.
+func forGood(failure error) bool {
+	for _, kind := range []error{ErrNoRoom, lockerr.Schema, lockerr.Pooler, lockerr.UnsupportedServer} {
+		if errors.Is(failure, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// ended is the error of a call that ctx ended: with its cause, and with what is wrong with the connection.
+func (l *Ledger) ended(ctx context.Context) error {
+	l.mu.Lock()
+	failure := l.failure
+	l.mu.Unlock()
+	err := ctx.Err()
+	if cause := context.Cause(ctx); !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if failure != nil {
+		err = fmt.Errorf("%w; there is no connection: %w", err, failure)
+	}
+	return err
 }
 
 // Holder is the id of the holder that the present session is.
 func (l *Ledger) Holder(ctx context.Context) (int64, error) {
-	s, err := l.wait(ctx)
+	s, err := l.wait(ctx, nil)
 	if err != nil {
-		return 0, fmt.Errorf("open a session: %w", err)
+		return 0, err
 	}
 	return s.Holder, nil
 }
 
-// Query runs a statement and returns its rows as text; nil is NULL. When ctx ends meanwhile it returns; the statement
-// may run nevertheless. It fails rather than run a statement twice.
+// Query runs a statement and returns its rows as text; nil is NULL. It is for statements that do no harm when they run
+// twice: while there is no session, or one is lost, Query goes on until ctx ends. Then it returns at once, and the
+// statement may run nevertheless.
 func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	s, err := l.wait(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("open a session: %w", err)
-	}
-	answered := make(chan struct{})
-	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: Completion(func(*link.Op) { close(answered) })}
-	s.Submit(op)
-	s.Help(ctx, func() bool {
-		select {
-		case <-answered:
-			return true
-		default:
-			return false
+	var lost *Session
+	for ctx.Err() == nil {
+		s, err := l.wait(ctx, lost)
+		if err != nil {
+			return nil, err
 		}
-	})
-	select {
-	case <-answered:
-		return op.Rows, op.Err
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		rows, err := s.query(ctx, statement, params)
+		if err == nil || !errors.Is(err, lockerr.Lost) && !errors.Is(err, link.ErrRetry) {
+			return rows, err
+		}
+		if !s.Alive() {
+			lost = s
+		}
 	}
+	return nil, l.ended(ctx)
 }
 
 var stmtNotify = link.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}
