@@ -140,6 +140,8 @@ type Client struct {
 	budget *session.Budget
 	home   *session.Home
 
+	journal *journal
+
 	ledger    *ledger.Ledger
 	permits   *permit.Desk
 	campaigns *campaign.Office
@@ -193,7 +195,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	}
 	home := session.NewHome()
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
-	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, done: make(chan struct{})}
+	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: newJournal(cfg.Logger), done: make(chan struct{})}
 	c.room = waitroom.New(waitroom.Config{
 		TTL: cfg.TTL, Budget: c.budget, Home: home.Identity,
 		Dial: c.dialWaiting, Report: c.report,
@@ -213,10 +215,11 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	if err != nil {
 		c.room.Close()
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
-			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, reduced: err, done: c.done}
+			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
 			reduced.keepRows()
 			return reduced, nil
 		}
+		c.journal.close()
 		return nil, fmt.Errorf("pgbaton: %w", err)
 	}
 	c.room.Desk = c.desk
@@ -310,12 +313,13 @@ func (c *Client) seen(s *session.Session) {
 	}
 	c.mu.Unlock()
 	if s.Repaired {
-		c.cfg.Logger.Warn("pgbaton: the token sequence was in doubt (crash, restart, failover or restore) and was moved on")
+		c.journal.tell(slog.LevelWarn,
+			"the token sequence was in doubt (crash, restart, failover or restore) and was moved on", nil)
 	}
 	for _, p := range s.Protections {
 		if p.Refused != "" {
-			c.cfg.Logger.Warn("pgbaton: the server refuses a protection; a lock may outlive its holder longer",
-				"setting", p.Setting, "reason", p.Refused)
+			c.journal.tell(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",
+				errors.New(p.Refused))
 		}
 	}
 }
@@ -339,14 +343,6 @@ func (c *Client) Protections() []Protection {
 // dialWaiting opens a session that will wait.
 func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
 	return c.dialer.Dial(ctx, session.Waiting)
-}
-
-func (c *Client) report(event string, err error) {
-	if err != nil {
-		c.cfg.Logger.Warn("pgbaton: "+event, "error", err)
-		return
-	}
-	c.cfg.Logger.Info("pgbaton: " + event)
 }
 
 // endTerms asks the client's leaders to resign. Half of the time that Close has is theirs to return in.
@@ -376,6 +372,7 @@ func (c *Client) Close(ctx context.Context) error {
 		}
 	}
 	defer close(c.done)
+	defer c.journal.close()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
 	c.endTerms(ctx)

@@ -235,7 +235,7 @@ func (l *Ledger) maintain() {
 		case errors.Is(err, ErrBusy):
 			l.rest(firstPause)
 		default:
-			l.cfg.Report("session for rows cannot be opened", err)
+			l.cfg.Report("no connection for semaphores, leaders and Once can be opened; it is tried again", err)
 			l.fail(err)
 			l.rest(pause)
 			pause = min(2*pause, longestPause)

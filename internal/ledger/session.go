@@ -107,7 +107,7 @@ func (s *Session) Lost(ops []*link.Op, cause error) {
 		complete(op)
 	}
 	if report {
-		l.cfg.Report("session for rows lost", cause)
+		l.cfg.Report("the connection for semaphores, leaders and Once was lost", cause)
 	}
 }
 
