@@ -13,13 +13,13 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/permit"
@@ -179,13 +179,15 @@ func New(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Client, error) 
 	}, cfg)
 }
 
-// Open is [New] for a service without a pool: it takes a connection string or URL as pgx knows it.
-func Open(ctx context.Context, dsn string, cfg *Config) (*Client, error) {
-	config, err := pgx.ParseConfig(dsn)
+// Open is [New] for a service without a pool: it takes a connection string or URL as pgx knows it. Parameters of a pool,
+// such as pool_max_conns, may be in it and mean nothing here: [Config.MaxConns] bounds the connections. No error has the
+// password.
+func Open(ctx context.Context, connString string, cfg *Config) (*Client, error) {
+	config, err := dsn.Parse(connString)
 	if err != nil {
-		return nil, fmt.Errorf("pgbaton: Open: %w", err) // pgx leaves passwords out
+		return nil, fmt.Errorf("pgbaton: open: %w", err)
 	}
-	return newClient(ctx, session.Dialer{Config: config}, cfg)
+	return newClient(ctx, session.Dialer{Config: config.ConnConfig}, cfg)
 }
 
 func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Client, error) {

@@ -93,8 +93,12 @@ func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 		return finding{}, err
 	}
 	row, err := queryRow(ctx, conn, sqlLook)
+	if pgerr.Code(err) == pgerr.InsufficientPrivilege {
+		return finding{}, fmt.Errorf("%w: the role lacks a privilege that PostgreSQL grants to PUBLIC unless somebody "+
+			"revokes it; grant it to the role: %w", lockerr.Schema, err)
+	}
 	if err != nil {
-		return finding{}, fmt.Errorf("inspect the server: %w", pgerr.Schema(err))
+		return finding{}, fmt.Errorf("inspect the server: %w", err)
 	}
 	version, err1 := strconv.Atoi(row[1])
 	deadlock, err2 := strconv.Atoi(row[3])

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -45,7 +46,7 @@ func (d *Dialer) second(ctx context.Context) (*pgx.Conn, error) {
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("one connection is open, but not a second one to try out the locks with: %w", err)
+		return nil, fmt.Errorf("one connection is open, but not a second one to try out the locks with: %w", dsn.Connect(err))
 	}
 	if d.AfterConnect != nil {
 		if err := d.AfterConnect(ctx, conn); err != nil {
@@ -86,19 +87,20 @@ func (w *witness) testify(
 		}
 	}
 	answers, err := fly(ctx, other, []Command{
+		{What: "set statement_timeout", SQL: "SET statement_timeout TO 0"}, // the role's may be too short for a look
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
 		{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},
 	})
 	if err == nil {
-		err = answers[0].err
+		err = answers[1].err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", sayTryOut, err)
 	}
-	if row, err := answers[0].only(); err != nil || row[0] != "t" {
+	if row, err := answers[1].only(); err != nil || row[0] != "t" {
 		return nil, fmt.Errorf("%w: it refuses a lock on a free key", lockerr.UnsupportedServer)
 	}
-	if row, err := answers[1].only(); err == nil { // else the schema is an older one, which is told by who looks at that
+	if row, err := answers[2].only(); err == nil { // else the schema is an older one, which is told by who looks at that
 		w.identity = row[0]
 	}
 	free := strconv.FormatInt(rand.Int64(), 10) //nolint:gosec // only to be nobody else's
@@ -131,17 +133,20 @@ func (w *witness) judge(identity string, answers []answer) error {
 	return nil
 }
 
+// sqlBackend sets nothing beyond its transaction: the role's timeout may be too short for a look.
+const sqlBackend = "SET LOCAL statement_timeout = 0; SELECT pg_catalog.pg_backend_pid()"
+
 // probePooler tells a pooler in transaction mode from one in session mode by behaviour: it looks whether two connections
 // ever share a server process, and whether one keeps its own, which was first, while the other is in a transaction.
 func probePooler(ctx context.Context, conn, other *pgconn.PgConn, first string, rounds int) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	for range rounds {
-		theirs, err := queryRow(ctx, other, "BEGIN; SELECT pg_catalog.pg_backend_pid()")
+		theirs, err := queryRow(ctx, other, "BEGIN; "+sqlBackend)
 		if err != nil {
 			return fmt.Errorf("look for a pooler: %w", err)
 		}
-		mine, err := queryRow(ctx, conn, "SELECT pg_catalog.pg_backend_pid()")
+		mine, err := queryRow(ctx, conn, sqlBackend)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return fmt.Errorf("%w: one connection gets no answer while another has a transaction open, as in transaction "+

@@ -26,6 +26,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
@@ -162,7 +163,7 @@ func (d *Dialer) dial(ctx context.Context, commands []Command, prepare func(cont
 	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", address(cfg), because(ctx, err))
+		return nil, fmt.Errorf("connect to %s: %w", address(cfg), because(ctx, dsn.Connect(err)))
 	}
 	opened.Store(true)
 	s := &Session{Conn: conn, home: d.Home}
