@@ -252,6 +252,8 @@ func (c *Client) keepRows() {
 		},
 	})
 	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
+	c.ledger.KeepWhile(c.campaigns.Busy)
+	c.ledger.KeepWhile(c.deadlocks.Busy)
 }
 
 // dialLedger opens the session for rows.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/backoff"
@@ -27,7 +28,10 @@ type Config struct {
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed
 	Report func(event string, err error) // for the log
+	Idle   time.Duration                 // a session without use is closed after so long; 0 for 10 s
 }
+
+const defaultIdle = 10 * time.Second
 
 // Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.
 type Observer interface {
@@ -47,10 +51,13 @@ type Ledger struct {
 	gone      []*link.Link  // lost, their goroutines not yet waited for
 	observers []Observer
 	listeners []*listener
+	busy      []func() bool // of those who need the session though they say nothing
 	started   bool
+	resting   bool // the session was closed for want of use; the next one is opened when somebody asks
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
+	used atomic.Int64  // when the session was used last, in Unix nanoseconds
 	lane chan struct{} // has a value while a statement that was undone runs again
 
 	want    chan struct{}
@@ -114,6 +121,8 @@ func (l *Ledger) Current() *Session {
 
 // open asks for a session. The caller holds mu.
 func (l *Ledger) open() {
+	l.resting = false
+	l.use()
 	if !l.started && !l.closed {
 		l.started = true
 		l.workers.Add(1)
@@ -267,11 +276,16 @@ func (l *Ledger) Notify(payload string) {
 func (l *Ledger) maintain() {
 	defer l.workers.Done()
 	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
+	idle := time.NewTicker(l.idle() / 2)
+	defer idle.Stop()
 	for pause := firstPause; ; {
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-l.want:
+		case <-idle.C:
+			l.restIfIdle()
+			continue
 		}
 		l.bury(l.ctx)
 		if !l.short() {
@@ -309,7 +323,7 @@ func (l *Ledger) rest(pause time.Duration) {
 func (l *Ledger) short() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.session == nil
+	return l.session == nil && !l.resting
 }
 
 // seat makes a session the present one, unless it has died already.
