@@ -25,6 +25,7 @@ func TestCopies_RestoreOfAPart(t *testing.T) {
 	source := migratedOn(t, server)
 	for _, part := range [][]string{{"-n", "pgbaton"}, {"-t", "pgbaton_schema_migrations"}, {}} {
 		t.Run(strings.Join(part, "_"), func(t *testing.T) {
+			t.Parallel()
 			dump := filepath.Join(t.TempDir(), "dump")
 			run(t, server.BinDir(), "pg_dump", append([]string{"-Fc", "-f", dump, "-d", source}, part...)...)
 			target := dbtest.EmptyOn(t, server.URL())
