@@ -16,8 +16,7 @@ func newDatabase(t *testing.T) (owner, app string) {
 	role := dbtest.Role(t)
 	owner = dbtest.Migrated(t)
 	dbtest.Exec(t, dbtest.Connect(t, owner), `
-GRANT USAGE ON SCHEMA pgbaton TO `+role+`;
-GRANT USAGE ON SEQUENCE pgbaton.token TO `+role)
+GRANT USAGE ON SCHEMA pgbaton TO `+role)
 	return owner, dbtest.As(t, owner, role)
 }
 
