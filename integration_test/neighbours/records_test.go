@@ -218,7 +218,7 @@ func TestBounds(t *testing.T) {
 		dbtest.Exec(t, ann, "SELECT pgbaton.next_token()") // which also puts the sequence at the clock
 		const (
 			many   = "array(SELECT 'n' || i FROM generate_series(1, 10001) AS i), array(SELECT i FROM generate_series(1, 10001) AS i)"
-			future = "(SELECT (extract(epoch FROM clock_timestamp())::bigint - 1577836800 + 90000) * 4096000)"
+			future = "(SELECT (extract(epoch FROM clock_timestamp())::bigint - 1577836800 + 3700) * 4096000)"
 		)
 		for _, call := range []string{
 			"fence('ledger', (1::bigint << 53) - 1)", "fence('ledger', (1::bigint << 53) - 1, true)", "fence('ledger', " + future + ")",

@@ -43,12 +43,20 @@ var roles = map[string]string{
 // onEach runs a test in a town of its own on each server.
 func onEach(t *testing.T, test func(t *testing.T, w *town)) {
 	t.Helper()
+	onServers(t, "", func(t *testing.T, server string) {
+		w := newTown(t, server, upTo(t, ""))
+		w.granted()
+		test(t, w)
+	})
+}
+
+// onServers runs a test on each server.
+func onServers(t *testing.T, name string, test func(t *testing.T, server string)) {
+	t.Helper()
 	for _, server := range lab.Servers(t) {
-		t.Run(fmt.Sprint("PostgreSQL", server.Major()), func(t *testing.T) {
+		t.Run(strings.TrimSuffix(fmt.Sprint("PostgreSQL", server.Major(), "/", name), "/"), func(t *testing.T) {
 			t.Parallel()
-			w := newTown(t, server.URL(), upTo(t, ""))
-			w.granted()
-			test(t, w)
+			test(t, server.URL())
 		})
 	}
 }
@@ -138,7 +146,7 @@ func refused(t *testing.T, conn *pgx.Conn, code, sql string, args ...any) *pgcon
 	return pgErr
 }
 
-// upTo is the migrations before the one whose name begins so, or all.
+// upTo is the migrations before the one with that number, or all.
 func upTo(t *testing.T, end string) string {
 	t.Helper()
 	all, from := split(t, end)
@@ -148,7 +156,7 @@ func upTo(t *testing.T, end string) string {
 	return all
 }
 
-// split is the migrations before the one whose name begins so, and those from it on.
+// split is the migrations before the one with that number, and those from it on.
 func split(t *testing.T, at string) (before, from string) {
 	t.Helper()
 	entries, err := migrations.FS.ReadDir(".")
@@ -160,7 +168,7 @@ func split(t *testing.T, at string) (before, from string) {
 		}
 		sql, err := migrations.FS.ReadFile(entry.Name())
 		require.NoError(t, err)
-		if reached = reached || strings.HasPrefix(entry.Name(), at); reached {
+		if reached = reached || entry.Name() >= at; reached {
 			from += string(sql) + "\n"
 		} else {
 			before += string(sql) + "\n"
