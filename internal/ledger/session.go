@@ -41,6 +41,9 @@ func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx,
 // Attend makes sure that somebody reads the answers.
 func (s *Session) Attend() { s.link.Attend() }
 
+// CatchUp makes sure that what the server has said by now is known; see [link.Link.CatchUp].
+func (s *Session) CatchUp() { s.link.CatchUp() }
+
 // Jeopardy is that of the link.
 func (s *Session) Jeopardy() <-chan struct{} { return s.link.Jeopardy() }
 
@@ -57,7 +60,7 @@ const maxRetries = 5
 // Complete implements [link.Handler].
 func (s *Session) Complete(ops []*link.Op, _ []int64) {
 	for _, op := range ops {
-		if op.Err != nil && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
+		if _, asked := op.Owner.(question); !asked && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
 			op.Retries++
 			op.Err = nil
 			op.Alone = op.Alone || op.Retries > 1 // not with others that fail
@@ -107,8 +110,11 @@ func (s *Session) Closed() {
 func (s *Session) Notified(payload string) { s.ledger.notified(payload) }
 
 func complete(op *link.Op) {
-	if done, ok := op.Owner.(Completion); ok {
-		done(op)
+	switch owner := op.Owner.(type) {
+	case Completion:
+		owner(op)
+	case question:
+		close(owner)
 	}
 }
 
