@@ -161,14 +161,13 @@ func split(t *testing.T, at string) (before, from string) {
 	t.Helper()
 	entries, err := migrations.FS.ReadDir(".")
 	require.NoError(t, err)
-	reached := false
 	for _, entry := range entries {
 		if !strings.HasSuffix(entry.Name(), ".up.sql") {
 			continue
 		}
 		sql, err := migrations.FS.ReadFile(entry.Name())
 		require.NoError(t, err)
-		if reached = reached || entry.Name() >= at; reached {
+		if entry.Name() >= at {
 			from += string(sql) + "\n"
 		} else {
 			before += string(sql) + "\n"

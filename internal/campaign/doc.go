@@ -8,7 +8,7 @@
 //     was given up elsewhere are tried when the news comes, if it comes.
 //   - After a resignation the client does not try for [holdBack], so that another can lead, also when the campaign ends
 //     and another begins.
-//   - A term whose row says that it should end is told so: at once by notification, at the next look at the
+//   - A term whose row says that it should end is told so: at once by notification, which makes it look, at the next look at the
 //     row, within 5 s, without.
 //
 // # What it does not
