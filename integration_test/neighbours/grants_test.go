@@ -132,7 +132,7 @@ func TestGrants_Upgrade(t *testing.T) {
 				dbtest.Exec(t, conn, "SELECT pgbaton.fence('ledger', 7), nextval('pgbaton.token')")
 			}
 			for i, role := range c.served {
-				fences(t, w.connect(role), "ledger", 8+i)
+				fences(t, w.connect(role), 8+i)
 				dbtest.Exec(t, w.connect(role), "SELECT pgbaton.begin_run('nightly', '1 day', NULL)")
 			}
 			if c.had == nil || c.had[0] != "PUBLIC" {
@@ -140,11 +140,11 @@ func TestGrants_Upgrade(t *testing.T) {
 			}
 			w.granted()
 			if c.open {
-				fences(t, w.connect("bob"), "ledger", 20)
+				fences(t, w.connect("bob"), 20)
 				dbtest.Exec(t, w.connect("operator"), w.fill("SELECT pgbaton.reassign(NULL, '$anns')"))
 			}
 			if c.had != nil {
-				fences(t, w.connect("ann"), "ledger", 20)
+				fences(t, w.connect("ann"), 20)
 			}
 			refused(t, w.connect("bob"), "42501", "SELECT pgbaton.fence('ledger', 20)")
 			refused(t, w.connect("bob"), "42501", "SELECT pgbaton.begin_run('nightly', '1 day', NULL)")
@@ -160,13 +160,13 @@ func TestGrants_Upgrade(t *testing.T) {
 func TestService_RolesThatComeAndGo(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *town) {
-		fences(t, w.connect("ann"), "ledger", 5)
+		fences(t, w.connect("ann"), 5)
 		w.run("admin", w.fill("DROP OWNED BY $ann; DROP ROLE $ann"))
-		fences(t, w.connect("abe"), "ledger", 6)
+		fences(t, w.connect("abe"), 6)
 		// A service whose role is gone leaves everybody what it had.
 		refused(t, w.connect("bob"), "42501", "SELECT pgbaton.fence('ledger', 7)")
 		w.run("admin", w.fill("DROP OWNED BY $anns; DROP ROLE $anns"))
-		fences(t, w.connect("bob"), "ledger", 7)
+		fences(t, w.connect("bob"), 7)
 		refused(t, w.connect("abe"), "42501", "SELECT pgbaton.fence('ledger', 8)")
 		w.run("owner", "SELECT pgbaton.apply_grants()")
 		require.Equal(t, int64(2), dbtest.Value[int64](t, w.connect("owner"), "SELECT count(*) FROM pgbaton.grantee"))

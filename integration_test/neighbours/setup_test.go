@@ -91,11 +91,10 @@ func newTown(t *testing.T, server, files string) *town {
 }
 
 // granted gives the roles of the town what the docs say.
-func (w *town) granted() *town {
+func (w *town) granted() {
 	w.t.Helper()
 	w.run("owner", w.fill(`
 SELECT pgbaton.grant_service('$anns'), pgbaton.grant_service('$bobs'), pgbaton.grant_operator('$operator')`))
-	return w
 }
 
 func (w *town) database() string {
@@ -136,13 +135,18 @@ func (w *town) fill(sql string) string {
 	})
 }
 
-// refused runs a statement that must fail with a code, and returns the error.
-func refused(t *testing.T, conn *pgx.Conn, code, sql string, args ...any) *pgconn.PgError {
+// refused runs a statement that must fail with a code.
+func refused(t *testing.T, conn *pgx.Conn, code, sql string, args ...any) {
+	t.Helper()
+	require.Equal(t, code, refusal(t, conn, sql, args...).Code, sql)
+}
+
+// refusal is the error of a statement that must fail.
+func refusal(t *testing.T, conn *pgx.Conn, sql string, args ...any) *pgconn.PgError {
 	t.Helper()
 	_, err := conn.Exec(context.Background(), sql, args...)
 	var pgErr *pgconn.PgError
 	require.ErrorAs(t, err, &pgErr, sql)
-	require.Equal(t, code, pgErr.Code, "%s: %v", sql, err)
 	return pgErr
 }
 
