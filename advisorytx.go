@@ -140,7 +140,7 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advis
 		key.ID, key.Pair, mode == advisory.Shared, wait, anyIsolation).Scan(&token)
 	switch {
 	case err != nil:
-		return 0, schemaError(translate(waitEnded(ctx, err)))
+		return 0, pgerr.Schema(translate(waitEnded(ctx, err)))
 	case token == nil && try:
 		return 0, lockerr.NotAcquired
 	case token == nil && wait == nil:
@@ -169,15 +169,4 @@ func graceful(ctx context.Context, deadline time.Time) (context.Context, func())
 		stop()
 		cancel()
 	}
-}
-
-// schemaError says what to do when the schema's functions are missing or forbidden.
-func schemaError(err error) error {
-	switch pgerr.Code(err) {
-	case pgerr.UndefinedSchema, pgerr.UndefinedFunction:
-		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
-	case pgerr.InsufficientPrivilege:
-		return fmt.Errorf("%w: the role needs USAGE on the schema pgbaton: %w", lockerr.Schema, err)
-	}
-	return err
 }

@@ -26,6 +26,7 @@ const (
 	LostTerminated  = LossReason(lockerr.Terminated)      // pg_terminate_backend, or a shutdown
 	LostRestart     = LossReason(lockerr.ServerRestarted) // after a crash
 	LostStandby     = LossReason(lockerr.BecameStandby)
+	LostMoved       = LossReason(lockerr.ServerChanged) // the address leads to another server: the client has moved there
 	LostClientClose = LossReason(lockerr.ClientClosed)
 	LostUnlocked    = LossReason(lockerr.NotThere)       // the server did not know of it
 	LostTokens      = LossReason(lockerr.TokensWentBack) // somebody altered the sequence; it is repaired by now

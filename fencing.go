@@ -126,7 +126,7 @@ func fence(ctx context.Context, tx Tx, resource string, token Token, shared bool
 	case pgerr.Code(err) == pgerr.ReadOnly:
 		return fmt.Errorf("the transaction is read-only, or on a standby, and a fence is a write: %w", err)
 	}
-	return schemaError(translate(waitEnded(ctx, err)))
+	return pgerr.Schema(translate(waitEnded(ctx, err)))
 }
 
 // resource is the name under which the key is fenced. A name and its number are one lock, so they are one

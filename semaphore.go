@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
@@ -119,7 +118,7 @@ func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...
 	for attempt := 1; ; attempt++ {
 		rows, err := c.ledger.Query(ctx, statement, params...)
 		if err != nil && (attempt == attempts || !errors.Is(err, ErrLost)) {
-			return nil, schemaError(translate(err))
+			return nil, pgerr.Schema(translate(err))
 		}
 		if err == nil {
 			return rows, nil
@@ -158,7 +157,7 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 	}
 	p, err := s.line.Acquire(ctx, n, try)
 	if err != nil {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, schemaError(translate(err)))
+		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
@@ -186,7 +185,7 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	if err := validateCapacity(s.name, capacity); err != nil {
 		return err
 	}
-	rows, err := s.resize(ctx, capacity)
+	rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(strconv.Itoa(int(s.id))), []byte(strconv.Itoa(capacity)))
 	if err == nil && (len(rows) != 1 || rows[0][0] == nil) {
 		err = errRemoved
 	}
@@ -195,19 +194,6 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	}
 	s.line.Resized(capacity)
 	return nil
-}
-
-// resize tries until ctx ends: it needs all rows at once, and gives way to those who hold some.
-func (s *Semaphore) resize(ctx context.Context, capacity int) ([][][]byte, error) {
-	for attempt := 1; ; attempt++ {
-		rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(strconv.Itoa(int(s.id))), []byte(strconv.Itoa(capacity)))
-		if pgerr.Code(err) != pgerr.LockNotAvailable {
-			return rows, err
-		}
-		if ended := backoff.Wait(ctx, attempt); ended != nil {
-			return nil, fmt.Errorf("%w: %w", ended, err)
-		}
-	}
 }
 
 // Available is how many permits could be acquired at this moment, if nobody waited for them.

@@ -10,9 +10,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -20,10 +22,11 @@ import (
 type Config struct {
 	TTL    time.Duration
 	Name   string                                              // of the client, for people
-	Pooled bool                                                // a pooler may stand in between
-	Dial   func(ctx context.Context) (*session.Session, error) // ErrNoRoom, ErrBusy, or what is wrong with the server
-	Hung   func()                                              // a connection of Dial's was closed
-	Report func(event string, err error)                       // for the log
+	Pooled bool // a pooler may stand in between
+	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
+	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
+	Hung   func()                        // a connection of Dial's was closed
+	Report func(event string, err error) // for the log
 }
 
 // Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.
@@ -48,6 +51,8 @@ type Ledger struct {
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
+	lane chan struct{} // has a value while a statement that was undone runs again
+
 	want    chan struct{}
 	ctx     context.Context //nolint:containedctx // of the goroutine that opens sessions
 	stop    context.CancelFunc
@@ -64,6 +69,7 @@ func New(cfg Config) *Ledger {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Ledger{
 		cfg: cfg, changed: make(chan struct{}), want: make(chan struct{}, 1), ctx: ctx, stop: stop,
+		lane:     make(chan struct{}, 1),
 		pooledID: -1 - rand.Int64N(maxID), //nolint:gosec // only has to be unlike others
 	}
 }
@@ -150,9 +156,59 @@ func (l *Ledger) Holder(ctx context.Context) (int64, error) {
 	return s.Holder, nil
 }
 
+// question is the Owner of an operation of Query's. It is closed when the operation was answered.
+type question chan struct{}
+
 // Query runs a statement and returns its rows as text; nil is NULL. When ctx ends meanwhile it returns; the statement
-// may run nevertheless. It fails rather than run a statement twice.
+// may run nevertheless. It fails rather than run a statement twice. A statement that the server has undone, because
+// others had a table or a row for too long, runs again until ctx ends; of those, one at a time, so that they leave
+// the session to the others.
 func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
+	rows, err := l.ask(ctx, statement, params)
+	if !Passes(err) {
+		return rows, err
+	}
+	select {
+	case l.lane <- struct{}{}:
+		defer func() { <-l.lane }()
+	case <-ctx.Done():
+		return nil, undone(ctx, err)
+	}
+	for attempt := 1; ; attempt++ {
+		started := time.Now()
+		again, failure := l.ask(ctx, statement, params)
+		switch {
+		case ctx.Err() != nil && failure != nil:
+			return nil, undone(ctx, err)
+		case !Passes(failure):
+			return again, failure
+		}
+		err = failure
+		select { // for as long as the session was kept from others
+		case <-time.After(max(time.Since(started), rand.N(backoff.Bound(attempt)))): //nolint:gosec // jitter, not a secret
+		case <-ctx.Done():
+			return nil, undone(ctx, err)
+		}
+	}
+}
+
+// Passes reports whether an error of the server is one of the moment, after which nothing is done: others had a table or
+// a row for too long, a deadlock, a cancel.
+func Passes(err error) bool {
+	switch pgerr.Code(err) {
+	case pgerr.LockNotAvailable, pgerr.DeadlockDetected, pgerr.QueryCanceled:
+		return true
+	}
+	return errors.Is(err, link.ErrRetry)
+}
+
+// undone is the error of a call whose statement the server has undone again and again, until ctx ended.
+func undone(ctx context.Context, err error) error {
+	return fmt.Errorf("%w: the server undid it: %v", ctx.Err(), err) //nolint:errorlint // it is only the news
+}
+
+// ask runs a statement once.
+func (l *Ledger) ask(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -160,17 +216,10 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 	if err != nil {
 		return nil, fmt.Errorf("open a session: %w", err)
 	}
-	answered := make(chan struct{})
-	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: Completion(func(*link.Op) { close(answered) })}
+	answered := make(question)
+	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: answered}
 	s.Submit(op)
-	s.Help(ctx, func() bool {
-		select {
-		case <-answered:
-			return true
-		default:
-			return false
-		}
-	})
+	s.Help(ctx, func() bool { return chans.Closed(answered) })
 	select {
 	case <-answered:
 		return op.Rows, op.Err
