@@ -155,7 +155,7 @@ func TestCache(t *testing.T) {
 	require.Equal(t, 4999, value)
 	kept := 0
 	for i := range 5000 {
-		if _, ok := cache.Get(sqltext.AppendKey(nil, strconv.Itoa(i))); ok {
+		if _, ok = cache.Get(sqltext.AppendKey(nil, strconv.Itoa(i))); ok {
 			kept++
 		}
 	}
