@@ -78,7 +78,7 @@ func (k Key) String() string {
 func (k Key) validate() error {
 	switch k.kind {
 	case keyInvalid:
-		return fmt.Errorf("pgbaton: the zero Key is not a key: make one with Name, ID or Pair")
+		return fmt.Errorf("the zero Key is not a key: make one with Name, ID or Pair")
 	case keyName:
 		return validateName("key", k.name, maxNameLength)
 	default:
@@ -90,11 +90,11 @@ func (k Key) validate() error {
 func validateName(of, name string, most int) error {
 	switch {
 	case name == "":
-		return fmt.Errorf(`pgbaton: %s name "" is empty`, of)
+		return fmt.Errorf(`%s name "" is empty`, of)
 	case len(name) > most:
-		return fmt.Errorf("pgbaton: %s name %q… has %d bytes, the most is %d", of, name[:32], len(name), most)
+		return fmt.Errorf("%s name %q… has %d bytes, the most is %d", of, name[:32], len(name), most)
 	case !utf8.ValidString(name) || strings.ContainsRune(name, 0):
-		return fmt.Errorf("pgbaton: %s name %q is not UTF-8 without NUL", of, name)
+		return fmt.Errorf("%s name %q is not UTF-8 without NUL", of, name)
 	}
 	return nil
 }

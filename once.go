@@ -58,13 +58,13 @@ func (c *Client) Once(
 	ctx context.Context, key Key, atLeast time.Duration, fn func(ctx context.Context, lock *Lock) error,
 ) (err error) {
 	if err := key.validate(); err != nil {
-		return fmt.Errorf("once: %w", err)
+		return fmt.Errorf("pgbaton: once: %w", err)
 	}
 	if atLeast <= 0 {
-		return fmt.Errorf("once %v: pgbaton: the window is %v, the least is 1µs", key, atLeast)
+		return fmt.Errorf("pgbaton: once %v: the window is %v, the least is 1µs", key, atLeast)
 	}
 	if err := c.sideSession(); err != nil {
-		return fmt.Errorf("once %v: %w", key, err)
+		return fmt.Errorf("pgbaton: once %v: %w", key, err)
 	}
 	seen, err := c.beginRun(ctx, key, atLeast, nil)
 	if err != nil {
@@ -75,11 +75,11 @@ func (c *Client) Once(
 	case err == nil:
 	case errors.Unwrap(err) == ErrNotAcquired: //nolint:errorlint // with another reason beside it nobody need be running it
 		seen.Running = true
-		return fmt.Errorf("once %v: %w", key, seen)
+		return fmt.Errorf("pgbaton: once %v: %w", key, seen)
 	default:
-		return fmt.Errorf("once: %w", err)
+		return wrap(err, "once")
 	}
-	defer func() { err = errors.Join(err, lock.Release(ctx)) }()
+	defer func() { err = also(err, lock.Release(ctx)) }()
 	if _, err := c.beginRun(ctx, key, atLeast, lock); err != nil {
 		return err
 	}
@@ -108,14 +108,14 @@ func (c *Client) beginRun(ctx context.Context, key Key, atLeast time.Duration, l
 	}
 	rows, err := c.ledger.Query(ctx, stmtBeginRun, []byte(key.resource()), []byte(window), token)
 	if err == nil && (len(rows) != 1 || len(rows[0]) != 3) { //nolint:mnd // as in the statement
-		err = errors.New("pgbaton: the server's answer is not what the schema promises")
+		err = errors.New("the server's answer is not what the schema promises")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("once %v: %w", key, pgerr.Schema(translate(err)))
+		return nil, fmt.Errorf("pgbaton: once %v: %w", key, pgerr.Schema(translate(err)))
 	}
 	seen = &NotDueError{Key: key, Last: micros(rows[0][1]), Next: micros(rows[0][2])}
 	if string(rows[0][0]) != "t" {
-		return nil, fmt.Errorf("once %v: %w", key, seen)
+		return nil, fmt.Errorf("pgbaton: once %v: %w", key, seen)
 	}
 	return seen, nil
 }
