@@ -354,6 +354,13 @@ func (c *Client) endTerms(ctx context.Context) {
 	c.campaigns.Close(ctx)
 }
 
+// endPermits frees the client's permits. It may take a quarter of the time that Close has: the locks come next.
+func (c *Client) endPermits(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL/4)
+	defer cancel()
+	c.permits.Close(ctx)
+}
+
 // Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
 // told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
@@ -378,7 +385,7 @@ func (c *Client) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
 	c.endTerms(ctx)
-	c.permits.Close(ctx)
+	c.endPermits(ctx)
 	var err error
 	if c.reduced == nil {
 		c.room.Close()

@@ -164,9 +164,9 @@ func TestErrors_Open(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	for dsn, about := range map[string][]string{
-		dbtest.Empty(t):                              {"pgbaton: schema does not serve this client: schema pgbaton does not exist", "(server "},
-		"postgres://u@127.0.0.1:1/d":                 {"pgbaton: failed to connect to `user=u database=d`: 127.0.0.1:1"},
-		"postgres://u@127.0.0.1:1,localhost:2/d":     {"127.0.0.1:1", ":2"},
+		dbtest.Empty(t):                               {"pgbaton: schema does not serve this client: schema pgbaton does not exist", "(server "},
+		"postgres://u@127.0.0.1:1/d":                  {"pgbaton: failed to connect to `user=u database=d`: 127.0.0.1:1"},
+		"postgres://u@127.0.0.1:1,localhost:2/d":      {"127.0.0.1:1", ":2"},
 		dbtest.With(t, dbtest.Server(t), "x", "y\nz"): {`"x"`},
 	} {
 		_, err := pgbaton.Open(ctx, dsn, nil)

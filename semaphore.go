@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
@@ -173,7 +172,7 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	if err := validateCapacity(s.name, capacity); err != nil {
 		return err
 	}
-	rows, err := s.resize(ctx, capacity)
+	rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(strconv.Itoa(int(s.id))), []byte(strconv.Itoa(capacity)))
 	if err == nil && (len(rows) != 1 || rows[0][0] == nil) {
 		err = errRemoved
 	}
@@ -182,19 +181,6 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	}
 	s.line.Resized(capacity)
 	return nil
-}
-
-// resize tries until ctx ends: it needs all rows at once, and gives way to those who hold some.
-func (s *Semaphore) resize(ctx context.Context, capacity int) ([][][]byte, error) {
-	for attempt := 1; ; attempt++ {
-		rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(strconv.Itoa(int(s.id))), []byte(strconv.Itoa(capacity)))
-		if pgerr.Code(err) != pgerr.LockNotAvailable {
-			return rows, err
-		}
-		if ended := backoff.Wait(ctx, attempt); ended != nil {
-			return nil, fmt.Errorf("%w: %w", ended, err)
-		}
-	}
 }
 
 // Available is how many permits could be acquired at this moment, if nobody waited for them.

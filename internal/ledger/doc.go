@@ -8,7 +8,9 @@
 //     schema know at once when it has ended. The id of the holder is new with each session.
 //   - Operations that are submitted at the same time share a round trip and a transaction; one that fails does
 //     not fail the others, which run again. One marked as alone has a transaction of its own.
-//   - No statement of a session of its own waits for a lock longer than half a second.
+//   - No statement of a session of its own waits for a lock longer than half a second. One that was undone for that
+//     runs again until its context ends, one of them at a time, and gives the session to the others in between.
+//     Operations that are First, those that keep permits, wait for two others at the most.
 //   - A query waits for a session, and for the next one when that is lost, until its context ends; only a server that will
 //     not do without somebody's help ends it sooner. It returns when its context ends, whatever the network does.
 //

@@ -10,9 +10,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -49,6 +51,8 @@ type Ledger struct {
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
+	lane chan struct{} // has a value while a statement that was undone runs again
+
 	want    chan struct{}
 	ctx     context.Context //nolint:containedctx // of the goroutine that opens sessions
 	stop    context.CancelFunc
@@ -65,6 +69,7 @@ func New(cfg Config) *Ledger {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Ledger{
 		cfg: cfg, changed: make(chan struct{}), want: make(chan struct{}, 1), ctx: ctx, stop: stop,
+		lane:     make(chan struct{}, 1),
 		pooledID: -1 - rand.Int64N(maxID), //nolint:gosec // only has to be unlike others
 	}
 }
@@ -176,10 +181,59 @@ func (l *Ledger) Holder(ctx context.Context) (int64, error) {
 	return s.Holder, nil
 }
 
+// question is the Owner of an operation of Query's. It is closed when the operation was answered.
+type question chan struct{}
+
 // Query runs a statement and returns its rows as text; nil is NULL. It is for statements that do no harm when they run
 // twice: while there is no session, or one is lost, Query goes on until ctx ends. Then it returns at once, and the
-// statement may run nevertheless.
+// statement may run nevertheless. A statement that the server has undone, because others had a table or a row for too
+// long, runs again until ctx ends; of those, one at a time, so that they leave the session to the others.
 func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
+	rows, err := l.ask(ctx, statement, params)
+	if !Passes(err) {
+		return rows, err
+	}
+	select {
+	case l.lane <- struct{}{}:
+		defer func() { <-l.lane }()
+	case <-ctx.Done():
+		return nil, l.undone(ctx, err)
+	}
+	for attempt := 1; ; attempt++ {
+		started := time.Now()
+		again, failure := l.ask(ctx, statement, params)
+		switch {
+		case ctx.Err() != nil && failure != nil:
+			return nil, l.undone(ctx, err)
+		case !Passes(failure):
+			return again, failure
+		}
+		err = failure
+		select { // for as long as the session was kept from others
+		case <-time.After(max(time.Since(started), rand.N(backoff.Bound(attempt)))): //nolint:gosec // jitter, not a secret
+		case <-ctx.Done():
+			return nil, l.undone(ctx, err)
+		}
+	}
+}
+
+// Passes reports whether an error of the server is one of the moment, after which nothing is done: others had a table or
+// a row for too long, a deadlock, a cancel.
+func Passes(err error) bool {
+	switch pgerr.Code(err) {
+	case pgerr.LockNotAvailable, pgerr.DeadlockDetected, pgerr.QueryCanceled:
+		return true
+	}
+	return errors.Is(err, link.ErrRetry)
+}
+
+// undone is the error of a call whose statement the server has undone again and again, until ctx ended.
+func (l *Ledger) undone(ctx context.Context, err error) error {
+	return fmt.Errorf("%w: the server undid it: %v", l.ended(ctx), err) //nolint:errorlint // it is only the news
+}
+
+// ask runs a statement once, or again when the session was lost meanwhile.
+func (l *Ledger) ask(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
 	var lost *Session
 	for ctx.Err() == nil {
 		s, err := l.wait(ctx, lost)
@@ -187,7 +241,7 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 			return nil, err
 		}
 		rows, err := s.query(ctx, statement, params)
-		if err == nil || !errors.Is(err, lockerr.Lost) && !errors.Is(err, link.ErrRetry) {
+		if !errors.Is(err, lockerr.Lost) {
 			return rows, err
 		}
 		if !s.Alive() {

@@ -41,6 +41,9 @@ func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx,
 // Attend makes sure that somebody reads the answers.
 func (s *Session) Attend() { s.link.Attend() }
 
+// CatchUp makes sure that what the server has said by now is known; see [link.Link.CatchUp].
+func (s *Session) CatchUp() { s.link.CatchUp() }
+
 // Jeopardy is that of the link.
 func (s *Session) Jeopardy() <-chan struct{} { return s.link.Jeopardy() }
 
@@ -53,8 +56,8 @@ func (s *Session) Alive() bool {
 
 // query runs a statement and waits for its rows until ctx ends.
 func (s *Session) query(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
-	answered := make(chan struct{})
-	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: Completion(func(*link.Op) { close(answered) })}
+	answered := make(question)
+	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: answered}
 	s.Submit(op)
 	s.Help(ctx, func() bool { return chans.Closed(answered) })
 	select {
@@ -71,7 +74,7 @@ const maxRetries = 5
 // Complete implements [link.Handler].
 func (s *Session) Complete(ops []*link.Op, _ []int64) {
 	for _, op := range ops {
-		if op.Err != nil && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
+		if _, asked := op.Owner.(question); !asked && errors.Is(op.Err, link.ErrRetry) && op.Retries < maxRetries {
 			op.Retries++
 			op.Err = nil
 			op.Alone = op.Alone || op.Retries > 1 // not with others that fail
@@ -121,8 +124,11 @@ func (s *Session) Closed() {
 func (s *Session) Notified(payload string) { s.ledger.notified(payload) }
 
 func complete(op *link.Op) {
-	if done, ok := op.Owner.(Completion); ok {
-		done(op)
+	switch owner := op.Owner.(type) {
+	case Completion:
+		owner(op)
+	case question:
+		close(owner)
 	}
 }
 

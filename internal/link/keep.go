@@ -158,6 +158,9 @@ func (l *Link) seize() (failed []*batch, release func()) {
 // hit the repair as well, which then starts anew, as long as the link can be trusted.
 const queryCanceled = "57014"
 
+// noStatement is the SQLSTATE of one that is not prepared.
+const noStatement = "26000"
+
 // undo unlocks what the operations of failed batches have locked, or should have unlocked, and finishes
 // downgrades, which cannot be undone. Nothing else holds their keys on this link.
 func (l *Link) undo(failed []*batch) error {
@@ -264,7 +267,8 @@ func refusal(err *pgconn.PgError) error {
 	switch err.Code {
 	case "53200": // out_of_memory; with this hint it is the lock table
 		return fmt.Errorf("%w: the server's lock table is full: raise max_locks_per_transaction: %w", lockerr.TooManyLocks, err)
-	case queryCanceled: // by an operator: nothing in the library cancels a link
+	case queryCanceled, // by an operator: nothing in the library cancels a link
+		noStatement: // the round trip before was to prepare it, and failed
 		return fmt.Errorf("%w: %w", ErrRetry, err)
 	}
 	return pgerr.Schema(err)

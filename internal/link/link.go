@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,7 @@ type Op struct {
 	Call   *Statement // for Call
 	Params [][]byte   // its parameters, as text; nil is NULL
 	Alone  bool       // in a transaction of its own
+	First  bool       // before all that are not First, and not in one transaction with them
 
 	Retries int // the owner's
 
@@ -130,6 +132,8 @@ type Link struct {
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
 
+	socket socket
+
 	jeopardy   jeopardy
 	endangered atomic.Bool // jeopardy is raised
 
@@ -182,6 +186,7 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	}
 	l.sent = sync.NewCond(&l.mu)
 	l.trusted.Store(int64(l.trustSpan()))
+	l.socket.open(raw(l.conn))
 	if socket, ok := raw(l.conn).(interface{ SetWriteBuffer(bytes int) error }); ok {
 		_ = socket.SetWriteBuffer(writeBuffer) // a smaller one only makes a write wait on a stalled network
 	}
@@ -212,9 +217,25 @@ func (l *Link) Submit(ops ...*Op) {
 		l.handler.Lost(ops, cause)
 		return
 	}
-	l.queue = append(l.queue, ops...)
+	l.enqueue(ops)
 	l.mu.Unlock()
 	l.pump()
+}
+
+// enqueue appends operations to the queue, those that are First before the others. The caller holds mu.
+func (l *Link) enqueue(ops []*Op) {
+	urgent := func(op *Op) bool { return op.First }
+	if len(l.queue) == 0 || !slices.ContainsFunc(ops, urgent) {
+		l.queue = append(l.queue, ops...)
+		return
+	}
+	for _, op := range ops {
+		place := len(l.queue)
+		if op.First && place > 0 && !l.queue[place-1].First {
+			place = slices.IndexFunc(l.queue, func(other *Op) bool { return !other.First })
+		}
+		l.queue = slices.Insert(l.queue, place, op)
+	}
 }
 
 // pump sends what may be sent.
@@ -254,6 +275,7 @@ func (l *Link) take() *batch {
 	b.sent = time.Now()
 	l.lastSent = b.sent
 	l.flight = append(l.flight, b)
+	l.socket.asked.Store(int32(len(l.flight))) //nolint:gosec // at most maxFlight
 	return b
 }
 
@@ -264,7 +286,7 @@ func fitting(queue []*Op) int {
 		for _, param := range op.Params {
 			size += len(param)
 		}
-		if op.Alone || size > maxParams {
+		if op.Alone || size > maxParams || op.First != queue[0].First {
 			return max(i, 1)
 		}
 	}

@@ -3,7 +3,6 @@ package permit
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,9 +39,8 @@ type Desk struct {
 	gates   map[int64]*Line
 	blocks  map[*block]struct{} // that hold slots
 	session *ledger.Session
-	failure error    // why there is no session
-	leaving []*leave // slots to be freed
-	freeing bool     // a statement that frees is under way
+	failure error // why there is no session
+	leaving departures
 	renewed time.Time
 	writes  int // to the table of slots since it was last looked at
 	compact time.Time
@@ -181,22 +179,12 @@ func (d *Desk) Lost(s *ledger.Session, cause error) {
 				d.lose(b, a.reason, &a)
 			}
 		}
-		d.stay(func(*leave) bool { return true }, a.reason, &a)
+		d.leaving.answer(every, a.reason, &a)
+		d.leaving.forget(every) // with the session they are free
 	}
 	d.dismiss(&a)
 	d.mu.Unlock()
 	d.run(&a, nil, false)
-}
-
-// stay answers those who wait for slots to be freed that nobody can free any more.
-func (d *Desk) stay(which func(*leave) bool, reason error, a *actions) {
-	d.leaving = slices.DeleteFunc(d.leaving, func(v *leave) bool {
-		if !which(v) {
-			return false
-		}
-		v.end(reason, a)
-		return true
-	})
 }
 
 // lose ends the permits of a block.
@@ -239,7 +227,7 @@ func (d *Desk) Close(ctx context.Context) {
 		}
 		for b := range d.blocks {
 			for slot := range b.owners {
-				d.leaving = append(d.leaving, &leave{block: b, slots: []int32{slot}})
+				d.leaving.fresh = append(d.leaving.fresh, &leave{block: b, slots: []int32{slot}})
 			}
 			d.lose(b, a.reason, a)
 		}
@@ -262,7 +250,7 @@ func (d *Desk) Close(ctx context.Context) {
 // drain notes that a desk which is closed has nothing left to free, and will be granted nothing. The caller holds the
 // mutex.
 func (d *Desk) drain() {
-	if !d.closed || d.freeing || len(d.leaving) > 0 {
+	if !d.closed || !d.leaving.none() {
 		return
 	}
 	for _, l := range d.lines {
@@ -278,7 +266,8 @@ func (d *Desk) drain() {
 // dismiss answers, once the desk is closed, those whose slots nobody will free any more.
 func (d *Desk) dismiss(a *actions) {
 	if d.closed && d.session == nil {
-		d.stay(func(*leave) bool { return true }, errClosed, a)
+		d.leaving.answer(every, errClosed, a)
+		d.leaving.forget(every)
 	}
 	d.drain()
 }

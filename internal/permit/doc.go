@@ -11,7 +11,10 @@
 //   - Waiters share a statement, and so do releases.
 //   - A permit is no longer trusted TTL − TTL/10 after its last claim or renewal that was answered was sent; or as
 //     soon as the session is lost whose end gives its slots to others.
-//   - A grant that nobody wants any more goes to the next in line, or back.
+//   - Release waits for the server's word no longer than the permit would have been trusted, whatever others do to the
+//     table or to its rows; without that word the permit is lost. The slots are freed nevertheless, as soon as the
+//     server can: while the session lives nobody else takes them from it.
+//   - A grant that nobody wants goes to the next in line, or back.
 //
 // # What it does not
 //

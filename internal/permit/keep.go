@@ -37,12 +37,13 @@ func (d *Desk) keepOn() {
 		}
 		d.step(func(a *actions) {
 			for b := range d.blocks {
-				if !a.now.Before(b.trusted) {
-					a.reason = d.expired()
-					d.lose(b, a.reason, a)
-				}
+				d.overdue(b, a)
 			}
-			d.stay(func(v *leave) bool { return !a.now.Before(v.block.trusted) }, d.expired(), a)
+			late := func(v *leave) bool { return !a.now.Before(v.until) }
+			d.leaving.answer(late, d.expired(), a)
+			if d.cfg.Pooled {
+				d.leaving.forget(late) // by the clock they are free
+			}
 			switch {
 			case len(d.blocks) == 0 || a.now.Sub(d.renewed) < d.cfg.TTL/3:
 			case d.session != nil:
@@ -55,14 +56,24 @@ func (d *Desk) keepOn() {
 	}
 }
 
-// expire ends a block that cannot be trusted any more: the clock may know it before the keeper has come to it.
-func (d *Desk) expire(b *block) {
-	d.step(func(a *actions) {
-		if b.lost == nil && !a.now.Before(b.trusted) {
-			a.reason = d.expired()
-			d.lose(b, a.reason, a)
-		}
-	})
+// expire ends a block that can no longer be trusted: the clock may know it before the keeper has come to it.
+func (d *Desk) expire(b *block) { d.step(func(a *actions) { d.overdue(b, a) }) }
+
+// overdue ends a block that can no longer be trusted. Its slots go back: while the session lives, the server gives
+// them to nobody soon.
+func (d *Desk) overdue(b *block, a *actions) {
+	if b.lost != nil || a.now.Before(b.trusted) {
+		return
+	}
+	var slots []int32
+	for slot := range b.owners {
+		slots = append(slots, slot)
+	}
+	a.reason = d.expired()
+	d.lose(b, a.reason, a)
+	if b.session == d.session {
+		d.putBack(b, slots, nil, a)
+	}
 }
 
 func (d *Desk) expired() error {
@@ -114,7 +125,7 @@ func (d *Desk) renew(s *ledger.Session, a *actions, then func(a *actions)) {
 	var leaving []kept
 	if then != nil { // what the statement does not name is freed, so there can be only one
 		parts = [][]kept{all}
-		for _, v := range d.leaving { // these are about to be freed, and are not others
+		for _, v := range slices.Concat(d.leaving.fresh, d.leaving.sent, d.leaving.stuck) { // these are not others
 			for _, slot := range v.slots {
 				leaving = append(leaving, kept{v.block, slot})
 			}
@@ -141,7 +152,7 @@ func (d *Desk) renewal(s *ledger.Session, part, leaving []kept, r round, then fu
 	}
 	d.writes += len(slots)
 	return &link.Op{
-		Kind: link.Call, Call: &stmtRenew,
+		Kind: link.Call, Call: &stmtRenew, First: true, Alone: true, // whatever the others meet
 		Params: [][]byte{
 			number(s.Holder), array(semaphores), array(slots), array(tokens),
 			number(d.cfg.TTL.Milliseconds()), boolean(then != nil),

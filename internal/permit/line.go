@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/ledger"
@@ -272,7 +270,7 @@ func (l *Line) claim(a *actions, answer chan int) bool {
 	d.writes += total
 	a.ops = append(a.ops, &link.Op{
 		// A head's may write to the semaphore's row as well: two such rows in one transaction could be a deadlock.
-		Kind: link.Call, Call: &stmtClaim, Alone: head, Owner: ledger.Completion(c.completed),
+		Kind: link.Call, Call: &stmtClaim, Alone: head, First: true, Owner: ledger.Completion(c.completed),
 		Params: [][]byte{
 			number(int64(l.id)), number(l.gate.ID), number(d.session.Holder), array(wants), number(d.cfg.TTL.Milliseconds()),
 			boolean(standing), number(queue.Milliseconds()), boolean(d.cfg.Pooled),
@@ -332,9 +330,8 @@ func (w *waiter) tries() bool { return w.try }
 // pass.
 func (c *claim) take(op *link.Op, a *actions) (int, error) {
 	l := c.line
-	var pgErr *pgconn.PgError
 	switch {
-	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || errors.As(op.Err, &pgErr) && passes(pgErr.Code)):
+	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || ledger.Passes(op.Err)):
 		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, op.Err)
 	case op.Err != nil:
 		return 0, op.Err
@@ -363,9 +360,6 @@ func (c *claim) take(op *link.Op, a *actions) (int, error) {
 	}
 	return answer.granted, nil
 }
-
-// passes says whether an error of the server is one of the moment: a timeout of a lock, a deadlock, a cancel.
-func passes(code string) bool { return code == "55P03" || code == "40P01" || code == "57014" }
 
 // respond answers a waiter and takes it out of the line.
 func (l *Line) respond(w *waiter, p *Permit, err error, a *actions) {

@@ -2,19 +2,13 @@ package permit
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -46,31 +40,6 @@ type Permit struct {
 	result error
 	parts  int           // leaves that are not answered yet; guarded by the desk's mutex
 	ch     chan struct{} // gets a value when the server has freed the slots
-}
-
-// leave is slots that go back to the server.
-type leave struct {
-	block  *block
-	slots  []int32 // at most perStatement
-	permit *Permit // whose Release waits for it; nil if none does
-}
-
-// perStatement is how many slots a statement frees or renews at the most, so that what is sent fits into the
-// socket's buffer.
-const perStatement = 500
-
-// end answers the Release that waits for the slots, when they were the last of its permit's.
-func (v *leave) end(result error, a *actions) {
-	p := v.permit
-	if p == nil {
-		return
-	}
-	if p.result == nil {
-		p.result = result
-	}
-	if p.parts--; p.parts == 0 {
-		a.freed = append(a.freed, p)
-	}
 }
 
 // Token is the grant's fencing token.
@@ -105,7 +74,7 @@ func (p *Permit) Err() error {
 var errReleased = fmt.Errorf("%w: released", lockerr.NotHeld)
 
 // Release ends the permit. Nil means that it was held without a break until now. Called again it returns the same.
-// It ends, at the latest, with the trust in the session.
+// It waits for the server's word for as long as the permit would have been trusted.
 func (p *Permit) Release() error {
 	p.once.Do(func() { p.result = p.release(true) })
 	return p.result
@@ -115,6 +84,7 @@ func (p *Permit) Release() error {
 func (p *Permit) GiveBack() { _ = p.release(false) }
 
 func (p *Permit) release(wait bool) error {
+	p.catchUp()
 	if err := p.Err(); err != nil {
 		return err
 	}
@@ -154,28 +124,37 @@ func (p *Permit) part(wait bool) error {
 	}
 	freed := d.pass(p.block, p.slots, waiting, p.asserted.Load(), &a)
 	p.line.advance(&a)
-	session := d.session
+	session, until := d.session, p.block.trusted
 	d.mu.Unlock()
 	d.run(&a, session, wait)
 	if !freed || !wait {
 		return nil
 	}
 	if len(a.ops) > 0 {
-		session.Help(context.Background(), func() bool { return len(p.ch) > 0 })
+		ctx, cancel := context.WithDeadline(context.Background(), until)
+		session.Help(ctx, func() bool { return len(p.ch) > 0 })
+		cancel()
 	}
-	<-p.ch
+	<-p.ch // the keeper sees to it that it comes
 	return p.result
+}
+
+// catchUp makes sure that the news of the session are known: what follows may be a hand-over in memory.
+func (p *Permit) catchUp() {
+	d := p.line.desk
+	d.mu.Lock()
+	s := p.block.session
+	d.mu.Unlock()
+	s.CatchUp()
 }
 
 // offer grants the slots that a claim has brought. The rest goes back.
 func (d *Desk) offer(b *block, slots []int32, a *actions) {
 	switch {
-	case d.closed:
+	case b.session != d.session:
+		return // the session that followed has freed what it was not told of, or the end of this one has
+	case d.closed, !a.now.Before(b.trusted): // the answer came too late
 		d.putBack(b, slots, nil, a)
-		return
-	case !a.now.Before(b.trusted), b.session != d.session:
-		// The answer came too late: the server frees them by itself, or the session that followed has freed what it was
-		// not told of.
 		return
 	}
 	d.blocks[b] = struct{}{}
@@ -213,94 +192,3 @@ func (d *Desk) deal(b *block, slots []int32, p *Permit, a *actions) (rest bool) 
 	}
 	return len(slots) > 0
 }
-
-func (d *Desk) putBack(b *block, slots []int32, p *Permit, a *actions) {
-	if len(b.owners) == 0 {
-		delete(d.blocks, b)
-	}
-	for part := range slices.Chunk(slots, perStatement) {
-		d.leaving = append(d.leaving, &leave{block: b, slots: part, permit: p})
-		if p != nil {
-			p.parts++
-		}
-	}
-	d.free(a)
-	d.dismiss(a)
-}
-
-var stmtFree = link.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
-
-// free frees the slots that leave, in one statement, unless one is under way.
-func (d *Desk) free(a *actions) {
-	if d.freeing || d.session == nil || len(d.leaving) == 0 {
-		return
-	}
-	count, size := 0, 0
-	for _, v := range d.leaving {
-		if size += len(v.slots); size > perStatement && count > 0 {
-			break
-		}
-		count++
-	}
-	leaving := slices.Clone(d.leaving[:count])
-	d.leaving = slices.Delete(d.leaving, 0, count)
-	var semaphores, slots []int32
-	var tokens, gates []int64
-	for _, v := range leaving {
-		for _, slot := range v.slots {
-			semaphores, slots = append(semaphores, v.block.line.id), append(slots, slot)
-			tokens, gates = append(tokens, v.block.base), append(gates, v.block.line.gate.ID)
-		}
-	}
-	d.freeing = true
-	d.writes += len(slots)
-	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtFree,
-		Params: [][]byte{number(d.session.Holder), array(semaphores), array(slots), array(tokens), array(gates)},
-		Owner:  ledger.Completion(func(op *link.Op) { d.freed(op, leaving) }),
-	})
-	d.tidy(a)
-}
-
-// freed takes the answer to a statement that frees.
-func (d *Desk) freed(op *link.Op, leaving []*leave) {
-	const maxRetries = 10
-	d.step(func(a *actions) {
-		var pgErr *pgconn.PgError
-		if errors.As(op.Err, &pgErr) && passes(pgErr.Code) && op.Retries < maxRetries && d.session != nil {
-			op.Retries++
-			op.Err = nil
-			a.ops = append(a.ops, op)
-			return
-		}
-		d.freeing = false
-		answer, err := parseFreed(op)
-		if err != nil && !errors.Is(err, lockerr.Lost) {
-			err = fmt.Errorf("%w: the server did not confirm that the permit is free: %w", lockerr.Lost, err)
-		}
-		place := int32(0)
-		for _, v := range leaving {
-			result := err
-			for range v.slots {
-				place++
-				if _, ok := answer.places[place]; !ok && result == nil {
-					result = errExpired
-				}
-			}
-			v.end(result, a)
-		}
-		for _, gate := range answer.awaited {
-			if l := d.gates[gate]; l != nil && l.atGate {
-				chans.Signal(l.poke)
-			} else {
-				a.notify = append(a.notify, gate)
-			}
-		}
-		d.free(a)
-		d.dismiss(a)
-	})
-}
-
-var errExpired = fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{
-	Reason: lockerr.LeaseExpired, Cause: errors.New("by the database's clock the permit had expired, or its semaphore was removed"),
-})

@@ -20,6 +20,9 @@ const (
 	SerializationFailure = "40001"
 	DeadlockDetected     = "40P01"
 
+	FailedTransaction = "25P02"
+	ReadOnly          = "25006"
+
 	UndefinedSchema       = "3F000"
 	UndefinedTable        = "42P01"
 	UndefinedColumn       = "42703"
@@ -27,6 +30,8 @@ const (
 	InsufficientPrivilege = "42501"
 
 	StaleToken = "PB001" // the schema's own
+
+	featureNotSupported = "0A000"
 
 	completionUnknown = "40003"
 	adminShutdown     = "57P01"
@@ -109,6 +114,19 @@ func Explain(err error) error {
 func Retryable(err error) bool {
 	code := Code(err)
 	return code == SerializationFailure || code == DeadlockDetected
+}
+
+// StalePlan says whether err is "cached plan must not change result type": the table was altered after the statement
+// was prepared. The server says so before the statement does anything. The name of its routine is not translated.
+func StalePlan(err error) bool {
+	if Code(err) != featureNotSupported {
+		return false
+	}
+	var pgxErr *pgconn.PgError
+	if errors.As(err, &pgxErr) {
+		return pgxErr.Routine == "RevalidateCachedQuery"
+	}
+	return libpqField(err, 'R') == "RevalidateCachedQuery"
 }
 
 // Translate adds the library's sentinel to an error of the server. Other errors, and one that has been
