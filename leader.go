@@ -41,6 +41,10 @@ type LeaderInfo struct {
 // half, and when it stands still within [Config.TTL] and a second. When all have resigned within 2 s, nobody leads until
 // the first of them may again. A name is 1 to 497 bytes of UTF-8 without NUL.
 //
+// While it does not lead, Lead returns within 50 ms of the end of ctx. While it leads, it returns when fn has returned and the
+// lock is released, which on a dead network takes up to [Config.TTL]: only then is it known whether the term was
+// held until its end.
+//
 // On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
 //
 // # How it works
@@ -80,7 +84,7 @@ func (c *Client) serve(
 	term.Attach(cancel)
 	var cause error
 	defer func() { // also when fn panics
-		lost := term.End()
+		lost := term.End(outer)
 		switch {
 		case over:
 			err = also(err, lost)
