@@ -157,7 +157,8 @@ func testFrozen(t *testing.T, point freezePoint, ttl, frozen time.Duration) {
 	dsn := lab.Database(t)
 	client := lab.Client(t, dsn, nil)
 	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestOnceFrozenChild$", "-test.count=1")
-	child.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %v %s", envFreeze, point.statement, point.nth, point.when, ttl, dsn))
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %d %s", envFreeze, point.statement, point.nth, point.when, ttl, dsn))
+	child.Stderr = os.Stderr
 	out, err := child.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, child.Start())
