@@ -66,7 +66,7 @@ func (c *Client) Semaphore(ctx context.Context, name string, capacity int) (*Sem
 		return nil, err
 	}
 	if has != capacity {
-		return nil, fmt.Errorf("semaphore %q: %w: it has %d, not %d: open it with that, or Resize it",
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: it has %d, not %d: open it with that, or Resize it",
 			name, ErrCapacityMismatch, has, capacity)
 	}
 	return s, nil
@@ -91,22 +91,22 @@ func validateCapacity(name string, capacity int) error {
 
 func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte) (*Semaphore, int, error) {
 	if err := validateName("semaphore", name, maxNameLength); err != nil {
-		return nil, 0, fmt.Errorf("open semaphore: %w", err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore: %w", err)
 	}
 	if err := c.thirdConnection(); err != nil {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity)
 	if err != nil {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	if len(rows) == 0 {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
 	}
 	id, err1 := strconv.ParseInt(string(rows[0][0]), 10, 32)
 	has, err2 := strconv.Atoi(string(rows[0][1]))
 	if err := errors.Join(err1, err2); err != nil {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	line := c.permits.Line(int32(id), name, Name("pgbaton/semaphore/"+name).key, has)
 	return &Semaphore{client: c, name: name, id: int32(id), line: line}, has, nil
@@ -148,11 +148,11 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 		return nil, fmt.Errorf("pgbaton: semaphore %q: %d permits wanted, the least is 1", s.name, n)
 	}
 	if n > maxCapacity {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
+		return nil, fmt.Errorf("pgbaton: acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
 	}
 	p, err := s.line.Acquire(ctx, n, try)
 	if err != nil {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
+		return nil, fmt.Errorf("pgbaton: acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
@@ -177,7 +177,7 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 		err = errRemoved
 	}
 	if err != nil {
-		return fmt.Errorf("resize semaphore %q: %w", s.name, err)
+		return fmt.Errorf("pgbaton: resize semaphore %q: %w", s.name, err)
 	}
 	s.line.Resized(capacity)
 	return nil
@@ -208,7 +208,7 @@ func (s *Semaphore) state(ctx context.Context) (capacity, available int, err err
 		err = errors.Join(err1, err2)
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return 0, 0, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}
 	return capacity, available, nil
 }
@@ -228,7 +228,7 @@ type SemaphoreHolder struct {
 func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(strconv.Itoa(int(s.id))))
 	if err != nil {
-		return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}
 	if len(rows) == 0 { // nobody, or no semaphore
 		_, _, err := s.state(ctx)
@@ -240,7 +240,7 @@ func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 		token, err2 := strconv.ParseInt(string(row[3]), 10, 64)
 		expires, err3 := strconv.ParseInt(string(row[4]), 10, 64)
 		if err := errors.Join(err1, err2, err3); err != nil {
-			return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+			return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 		}
 		holders[i] = SemaphoreHolder{
 			Holder: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,

@@ -179,7 +179,7 @@ func (o *Office) decline(t *Term) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.closed {
-		o.workers.Go(func() { _ = t.End() })
+		o.workers.Go(func() { _ = t.End(o.ctx) })
 	} // else Close waits for no new goroutines, and the desk releases everything
 }
 
