@@ -17,11 +17,26 @@ import (
 // a wait that times out does not cost the transaction.
 const txGrace = time.Second
 
-// sqlLockForTransaction answers -1 instead of locking when the transaction reads from one snapshot, which
-// may be older than the grant. Arguments: key, pair, shared, milliseconds to wait, any isolation level.
+// sqlLockForTransaction answers with a negative number instead of locking where the transaction cannot have the lock:
+// when it reads from one snapshot, which may be older than the grant, or when no token can be drawn. Arguments:
+// key, pair, shared, milliseconds to wait, any isolation level.
 const sqlLockForTransaction = `
-SELECT CASE WHEN $5 OR current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
-       THEN pgbaton.lock_for_transaction($1, $2, $3, $4) ELSE -1 END`
+SELECT CASE
+    WHEN pg_catalog.pg_is_in_recovery() THEN -3
+    WHEN pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool THEN -2
+    WHEN $5 OR pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
+    THEN pgbaton.lock_for_transaction($1, $2, $3, $4) ELSE -1 END`
+
+// What sqlLockForTransaction answers instead of a token.
+const (
+	refusedSnapshot = -1
+	refusedReadOnly = -2
+	refusedStandby  = -3
+)
+
+// errReadOnly says why a read-only transaction cannot take a lock that has a token.
+var errReadOnly = errors.New("the transaction is read-only: every lock has a token, and to draw one is a write. " +
+	"Begin the transaction read-write, or take the lock with Client.Acquire before")
 
 // AcquireTx waits until the caller's transaction holds the key exclusively. PostgreSQL itself frees it when
 // the transaction commits or rolls back, or rolls back to a savepoint set before the call. The lock excludes
@@ -29,8 +44,13 @@ SELECT CASE WHEN $5 OR current_setting('transaction_isolation') IN ('read commit
 //
 // On success it returns a fencing token greater than that of every earlier grant of the key. The context's
 // deadline bounds the wait through a lock_timeout of this call alone: when it passes, the error matches
-// [ErrNotAcquired], and the transaction stays usable. A context that ends otherwise, by cancel, interrupts the
-// connection and costs the transaction. A deadlock that PostgreSQL finds is [ErrDeadlock] and costs it too.
+// [ErrNotAcquired], and the transaction stays usable. A deadline in more than 24 days is none, since the server cannot
+// count so far. A context that ends otherwise, by cancel, interrupts the connection and costs the transaction; a
+// statement_timeout that ends the wait is ErrNotAcquired and costs it, too. A deadlock that PostgreSQL finds is
+// [ErrDeadlock] and costs it.
+//
+// A read-only transaction cannot draw a token: AcquireTx refuses it with an error that says so, and on a standby
+// with [ErrStandby]. The transaction stays usable.
 //
 // The wait, and the connection for it, are the caller's: with a pool of N connections, N transactions that
 // wait leave none for the holder. [Client.Acquire] does not have this trouble.
@@ -107,7 +127,9 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advis
 	case try:
 		wait = int64(0)
 	case bounded:
-		wait = max(time.Until(deadline).Milliseconds(), 1)
+		if ms := milliseconds(time.Until(deadline)); ms > 0 {
+			wait = ms
+		}
 		var stop func()
 		query, stop = graceful(ctx, deadline.Add(txGrace))
 		defer stop()
@@ -117,16 +139,20 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advis
 	err := tx.QueryRow(query, sqlLockForTransaction,
 		key.ID, key.Pair, mode == advisory.Shared, wait, anyIsolation).Scan(&token)
 	switch {
-	case err != nil && ctx.Err() != nil:
-		return 0, fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, ctx.Err(), err)
 	case err != nil:
-		return 0, schemaError(translate(err))
-	case token == nil && !try:
-		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, context.DeadlineExceeded)
-	case token == nil:
+		return 0, pgerr.Schema(translate(waitEnded(ctx, err)))
+	case token == nil && try:
 		return 0, lockerr.NotAcquired
-	case *token < 0:
+	case token == nil && wait == nil:
+		return 0, fmt.Errorf("%w: the session's lock_timeout has ended the wait", lockerr.NotAcquired)
+	case token == nil:
+		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, context.DeadlineExceeded)
+	case *token == refusedSnapshot:
 		return 0, lockerr.StaleSnapshot
+	case *token == refusedReadOnly:
+		return 0, errReadOnly
+	case *token == refusedStandby:
+		return 0, fmt.Errorf("%w: its locks exclude nobody on the primary, and it has no tokens: use the primary", lockerr.Standby)
 	}
 	return Token(*token), nil
 }
@@ -143,15 +169,4 @@ func graceful(ctx context.Context, deadline time.Time) (context.Context, func())
 		stop()
 		cancel()
 	}
-}
-
-// schemaError says what to do when the schema's functions are missing or forbidden.
-func schemaError(err error) error {
-	switch pgerr.Code(err) {
-	case pgerr.UndefinedSchema, pgerr.UndefinedFunction:
-		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
-	case pgerr.InsufficientPrivilege:
-		return fmt.Errorf("%w: the role needs USAGE on the schema pgbaton: %w", lockerr.Schema, err)
-	}
-	return err
 }

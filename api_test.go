@@ -34,11 +34,46 @@ func TestAPI(t *testing.T) {
 	require.Equal(t, string(want), surface)
 }
 
-// exported lists the package's exported declarations, each on a line.
-func exported(t *testing.T) []string {
-	t.Helper()
+// TestAPI_HandlesAreCovered holds that every exported function and method that takes a Tx or a Querier is called by the
+// conformance suite, which is run over every handle: what works with pgx's types need not with lib/pq's.
+func TestAPI_HandlesAreCovered(t *testing.T) {
+	t.Parallel()
 	fset := token.NewFileSet()
-	paths, err := filepath.Glob("*.go")
+	called := map[string]bool{}
+	for _, file := range parse(t, fset, "internal/rowtest/*.go") {
+		ast.Inspect(file, func(n ast.Node) bool {
+			if selector, ok := n.(*ast.SelectorExpr); ok {
+				called[selector.Sel.Name] = true
+			}
+			return true
+		})
+	}
+	handles := 0
+	for _, file := range parse(t, fset, "*.go") {
+		for _, decl := range file.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok && f.Name.IsExported() && takesHandle(f) {
+				handles++
+				require.True(t, called[f.Name.Name], "internal/rowtest does not call %s", f.Name.Name)
+			}
+		}
+	}
+	require.Greater(t, handles, 10)
+}
+
+// takesHandle says whether a function has a parameter of the type Tx or Querier.
+func takesHandle(f *ast.FuncDecl) bool {
+	for _, param := range f.Type.Params.List {
+		if name, ok := param.Type.(*ast.Ident); ok && (name.Name == "Tx" || name.Name == "Querier") {
+			return true
+		}
+	}
+	return false
+}
+
+// parse parses the files of a pattern, but for tests.
+func parse(t *testing.T, fset *token.FileSet, pattern string) []*ast.File {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
 	require.NoError(t, err)
 	var files []*ast.File
 	for _, path := range paths {
@@ -48,6 +83,14 @@ func exported(t *testing.T) []string {
 			files = append(files, file)
 		}
 	}
+	return files
+}
+
+// exported lists the package's exported declarations, each on a line.
+func exported(t *testing.T) []string {
+	t.Helper()
+	fset := token.NewFileSet()
+	files := parse(t, fset, "*.go")
 	pkg, err := doc.NewFromFiles(fset, files, "github.com/pgbaton/pgbaton")
 	require.NoError(t, err)
 	var lines []string

@@ -2,8 +2,8 @@ package pgbaton
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -20,7 +20,7 @@ type ClaimOpts struct {
 	// constant in the source; what varies goes into Args. Defaults to every row.
 	Where constant
 
-	// Args are the values of $1, $2, … in Where.
+	// Args are the values of $1, $2, … in Where and OrderBy. Each must be used there.
 	Args []any
 
 	// OrderBy is which rows come first, such as "priority DESC, id". It must be a constant in the source.
@@ -29,6 +29,10 @@ type ClaimOpts struct {
 
 	// Strength is how the rows are locked. Defaults to ForUpdate.
 	Strength LockStrength
+
+	// Wait bounds how long the call may wait for the table itself, as [RowOpts.Wait] does: while it is locked by ALTER
+	// TABLE and the like. NoWait does not wait. Zero waits until the context ends. Defaults to zero.
+	Wait time.Duration
 
 	// Column is the column that is read whole into T, for a T that is not a struct of columns.
 	// Defaults to none: T is a struct.
@@ -46,9 +50,13 @@ type ClaimOpts struct {
 // the row as taken and commit: a worker that dies before gives the row back at once. Calling it twice in one
 // transaction returns the same rows again, unless they were changed so that they no longer meet the condition.
 //
-// On failure the result is nil, and after an error of the server the transaction is aborted. Under
-// repeatable read and above a row that was changed since the transaction began gives [ErrConflict]: claim in
-// read committed.
+// Where rows move to another partition when their state changes, ClaimRows takes the savepoint that it then needs. Rows
+// that a policy of row security keeps the role from locking are not claimed.
+//
+// On failure the result is nil. [ErrNotAcquired]: the wait for the table has ended, by the context or a limit. With
+// a Wait the transaction stays usable then, else it is aborted as after any error of the server. Under repeatable
+// read and above a row that was changed since the transaction began gives [ErrConflict]: claim in read committed.
+// A foreign table is refused, since its rows would be waited for.
 //
 // How it works: SELECT … ORDER BY … LIMIT n FOR UPDATE SKIP LOCKED, on its own. Inside the WHERE of an UPDATE it
 // could run once per row and take more than n. An index that serves both the condition and the order keeps it fast.
@@ -64,21 +72,41 @@ func ClaimRows[T any](ctx context.Context, tx Tx, table pgx.Identifier, n int, o
 	if err != nil {
 		return nil, wrap(err)
 	}
-	s, err := claimStatement(table, record.Select, n, opts)
+	s, err := claimStatement(table, n, opts)
 	if err != nil {
 		return nil, wrap(err)
 	}
-	rows, err := collect[T](ctx, tx, record, s)
-	if err == nil && len(rows) == 0 {
-		rows, err = collect[T](ctx, tx, record, s)
+	facts, err := factsOf(ctx, tx, s.table)
+	if err == nil {
+		err = facts.refuseForeign(ctx, tx, s.table, "not to wait for rows")
+	}
+	if err == nil {
+		record, err = facts.fit(record)
 	}
 	if err != nil {
-		return nil, s.fail(err)
+		return nil, s.failWait(ctx, err)
+	}
+	s.text = "SELECT " + record.Select + s.text
+	var rows []T
+	err = protect(ctx, tx, facts, opts.Wait, func() (err error) {
+		rows, err = collect[T](ctx, tx, record, s)
+		if err == nil && len(rows) == 0 {
+			rows, err = collect[T](ctx, tx, record, s)
+		}
+		if err != nil {
+			return s.failWait(ctx, err)
+		}
+		return nil
+	})
+	if err != nil {
+		forgetTable(s.table, err)
+		return nil, err
 	}
 	return rows, nil
 }
 
-func claimStatement(table pgx.Identifier, columns string, n int, opts *ClaimOpts) (*statement, error) {
+// claimStatement is all of the statement but the columns.
+func claimStatement(table pgx.Identifier, n int, opts *ClaimOpts) (*statement, error) {
 	name, err := sqltext.Table(table)
 	if err != nil {
 		return nil, err
@@ -87,8 +115,11 @@ func claimStatement(table pgx.Identifier, columns string, n int, opts *ClaimOpts
 	if err != nil {
 		return nil, err
 	}
-	if opts.Where == "" && len(opts.Args) > 0 {
-		return nil, errors.New("ClaimOpts.Args without a Where")
+	if err = checkWait("ClaimOpts.Wait", opts.Wait); err != nil {
+		return nil, err
+	}
+	if err = sqltext.CheckPlaceholders(string(opts.Where+"\n"+opts.OrderBy), len(opts.Args)); err != nil {
+		return nil, fmt.Errorf("ClaimOpts: %w", err)
 	}
 	var args sqltext.Args
 	for i, value := range opts.Args {
@@ -100,7 +131,7 @@ func claimStatement(table pgx.Identifier, columns string, n int, opts *ClaimOpts
 	if err != nil {
 		return nil, err
 	}
-	text := "SELECT " + columns + "\nFROM " + name
+	text := "\nFROM " + name
 	if opts.Where != "" {
 		text += "\nWHERE (" + string(opts.Where) + "\n)" // on a line of its own, below a comment at the end
 	}

@@ -13,13 +13,13 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/permit"
@@ -128,6 +128,7 @@ type Client struct {
 	room   *waitroom.Room
 	dialer session.Dialer
 	budget *session.Budget
+	home   *session.Home
 
 	ledger    *ledger.Ledger
 	permits   *permit.Desk
@@ -138,8 +139,7 @@ type Client struct {
 	reduced error // why there are no locks of the client's own; nil if there are
 
 	mu          sync.Mutex
-	server      session.Server // of the newest link
-	protections []Protection   // of the newest link
+	protections []Protection // of the newest link
 	closed      bool
 	done        chan struct{} // closed when Close has ended
 }
@@ -147,7 +147,11 @@ type Client struct {
 // New makes a client for the database of a pool. It takes the pool's connection config, with its
 // BeforeConnect and AfterConnect for every connection, and opens connections of its own; the
 // pool itself is neither used nor altered, and may be closed before or after the client. The connections'
-// application_name is "pgbaton" unless the config has one.
+// application_name is "pgbaton/" and [Config.Name], cut to 63 bytes, unless the config has one. A tracer of the pool's
+// sees nothing of them.
+//
+// All connections of a client are on one server. When the address comes to lead to another one, the client moves there
+// as soon as a new connection finds out: first it loses everything that it holds on the old server ([LostMoved]).
 //
 // New connects, and on failure returns an error that says what to do and matches [ErrPooler],
 // [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
@@ -163,13 +167,15 @@ func New(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Client, error) 
 	}, cfg)
 }
 
-// Open is [New] for a service without a pool: it takes a connection string or URL as pgx knows it.
-func Open(ctx context.Context, dsn string, cfg *Config) (*Client, error) {
-	config, err := pgx.ParseConfig(dsn)
+// Open is [New] for a service without a pool: it takes a connection string or URL as pgx knows it. Parameters of a pool,
+// such as pool_max_conns, may be in it and mean nothing here: [Config.MaxConns] bounds the connections. No error has the
+// password.
+func Open(ctx context.Context, connString string, cfg *Config) (*Client, error) {
+	config, err := dsn.Parse(connString)
 	if err != nil {
-		return nil, fmt.Errorf("pgbaton: Open: %w", err) // pgx leaves passwords out
+		return nil, fmt.Errorf("pgbaton: open: %w", err)
 	}
-	return newClient(ctx, session.Dialer{Config: config}, cfg)
+	return newClient(ctx, session.Dialer{Config: config.ConnConfig}, cfg)
 }
 
 func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Client, error) {
@@ -177,10 +183,11 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	dialer.TTL, dialer.SessionPooler = cfg.TTL, cfg.SessionPooler
-	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), done: make(chan struct{})}
+	home := session.NewHome()
+	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
+	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, done: make(chan struct{})}
 	c.room = waitroom.New(waitroom.Config{
-		TTL: cfg.TTL, Budget: c.budget, Home: c.home,
+		TTL: cfg.TTL, Budget: c.budget, Home: home.Identity,
 		Dial: c.dialWaiting, Report: c.report,
 	})
 	c.budget.Wished = c.room.MakeRoom
@@ -198,7 +205,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	if err != nil {
 		c.room.Close()
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
-			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, reduced: err, done: c.done}
+			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, reduced: err, done: c.done}
 			reduced.keepRows()
 			return reduced, nil
 		}
@@ -224,7 +231,7 @@ func (c *Client) keepRows() {
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
 		board = deadlock.Table{Session: c.ledger}
 	}
-	c.deadlocks = deadlock.New(board, c.home, c.report)
+	c.deadlocks = deadlock.New(board, c.home.Identity, c.report)
 	c.permits = permit.New(permit.Config{
 		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.report,
 		Queue: func(ctx context.Context, gate advisory.Key) (permit.Turn, error) {
@@ -234,8 +241,8 @@ func (c *Client) keepRows() {
 	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
 }
 
-// dialLedger opens the session for rows, on the server on which the links hold.
-func (c *Client) dialLedger(ctx context.Context) (*session.Session, error) {
+// dialLedger opens the session for rows.
+func (c *Client) dialLedger(ctx context.Context, commands ...session.Command) (*session.Session, error) {
 	if !c.budget.Take(session.Ledger) {
 		if c.budget.Lasting() {
 			return nil, fmt.Errorf("%w (%d): semaphores, leaders and Once need one; raise it, or use them before many locks are held",
@@ -246,9 +253,9 @@ func (c *Client) dialLedger(ctx context.Context) (*session.Session, error) {
 	var s *session.Session
 	var err error
 	if c.reduced != nil {
-		s, err = c.dialer.DialPooled(ctx)
+		s, err = c.dialer.DialPooled(ctx, commands...)
 	} else {
-		s, err = c.dialHome(ctx, session.Ledger)
+		s, err = c.dialer.Dial(ctx, session.Ledger, commands...)
 	}
 	if err != nil {
 		c.budget.Give(session.Ledger)
@@ -262,8 +269,6 @@ func (c *Client) dialLink(ctx context.Context, handler link.Handler) (desk.Link,
 	if !c.budget.Take(session.Link) {
 		return nil, 0, errors.New("all connections are in use")
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
-	defer cancel()
 	s, err := c.dialHolding(ctx)
 	if err != nil {
 		c.budget.Give(session.Link)
@@ -288,10 +293,9 @@ func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
 	return c.dialer.DialProbed(ctx, session.Link)
 }
 
-// seen notes the server of a new link, and tells the log what is odd about it.
+// seen notes the protections of a new link, and tells the log what is odd about its server.
 func (c *Client) seen(s *session.Session) {
 	c.mu.Lock()
-	c.server = s.Server
 	c.protections = nil
 	for _, p := range s.Protections {
 		c.protections = append(c.protections, Protection(p))
@@ -324,28 +328,9 @@ func (c *Client) Protections() []Protection {
 	return slices.Clone(c.protections)
 }
 
-// dialWaiting opens a session that will wait, on the server on which the links hold.
+// dialWaiting opens a session that will wait.
 func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
-	return c.dialHome(ctx, session.Waiting)
-}
-
-func (c *Client) dialHome(ctx context.Context, role session.Role) (*session.Session, error) {
-	s, err := c.dialer.Dial(ctx, role)
-	if err != nil {
-		return nil, err
-	}
-	if here, home := s.Server.Identity, c.home(); here != home {
-		session.Close(s.Conn)
-		return nil, fmt.Errorf("reached another server (%s) than the one that holds the locks (%s)", here, home)
-	}
-	return s, nil
-}
-
-// home is the identity of the server that the newest link is on.
-func (c *Client) home() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.server.Identity
+	return c.dialer.Dial(ctx, session.Waiting)
 }
 
 func (c *Client) report(event string, err error) {

@@ -26,6 +26,7 @@ const (
 	LostTerminated  = LossReason(lockerr.Terminated)      // pg_terminate_backend, or a shutdown
 	LostRestart     = LossReason(lockerr.ServerRestarted) // after a crash
 	LostStandby     = LossReason(lockerr.BecameStandby)
+	LostMoved       = LossReason(lockerr.ServerChanged) // the address leads to another server: the client has moved there
 	LostClientClose = LossReason(lockerr.ClientClosed)
 	LostUnlocked    = LossReason(lockerr.NotThere)       // the server did not know of it
 	LostTokens      = LossReason(lockerr.TokensWentBack) // somebody altered the sequence; it is repaired by now
@@ -92,8 +93,9 @@ var ErrNotHeld = lockerr.NotHeld
 var ErrConflict = lockerr.Conflict
 
 // ErrStaleToken says that a newer fencing token has been seen than the one that was shown: the lock behind it
-// was lost, and somebody else has held it since. [AssertHeld], [Fence], and writes to a table that a trigger of
-// pgbaton.fence_guard() guards return it as a [*StaleTokenError].
+// was lost, and somebody else has held it since. [AssertHeld] and [Fence] return it as a [*StaleTokenError]; the error
+// of a write to a table that a trigger of pgbaton.fence_guard() guards matches it after [Translate], or when [InTx]
+// has returned it.
 var ErrStaleToken = lockerr.StaleToken
 
 // ErrCapacityMismatch says that a semaphore exists with another capacity than the one given. The message has both.

@@ -64,7 +64,8 @@ func ExampleLockRow() {
 	// <nil>
 }
 
-// Both accounts are locked in the order of their keys, so two transfers in opposite directions cannot deadlock.
+// Both accounts are locked in the order of their keys, so two transfers in opposite directions cannot deadlock. They are
+// returned in the order in which they were asked for.
 func ExampleLockRows() {
 	ctx := context.Background()
 	conn := mustConnect(ctx)
@@ -76,15 +77,13 @@ func ExampleLockRows() {
 		if err != nil {
 			return err
 		}
-		for _, account := range locked {
-			fmt.Println(account.ID, account.Owner)
-		}
+		from, to := locked[0], locked[1]
+		fmt.Println("from", from.Owner, "to", to.Owner)
 		return nil
 	})
 	fmt.Println(err)
 	// Output:
-	// 1 Ada
-	// 2 Grace
+	// from Grace to Ada
 	// <nil>
 }
 

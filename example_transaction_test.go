@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/pgbaton/pgbaton"
@@ -62,4 +63,33 @@ func ExampleInSQLTx() {
 	// Output:
 	// Emma
 	// <nil>
+}
+
+// A write of one's own to a table with the trigger pgbaton.fence_guard fails with the server's error.
+func ExampleTranslate() {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	if err := pgbaton.Migrate(ctx, pool); err != nil {
+		log.Fatal(err)
+	}
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			CREATE TEMP TABLE ledger (id int, balance int, fence bigint) ON COMMIT DROP;
+			CREATE TRIGGER fence_guard BEFORE UPDATE ON ledger FOR EACH ROW EXECUTE FUNCTION pgbaton.fence_guard();
+			INSERT INTO ledger VALUES (42, 100, 4711)`)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "UPDATE ledger SET balance = 90, fence = $1 WHERE id = 42", int64(4000))
+		return err
+	})
+	var stale *pgbaton.StaleTokenError
+	if errors.As(pgbaton.Translate(err), &stale) {
+		fmt.Println("too late:", stale.Token, "is older than", stale.Newest)
+	}
+	// Output: too late: 4000 is older than 4711
 }

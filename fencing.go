@@ -47,7 +47,8 @@ func (e *StaleTokenError) Unwrap() error { return lockerr.StaleToken }
 // was sent); [ErrStaleToken], as a [*StaleTokenError], if a newer token has been seen; [ErrConflict] if,
 // above READ COMMITTED, another transaction fenced the key after this one's snapshot: run it again, as
 // [InTx] does, and the next attempt tells whether the token is stale. While it waits for another transaction it
-// ends with ctx, which costs the connection, or with [ErrNotAcquired] by the session's lock_timeout.
+// ends with ctx, which costs the connection, or with [ErrNotAcquired] by the session's lock_timeout or
+// statement_timeout.
 //
 // It fences only what is written by transactions that do the same. Where other writers cannot be trusted to, put
 // a trigger of pgbaton.fence_guard() on the table.
@@ -122,8 +123,10 @@ func fence(ctx context.Context, tx Tx, resource string, token Token, shared bool
 		return fmt.Errorf("%w: %w", ctxErr, err)
 	case ctxErr != nil:
 		return err
+	case pgerr.Code(err) == pgerr.ReadOnly:
+		return fmt.Errorf("the transaction is read-only, or on a standby, and a fence is a write: %w", err)
 	}
-	return schemaError(translate(err))
+	return pgerr.Schema(translate(waitEnded(ctx, err)))
 }
 
 // resource is the name under which the key is fenced. A name and its number are one lock, so they are one
@@ -135,6 +138,16 @@ func (k Key) resource() string {
 	}
 	return fmt.Sprintf("%skey:%d", keyResource, k.key.ID)
 }
+
+// Translate adds the library's sentinels to an error of the server that came from a statement of the caller's own, not
+// through pgbaton: [ErrStaleToken], as a [*StaleTokenError], from a write to a table that a trigger of
+// pgbaton.fence_guard() guards or from pgbaton.fence in SQL; [ErrDeadlock], [ErrConflict] for SQLSTATE 40001, and
+// [ErrNotAcquired] for a lock_timeout or NOWAIT. Other errors, nil, and one that has been translated are returned as
+// they are. It reads the errors of pgx and of lib/pq.
+//
+// What pgbaton's own functions return is translated, and so is what [InTx] and [InSQLTx] return when the transaction
+// ended with such an error.
+func Translate(err error) error { return translate(err) }
 
 // translate adds the library's sentinel to an error of the server, and what a stale token's error says.
 func translate(err error) error {

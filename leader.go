@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/campaign"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // leaderPrefix begins the names of the leaders' locks: who leads "scheduler" holds Name("pgbaton/leader/scheduler").
@@ -147,7 +148,7 @@ func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
 	}
 	info, err := c.campaigns.Leader(ctx, name)
 	if err != nil {
-		return LeaderInfo{}, fmt.Errorf("leader of %q: %w", name, schemaError(translate(err)))
+		return LeaderInfo{}, fmt.Errorf("leader of %q: %w", name, pgerr.Schema(translate(err)))
 	}
 	return LeaderInfo{Name: name, Holder: info.Holder, Since: info.Since, Term: Token(info.Term)}, nil
 }
@@ -176,7 +177,7 @@ func (c *Client) RequestResign(ctx context.Context, name string) error {
 		return fmt.Errorf("request to resign: %w", err)
 	}
 	if err := c.campaigns.RequestResign(ctx, name); err != nil {
-		return fmt.Errorf("request that the leader of %q resign: %w", name, schemaError(translate(err)))
+		return fmt.Errorf("request that the leader of %q resign: %w", name, pgerr.Schema(translate(err)))
 	}
 	return nil
 }

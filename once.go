@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // NotDueError is the [ErrNotAcquired] of [Client.Once].
@@ -110,7 +111,7 @@ func (c *Client) beginRun(ctx context.Context, key Key, atLeast time.Duration, l
 		err = errors.New("pgbaton: the server's answer is not what the schema promises")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("once %v: %w", key, schemaError(translate(err)))
+		return nil, fmt.Errorf("once %v: %w", key, pgerr.Schema(translate(err)))
 	}
 	seen = &NotDueError{Key: key, Last: micros(rows[0][1]), Next: micros(rows[0][2])}
 	if string(rows[0][0]) != "t" {

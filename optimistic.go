@@ -28,8 +28,7 @@ type VersionOpts struct {
 type ConflictError struct {
 	// Expected is the version that the caller gave.
 	Expected int64
-	// Current is the version that the row had when the call looked. It equals Expected if
-	// something other than the version kept the row from being written, such as a trigger.
+	// Current is the version that the row had when the call looked.
 	Current int64
 }
 
@@ -45,14 +44,16 @@ func (e *ConflictError) Unwrap() error { return lockerr.Conflict }
 //
 // On failure the row is unchanged and the version is zero. [ErrConflict]: somebody else has changed the row, and a
 // [*ConflictError] carries its current version. [ErrNotFound]: no row has the key, or no longer. Neither
-// aborts a transaction in read committed; above it a conflict is the server's own (SQLSTATE 40001) and does.
+// aborts a transaction in read committed; above it a conflict is the server's own (SQLSTATE 40001) and does. Errors
+// without a sentinel, since another try would not help: several rows have the key; or the row is as expected
+// and yet is not written, because of a policy of row security, of a trigger that returns NULL, or of a rule.
 //
 // If the connection fails, the row may or may not have been updated; its version then tells.
 //
-// How it works: one UPDATE … WHERE key AND version, and in the same statement a look at the row if that changed
-// nothing. If the row was changed while the UPDATE waited for it, the statement cannot see how, and a second one
-// looks. A trigger of pgbaton.bump_version() on the table makes writers who do not use pgbaton raise the version
-// too; it may be there or not:
+// How it works: one UPDATE … WHERE key AND version, on condition that only one row has the key. If it changed
+// nothing, a second statement looks why. The first call for a table in a process looks the table up in the catalog; see docs/rows.md. A
+// trigger of pgbaton.bump_version() on the table makes writers who do not use pgbaton raise the version too; it may be
+// there or not:
 //
 //	CREATE TRIGGER bump_version BEFORE UPDATE ON accounts
 //	    FOR EACH ROW EXECUTE FUNCTION pgbaton.bump_version();  -- ('version') for another column
@@ -100,7 +101,7 @@ func DeleteVersion(
 // On success it returns the row as it was written, triggers included. If fn changed nothing, nothing is written.
 // T is a struct read as by [LockRow]; it need not have the version, and fn must not change it if it has.
 //
-// On failure nothing is written and T is zero. [ErrNotFound]: no row has the key. [ErrConflict]: every
+// On failure nothing is written and T is zero. Errors are those of [UpdateVersion], but [ErrConflict] says that every
 // attempt came too late. If the context ended during a pause, the error matches ErrConflict and the context's
 // error. An error of fn is returned as it is. If the connection fails during the write, the row may have been
 // written.
@@ -119,13 +120,22 @@ func Mutate[T any](
 	if err != nil {
 		return zero, v.wrap(err)
 	}
+	facts, err := factsOf(ctx, db, v.table)
+	if err == nil {
+		r, err = facts.fit(r)
+	}
+	if err != nil {
+		return zero, fmt.Errorf("mutate row of %s: %w", v.table, translate(err))
+	}
 	_, inTx := db.(Tx)
 	for attempt := 1; ; attempt++ {
-		row, err := mutateOnce(ctx, db, v, r, fn)
-		retry := errors.Is(err, errChanged) || !inTx && pgerr.Retryable(err)
-		switch {
-		case err == nil:
+		row, err := mutateOnce(ctx, db, v, r, facts, fn)
+		if err == nil {
 			return row, nil
+		}
+		forgetTable(v.table, err)
+		retry := errors.Is(err, errChanged) || !inTx && (pgerr.Retryable(err) || pgerr.StalePlan(err))
+		switch {
 		case !retry:
 			return zero, err
 		case attempt == v.maxAttempts:
@@ -141,7 +151,7 @@ func Mutate[T any](
 var errChanged = fmt.Errorf("%w: changed meanwhile", lockerr.Conflict)
 
 func mutateOnce[T any](
-	ctx context.Context, db Querier, v *versioned, r *record.Record, fn func(row *T) error,
+	ctx context.Context, db Querier, v *versioned, r *record.Record, facts *tableFacts, fn func(row *T) error,
 ) (T, error) {
 	var zero T
 	before, row, version, err := readVersioned[T](ctx, db, v, r)
@@ -162,13 +172,24 @@ func mutateOnce[T any](
 	if err != nil {
 		return zero, err
 	}
-	c.text = c.bare + "\nRETURNING " + r.Select
-	rows, err := collect[T](ctx, db, r, &c.statement)
+	c.text = c.mutate + r.Select
+	var rows []T
+	err = protect(ctx, db, facts, 0, func() (err error) {
+		rows, err = collect[T](ctx, db, r, &c.statement)
+		switch {
+		case err != nil:
+			return c.fail(err)
+		case len(rows) == 0:
+			return c.explain(ctx, db, version)
+		}
+		return nil
+	})
+	var conflict *ConflictError
 	switch {
-	case err != nil:
-		return zero, c.fail(err)
-	case len(rows) == 0:
+	case errors.As(err, &conflict):
 		return zero, errChanged
+	case err != nil:
+		return zero, err
 	}
 	return rows[0], nil
 }
@@ -197,11 +218,21 @@ func readVersioned[T any](
 		}
 		return before, row, 0, s.fail(lockerr.NotFound)
 	}
-	if err := errors.Join(scan(rows, r, &before, &version), scan(rows, r, &row, &version)); err != nil {
-		return before, row, 0, s.fail(err)
+	if err = scan(rows, r, &before, &version); err == nil {
+		err = scan(rows, r, &row, &version)
+	}
+	count := int64(1)
+	for err == nil && rows.Next() {
+		count++
 	}
 	rows.Close()
-	if err := rows.Err(); err != nil {
+	if err == nil {
+		err = rows.Err()
+	}
+	if err == nil && count > 1 {
+		err = severalRows(count)
+	}
+	if err != nil {
 		return before, row, 0, s.fail(err)
 	}
 	return before, row, version, nil
@@ -286,10 +317,10 @@ type change struct {
 // changeTexts are the texts for one set of names. They are kept, because to build them would take
 // longer than all else that is done on the way to the driver.
 type changeTexts struct {
-	update string // writes, and looks if there was nothing to write
-	delete string // the same with a DELETE
-	look   string // returns the version
-	bare   string // UPDATE … WHERE …, without what is to be returned
+	update string // returns the version
+	mutate string // the same without what is to be returned
+	delete string // returns the version
+	look   string // how many rows have the key, and the version of one
 }
 
 var changeCache sqltext.Cache[*changeTexts]
@@ -304,20 +335,15 @@ func (v *versioned) texts(setColumns []string) *changeTexts {
 	}
 	column := sqltext.Quote(v.column)
 	hasKey := sqltext.Equations(v.keyColumns, 1, " AND ")
-	unchanged := "\nWHERE " + hasKey + " AND " + column + " = " + sqltext.Placeholder(len(v.keyColumns)+1)
+	unchanged := "\nWHERE " + hasKey + " AND " + column + " = " + sqltext.Placeholder(len(v.keyColumns)+1) +
+		" AND " + onlyOne(v.table, hasKey)
 	set := sqltext.Equations(setColumns, len(v.keyColumns)+2, ", ") + ", " + column + " = " + column + " + 1"
-	writeOrLook := func(write string) string {
-		return "WITH pgbaton_written AS (\n" + write + unchanged + "\nRETURNING " + column + ")" +
-			"\nSELECT " + column + ", true\nFROM pgbaton_written" +
-			"\nUNION ALL" +
-			"\nSELECT " + column + ", false\nFROM " + v.table +
-			"\nWHERE " + hasKey + " AND NOT EXISTS (SELECT FROM pgbaton_written)"
-	}
+	update := "UPDATE " + v.table + "\nSET " + set + unchanged + "\nRETURNING "
 	texts := &changeTexts{
-		update: writeOrLook("UPDATE " + v.table + "\nSET " + set),
-		delete: writeOrLook("DELETE FROM " + v.table),
-		look:   "SELECT " + column + "\nFROM " + v.table + "\nWHERE " + hasKey,
-		bare:   "UPDATE " + v.table + "\nSET " + set + unchanged,
+		update: update + column,
+		mutate: update,
+		delete: "DELETE FROM " + v.table + unchanged + "\nRETURNING " + column,
+		look:   "SELECT pg_catalog.count(*), pg_catalog.max(" + column + ")\nFROM " + v.table + "\nWHERE " + hasKey,
 	}
 	changeCache.Put(key, texts)
 	return texts
@@ -325,38 +351,59 @@ func (v *versioned) texts(setColumns []string) *changeTexts {
 
 // run runs the write, update or delete, and returns the version of the row that it wrote.
 func (c *change) run(ctx context.Context, db Querier, text string, expected int64) (int64, error) {
-	s := c.statement
-	s.text = text
-	var (
-		version int64
-		written bool
-	)
-	found, err := queryRow(ctx, db, []any{&version, &written}, s.text, s.args...)
-	switch {
-	case err != nil:
-		return 0, s.fail(err)
-	case !found:
-		return 0, s.fail(lockerr.NotFound)
-	case written:
-		return version, nil
-	case version != expected:
-		return 0, s.fail(&ConflictError{Expected: expected, Current: version})
+	facts, err := factsOf(ctx, db, c.table)
+	if err != nil {
+		return 0, c.fail(err)
 	}
-	return 0, c.explain(ctx, db, expected)
+	c.text = text
+	var version int64
+	err = protect(ctx, db, facts, 0, func() error {
+		written, err := queryRow(ctx, db, []any{&version}, c.text, c.args...)
+		switch {
+		case err != nil:
+			return c.fail(err)
+		case !written:
+			return c.explain(ctx, db, expected)
+		}
+		return nil
+	})
+	if err != nil {
+		forgetTable(c.table, err)
+		return 0, err
+	}
+	return version, nil
 }
 
-// explain looks why a write whose snapshot showed the expected version changed nothing: another transaction
-// changed or deleted the row while the write waited for it, and only a new snapshot shows how.
+// contradiction says why a row could not be written, or nil if a look shows no reason.
+func contradiction(count int64, current *int64, expected int64) error {
+	switch {
+	case count == 0:
+		return lockerr.NotFound
+	case count > 1:
+		return severalRows(count)
+	case current == nil:
+		return errors.New("the row's version is NULL")
+	case *current != expected:
+		return &ConflictError{Expected: expected, Current: *current}
+	}
+	return nil
+}
+
+// explain looks why a write changed nothing. Its own snapshot could not tell: the row may have been changed or deleted
+// while the write waited for it.
 func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
 	s := c.statement
 	s.text, s.args = c.look, s.args[:c.keyArgs]
-	var version int64
-	found, err := queryRow(ctx, db, []any{&version}, s.text, s.args...)
-	switch {
-	case err != nil:
+	var (
+		count   int64
+		current *int64
+	)
+	if _, err := queryRow(ctx, db, []any{&count, &current}, s.text, s.args...); err != nil {
 		return s.fail(err)
-	case !found:
-		return s.fail(lockerr.NotFound)
 	}
-	return s.fail(&ConflictError{Expected: expected, Current: version})
+	if err := contradiction(count, current, expected); err != nil {
+		return s.fail(err)
+	}
+	return &unsettledError{s.fail(errors.New("the row is there and has the version, " +
+		"but a policy of row security, a trigger or a rule keeps it from being written"))}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/pgbaton/pgbaton/internal/permit"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // Permit is one or more permits of a semaphore that are held together. It is made by [Semaphore.Acquire] and its
@@ -91,7 +92,7 @@ func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
 		err = fmt.Errorf("%w: it has expired", ErrStaleToken)
 	}
 	if err != nil {
-		return fmt.Errorf("assert permit: semaphore %q: %w", p.semaphore.name, schemaError(translate(err)))
+		return fmt.Errorf("assert permit: semaphore %q: %w", p.semaphore.name, pgerr.Schema(translate(err)))
 	}
 	return nil
 }

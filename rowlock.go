@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
-	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/record"
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
@@ -42,7 +41,7 @@ func (s LockStrength) clause() (string, error) {
 	return "", fmt.Errorf("lock strength %d is none of ForUpdate to ForKeyShare", s)
 }
 
-// NoWait as [RowOpts.Wait] does not wait for a row that is taken.
+// NoWait as [RowOpts.Wait] or [ClaimOpts.Wait] does not wait for what is taken.
 const NoWait time.Duration = -1
 
 // RowOpts are the settings of [LockRow] and [LockRows]. Nil means the defaults.
@@ -50,10 +49,12 @@ type RowOpts struct {
 	// Strength is how the row is locked. Defaults to ForUpdate.
 	Strength LockStrength
 
-	// Wait is how long to wait for rows that are taken, in all, in steps of 1 ms; NoWait does not wait. Zero waits
-	// until the context ends (or as long as the session's lock_timeout and statement_timeout let it), but then
-	// pgx closes the connection and the transaction is over. So give a Wait if it is to go on.
-	// Defaults to zero.
+	// Wait bounds the whole call, in steps of 1 ms, whether rows are taken or the table itself is locked, as by
+	// ALTER TABLE; NoWait waits for neither. Longer than 24 days is no limit. Zero waits until the context ends (or
+	// as long as the session's lock_timeout and statement_timeout let it), but then pgx closes the connection and
+	// the transaction is over. So give a Wait if it is to go on. Defaults to zero.
+	//
+	// A Wait costs two round trips more than none, and four with database/sql: the limit must be set before.
 	Wait time.Duration
 
 	// Column is the column that is read whole into T, for a T that is not a struct of columns.
@@ -63,100 +64,57 @@ type RowOpts struct {
 
 // LockRow locks the row that has the key until the transaction ends, and returns it.
 //
-// On success the row is locked, and is as the last transaction to change it left it. T is a struct whose
-// exported fields are columns by pgx's rules (the db tag, or else the field's name in snake case), or any type
-// if [RowOpts.Column] is given, or struct{} for the lock alone; other columns of the table are not read.
+// On success the row is locked, is the only one with the key, and is as the last transaction to change it left it. T is
+// a struct whose exported fields are columns by pgx's rules (the db tag, or else the column that is called as the
+// field, whatever the case and the underscores), or any type if [RowOpts.Column] is given, or struct{} for the lock
+// alone; other columns of the table are not read.
 //
-// On failure T is zero. [ErrNotFound]: no row has the key, and nothing is locked. [ErrNotAcquired]: the row is
-// taken, nothing is locked, and if opts.Wait was given the transaction is as usable as before, its settings and
-// savepoints too. After any other error of the server the transaction is aborted, as always in PostgreSQL:
-// [ErrDeadlock], or [ErrConflict] if the row was changed since a transaction above read committed began. A row that
-// does not fit T, and several rows with the key, are errors that leave what was found locked.
+// On failure T is zero. [ErrNotFound]: no row has the key, and nothing is locked. [ErrNotAcquired]: the row or the
+// table is taken, or the session's own limit ended the wait. If opts.Wait was given, nothing is locked after any
+// error, and the transaction is as usable as before, its settings and savepoints too; the exceptions are
+// [ErrDeadlock], and [ErrConflict] if the row was changed since a transaction above read committed began. Without a
+// Wait the transaction is aborted after an error of the server, as always in PostgreSQL. A row that does not fit T is
+// an error, several rows with the key are one, and so is a row that a policy of row security lets the role see and not
+// lock; none of these matches a sentinel, since another try would not help.
 //
 // The table is a pgx.Identifier, {"accounts"} or {"bank", "accounts"}: a single string could not tell the table
-// "a.b" from the table b of the schema a. Each part is quoted as it is.
+// "a.b" from the table b of the schema a. Each part is quoted as it is. See docs/rows.md for partitions, foreign
+// tables, row security and triggers.
 //
-// How it works: SELECT … FOR UPDATE. With NoWait, SKIP LOCKED, and when that finds nothing a look whether
-// the row exists and a second try, because SKIP LOCKED can miss a row that has just become free. With a Wait, the
-// SKIP LOCKED first; only if that finds nothing, a savepoint in which lock_timeout and statement_timeout are set
-// and restored. Such a wait that fails writes a line into the server's log.
+// How it works: SELECT … FOR UPDATE, and when that does not find one row a look at why. With NoWait, SKIP LOCKED on
+// condition that only one row has the key, and a second try, because SKIP LOCKED can miss a row that has just become free.
+// With a Wait or NoWait, inside a savepoint in which lock_timeout and statement_timeout are set, and after which they
+// are restored. Such a wait that fails writes a line into the server's log. The first call for a table in a process
+// looks the table up in the catalog.
 func LockRow[T any](ctx context.Context, tx Tx, table pgx.Identifier, key Values, opts *RowOpts) (T, error) {
 	var zero T
 	lock, err := newRowLock[T]("lock row of", table, []Values{key}, opts)
 	if err != nil {
 		return zero, err
 	}
-	var rows []T
-	switch lock.wait {
-	case 0:
-		rows, err = lockRows[T](ctx, tx, lock, waiting)
-	case NoWait:
-		rows, err = tryLockRow[T](ctx, tx, lock)
-	default:
-		rows, err = lockRows[T](ctx, tx, lock, skipping)
-		if err == nil && len(rows) == 0 {
-			rows, err = lockRowsWithin[T](ctx, tx, lock)
-		}
-	}
-	switch {
-	case err != nil:
+	rows, err := lockRows[T](ctx, tx, lock)
+	if err != nil {
 		return zero, err
-	case len(rows) == 0:
-		return zero, lock.fail(lockerr.NotFound)
-	case len(rows) > 1:
-		return zero, fmt.Errorf("lock row of %s: %d rows have the key", lock.table, len(rows))
 	}
 	return rows[0], nil
 }
 
-// LockRows locks the rows that have the keys until the transaction ends, and returns them in the order of
-// their keys. All keys must have the same columns; a key given twice counts once.
+// LockRows locks the rows that have the keys until the transaction ends, and returns them in the order of the keys
+// given: the row of keys[i] is at i, and a key given twice has its row twice. All keys must have the same columns.
 //
 // The rows are locked in the order of their keys, whatever the order in which they are given, so that callers
 // of LockRows cannot deadlock on one table. (The order is that of the columns sorted by name, and within each
 // the server's: a transaction that changes a key meanwhile can still get in the way.)
 //
 // On failure the result is nil, and errors are those of [LockRow]: ErrNotFound if any row is missing, ErrNotAcquired
-// if any is taken. With a Wait nothing is locked then; with NoWait, or if a row was missing, those that were free stay
-// locked until the transaction, or a savepoint of the caller's, is rolled back.
+// if any is taken. With a Wait or NoWait nothing is locked then; without, those that were found stay locked until the
+// transaction, or a savepoint of the caller's, is rolled back.
 func LockRows[T any](ctx context.Context, tx Tx, table pgx.Identifier, keys []Values, opts *RowOpts) ([]T, error) {
 	lock, err := newRowLock[T]("lock rows of", table, keys, opts)
 	if err != nil {
 		return nil, err
 	}
-	var rows []T
-	switch lock.wait {
-	case 0:
-		rows, err = lockRows[T](ctx, tx, lock, waiting)
-	case NoWait:
-		rows, err = lockRows[T](ctx, tx, lock, skipping)
-	default: // not skipping first, which would lock out of order
-		rows, err = lockRowsWithin[T](ctx, tx, lock)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(rows) >= len(keys) {
-		return rows, nil
-	}
-	// Fewer rows than keys: some are missing or taken, or a key was given twice.
-	existing, err := lock.countExisting(ctx, tx, keys)
-	if err != nil {
-		return nil, err
-	}
-	if len(rows) == existing {
-		return rows, nil
-	}
-	// All exist, so look again: SKIP LOCKED can miss a row that has just become free.
-	taken := waiting
-	if lock.wait != 0 {
-		taken = skipping
-	}
-	rows, err = lockRows[T](ctx, tx, lock, taken)
-	if err == nil && len(rows) < existing {
-		return nil, lock.fail(lockerr.NotAcquired)
-	}
-	return rows, err
+	return lockRows[T](ctx, tx, lock)
 }
 
 // rowLock is the statement that locks some rows by key, in the forms in which it may be needed.
@@ -165,8 +123,9 @@ type rowLock struct {
 
 	record   *record.Record
 	columns  []string // of the key
-	where    string
-	order    string // the ORDER BY clause, if several rows are locked
+	count    int      // of the keys
+	keys     string   // the FROM item of several keys
+	where    string   // that a row has the key
 	strength string
 	wait     time.Duration
 }
@@ -175,14 +134,14 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 	if opts == nil {
 		opts = &RowOpts{}
 	}
-	lock := &rowLock{statement: statement{verb: verb}, wait: opts.Wait}
+	lock := &rowLock{statement: statement{verb: verb}, count: len(keys), wait: opts.Wait}
 	wrap := func(err error) error { return fmt.Errorf("pgbaton: %s %q: %w", verb, []string(table), err) }
 	var err error
 	if lock.table, err = sqltext.Table(table); err != nil {
 		return nil, wrap(err)
 	}
-	if opts.Wait < 0 && opts.Wait != NoWait {
-		return nil, wrap(fmt.Errorf("RowOpts.Wait is %v: give NoWait, zero or more", opts.Wait))
+	if err = checkWait("RowOpts.Wait", opts.Wait); err != nil {
+		return nil, wrap(err)
 	}
 	if lock.record, err = recordOf[T](opts.Column); err != nil {
 		return nil, wrap(err)
@@ -200,8 +159,7 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 	if len(keys) == 1 {
 		lock.where, err = sqltext.KeyEquals(&args, lock.columns, keys[0])
 	} else {
-		lock.where, err = sqltext.KeyIn(&args, lock.columns, keys)
-		lock.order = "\nORDER BY " + sqltext.QuoteList(lock.columns)
+		lock.keys, err = sqltext.Keys(&args, lock.table, lock.columns, keys)
 	}
 	if err != nil {
 		return nil, wrap(err)
@@ -210,141 +168,202 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 	return lock, nil
 }
 
-// How lockRows treats rows that are taken.
+func checkWait(name string, wait time.Duration) error {
+	if wait < 0 && wait != NoWait {
+		return fmt.Errorf("%s is %v: give NoWait, zero or more", name, wait)
+	}
+	return nil
+}
+
+// How a statement treats rows that are taken.
 const (
 	waiting  = ""
 	skipping = " SKIP LOCKED"
+	failing  = " NOWAIT"
 )
 
-func lockRows[T any](ctx context.Context, tx Tx, lock *rowLock, taken string) ([]T, error) {
-	s := lock.statement
-	s.text = "SELECT " + lock.record.Select +
-		"\nFROM " + lock.table +
-		"\nWHERE " + lock.where +
-		lock.order +
-		"\n" + lock.strength + taken
-	rows, err := collect[T](ctx, tx, lock.record, &s)
+// lockRows locks and returns the row of each key.
+func lockRows[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
+	facts, err := factsOf(ctx, tx, lock.table)
+	if err == nil && lock.wait == NoWait {
+		err = facts.refuseForeign(ctx, tx, lock.table, "NoWait")
+	}
 	if err != nil {
-		return nil, s.failWait(ctx, err)
+		return nil, lock.failWait(ctx, err)
 	}
-	return rows, nil
-}
-
-// tryLockRow returns no row if none exists, and ErrNotAcquired if it is taken.
-func tryLockRow[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
-	rows, err := lockRows[T](ctx, tx, lock, skipping)
-	if err != nil || len(rows) > 0 {
-		return rows, err
+	if lock.record, err = facts.fit(lock.record); err != nil {
+		return nil, lock.fail(err)
 	}
-	exists := false
-	s := lock.statement
-	s.text = "SELECT EXISTS (SELECT FROM " + lock.table + "\nWHERE " + lock.where + ")"
-	if _, err = queryRow(ctx, tx, []any{&exists}, s.text, s.args...); err != nil {
-		return nil, s.failWait(ctx, err)
-	}
-	if !exists {
-		return nil, nil
-	}
-	rows, err = lockRows[T](ctx, tx, lock, skipping)
-	if err == nil && len(rows) == 0 {
-		return nil, lock.fail(lockerr.NotAcquired)
-	}
-	return rows, err
-}
-
-// countExisting counts the rows that have one of the keys, and returns ErrNotFound if some key has none.
-func (l *rowLock) countExisting(ctx context.Context, tx Tx, keys []Values) (int, error) {
-	s := l.statement
-	count := 0
-	s.text = "SELECT count(*)\nFROM " + l.table + "\nWHERE " + l.where
-	if _, err := queryRow(ctx, tx, []any{&count}, s.text, s.args...); err != nil {
-		return 0, s.failWait(ctx, err)
-	}
-	if count >= len(keys) {
-		return count, nil
-	}
-	for i, key := range keys {
-		var args sqltext.Args
-		where, err := sqltext.KeyEquals(&args, l.columns, key)
-		if err != nil {
-			return 0, s.fail(err)
-		}
-		exists := false
-		s.text, s.args = "SELECT EXISTS (SELECT FROM "+l.table+"\nWHERE "+where+")", args.Values()
-		if _, err := queryRow(ctx, tx, []any{&exists}, s.text, s.args...); err != nil {
-			return 0, s.failWait(ctx, err)
-		}
-		if !exists {
-			return 0, fmt.Errorf("lock rows of %s: key %d of %d: %w", l.table, i+1, len(keys), lockerr.NotFound)
-		}
-	}
-	return count, nil
-}
-
-const (
-	sqlSavepoint         = `SAVEPOINT pgbaton_wait`
-	sqlReleaseSavepoint  = `RELEASE SAVEPOINT pgbaton_wait`
-	sqlRollbackSavepoint = `ROLLBACK TO SAVEPOINT pgbaton_wait`
-
-	// lock_timeout counts anew for each row, so statement_timeout bounds the whole. It comes a little later
-	// because the server mentions it first when both are due. A stricter one of the caller's stays.
-	sqlLimitWait = `
-WITH before AS MATERIALIZED (
-    SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeout') AS statement)
-SELECT lock, statement,
-       set_config('lock_timeout', $1::bigint::text, true),
-       set_config('statement_timeout', least(
-           $1::bigint + 5,
-           nullif(extract(epoch FROM statement::interval) * 1000, 0)::bigint)::text, true)
-FROM before`
-
-	sqlRestoreWait = `SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)`
-)
-
-// lockRowsWithin waits for at most lock.wait. It works in a savepoint, because a wait that times out
-// aborts what it is part of.
-func lockRowsWithin[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
-	fail := func(err error) ([]T, error) { return nil, lock.failWait(ctx, err) }
-	if err := run(ctx, tx, sqlSavepoint); err != nil {
-		return fail(err)
-	}
-	limit := (lock.wait + time.Millisecond - 1) / time.Millisecond
-	var lockTimeout, statementTimeout, ignored string
-	dests := []any{&lockTimeout, &statementTimeout, &ignored, &ignored}
-	if _, err := queryRow(ctx, tx, dests, sqlLimitWait, int64(limit)); err != nil {
-		return fail(err)
-	}
-	start := time.Now()
-	rows, err := lockRows[T](ctx, tx, lock, waiting)
+	var rows []T
+	err = protect(ctx, tx, facts, lock.wait, func() error {
+		var err error
+		rows, err = lockRowsOnce[T](ctx, tx, lock)
+		return err
+	})
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		if rollbackErr := leaveSavepoint(ctx, tx, pgerr.Code(err)); rollbackErr != nil {
-			return fail(errors.Join(err, rollbackErr))
-		}
-		if pgerr.Code(err) == pgerr.QueryCanceled && time.Since(start) >= lock.wait {
-			err = fmt.Errorf("%w: %w", lockerr.NotAcquired, err)
-		}
+		forgetTable(lock.table, err)
 		return nil, err
 	}
-	if err := run(ctx, tx, sqlRestoreWait, lockTimeout, statementTimeout); err != nil {
-		return fail(err)
-	}
-	if err := run(ctx, tx, sqlReleaseSavepoint); err != nil {
-		return fail(err)
-	}
 	return rows, nil
 }
 
-// leaveSavepoint makes the transaction usable again after a statement failed in the savepoint. A conflict
-// or a deadlock is left as it is: the transaction is to be run again from its start.
-func leaveSavepoint(ctx context.Context, tx Tx, code string) error {
-	if code == pgerr.SerializationFailure || code == pgerr.DeadlockDetected {
-		return nil
+// lockRowsOnce locks the rows, or finds out why it cannot.
+func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
+	taken := waiting
+	if lock.wait == NoWait {
+		taken = skipping
 	}
-	if err := run(ctx, tx, sqlRollbackSavepoint); err != nil {
-		return err
+	rows, err := selectLocked[T](ctx, tx, lock, taken)
+	if len(rows) == lock.count || err != nil {
+		return rows, err
 	}
-	return run(ctx, tx, sqlReleaseSavepoint)
+	filtered, err := lock.explain(ctx, tx)
+	switch {
+	case err != nil:
+		return nil, err
+	case taken == waiting && filtered:
+		return nil, &unsettledError{lock.fail(errPolicy)}
+	case taken == waiting:
+		return nil, &unsettledError{lock.fail(fmt.Errorf("%w: a row was replaced by another, again and again", lockerr.NotAcquired))}
+	case filtered:
+		taken = failing // says which rows are taken, where SKIP LOCKED says as little as a policy does
+	}
+	// All exist, so look again: SKIP LOCKED can miss a row that has just become free.
+	rows, err = selectLocked[T](ctx, tx, lock, taken)
+	switch {
+	case len(rows) == lock.count || err != nil:
+		return rows, err
+	case filtered:
+		return nil, &unsettledError{lock.fail(errPolicy)}
+	}
+	return nil, lock.fail(lockerr.NotAcquired)
+}
+
+// errPolicy says why a row that can be seen cannot be locked.
+var errPolicy = errors.New("the row is there, but a policy of row security (or a view) keeps this role from locking it")
+
+// selectLocked returns the locked row of each key: another number if keys have none or several.
+func selectLocked[T any](ctx context.Context, tx Tx, lock *rowLock, taken string) ([]T, error) {
+	s := lock.statement
+	s.text = lock.selectText(taken)
+	if lock.count == 1 {
+		rows, err := collect[T](ctx, tx, lock.record, &s)
+		if err != nil {
+			return nil, s.failWait(ctx, err)
+		}
+		return rows, nil
+	}
+	result, err := selectByNumber[T](ctx, tx, lock, &s)
+	if err != nil {
+		return nil, s.failWait(ctx, err)
+	}
+	return result, nil
+}
+
+// selectByNumber puts each row where its key was given.
+func selectByNumber[T any](ctx context.Context, tx Tx, lock *rowLock, s *statement) ([]T, error) {
+	rows, err := tx.Query(ctx, s.text, s.args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	result := make([]T, lock.count)
+	found := 0
+	for rows.Next() {
+		var (
+			row    T
+			number int64
+		)
+		if err := scan(rows, lock.record, &row, &number); err != nil {
+			return nil, err
+		}
+		result[number-2] = row
+		found++
+	}
+	if err := rows.Err(); err != nil || found < lock.count {
+		return nil, err
+	}
+	return result, nil
+}
+
+// selectText is the statement that locks. Where it cannot be seen from the rows that a key has several, because taken
+// ones are skipped or because there are several keys, the statement itself locks none of them: the one that is free need
+// not be the one that was meant.
+func (l *rowLock) selectText(taken string) string {
+	if l.count == 1 {
+		text := "SELECT " + l.record.Select + "\nFROM " + l.table + "\nWHERE " + l.where
+		if taken != waiting {
+			text += " AND " + onlyOne(l.table, l.where)
+		}
+		return text + "\n" + l.strength + taken
+	}
+	columns := l.record.Columns
+	text := "SELECT "
+	if len(columns) > 0 {
+		text += sqltext.QuoteListOf("pgbaton_row.", columns) + ", "
+	}
+	return text + sqltext.KeyNumber +
+		"\nFROM " + l.keys +
+		"\nJOIN " + l.table + " AS pgbaton_row ON " + sqltext.KeyMatches("pgbaton_row", l.columns) +
+		"\nWHERE " + onlyOne(l.table+" AS pgbaton_other", sqltext.KeyMatches("pgbaton_other", l.columns)) +
+		"\nORDER BY " + sqltext.QuoteListOf("pgbaton_row.", l.columns) +
+		"\n" + l.strength + " OF pgbaton_row" + taken
+}
+
+// onlyOne is the condition that just one row of the table meets a condition.
+func onlyOne(table, where string) string {
+	return "(SELECT pg_catalog.count(*) FROM " + table + " WHERE " + where + ") = 1"
+}
+
+// sqlFiltered says whether the role may see rows and not be able to lock them. A view does not tell about its tables.
+const sqlFiltered = `(SELECT pg_catalog.bool_or(c.relkind = 'v' OR pg_catalog.row_security_active(c.oid))
+    FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid)`
+
+// explain counts the rows of each key, and returns an error if it is not one.
+func (l *rowLock) explain(ctx context.Context, tx Tx) (filtered bool, err error) {
+	s := l.statement
+	filter := fmt.Sprintf(sqlFiltered, sqltext.Placeholder(len(s.args)+1))
+	s.args = append(s.args[:len(s.args):len(s.args)], l.table)
+	if l.count == 1 {
+		s.text = "SELECT 2, pg_catalog.count(*), " + filter + "\nFROM " + l.table + "\nWHERE " + l.where
+	} else {
+		s.text = "SELECT " + sqltext.KeyNumber + ",\n(SELECT pg_catalog.count(*) FROM " + l.table +
+			" AS pgbaton_row WHERE " + sqltext.KeyMatches("pgbaton_row", l.columns) + "), " + filter +
+			"\nFROM " + l.keys + "\nORDER BY 1"
+	}
+	rows, err := tx.Query(ctx, s.text, s.args...)
+	if err != nil {
+		return false, s.failWait(ctx, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var number, count int64
+		if err := rows.Scan(&number, &count, &filtered); err != nil {
+			return false, s.failWait(ctx, err)
+		}
+		if key := int(number) - 1; key >= 1 && key <= l.count && count != 1 {
+			return false, l.failKey(key, count)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return false, s.failWait(ctx, err)
+	}
+	return filtered, nil
+}
+
+// failKey says how many rows a key has, counted from 1.
+func (l *rowLock) failKey(key int, count int64) error {
+	err := lockerr.NotFound
+	if count > 1 {
+		err = severalRows(count)
+	}
+	if l.count > 1 {
+		err = fmt.Errorf("key %d of %d: %w", key, l.count, err)
+	}
+	return l.fail(err)
+}
+
+// severalRows refuses a key that does not name one row.
+func severalRows(count int64) error {
+	return fmt.Errorf("%d rows have the key, and none was changed: give all columns of a unique one", count)
 }

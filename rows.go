@@ -2,6 +2,7 @@ package pgbaton
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 
@@ -16,7 +17,8 @@ import (
 // Values are columns with a value each: the key of a row, or what to set. The names are taken as they are,
 // with upper case and odd characters, and quoted; the values are sent as parameters, never as SQL.
 //
-// A key should be unique in its table. It needs no index, but without one every call reads the whole table.
+// A key must be that of one row: a call whose key several rows have does nothing and says so. It needs no index, but
+// without one every call reads the whole table.
 type Values map[string]any
 
 // recordOf is how T is read: whole from a column, if one is given, else field by field.
@@ -46,12 +48,25 @@ func (s *statement) fail(err error) error {
 	return fmt.Errorf("%s %s: %w", s.verb, s.table, err)
 }
 
-// failWait is fail for a statement that may wait: the end of the context is the end of the wait.
+// failWait is fail for a statement that may wait: the end of the context, and of the statement by a timeout or an
+// operator, is the end of the wait.
 func (s *statement) failWait(ctx context.Context, err error) error {
-	if ctxErr := ctx.Err(); ctxErr != nil {
-		return fmt.Errorf("%s %s: %w: %w: %w", s.verb, s.table, lockerr.NotAcquired, ctxErr, err)
+	return s.fail(waitEnded(ctx, err))
+}
+
+// waitEnded makes an error match ErrNotAcquired if it is that of a wait that was ended from outside.
+func waitEnded(ctx context.Context, err error) error {
+	switch ctxErr := ctx.Err(); {
+	case errors.Is(err, lockerr.NotAcquired):
+		return err
+	case ctxErr != nil && errors.Is(err, ctxErr):
+		return fmt.Errorf("%w: %w", lockerr.NotAcquired, err)
+	case ctxErr != nil:
+		return fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, ctxErr, err)
+	case pgerr.Code(err) == pgerr.QueryCanceled:
+		return fmt.Errorf("%w: %w", lockerr.NotAcquired, err)
 	}
-	return s.fail(err)
+	return err
 }
 
 // collect reads all rows of the statement.

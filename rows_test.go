@@ -28,6 +28,10 @@ func TestRows(t *testing.T) {
 			t.Helper()
 			return rowtest.SQLWay(t, "pgx", dsn, rowtest.WithSQLDB)
 		},
+		"SQLConn": func(t *testing.T, dsn string) rowtest.Way {
+			t.Helper()
+			return rowtest.SQLWay(t, "pgx", dsn, rowtest.WithSQLConn)
+		},
 		"SQLTx": func(t *testing.T, dsn string) rowtest.Way {
 			t.Helper()
 			return rowtest.SQLWay(t, "pgx", dsn, rowtest.WithSQLTx)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/permit"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // maxCapacity bounds a semaphore: each slot is a row, and a claim may look at all of them.
@@ -151,7 +152,7 @@ func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...
 	for attempt := 1; ; attempt++ {
 		rows, err := c.ledger.Query(ctx, statement, params...)
 		if err != nil && (attempt == attempts || !errors.Is(err, ErrLost)) {
-			return nil, schemaError(translate(err))
+			return nil, pgerr.Schema(translate(err))
 		}
 		if err == nil {
 			return rows, nil
@@ -190,7 +191,7 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 	}
 	p, err := s.line.Acquire(ctx, n, try)
 	if err != nil {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, schemaError(translate(err)))
+		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }

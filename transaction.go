@@ -39,7 +39,7 @@ type TxOpts struct {
 }
 
 // InTx runs fn in a transaction and commits it. A transaction that PostgreSQL ended because of a serialization
-// failure or a deadlock is run again from its start, up to [TxOpts.MaxAttempts] times, after a random pause whose
+// failure or a deadlock, or because a table was altered since its statement was prepared, is run again from its start, up to [TxOpts.MaxAttempts] times, after a random pause whose
 // bound grows from 4 ms to 250 ms. So fn may run several times: what it does outside of the transaction is done
 // again, too. db is a *pgxpool.Pool or a *pgx.Conn, not a pgx.Tx: a part of a transaction cannot be run again.
 //
@@ -127,7 +127,7 @@ func (r *runner[H]) run(ctx context.Context, opts *TxOpts) error {
 	for attempt := 1; ; attempt++ {
 		err := r.once(ctx, attempt == opts.MaxAttempts)
 		retry := err != nil && !errors.Is(err, lockerr.CommitUnknown) &&
-			(pgerr.Retryable(err) || opts.RetryConflicts && errors.Is(err, lockerr.Conflict))
+			(pgerr.Retryable(err) || pgerr.StalePlan(err) || opts.RetryConflicts && errors.Is(err, lockerr.Conflict))
 		switch {
 		case !retry:
 			return err

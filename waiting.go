@@ -42,7 +42,7 @@ func (c *Client) holding(ctx context.Context, keys []Key, holds []*desk.Hold) co
 func (h *heldLocks) in(c *Client) []deadlock.Lock {
 	var locks []deadlock.Lock
 	for ; h != nil; h = h.outer {
-		if h.client != c && h.client.home() != c.home() {
+		if h.client != c && h.client.home.Identity() != c.home.Identity() {
 			continue
 		}
 		for i, hold := range h.holds {

@@ -43,7 +43,7 @@ CREATE SEQUENCE pgbaton.token AS bigint
 
 -- Says whether the sequence can be trusted. nextval is not crash-safe until its WAL is flushed, and an
 -- asynchronous standby may be promoted with an old value. PostgreSQL empties an UNLOGGED table in just
--- these cases. A row that came with a dump, with a copy of the data directory or with CREATE DATABASE …
+-- these cases. A row that came with a dump, with a copy of the data directory or with CREATE DATABASE ...
 -- TEMPLATE does not count either: it names another table, another start of the server or another database. Nor
 -- does one in a table that somebody has SET LOGGED: it would survive a crash.
 CREATE UNLOGGED TABLE pgbaton.incarnation (

@@ -15,7 +15,7 @@ COMMENT ON COLUMN pgbaton.fence.token IS 'the newest exclusive token that was sh
 COMMENT ON COLUMN pgbaton.fence.seen_at IS 'when it was last shown, to a minute';
 
 -- Shows a token for a resource. If a newer one has been seen, it raises PB001, with
--- {"resource": …, "token": …, "newest": …} as DETAIL. If not, newer ones wait in here until the transaction ends:
+-- {"resource": ..., "token": ..., "newest": ...} as DETAIL. If not, newer ones wait in here until the transaction ends:
 -- what it writes is committed before anything that a newer holder writes.
 --
 -- The token of a shared lock is compared and not recorded, and shared ones do not wait for one another.

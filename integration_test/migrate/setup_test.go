@@ -3,8 +3,10 @@ package migrate_test
 import (
 	"context"
 	"database/sql"
+	"io/fs"
 	"net/url"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/golang-migrate/migrate/v4"
@@ -113,11 +115,38 @@ func generateLockID(t *testing.T, databaseName string, names ...string) int64 {
 	return id
 }
 
-// newest is the version of the newest migration file.
-var newest = func() int {
-	files, err := migrations.FS.ReadDir(".")
+// versions are those of the migration files, in order.
+var versions = func() []int {
+	names, err := fs.Glob(migrations.FS, "*.up.sql")
 	if err != nil {
 		panic(err)
 	}
-	return len(files) / 2 // an up and a down each, numbered without gaps
+	var all []int
+	for _, name := range names {
+		number, _, _ := strings.Cut(name, "_")
+		version, err := strconv.Atoi(number)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, version)
+	}
+	return all
 }()
+
+// newest is the version of the newest migration file.
+var newest = versions[len(versions)-1]
+
+// sqlOf is what makes the schema of the first n versions.
+func sqlOf(t *testing.T, n int) string {
+	t.Helper()
+	names, err := fs.Glob(migrations.FS, "*.up.sql")
+	require.NoError(t, err)
+	var all strings.Builder
+	for _, name := range names[:n] {
+		file, err := fs.ReadFile(migrations.FS, name)
+		require.NoError(t, err)
+		all.Write(file)
+		all.WriteString("\n")
+	}
+	return all.String()
+}

@@ -36,6 +36,10 @@ var ways = map[string]func(t *testing.T, dsn string) rowtest.Way{
 		t.Helper()
 		return rowtest.SQLWay(t, "pgx", dsn, rowtest.WithSQLDB)
 	},
+	"StdlibConn": func(t *testing.T, dsn string) rowtest.Way {
+		t.Helper()
+		return rowtest.SQLWay(t, "pgx", dsn, rowtest.WithSQLConn)
+	},
 	"StdlibTx": func(t *testing.T, dsn string) rowtest.Way {
 		t.Helper()
 		return rowtest.SQLWay(t, "pgx", dsn, rowtest.WithSQLTx)
@@ -43,6 +47,10 @@ var ways = map[string]func(t *testing.T, dsn string) rowtest.Way{
 	"LibpqDB": func(t *testing.T, dsn string) rowtest.Way {
 		t.Helper()
 		return rowtest.SQLWay(t, "postgres", plain(t, dsn), rowtest.WithSQLDB)
+	},
+	"LibpqConn": func(t *testing.T, dsn string) rowtest.Way {
+		t.Helper()
+		return rowtest.SQLWay(t, "postgres", plain(t, dsn), rowtest.WithSQLConn)
 	},
 	"LibpqTx": func(t *testing.T, dsn string) rowtest.Way {
 		t.Helper()
@@ -73,6 +81,26 @@ func TestRows(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// modes are pgx's ways to send a statement, but for the default, which all ways above use.
+var modes = []string{"cache_describe", "describe_exec", "exec", "simple_protocol"}
+
+// TestRows_ExecModes runs the suite in each mode, over a pool and over database/sql.
+func TestRows_ExecModes(t *testing.T) {
+	t.Parallel()
+	server := lab.Servers(t)[0].URL()
+	for _, mode := range modes {
+		for _, name := range []string{"PgxPool", "StdlibDB"} {
+			t.Run(mode+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				rowtest.Run(t, server, func(t *testing.T, dsn string) rowtest.Way {
+					t.Helper()
+					return ways[name](t, dbtest.With(t, dsn, "default_query_exec_mode", mode))
+				})
+			})
+		}
 	}
 }
 

@@ -15,9 +15,7 @@ func newDatabase(t *testing.T) (owner, app string) {
 	t.Helper()
 	role := dbtest.Role(t)
 	owner = dbtest.Migrated(t)
-	dbtest.Exec(t, dbtest.Connect(t, owner), `
-GRANT USAGE ON SCHEMA pgbaton TO `+role+`;
-GRANT USAGE ON SEQUENCE pgbaton.token TO `+role)
+	dbtest.Exec(t, dbtest.Connect(t, owner), "SELECT pgbaton.grant_service('"+role+"')")
 	return owner, dbtest.As(t, owner, role)
 }
 

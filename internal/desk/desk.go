@@ -102,6 +102,9 @@ func (d *Desk) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, 
 	}
 	w := &waiter{mode: mode, try: try, ch: d.signals.Get().(chan struct{})} //nolint:forcetypeassert // there is nothing else in it
 	w.until, _ = ctx.Deadline()
+	if mode == advisory.Shared {
+		d.catchUp(key)
+	}
 	a := actions{now: time.Now()}
 	helping, err := d.enter(key, w, &a)
 	if err != nil {
@@ -112,6 +115,19 @@ func (d *Desk) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, 
 		helping.link.Help(ctx, func() bool { return len(w.ch) > 0 || time.Since(a.now) > longestHelp })
 	}
 	return Request{d, key, w, a.now}, nil
+}
+
+// catchUp makes sure that the news of the link that holds a key are known: who comes may join in memory.
+func (d *Desk) catchUp(key advisory.Key) {
+	d.mu.Lock()
+	var s *seat
+	if e := d.entries[key]; e != nil && e.owned > 0 {
+		s = e.seat
+	}
+	d.mu.Unlock()
+	if s != nil {
+		s.link.CatchUp()
+	}
 }
 
 // Within says whether the request is answered, or ctx has ended, within a time from its beginning. It costs nothing if

@@ -189,6 +189,7 @@ type fakeLink struct {
 	queue   []*link.Op
 	expired bool
 	cause   error
+	unread  error // why it will fail as soon as somebody looks
 }
 
 func (l *fakeLink) Submit(ops ...*link.Op) {
@@ -206,6 +207,23 @@ func (l *fakeLink) Submit(ops ...*link.Op) {
 func (l *fakeLink) Help(context.Context, func() bool) {}
 func (l *fakeLink) Attend()                           {}
 func (l *fakeLink) Expired() error                    { return errExpired }
+
+// CatchUp finds what the test has left unread.
+func (l *fakeLink) CatchUp() {
+	l.mu.Lock()
+	unread := l.unread
+	l.mu.Unlock()
+	if unread != nil {
+		l.Fail(unread)
+	}
+}
+
+// leave has the news of an end lie unread at the link.
+func (l *fakeLink) leave(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unread = cause
+}
 
 var errExpired, errCut = errors.New("lease expired"), errors.New("cut")
 

@@ -137,6 +137,7 @@ func (h *Hold) release(wait bool) error {
 // part takes the hold from its entry. With wait it says whether an unlock is among the actions now whose answer
 // comes on the hold's channel.
 func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
+	h.seat.link.CatchUp() // what follows may be a hand-over in memory, of which the server knows nothing
 	if err := h.Err(); err != nil {
 		return false, err
 	}

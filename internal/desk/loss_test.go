@@ -278,3 +278,56 @@ func TestHold_EndsOnce(t *testing.T) {
 		w.empty()
 	})
 }
+
+// The news that the session has ended lie unread while a key is to be handed over in memory: nobody is granted it by
+// that session any longer, and the release does not say that all was well.
+func TestDesk_UnreadLoss(t *testing.T) {
+	t.Parallel()
+	t.Run("Release", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			h := w.held(key, exclusive)
+			waiter := w.acquire(key, exclusive, false)
+			w.link().leave(errCut)
+			r := w.release(h)
+			require.True(t, r.ended())
+			require.ErrorIs(t, r.err, lockerr.Lost)
+			require.ErrorIs(t, r.err, errCut)
+			require.False(t, waiter.ended(), "not by the session that has ended")
+			w.rounds() // on the next link
+			w.release(w.granted(waiter))
+			w.empty()
+		})
+	})
+	t.Run("ReleaseMany", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			holds := []*Hold{w.held(key, exclusive), w.held(key2, exclusive)}
+			waiter := w.acquire(key2, exclusive, false)
+			w.link().leave(errCut)
+			for _, err := range w.ReleaseMany(holds) {
+				require.ErrorIs(t, err, lockerr.Lost)
+			}
+			require.False(t, waiter.ended())
+			w.rounds()
+			w.release(w.granted(waiter))
+			w.empty()
+		})
+	})
+	t.Run("Join", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			h := w.held(key, shared)
+			w.link().leave(errCut)
+			joining := w.acquire(key, shared, false)
+			require.ErrorIs(t, h.Err(), errCut)
+			require.False(t, joining.ended())
+			w.rounds()
+			w.release(w.granted(joining))
+			w.empty()
+		})
+	})
+}

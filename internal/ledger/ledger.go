@@ -20,12 +20,13 @@ import (
 // Config is what a ledger needs.
 type Config struct {
 	TTL    time.Duration
-	Name   string                                              // of the client, for people
-	Pooled bool                                                // a pooler may stand in between
-	Dial   func(ctx context.Context) (*session.Session, error) // ErrNoRoom, ErrBusy, or what is wrong with the server
-	Hung   func()                                              // a connection of Dial's was closed
-	Tend   time.Duration                                       // how often what others left behind is tidied up; each minute if it is zero
-	Report func(event string, err error)                       // for the log
+	Name   string // of the client, for people
+	Pooled bool   // a pooler may stand in between
+	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
+	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
+	Hung   func()                        // a connection of Dial's was closed
+	Tend   time.Duration                 // how often what others left behind is tidied up; each minute if it is zero
+	Report func(event string, err error) // for the log
 }
 
 // Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.

@@ -43,10 +43,10 @@ func newFixture(t *testing.T, pooled bool) *fixture {
 	dialer := &session.Dialer{Config: cfg, TTL: 2 * time.Second}
 	f.Ledger = New(Config{
 		TTL: dialer.TTL, Name: "me", Pooled: pooled, Report: func(string, error) {},
-		Dial: func(ctx context.Context) (*session.Session, error) {
-			dial := func() (*session.Session, error) { return dialer.Dial(ctx, session.Ledger) }
+		Dial: func(ctx context.Context, commands ...session.Command) (*session.Session, error) {
+			dial := func() (*session.Session, error) { return dialer.Dial(ctx, session.Ledger, commands...) }
 			if pooled {
-				dial = func() (*session.Session, error) { return dialer.DialPooled(ctx) }
+				dial = func() (*session.Session, error) { return dialer.DialPooled(ctx, commands...) }
 			}
 			s, err := dial()
 			if err == nil {
@@ -249,7 +249,7 @@ func TestLedger_NoRoom(t *testing.T) {
 	l := New(Config{
 		TTL: time.Second, Name: "me",
 		Report: func(string, error) { mu.Lock(); defer mu.Unlock(); reports++ },
-		Dial: func(context.Context) (*session.Session, error) {
+		Dial: func(context.Context, ...session.Command) (*session.Session, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			dials++

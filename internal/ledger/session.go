@@ -41,6 +41,9 @@ func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx,
 // Attend makes sure that somebody reads the answers.
 func (s *Session) Attend() { s.link.Attend() }
 
+// CatchUp makes sure that what the server has said by now is known; see [link.Link.CatchUp].
+func (s *Session) CatchUp() { s.link.CatchUp() }
+
 // Jeopardy is that of the link.
 func (s *Session) Jeopardy() <-chan struct{} { return s.link.Jeopardy() }
 
@@ -115,37 +118,27 @@ func complete(op *link.Op) {
 	}
 }
 
-// dial opens a session, makes it a holder and lets it listen.
+// dial opens a session that is a holder and listens.
 func (l *Ledger) dial() (*Session, error) {
-	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.TTL)
-	defer cancel()
-	conn, err := l.cfg.Dial(ctx)
-	if err != nil {
-		return nil, err
-	}
 	s := &Session{ledger: l, Holder: l.pooledID}
 	if !l.cfg.Pooled {
 		s.Holder = 1 + rand.Int64N(maxID) //nolint:gosec // only has to be unlike others
 	}
-	if err := l.enlist(ctx, conn, s.Holder); err != nil {
-		session.Close(conn.Conn)
-		l.cfg.Hung()
-		return nil, fmt.Errorf("become a holder of rows: %w", err)
+	commands := []session.Command{{
+		What: "become a holder of rows", SQL: "SELECT pgbaton.enlist($1, $2)",
+		Params: [][]byte{strconv.AppendInt(nil, s.Holder, 10), []byte(l.cfg.Name)},
+	}}
+	if !l.cfg.Pooled {
+		commands = append(commands, session.Command{What: "listen", SQL: "LISTEN pgbaton"})
 	}
-	s.link, err = link.New(ctx, conn, l.cfg.TTL, s)
+	conn, err := l.cfg.Dial(l.ctx, commands...)
+	if err != nil {
+		return nil, err
+	}
+	s.link, err = link.New(l.ctx, conn, l.cfg.TTL, s)
 	if err != nil {
 		l.cfg.Hung()
 		return nil, err
 	}
 	return s, nil
-}
-
-func (l *Ledger) enlist(ctx context.Context, conn *session.Session, holder int64) error {
-	pg := conn.PgConn()
-	result := pg.ExecParams(ctx, "SELECT pgbaton.enlist($1, $2)",
-		[][]byte{strconv.AppendInt(nil, holder, 10), []byte(l.cfg.Name)}, nil, nil, nil).Read()
-	if result.Err != nil || l.cfg.Pooled {
-		return result.Err
-	}
-	return pg.Exec(ctx, "LISTEN pgbaton").Close()
 }

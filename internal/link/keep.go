@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // keep watches the link's trust, pings while it is idle, and calls the link's own reader to stand by.
@@ -270,7 +271,7 @@ func refusal(err *pgconn.PgError) error {
 		noStatement: // the round trip before was to prepare it, and failed
 		return fmt.Errorf("%w: %w", ErrRetry, err)
 	}
-	return err
+	return pgerr.Schema(err)
 }
 
 // ErrRetry marks an operation that was cut off from outside and may simply be submitted again.

@@ -126,9 +126,12 @@ type Link struct {
 	front   *pgproto3.Frontend
 	handler Handler
 	notify  func(payload string) // nil if the handler does not listen
+	left    func()               // tells the session's home that it is closed
 	ttl     time.Duration
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
+
+	socket socket
 
 	jeopardy   jeopardy
 	endangered atomic.Bool // jeopardy is raised
@@ -160,31 +163,20 @@ type Link struct {
 
 // New makes a link of a session and takes the session over, also on failure.
 func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Handler) (*Link, error) {
-	born := time.Now() // before anything is sent: trust starts here
 	pg := s.PgConn()
-	var err error
-	var drawn int64
-	if !s.Pooled {
-		err = prepare(ctx, pg)
-		if err == nil {
-			drawn, err = lastDraw(ctx, pg)
-		}
-	}
-	if err == nil {
-		err = pg.SyncConn(ctx)
-	}
-	if err != nil {
-		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
+	if err := pg.SyncConn(ctx); err != nil {
+		s.HangUp() //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
-		session.Close(s.Conn) //nolint:contextcheck // also when ctx has ended
+		s.HangUp() //nolint:contextcheck // also when ctx has ended
 		return nil, err
 	}
+	born := s.Heard // trust starts here: the server's clock for silence started no earlier
 	l := &Link{
 		conn: hijacked.Conn, front: hijacked.Frontend, handler: handler, ttl: ttl, born: born,
-		lastSent: born, lastAnswer: born, drawn: drawn,
+		lastSent: born, lastAnswer: born, drawn: s.Drawn, left: s.Left,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.encoder.pooled, l.encoder.prepared = s.Pooled, map[*Statement]bool{}
@@ -193,12 +185,14 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	}
 	l.sent = sync.NewCond(&l.mu)
 	l.trusted.Store(int64(l.trustSpan()))
+	l.socket.open(raw(l.conn))
 	if socket, ok := raw(l.conn).(interface{ SetWriteBuffer(bytes int) error }); ok {
 		_ = socket.SetWriteBuffer(writeBuffer) // a smaller one only makes a write wait on a stalled network
 	}
 	l.workers.Add(2)
 	go l.attend()
 	go l.keep()
+	s.OnMove(l.Fail)
 	return l, nil
 }
 
@@ -280,6 +274,7 @@ func (l *Link) take() *batch {
 	b.sent = time.Now()
 	l.lastSent = b.sent
 	l.flight = append(l.flight, b)
+	l.socket.asked.Store(int32(len(l.flight))) //nolint:gosec // at most maxFlight
 	return b
 }
 
@@ -317,6 +312,7 @@ func (l *Link) Fail(cause error) {
 	// The holders first: closing the connection frees the locks for others.
 	l.handler.Lost(unanswered, cause)
 	closeNow(l.conn)
+	l.left()
 	close(l.done)
 	markDone(unanswered)
 	l.handler.Closed()

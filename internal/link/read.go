@@ -235,6 +235,7 @@ func (l *Link) finish(b *batch) error {
 		return l.cause
 	}
 	l.flight = append(l.flight[:0], l.flight[1:]...)
+	l.socket.asked.Store(int32(len(l.flight))) //nolint:gosec // at most maxFlight
 	l.lastAnswer = now
 	// An answer that lay unread while this process stood still proves nothing.
 	fresh := now.Sub(b.sent) < l.trustSpan()

@@ -2,11 +2,8 @@ package link
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -19,7 +16,7 @@ import (
 // TokensPerDraw is the sequence's increment: a draw of v stands for the tokens v … v+31.
 const TokensPerDraw = 32
 
-// Statement is a statement that a link sends, prepared once a session. Those of a [Call] take and give text.
+// Statement is a statement that a link sends, prepared at its first use in a session. Those of a [Call] take and give text.
 type Statement struct {
 	Name, SQL string
 	params    []uint32 // types; of a Call's the server finds out
@@ -126,33 +123,6 @@ const (
 	codeDowngrade = 16
 )
 
-var statements = []*Statement{
-	&stmtTry, &stmtTryShared, &stmtPolite, &stmtPoliteShared, &stmtUnlock, &stmtUnlockShared, &stmtMany, &stmtDraw,
-	&stmtPing, &stmtLook, &stmtFree,
-}
-
-// prepare makes the statements known to the session.
-func prepare(ctx context.Context, conn *pgconn.PgConn) error {
-	for _, s := range statements {
-		if _, err := conn.Prepare(ctx, s.Name, s.SQL, s.params); err != nil {
-			return fmt.Errorf("prepare %s: %w", s.Name, err)
-		}
-	}
-	return nil
-}
-
-// lastDraw asks what the sequence stands at. The function needs no more than the right to draw.
-func lastDraw(ctx context.Context, conn *pgconn.PgConn) (int64, error) {
-	results, err := conn.Exec(ctx, "SELECT coalesce(pg_sequence_last_value('pgbaton.token'), 0)").ReadAll()
-	if err != nil {
-		return 0, fmt.Errorf("read the token sequence: %w", err)
-	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
-		return 0, errProtocol
-	}
-	return strconv.ParseInt(string(results[0].Rows[0][0]), 10, 64)
-}
-
 // batch is one round trip: the operations it carries, and their results as they come in.
 type batch struct {
 	ops  []*Op
@@ -192,8 +162,8 @@ type encoder struct {
 	number             [16]byte // room for two
 	params             [2][]byte
 
-	pooled   bool                // nothing stays prepared
-	prepared map[*Statement]bool // of those of Calls
+	pooled   bool // nothing stays prepared
+	prepared map[*Statement]bool
 }
 
 var binaryFormat = []int16{1}
@@ -267,13 +237,8 @@ var lonely = [...][2]*Statement{
 }
 
 func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *Statement, params ...[]byte) {
-	name := s.Name
-	if e.pooled {
-		name = ""
-		front.SendParse(&pgproto3.Parse{Query: s.SQL, ParameterOIDs: s.params})
-	}
 	front.SendBind(&pgproto3.Bind{
-		PreparedStatement:    name,
+		PreparedStatement:    e.prepare(front, b, s),
 		ParameterFormatCodes: binaryFormat,
 		Parameters:           params,
 		ResultFormatCodes:    binaryFormat,
@@ -282,23 +247,26 @@ func (e *encoder) send(front *pgproto3.Frontend, b *batch, s *Statement, params 
 	b.steps = append(b.steps, step{statement: s})
 }
 
-// call sends a Call, and prepares its statement at its first use.
+// call sends a Call.
 func (e *encoder) call(front *pgproto3.Frontend, b *batch, op *Op) {
-	s := op.Call
-	name := s.Name
+	front.SendBind(&pgproto3.Bind{PreparedStatement: e.prepare(front, b, op.Call), Parameters: op.Params})
+	front.SendExecute(&pgproto3.Execute{})
+	b.steps = append(b.steps, step{op.Call, op})
+}
+
+// prepare makes a statement known to the session at its first use, in the same round trip, and returns its name there.
+func (e *encoder) prepare(front *pgproto3.Frontend, b *batch, s *Statement) string {
 	switch {
 	case e.pooled:
-		name = ""
-		front.SendParse(&pgproto3.Parse{Query: s.SQL})
+		front.SendParse(&pgproto3.Parse{Query: s.SQL, ParameterOIDs: s.params})
+		return ""
 	case !e.prepared[s]:
-		front.SendClose(&pgproto3.Close{ObjectType: 'S', Name: name}) // a failed batch may have prepared it
-		front.SendParse(&pgproto3.Parse{Name: name, Query: s.SQL})
+		front.SendClose(&pgproto3.Close{ObjectType: 'S', Name: s.Name}) // a failed batch may have prepared it
+		front.SendParse(&pgproto3.Parse{Name: s.Name, Query: s.SQL, ParameterOIDs: s.params})
 		e.prepared[s] = true
 		b.parsed = append(b.parsed, s)
 	}
-	front.SendBind(&pgproto3.Bind{PreparedStatement: name, Parameters: op.Params})
-	front.SendExecute(&pgproto3.Execute{})
-	b.steps = append(b.steps, step{s, op})
+	return s.Name
 }
 
 // forget makes the statements that a failed batch may or may not have prepared be prepared anew.

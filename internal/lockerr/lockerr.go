@@ -43,6 +43,7 @@ const (
 	Terminated      LossReason = "terminated by an operator or by the server's shutdown"
 	ServerRestarted LossReason = "server restarted after a crash"
 	BecameStandby   LossReason = "server became a standby"
+	ServerChanged   LossReason = "moved to another server"
 	ClientClosed    LossReason = "client closed"
 	NotThere        LossReason = "not held on the server"
 	TokensWentBack  LossReason = "token sequence went back"

@@ -84,6 +84,7 @@ func (p *Permit) Release() error {
 func (p *Permit) GiveBack() { _ = p.release(false) }
 
 func (p *Permit) release(wait bool) error {
+	p.catchUp()
 	if err := p.Err(); err != nil {
 		return err
 	}
@@ -123,6 +124,15 @@ func (p *Permit) release(wait bool) error {
 	}
 	<-p.ch // the keeper sees to it that it comes
 	return p.result
+}
+
+// catchUp makes sure that the news of the session are known: what follows may be a hand-over in memory.
+func (p *Permit) catchUp() {
+	d := p.line.desk
+	d.mu.Lock()
+	s := p.block.session
+	d.mu.Unlock()
+	s.CatchUp()
 }
 
 // offer grants the slots that a claim has brought. The rest goes back.

@@ -20,11 +20,18 @@ const (
 	SerializationFailure = "40001"
 	DeadlockDetected     = "40P01"
 
+	FailedTransaction = "25P02"
+	ReadOnly          = "25006"
+
 	UndefinedSchema       = "3F000"
+	UndefinedTable        = "42P01"
+	UndefinedColumn       = "42703"
 	UndefinedFunction     = "42883"
 	InsufficientPrivilege = "42501"
 
 	StaleToken = "PB001" // the schema's own
+
+	featureNotSupported = "0A000"
 
 	completionUnknown = "40003"
 	adminShutdown     = "57P01"
@@ -88,6 +95,19 @@ func Retryable(err error) bool {
 	return code == SerializationFailure || code == DeadlockDetected
 }
 
+// StalePlan says whether err is "cached plan must not change result type": the table was altered after the statement
+// was prepared. The server says so before the statement does anything. The name of its routine is not translated.
+func StalePlan(err error) bool {
+	if Code(err) != featureNotSupported {
+		return false
+	}
+	var pgxErr *pgconn.PgError
+	if errors.As(err, &pgxErr) {
+		return pgxErr.Routine == "RevalidateCachedQuery"
+	}
+	return libpqField(err, 'R') == "RevalidateCachedQuery"
+}
+
 // Translate adds the library's sentinel to an error of the server. Other errors, and one that has been
 // translated, are returned as they are.
 func Translate(err error) error {
@@ -110,6 +130,22 @@ func Translate(err error) error {
 		return fmt.Errorf("%w: %w: %s", sentinel, err, strings.ReplaceAll(detail, "\n", " "))
 	}
 	return fmt.Errorf("%w: %w", sentinel, err)
+}
+
+// Schema says what to do when a statement of the library's own failed because the schema, or something in it, is
+// missing or forbidden. Other errors, and one that has been translated, are returned as they are.
+func Schema(err error) error {
+	if errors.Is(err, lockerr.Schema) {
+		return err
+	}
+	switch Code(err) {
+	case UndefinedSchema, UndefinedTable, UndefinedColumn, UndefinedFunction:
+		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
+	case InsufficientPrivilege:
+		return fmt.Errorf("%w: the role lacks a privilege; a service is given all it needs by pgbaton.grant_service(role): %w",
+			lockerr.Schema, err)
+	}
+	return err
 }
 
 // StaleDetail is what the schema's functions say of a stale token, as JSON in the DETAIL.

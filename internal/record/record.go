@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"unicode"
@@ -19,8 +20,15 @@ type Record struct {
 	// Select is the quoted select list.
 	Select string
 
-	typ   reflect.Type
-	paths [][]int // of the fields, in the order of Columns; nil for a scalar
+	typ    reflect.Type
+	paths  [][]int // of the fields, in the order of Columns; nil for a scalar
+	fields []field // in the same order
+}
+
+// field says how a field names its column.
+type field struct {
+	name   string // of the field, or in its db tag
+	tagged bool
 }
 
 // Scalar is the record of a type that takes one column whole.
@@ -50,19 +58,60 @@ func Struct(typ reflect.Type) (*Record, error) {
 	if len(r.Columns) == 0 && typ.NumField() > 0 {
 		return nil, fmt.Errorf("%v has no exported fields: say which column it takes", typ)
 	}
-	seen := map[string]bool{}
-	for _, column := range r.Columns {
-		if err := sqltext.CheckName(column); err != nil {
-			return nil, fmt.Errorf("db tag in %v: %w", typ, err)
-		}
-		if seen[column] {
-			return nil, fmt.Errorf("%v has two fields for column %s", typ, sqltext.Quote(column))
-		}
-		seen[column] = true
+	if err := r.check(); err != nil {
+		return nil, err
 	}
 	r.Select = sqltext.QuoteList(r.Columns)
 	structs.Store(typ, r)
 	return r, nil
+}
+
+// check says what is wrong with the columns.
+func (r *Record) check() error {
+	seen := map[string]bool{}
+	for _, column := range r.Columns {
+		if err := sqltext.CheckName(column); err != nil {
+			return fmt.Errorf("db tag in %v: %w", r.typ, err)
+		}
+		if seen[column] {
+			return fmt.Errorf("%v has two fields for column %s", r.typ, sqltext.Quote(column))
+		}
+		seen[column] = true
+	}
+	return nil
+}
+
+// For is the record for a table with the given columns. A field takes the column that pgx would scan into it: without a
+// db tag the one with its name, whatever the case and the underscores; with one the one of that name, in the same case
+// if there is such a one. Among several, the name in snake case is preferred, then the table's order. A field
+// without a column keeps its name, so that the server can say that there is no such column.
+func (r *Record) For(columns []string) (*Record, error) {
+	if r.paths == nil {
+		return r, nil
+	}
+	fitted := *r
+	fitted.Columns = make([]string, len(r.Columns))
+	for i, f := range r.fields {
+		fitted.Columns[i] = f.columnIn(columns, r.Columns[i])
+	}
+	if err := fitted.check(); err != nil {
+		return nil, err
+	}
+	fitted.Select = sqltext.QuoteList(fitted.Columns)
+	return &fitted, nil
+}
+
+func (f field) columnIn(columns []string, preferred string) string {
+	if slices.Contains(columns, preferred) {
+		return preferred
+	}
+	for _, column := range columns {
+		if f.tagged && strings.EqualFold(column, f.name) ||
+			!f.tagged && strings.EqualFold(strings.ReplaceAll(column, "_", ""), strings.ReplaceAll(f.name, "_", "")) {
+			return column
+		}
+	}
+	return preferred
 }
 
 func (r *Record) addFields(typ reflect.Type, path []int) error {
@@ -88,13 +137,22 @@ func (r *Record) addFields(typ reflect.Type, path []int) error {
 		if !field.IsExported() {
 			continue
 		}
+		named := namedBy(field.Name, tag)
 		if tag == "" {
 			tag = snakeCase(field.Name)
 		}
 		r.Columns = append(r.Columns, tag)
+		r.fields = append(r.fields, named)
 		r.paths = append(r.paths, fieldPath)
 	}
 	return nil
+}
+
+func namedBy(name, tag string) field {
+	if tag == "" {
+		return field{name: name}
+	}
+	return field{name: tag, tagged: true}
 }
 
 // Index is the position of a column, or -1.
@@ -120,7 +178,7 @@ func (r *Record) Dests(into any) []any {
 	return dests
 }
 
-// Changed are the columns in which two values of the record's type differ, with b's values.
+// Changed are the columns in which another value would be sent for b than for a, with b's values.
 func (r *Record) Changed(a, b any) map[string]any {
 	changed := map[string]any{}
 	va, vb := reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem()
@@ -129,29 +187,41 @@ func (r *Record) Changed(a, b any) map[string]any {
 		if r.paths != nil {
 			fa, fb = va.FieldByIndex(r.paths[i]), vb.FieldByIndex(r.paths[i])
 		}
-		if !reflect.DeepEqual(fa.Interface(), fb.Interface()) {
+		if !same(fa, fb, 0) {
 			changed[column] = fb.Interface()
 		}
 	}
 	return changed
 }
 
+// Type is the Go type that is read.
+func (r *Record) Type() reflect.Type { return r.typ }
+
+// IsStruct says whether the type's fields are columns, not the type whole.
+func (r *Record) IsStruct() bool { return r.paths != nil }
+
 // String names the type for errors.
 func (r *Record) String() string {
 	return r.typ.String()
 }
 
-// snakeCase turns UserID into user_id. It is one of the spellings that pgx takes for the field.
+// snakeCase turns UserID into user_id, and UserIDs into user_ids. It is one of the spellings that pgx takes for the
+// field.
 func snakeCase(name string) string {
 	var b strings.Builder
 	runes := []rune(name)
 	for i, r := range runes {
 		startsWord := i > 0 && unicode.IsUpper(r) && runes[i-1] != '_' &&
-			(!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1]))
+			(!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1]) && !isPlural(runes, i+1))
 		if startsWord {
 			b.WriteByte('_')
 		}
 		b.WriteRune(unicode.ToLower(r))
 	}
 	return b.String()
+}
+
+// isPlural says whether the letter at i is the s that makes several of an abbreviation, as in UserIDs or URLsByID.
+func isPlural(runes []rune, i int) bool {
+	return runes[i] == 's' && (i+1 == len(runes) || !unicode.IsLower(runes[i+1]))
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/pgbaton/pgbaton"
 )
 
+const sqlSettings = `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`
+
 func (s *suite) lockRow(t *testing.T) {
 	t.Helper()
 	t.Run("LockRow/ReturnsRow", func(t *testing.T) {
@@ -102,7 +104,6 @@ func (s *suite) strengths(t *testing.T) {
 
 func (s *suite) lockRowWait(t *testing.T) {
 	t.Helper()
-	const sqlSettings = `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`
 	key := pgbaton.Values{"id": 1}
 
 	t.Run("LockRowWait/LeavesTransactionUsable", func(t *testing.T) {
@@ -158,11 +159,12 @@ func (s *suite) lockRowWait(t *testing.T) {
 		ctx, b := s.setup(t)
 		b.hold(ctx, t, "UPDATE "+b.name()+" SET balance = 0 WHERE id = 1")
 		tx := b.begin(t)
-		exec(ctx, t, tx, "SET LOCAL statement_timeout = '50ms'")
-		_, err := pgbaton.LockRow[account](ctx, tx, b.table, key, &pgbaton.RowOpts{Wait: 30 * time.Second})
-		require.Error(t, err)
-		require.NotErrorIs(t, err, pgbaton.ErrNotAcquired)
-		require.Equal(t, "0 50ms", queryString(ctx, t, tx, sqlSettings))
+		_, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 2}, nil)
+		require.NoError(t, err)
+		exec(ctx, t, tx, "SET LOCAL statement_timeout = '500ms'")
+		_, err = pgbaton.LockRow[account](ctx, tx, b.table, key, &pgbaton.RowOpts{Wait: 30 * time.Second})
+		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+		require.Equal(t, "0 500ms", queryString(ctx, t, tx, sqlSettings))
 	})
 	t.Run("LockRowWait/EndsWithContext", func(t *testing.T) {
 		ctx, b := s.setup(t)
@@ -189,11 +191,16 @@ func (s *suite) lockRows(t *testing.T) {
 	}
 	ids := &pgbaton.RowOpts{Column: "id"}
 
-	t.Run("LockRows/ReturnsInKeyOrder", func(t *testing.T) {
+	t.Run("LockRows/ReturnsInOrderOfKeysGiven", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		got, err := pgbaton.LockRows[int](ctx, b.begin(t), b.table, keys(7, 2, 2, 10, 2), ids)
-		require.NoError(t, err)
-		require.Equal(t, []int{2, 7, 10}, got)
+		for _, wait := range []time.Duration{0, pgbaton.NoWait, time.Second} {
+			tx := b.begin(t)
+			opts := &pgbaton.RowOpts{Column: "id", Wait: wait}
+			got, err := pgbaton.LockRows[int](ctx, tx, b.table, keys(7, 2, 2, 10, 2), opts)
+			require.NoError(t, err)
+			require.Equal(t, []int{7, 2, 2, 10, 2}, got)
+			require.NoError(t, tx.Rollback(ctx))
+		}
 		one, err := pgbaton.LockRows[int](ctx, b.begin(t), b.table, keys(5), ids)
 		require.NoError(t, err)
 		require.Equal(t, []int{5}, one)
@@ -287,7 +294,7 @@ func (s *suite) claimRows(t *testing.T) {
 		_, err := pgbaton.ClaimRows[account](ctx, b.begin(t), b.table, 0, nil)
 		require.ErrorContains(t, err, "n is 0")
 		_, err = pgbaton.ClaimRows[account](ctx, b.begin(t), b.table, 1, &pgbaton.ClaimOpts{Args: []any{1}})
-		require.ErrorContains(t, err, "without a Where")
+		require.ErrorContains(t, err, "argument 1 is given, and $1 is not used")
 		_, err = pgbaton.ClaimRows[account](ctx, b.begin(t), b.table, 1,
 			&pgbaton.ClaimOpts{Where: "id = $1", Args: []any{pgx.NamedArgs{"x": 1}}})
 		require.ErrorContains(t, err, "is an option of a query")

@@ -1,5 +1,6 @@
 // Package rowtest is the conformance suite for what pgbaton does inside the caller's own transactions: row locks,
-// optimistic updates and retried transactions. It is run over every handle to the database, from the
+// optimistic updates, transaction locks, fences and retried transactions. TestAPI_HandlesAreCovered in the root
+// module holds that every function of the surface that takes a Tx or a Querier is called here. It is run over every handle to the database, from the
 // root module's tests and from those that need further drivers.
 package rowtest
 
@@ -33,6 +34,10 @@ func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 	t.Helper()
 	dsn := dbtest.MigratedOn(t, server)
 	s := &suite{way: open(t, dsn), pool: newPool(t, dsn)}
+	var err error
+	s.client, err = pgbaton.New(context.Background(), s.pool, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.client.Close(context.Background()) })
 	// The group ends before the database is dropped, though its tests are parallel.
 	t.Run("Suite", func(t *testing.T) {
 		s.lockRow(t)
@@ -44,12 +49,21 @@ func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 		s.mutate(t)
 		s.inTx(t)
 		s.badInput(t)
+		s.severalRows(t)
+		s.guarded(t)
+		s.lockedTable(t)
+		s.foreign(t)
+		s.partitions(t)
+		s.names(t)
+		s.locks(t)
+		s.fences(t)
 	})
 }
 
 type suite struct {
-	way  Way
-	pool *pgxpool.Pool // to prepare and to look, beside the way
+	way    Way
+	pool   *pgxpool.Pool   // to prepare and to look, beside the way
+	client *pgbaton.Client // has what can be shown in a transaction
 }
 
 // account is the row of the suite's main table.

@@ -88,6 +88,15 @@ func SQLWay(t *testing.T, driver, dsn string, with func(t *testing.T, db *sql.DB
 // WithSQLDB calls f with the database itself.
 func WithSQLDB(_ *testing.T, db *sql.DB, f func(pgbaton.Querier)) { f(pgbaton.SQLDB(db)) }
 
+// WithSQLConn calls f with a connection of the database.
+func WithSQLConn(t *testing.T, db *sql.DB, f func(pgbaton.Querier)) {
+	t.Helper()
+	conn, err := db.Conn(context.Background())
+	require.NoError(t, err)
+	f(pgbaton.SQLDB(conn))
+	require.NoError(t, conn.Close())
+}
+
 // WithSQLTx calls f with a transaction of database/sql and commits it.
 func WithSQLTx(t *testing.T, db *sql.DB, f func(pgbaton.Querier)) {
 	t.Helper()

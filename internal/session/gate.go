@@ -17,7 +17,7 @@ import (
 
 // ClientVersion is the version of the schema's interface that this code was written for. It works with a
 // schema of this version or later whose oldest_client is not above it.
-const ClientVersion = 1
+const ClientVersion = 12
 
 // oldestMajor has idle_session_timeout, and waitstart in pg_locks.
 const oldestMajor = 14
@@ -30,62 +30,90 @@ type Server struct {
 	LockTable       int // how many locks fit into the server's lock table
 }
 
-const namesMeanWhatTheySay = "search_path = pg_catalog, pg_temp"
-
-// sqlInspect reads catalogs only: it works, and tells what is missing, without any privilege on the schema.
+// sqlInspect reads catalogs only: it works, and tells what is missing, without any privilege on the schema. Names mean
+// what they say, and the role's timeouts do not count, until its end: sent together these are one transaction, and behind
+// a pooler nothing of it may stay.
+//
 // The lock table has room for max_locks_per_transaction for every process and prepared transaction.
-const sqlInspect = `
-SELECT current_setting('server_version_num'),
+const sqlInspect = `SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp;
+SELECT pg_backend_pid(),
+       current_setting('server_version_num'),
        pg_is_in_recovery(),
-       coalesce((SELECT system_identifier FROM pg_control_system())::text, '')
-           || '/' || extract(epoch FROM pg_postmaster_start_time())::text
-           || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())::text,
-       (SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout'),
+       (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint,
        current_setting('max_locks_per_transaction')::bigint
-           * (SELECT sum(setting::bigint) FROM pg_settings
-               WHERE name IN ('max_connections', 'max_prepared_transactions', 'autovacuum_max_workers',
-                              'autovacuum_worker_slots', 'max_worker_processes', 'max_wal_senders')),
+           * (SELECT sum(current_setting(name, true)::bigint)
+                FROM unnest(ARRAY['max_connections', 'max_prepared_transactions', 'autovacuum_max_workers',
+                                  'autovacuum_worker_slots', 'max_worker_processes', 'max_wal_senders']) AS name),
+       current_setting('default_transaction_isolation'),
        current_user,
        n.oid IS NOT NULL,
        coalesce(has_schema_privilege(n.oid, 'USAGE'), false),
        s.seqrelid IS NOT NULL,
-       coalesce(has_sequence_privilege(s.seqrelid, 'USAGE'), false),
        coalesce(s.seqincrement = 32 AND s.seqcache = 1 AND NOT s.seqcycle AND s.seqtypid = 'bigint'::regtype
                 AND s.seqmax = 9007199254740960 AND c.relpersistence = 'p', false),
        coalesce((SELECT i.relpersistence = 'u' FROM pg_class AS i
                   WHERE i.relnamespace = n.oid AND i.relname = 'incarnation'), false),
-       EXISTS (SELECT FROM pg_proc AS p WHERE p.pronamespace = n.oid AND p.proname = 'schema_version')
+       EXISTS (SELECT FROM pg_proc AS p WHERE p.pronamespace = n.oid AND p.proname = 'schema_version'),
+       (SELECT string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.proname) FROM pg_proc AS p
+         WHERE p.pronamespace = n.oid AND p.proname = ANY ('{OURS}'::text[]) AND NOT has_function_privilege(p.oid, 'EXECUTE')),
+       (SELECT string_agg('pg_catalog.' || p.oid::regprocedure::text, ', ' ORDER BY p.proname) FROM pg_proc AS p
+         WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY ('{THEIRS}'::text[])
+           AND NOT has_function_privilege(p.oid, 'EXECUTE'))
   FROM (SELECT) AS here
   LEFT JOIN pg_namespace AS n ON n.nspname = 'pgbaton'
   LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'token'
   LEFT JOIN pg_sequence AS s ON s.seqrelid = c.oid`
 
+// ours and theirs are the functions that the client calls by itself, of the schema and of PostgreSQL.
+const (
+	ours = "server_identity,schema_version,repair_tokens,wait_for_turn,lock_for_transaction,next_token,key," +
+		"enlist,open_semaphore,claim_slots,renew_slots,free_slots,resize_semaphore,semaphore_state,semaphore_holders,holds_slots," +
+		"keep_leaders,strike_leaders,leader_of,request_resign,begin_run,publish_waits,withdraw_waits,waits,fence"
+	theirs = "pg_try_advisory_lock,pg_try_advisory_lock_shared,pg_advisory_lock,pg_advisory_lock_shared," +
+		"pg_advisory_unlock,pg_advisory_unlock_shared,pg_advisory_unlock_all,pg_try_advisory_xact_lock_shared," +
+		"pg_advisory_xact_lock,pg_advisory_xact_lock_shared,pg_is_in_recovery,pg_backend_pid,set_config,pg_notify"
+)
+
+var sqlLook = strings.NewReplacer("OURS", ours, "THEIRS", theirs).Replace(sqlInspect)
+
+// finding is what inspect found.
+type finding struct {
+	server    Server
+	backend   string // id of the server process that answered
+	isolation string // the session's default
+}
+
 // inspect refuses wrong ground. What a role may do is checked before it is done, so that the error can
-// name the GRANT.
-func inspect(ctx context.Context, conn *pgconn.PgConn) (Server, error) {
+// name the GRANT. It takes one round trip.
+func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	if version := conn.ParameterStatus("crdb_version"); version != "" {
-		return Server{}, fmt.Errorf("%w: %s: its session advisory locks always succeed", lockerr.UnsupportedServer, version)
+		return finding{}, fmt.Errorf("%w: %s: its session advisory locks always succeed", lockerr.UnsupportedServer, version)
 	}
 	if err := checkVersion(conn.ParameterStatus("server_version")); err != nil {
-		return Server{}, err
+		return finding{}, err
 	}
-	// Sent together they are one transaction, and the setting ends with it: behind a pooler it must not stay.
-	row, err := queryRow(ctx, conn, "SET LOCAL "+namesMeanWhatTheySay+"; "+sqlInspect)
+	row, err := queryRow(ctx, conn, sqlLook)
+	if pgerr.Code(err) == pgerr.InsufficientPrivilege {
+		return finding{}, fmt.Errorf("%w: the role lacks a privilege that PostgreSQL grants to PUBLIC unless somebody "+
+			"revokes it; grant it to the role: %w", lockerr.Schema, err)
+	}
 	if err != nil {
-		return Server{}, fmt.Errorf("inspect the server: %w", err)
+		return finding{}, fmt.Errorf("inspect the server: %w", err)
 	}
-	server, err := parseServer(row)
-	if err != nil {
-		return Server{}, err
+	version, err1 := strconv.Atoi(row[1])
+	deadlock, err2 := strconv.Atoi(row[3])
+	table, err3 := strconv.Atoi(row[4])
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return finding{}, fmt.Errorf("inspect the server: %w", err)
 	}
-	if row[1] == "t" {
-		return Server{}, fmt.Errorf("%w: it is in recovery, and its locks exclude nobody on the primary. "+
+	if row[2] == "t" {
+		return finding{}, fmt.Errorf("%w: it is in recovery, and its locks exclude nobody on the primary. "+
 			"Connect to the primary (target_session_attrs=read-write)", lockerr.Standby)
 	}
-	if err := checkSchema(row[5], row[6:]); err != nil {
-		return Server{}, err
-	}
-	return server, checkSchemaVersion(ctx, conn)
+	return finding{
+		server:  Server{Version: version, DeadlockTimeout: time.Duration(deadlock) * time.Millisecond, LockTable: table},
+		backend: row[0], isolation: row[5],
+	}, checkSchema(row[6], row[7:13], row[13], row[14])
 }
 
 // checkVersion looks at the version that the server announces at login, such as "15.3 (Debian …)" or "19devel".
@@ -99,28 +127,15 @@ func checkVersion(announced string) error {
 	return nil
 }
 
-func parseServer(row []string) (Server, error) {
-	version, err1 := strconv.Atoi(row[0])
-	deadlock, err2 := strconv.Atoi(row[3])
-	table, err3 := strconv.Atoi(row[4])
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return Server{}, fmt.Errorf("inspect the server: %w", err)
-	}
-	return Server{
-		Identity:        row[2],
-		Version:         version,
-		DeadlockTimeout: time.Duration(deadlock) * time.Millisecond,
-		LockTable:       table,
-	}, nil
-}
-
-// checkSchema takes the yes/no columns of sqlInspect from "the schema exists" on.
-func checkSchema(role string, yes []string) error {
+// checkSchema takes the yes/no columns of sqlInspect from "the schema exists" on, and which functions the role may not
+// call.
+func checkSchema(role string, yes []string, oursMissing, theirsMissing string) error {
+	role = pgx.Identifier{role}.Sanitize()
+	grant := "SELECT pgbaton.grant_service('" + strings.ReplaceAll(role, "'", "''") + "')"
 	for i, problem := range []string{
 		"schema pgbaton does not exist in this database: run its migrations (pgbaton.Migrate, or golang-migrate on migrations/)",
-		"role ROLE lacks a privilege: GRANT USAGE ON SCHEMA pgbaton TO ROLE",
+		"role ROLE lacks privileges: as the owner of the schema, " + grant,
 		"sequence pgbaton.token does not exist: run the migrations",
-		"role ROLE lacks a privilege: GRANT USAGE ON SEQUENCE pgbaton.token TO ROLE",
 		"sequence pgbaton.token was altered, so its tokens might repeat or go back: restore INCREMENT 32, CACHE 1, NO CYCLE, " +
 			"MAXVALUE 9007199254740960, bigint, LOGGED",
 		"table pgbaton.incarnation is missing or is not UNLOGGED, so a lost token sequence would go unnoticed: " +
@@ -128,22 +143,58 @@ func checkSchema(role string, yes []string) error {
 		"function pgbaton.schema_version does not exist: run the migrations",
 	} {
 		if yes[i] != "t" {
-			return fmt.Errorf("%w: %s", lockerr.Schema,
-				strings.ReplaceAll(problem, "ROLE", pgx.Identifier{role}.Sanitize()))
+			return fmt.Errorf("%w: %s", lockerr.Schema, strings.ReplaceAll(problem, "ROLE", role))
 		}
+	}
+	switch {
+	case oursMissing != "":
+		return fmt.Errorf("%w: role %s may not execute %s: as the owner of the schema, %s",
+			lockerr.Schema, role, oursMissing, grant)
+	case theirsMissing != "":
+		return fmt.Errorf("%w: role %s may not execute %s, which PostgreSQL grants to PUBLIC unless somebody revokes it: "+
+			"GRANT EXECUTE ON FUNCTION %s TO %s", lockerr.Schema, role, theirsMissing, theirsMissing, role)
 	}
 	return nil
 }
 
 const sqlSchemaVersion = "SELECT version, oldest_client FROM pgbaton.schema_version()"
 
-func checkSchemaVersion(ctx context.Context, conn *pgconn.PgConn) error {
-	row, err := queryRow(ctx, conn, sqlSchemaVersion)
-	if pgerr.Class(err) == pgerr.SyntaxOrAccess {
-		return fmt.Errorf("%w: read its version: %w", lockerr.Schema, err)
+// schemaChecks are the commands that look at the schema by its own functions. The token sequence is made sure of, see the
+// migration: a crash or restart of the server ends every session, so a session that has looked once need not look again.
+var schemaChecks = []Command{
+	{What: "read the schema's version", SQL: sqlSchemaVersion},
+	{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},
+	{What: "check the token sequence", SQL: "SELECT used AND repaired, coalesce(pg_sequence_last_value('pgbaton.token'), 0) " +
+		"FROM (SELECT used, pgbaton.repair_tokens() " +
+		"FROM (SELECT pg_sequence_last_value('pgbaton.token') IS NOT NULL OFFSET 0) AS s(used) OFFSET 0) AS r(used, repaired)"},
+}
+
+// check takes the answers to schemaChecks.
+func (s *Session) check(answers []answer) error {
+	if err := checkSchemaVersion(answers[0]); err != nil {
+		return err
 	}
+	if err := firstFailure(schemaChecks, answers); err != nil {
+		return err
+	}
+	identity, err1 := answers[1].only()
+	tokens, err2 := answers[2].only()
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	s.Server.Identity = identity[0]
+	s.Repaired = tokens[0] == "t"
+	var err error
+	if s.Drawn, err = strconv.ParseInt(tokens[1], 10, 64); err != nil {
+		return fmt.Errorf("check the token sequence: %w", err)
+	}
+	return nil
+}
+
+func checkSchemaVersion(a answer) error {
+	row, err := a.only()
 	if err != nil {
-		return fmt.Errorf("read the schema's version: %w", err)
+		return fmt.Errorf("read the schema's version: %w", pgerr.Schema(err))
 	}
 	version, err1 := strconv.Atoi(row[0])
 	oldest, err2 := strconv.Atoi(row[1])
@@ -157,16 +208,4 @@ func checkSchemaVersion(ctx context.Context, conn *pgconn.PgConn) error {
 			lockerr.Schema, oldest, ClientVersion)
 	}
 	return nil
-}
-
-// repairTokens makes sure of the token sequence, see the migration. A crash or restart of the server ends
-// every session, so a session that has looked once need not look again. It says whether one was repaired that had been
-// used: a new one is set up in the same way.
-func repairTokens(ctx context.Context, conn *pgconn.PgConn) (bool, error) {
-	row, err := queryRow(ctx, conn, "SELECT used, pgbaton.repair_tokens() "+
-		"FROM (SELECT pg_sequence_last_value('pgbaton.token') IS NOT NULL OFFSET 0) AS s(used)")
-	if err != nil {
-		return false, fmt.Errorf("check the token sequence: %w", err)
-	}
-	return row[0] == "t" && row[1] == "t", nil
 }

@@ -10,86 +10,35 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// probeTimeout bounds each part of the probe.
+// probeTimeout bounds the look for a pooler: one with a single connection lets the second client wait for ever.
 const probeTimeout = 2 * time.Second
 
-// probePooler tells a pooler in transaction mode from one in session mode by behaviour, before anything is
-// SET or locked on sessions that may belong to others: it looks whether two connections ever share a
-// server process, and whether one keeps its own while the other is in a transaction.
-func probePooler(ctx context.Context, conn, other *pgconn.PgConn) error {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	first, err := backend(ctx, conn)
-	if err != nil {
-		return err
-	}
-	const rounds = 3
-	for range rounds {
-		if _, err := other.Exec(ctx, "BEGIN").ReadAll(); err != nil {
-			return fmt.Errorf("look for a pooler: %w", err)
-		}
-		theirs, err := backend(ctx, other)
-		if err != nil {
-			return err
-		}
-		mine, err := backend(ctx, conn)
-		switch {
-		case err != nil && ctx.Err() != nil:
-			return fmt.Errorf("%w: one connection gets no answer while another has a transaction open, as in transaction "+
-				"mode: %w", lockerr.Pooler, err)
-		case err != nil:
-			return err
-		case theirs == first || mine != first:
-			return fmt.Errorf("%w: it is in transaction mode: its connections share server processes (%s, %s, then %s), "+
-				"and would share locks. Connect to the server itself, or through a pool in session mode",
-				lockerr.Pooler, first, theirs, mine)
-		}
-		if _, err := other.Exec(ctx, "COMMIT").ReadAll(); err != nil {
-			return fmt.Errorf("look for a pooler: %w", err)
-		}
-	}
-	return nil
+// witness is a second connection that shows whether the first one's session is what it seems. It is opened while the
+// first one is, and closed when that has been judged.
+type witness struct {
+	called chan struct{} // closed when conn and err are valid
+	conn   *pgx.Conn
+	err    error
+
+	key      string // a random one, which the witness holds
+	identity string // of its server
 }
 
-func backend(ctx context.Context, conn *pgconn.PgConn) (string, error) {
-	row, err := queryRow(ctx, conn, "SELECT pg_backend_pid()")
-	if err != nil {
-		return "", fmt.Errorf("look for a pooler: %w", err)
-	}
-	return row[0], nil
+// callWitness begins to open a plain connection beside the one that is probed, with the caller's hooks.
+func (d *Dialer) callWitness(ctx context.Context) *witness {
+	w := &witness{called: make(chan struct{})}
+	w.key = strconv.FormatInt(rand.Int64(), 10) //nolint:gosec // only to be nobody else's
+	go func() {                                 // dismiss waits for it
+		defer close(w.called)
+		w.conn, w.err = d.second(ctx)
+	}()
+	return w
 }
 
-// probeLocks makes sure, on a random key, that a lock of one session excludes another session, and that it
-// can be unlocked. Some engines accept the functions and do nothing. It leaves no lock behind.
-func probeLocks(ctx context.Context, conn, other *pgconn.PgConn) error {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	key := strconv.FormatInt(rand.Int64(), 10) //nolint:gosec // only to be nobody else's
-	for _, step := range []struct {
-		on            *pgconn.PgConn
-		function      string
-		want, problem string
-	}{
-		{conn, "pg_try_advisory_lock", "t", "refuses a lock on a free key"},
-		{other, "pg_try_advisory_lock", "f", "grants one key to two sessions"},
-		{conn, "pg_advisory_unlock", "t", "has forgotten a lock that was just granted"},
-	} {
-		row, err := queryRow(ctx, step.on, "SELECT "+step.function+"("+key+")")
-		if err != nil {
-			return fmt.Errorf("try out the server's advisory locks: %w", err)
-		}
-		if row[0] != step.want {
-			return fmt.Errorf("%w: it %s (%s(%s) is %q)",
-				lockerr.UnsupportedServer, step.problem, step.function, key, row[0])
-		}
-	}
-	return nil
-}
-
-// second opens a plain connection beside the one that is probed, with the caller's hooks.
 func (d *Dialer) second(ctx context.Context) (*pgx.Conn, error) {
 	cfg, err := d.config(ctx)
 	if err != nil {
@@ -97,13 +46,121 @@ func (d *Dialer) second(ctx context.Context) (*pgx.Conn, error) {
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open a second connection to %s: %w", address(cfg), err)
+		return nil, fmt.Errorf("one connection is open, but not a second one to try out the locks with: %w", dsn.Connect(err))
 	}
 	if d.AfterConnect != nil {
 		if err := d.AfterConnect(ctx, conn); err != nil {
 			Close(conn)
-			return nil, fmt.Errorf("%s: AfterConnect: %w", address(cfg), err)
+			return nil, fmt.Errorf("AfterConnect: %w", err)
 		}
 	}
 	return conn, nil
+}
+
+// dismiss closes the witness' connection.
+func (w *witness) dismiss() {
+	<-w.called
+	if w.conn != nil {
+		Close(w.conn)
+	}
+}
+
+// testify has the witness lock a random key, and returns the commands with which the session that is probed, whose server
+// process is backend, shows that it sees that. Behind a pooler that is said to be in session mode it first makes sure of
+// the mode, before anything is set or locked on sessions that may belong to others: in one round, or two for the first
+// session.
+func (w *witness) testify(
+	ctx context.Context, conn *pgconn.PgConn, backend string, pooler, first bool,
+) ([]Command, error) {
+	<-w.called
+	if w.err != nil {
+		return nil, w.err
+	}
+	other := w.conn.PgConn()
+	if pooler {
+		rounds := 1
+		if first {
+			rounds = 2
+		}
+		if err := probePooler(ctx, conn, other, backend, rounds); err != nil {
+			return nil, err
+		}
+	}
+	answers, err := fly(ctx, other, []Command{
+		{What: "set statement_timeout", SQL: "SET statement_timeout TO 0"}, // the role's may be too short for a look
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
+		{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},
+	})
+	if err == nil {
+		err = answers[1].err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", sayTryOut, err)
+	}
+	if row, err := answers[1].only(); err != nil || row[0] != "t" {
+		return nil, fmt.Errorf("%w: it refuses a lock on a free key", lockerr.UnsupportedServer)
+	}
+	if row, err := answers[2].only(); err == nil { // else the schema is an older one, which is told by who looks at that
+		w.identity = row[0]
+	}
+	free := strconv.FormatInt(rand.Int64(), 10) //nolint:gosec // only to be nobody else's
+	return []Command{
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + free + ")"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_advisory_unlock(" + free + ")"},
+	}, nil
+}
+
+const sayTryOut = "try out the server's advisory locks"
+
+// judge takes the answers to the commands of testify, which the session that is probed has run on the server of an
+// identity. Some engines accept the functions and do nothing.
+func (w *witness) judge(identity string, answers []answer) error {
+	if w.identity != "" && w.identity != identity {
+		return fmt.Errorf("two connections to one address reached two servers, %s and %s", identity, w.identity)
+	}
+	for i, a := range answers {
+		row, err := a.only()
+		if err != nil {
+			return fmt.Errorf("%s: %w", sayTryOut, err)
+		}
+		if want := [...]string{"f", "t", "t"}[i]; row[0] != want {
+			return fmt.Errorf("%w: it %s", lockerr.UnsupportedServer, [...]string{
+				"grants one key to two sessions", "refuses a lock on a free key", "has forgotten a lock that was just granted",
+			}[i])
+		}
+	}
+	return nil
+}
+
+// sqlBackend sets nothing beyond its transaction: the role's timeout may be too short for a look.
+const sqlBackend = "SET LOCAL statement_timeout = 0; SELECT pg_catalog.pg_backend_pid()"
+
+// probePooler tells a pooler in transaction mode from one in session mode by behaviour: it looks whether two connections
+// ever share a server process, and whether one keeps its own, which was first, while the other is in a transaction.
+func probePooler(ctx context.Context, conn, other *pgconn.PgConn, first string, rounds int) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	for range rounds {
+		theirs, err := queryRow(ctx, other, "BEGIN; "+sqlBackend)
+		if err != nil {
+			return fmt.Errorf("look for a pooler: %w", err)
+		}
+		mine, err := queryRow(ctx, conn, sqlBackend)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return fmt.Errorf("%w: one connection gets no answer while another has a transaction open, as in transaction "+
+				"mode: %w", lockerr.Pooler, err)
+		case err != nil:
+			return fmt.Errorf("look for a pooler: %w", err)
+		case theirs[0] == first || mine[0] != first:
+			return fmt.Errorf("%w: it is in transaction mode: its connections share server processes (%s, %s, then %s), "+
+				"and would share locks. Connect to the server itself, or through a pool in session mode",
+				lockerr.Pooler, first, theirs[0], mine[0])
+		}
+		if _, err := other.Exec(ctx, "COMMIT").ReadAll(); err != nil {
+			return fmt.Errorf("look for a pooler: %w", err)
+		}
+	}
+	return nil
 }

@@ -2,8 +2,10 @@ package session
 
 import (
 	"context"
+	"strconv"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/dbtest"
@@ -16,17 +18,39 @@ func TestProbe(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	ctx := context.Background()
-	one, two := dbtest.Connect(t, dsn).PgConn(), dbtest.Connect(t, dsn).PgConn()
-
-	require.NoError(t, probePooler(ctx, one, two))
-	require.NoError(t, probeLocks(ctx, one, two))
+	one, two := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	try := func(witnessed *pgx.Conn) error {
+		w := &witness{called: make(chan struct{}), conn: two, key: "4711"}
+		close(w.called)
+		commands, err := w.testify(ctx, witnessed.PgConn(), pid(witnessed), true, true)
+		require.NoError(t, err)
+		answers, err := fly(ctx, witnessed.PgConn(), commands)
+		require.NoError(t, err)
+		return w.judge(w.identity, answers)
+	}
+	require.NoError(t, try(one))
 	left := dbtest.Value[int64](t, dbtest.Connect(t, dsn),
-		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = ANY($1)", []int32{int32(one.PID()), int32(two.PID())}) //nolint:gosec // pids
+		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1", int32(one.PgConn().PID())) //nolint:gosec // a pid
 	require.Zero(t, left)
 
-	err := probeLocks(ctx, one, one)
-	require.ErrorIs(t, err, lockerr.UnsupportedServer)
-	require.ErrorContains(t, err, "grants one key to two sessions")
-	err = probePooler(ctx, one, one)
-	require.ErrorIs(t, err, lockerr.Pooler)
+	w := &witness{key: "4711", identity: "here"}
+	require.ErrorContains(t, w.judge("there", nil), "reached two servers")
+	yes := answer{rows: [][][]byte{{[]byte("t")}}}
+	no := answer{rows: [][][]byte{{[]byte("f")}}}
+	for says, answers := range map[string][]answer{
+		"grants one key to two sessions":             {yes, yes, yes},
+		"refuses a lock on a free key":               {no, no, yes},
+		"has forgotten a lock that was just granted": {no, yes, no},
+	} {
+		err := w.judge("here", answers)
+		require.ErrorIs(t, err, lockerr.UnsupportedServer)
+		require.ErrorContains(t, err, says)
+	}
+
+	require.NoError(t, probePooler(ctx, one.PgConn(), two.PgConn(), pid(one), 2))
+	require.ErrorIs(t, probePooler(ctx, one.PgConn(), one.PgConn(), pid(one), 1), lockerr.Pooler)
+	dbtest.Exec(t, one, "ROLLBACK")
+	require.ErrorIs(t, probePooler(ctx, one.PgConn(), two.PgConn(), pid(two), 1), lockerr.Pooler)
 }
+
+func pid(conn *pgx.Conn) string { return strconv.FormatUint(uint64(conn.PgConn().PID()), 10) }

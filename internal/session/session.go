@@ -3,10 +3,14 @@
 // Every connection of the client comes from [Dialer.Dial], which runs the caller's hooks, looks for a
 // pooler before anything is SET, pins the session's settings and checks server, schema, privileges
 // and tokens. What it guarantees: a session that Dial returned is a session of its own on a primary
-// whose schema serves this client and whose token sequence can be trusted, and the server ends it
+// whose schema serves this client and whose token sequence can be trusted, the same primary that all other sessions of
+// the client are on (see [Home]), and the server ends it
 // when nothing was heard from the client for the idle time of its role. What it does not: that any
 // of this is still so later. A session that is lost, and a server that restarts, fails over or loses the
 // token sequence, ends the session; the next Dial looks again.
+//
+// A dial takes two round trips after the login and the caller's hook, five if it tries out a pooler that is said to be in
+// session mode (seven when the client has no server yet), and at most [openTimeout].
 package session
 
 import (
@@ -17,11 +21,14 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // Role is what a session is for; it decides how long the session may be idle.
@@ -40,6 +47,8 @@ type Dialer struct {
 	AfterConnect  func(context.Context, *pgx.Conn) error
 	SessionPooler bool          // the caller knows of a pooler in session mode
 	TTL           time.Duration // the server ends a link after so much silence
+	Name          string        // of the client, for pg_stat_activity
+	Home          *Home         // the server that all its sessions are on
 }
 
 // Session is an open, checked connection. Its owner closes it.
@@ -48,65 +57,69 @@ type Session struct {
 
 	Server      Server
 	Protections []Protection
-	Pooled      bool // it may be another session of the server's in each transaction, see DialPooled
-	Repaired    bool // this session found the token sequence in doubt and moved it, though it had been used
+	Pooled      bool      // it may be another session of the server's in each transaction, see DialPooled
+	Repaired    bool      // this session found the token sequence in doubt and moved it, though it had been used
+	Drawn       int64     // what the token sequence stood at, after that
+	Heard       time.Time // when the last message was sent that the server has answered
+
+	home   *Home
+	member *member // nil if pooled: transactions may go to any server
 }
 
-// Dial opens a session for a role. On failure nothing is left open. The error names host and port,
-// never a password, and matches one of the sentinels when the ground is wrong.
-func (d *Dialer) Dial(ctx context.Context, role Role) (*Session, error) {
-	return d.dial(ctx, role, nil)
+// Dial opens a session for a role, runs commands on it and lets it into the dialer's home. On failure nothing is left
+// open. The error names host and port, never a password, and matches one of the sentinels when the ground is wrong.
+func (d *Dialer) Dial(ctx context.Context, role Role, commands ...Command) (*Session, error) {
+	return d.dial(ctx, commands, func(ctx context.Context, s *Session) error {
+		return d.prepare(ctx, s, role, nil, commands)
+	})
 }
 
-// DialProbed is Dial that also tries out, with a second connection for a moment, whether sessions are what they
+// DialProbed is [Dialer.Dial] that also tries out, with a second connection for a moment, whether sessions are what they
 // seem: that no pooler shares them, and that advisory locks exclude.
-func (d *Dialer) DialProbed(ctx context.Context, role Role) (*Session, error) {
-	other, err := d.second(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer Close(other)
-	return d.dial(ctx, role, other.PgConn())
+func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command) (*Session, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	w := d.callWitness(ctx)
+	defer w.dismiss()
+	defer cancel() // a witness that is still being called is not needed
+	return d.dial(ctx, commands, func(ctx context.Context, s *Session) error {
+		return d.prepare(ctx, s, role, w, commands)
+	})
 }
 
 // DialPooled opens a connection that need not be a session of its own: behind a pooler each transaction may run
 // in another one. So nothing is set on it, no protection is asked for, and the tokens must be looked at in each
 // transaction that draws one.
-func (d *Dialer) DialPooled(ctx context.Context) (*Session, error) {
-	return d.connect(ctx, func(s *Session) error {
+func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session, error) {
+	return d.dial(ctx, commands, func(ctx context.Context, s *Session) error {
 		s.Pooled = true
-		if err := d.afterConnect(ctx, s); err != nil {
+		found, err := inspect(ctx, s.PgConn())
+		if err != nil {
 			return err
 		}
-		var err error
-		if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
+		s.Server = found.server
+		if found.isolation != "read committed" {
+			return fmt.Errorf("default_transaction_isolation is %q, and behind a pooler it cannot be set for a session: "+
+				`ALTER ROLE ... SET default_transaction_isolation = 'read committed'`, found.isolation)
+		}
+		s.Heard = time.Now()
+		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}}, commands...)
+		answers, err := fly(ctx, s.PgConn(), flight)
+		if err != nil {
 			return err
 		}
-		return requireReadCommitted(ctx, s.PgConn())
+		if err := checkSchemaVersion(answers[0]); err != nil {
+			return err
+		}
+		return firstFailure(commands, answers[1:])
 	})
 }
 
-// requireReadCommitted refuses a default under which a statement does not see what others have just committed.
-func requireReadCommitted(ctx context.Context, conn *pgconn.PgConn) error {
-	row, err := queryRow(ctx, conn, "SHOW default_transaction_isolation")
-	if err != nil {
-		return fmt.Errorf("look at the isolation level: %w", err)
-	}
-	if row[0] != "read committed" {
-		return fmt.Errorf("default_transaction_isolation is %q, and behind a pooler it cannot be set for a session: "+
-			`ALTER ROLE … SET default_transaction_isolation = 'read committed'`, row[0])
-	}
-	return nil
-}
+// openTimeout bounds the opening of a session, so that a server that is silent does not hold its caller for ever. It has
+// nothing to do with the TTL, which may be short where the network is slow.
+const openTimeout = 15 * time.Second
 
-// dial opens a session, and probes it with another connection if there is one.
-func (d *Dialer) dial(ctx context.Context, role Role, other *pgconn.PgConn) (*Session, error) {
-	return d.connect(ctx, func(s *Session) error { return d.prepare(ctx, s, role, other) })
-}
-
-// applicationName is what sessions are called in pg_stat_activity if nobody has given them a name. Poolers know the
-// parameter.
-const applicationName = "pgbaton"
+// maxApplicationName is how many bytes of it PostgreSQL keeps.
+const maxApplicationName = 63
 
 // config is the config of a new connection, as BeforeConnect wants it.
 func (d *Dialer) config(ctx context.Context) (*pgx.ConnConfig, error) {
@@ -117,13 +130,32 @@ func (d *Dialer) config(ctx context.Context) (*pgx.ConnConfig, error) {
 		}
 	}
 	if cfg.RuntimeParams["application_name"] == "" {
-		cfg.RuntimeParams["application_name"] = applicationName
+		cfg.RuntimeParams["application_name"] = applicationName(d.Name)
 	}
+	// Names are sent as UTF-8. Poolers know these two parameters.
+	cfg.RuntimeParams["client_encoding"] = "UTF8"
 	return cfg, nil
 }
 
-// connect opens a connection and makes it ready.
-func (d *Dialer) connect(ctx context.Context, prepare func(*Session) error) (*Session, error) {
+// applicationName is what sessions are called in pg_stat_activity if nobody has given them a name.
+func applicationName(client string) string {
+	name := "pgbaton"
+	if client != "" {
+		name += "/" + client
+	}
+	for i := range name { // the beginnings of its characters
+		if next := i + utf8.RuneLen([]rune(name[i:])[0]); next > maxApplicationName {
+			return name[:i]
+		}
+	}
+	return name
+}
+
+// dial opens a connection, makes it ready and lets it in.
+func (d *Dialer) dial(ctx context.Context, commands []Command, prepare func(context.Context, *Session) error) (*Session, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSlow)
+	defer cancel()
+	visit := d.Home.visit()
 	cfg, err := d.config(ctx)
 	if err != nil {
 		return nil, err
@@ -131,16 +163,36 @@ func (d *Dialer) connect(ctx context.Context, prepare func(*Session) error) (*Se
 	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", address(cfg), err)
+		return nil, fmt.Errorf("connect to %s: %w", address(cfg), because(ctx, dsn.Connect(err)))
 	}
 	opened.Store(true)
-	s := &Session{Conn: conn}
-	if err := prepare(s); err != nil {
+	s := &Session{Conn: conn, home: d.Home}
+	err = d.afterConnect(ctx, s)
+	if err == nil {
+		err = prepare(ctx, s)
+	}
+	if err == nil && !s.Pooled {
+		s.member, err = d.Home.enter(s.Server.Identity, visit, func(error) { closeRaw(conn) })
+	}
+	if err != nil {
 		Close(conn) //nolint:contextcheck // also when ctx has ended
-		return nil, fmt.Errorf("%s: %w", address(cfg), err)
+		return nil, fmt.Errorf("%s: %w", address(cfg), because(ctx, err))
 	}
 	return s, nil
 }
+
+var errSlow = fmt.Errorf("the server took longer than %v", openTimeout)
+
+// because adds why a dial's context has ended, if that says more than its error.
+func because(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errSlow) {
+		return fmt.Errorf("%w: %w", errSlow, err)
+	}
+	return err
+}
+
+// closeRaw ends a connection that somebody may be using.
+func closeRaw(conn *pgx.Conn) { _ = conn.PgConn().Conn().Close() }
 
 // boundCancels bounds what is dialled once the session is open, which is cancel requests. pgx sends one in the
 // background when it gives a connection up, and lets it take 15 s.
@@ -163,36 +215,62 @@ func (d *Dialer) boundCancels(cfg *pgx.ConnConfig) *atomic.Bool {
 	return opened
 }
 
-// prepare makes a fresh connection fit for its role.
-func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, other *pgconn.PgConn) error {
-	if err := d.refusePooler(ctx, s.Conn); err != nil {
+// prepare makes a fresh connection fit for its role, in two round trips: one looks, and changes nothing, because the
+// session may turn out to be somebody else's too; one sets, checks what needs the schema, and runs the commands. A pooler
+// that is said to be in session mode is tried out in between.
+func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness, commands []Command) error {
+	found, err := inspect(ctx, s.PgConn())
+	if err != nil {
 		return err
 	}
-	if d.SessionPooler && other != nil {
-		if err := probePooler(ctx, s.PgConn(), other); err != nil {
+	if err := d.refusePooler(s.Conn, found.backend); err != nil {
+		return err
+	}
+	s.Server = found.server
+	var probe []Command
+	if w != nil {
+		if probe, err = w.testify(ctx, s.PgConn(), found.backend, d.SessionPooler, d.Home.Identity() == ""); err != nil {
 			return err
 		}
 	}
-	if err := d.afterConnect(ctx, s); err != nil {
+	settings := d.settings(role, s.Server)
+	flight := pins(settings)
+	flight = append(flight, schemaChecks...)
+	flight = append(flight, commands...)
+	flight = append(flight, probe...)
+	s.Heard = time.Now()
+	answers, err := fly(ctx, s.PgConn(), flight)
+	if err != nil {
 		return err
 	}
-	var err error
-	// From here on names mean what they say, whatever the role or AfterConnect has set.
-	if _, err := s.PgConn().Exec(ctx, "SET "+namesMeanWhatTheySay).ReadAll(); err != nil {
-		return fmt.Errorf("set search_path: %w", err)
+	next := func(n int) []answer {
+		part := answers[:n]
+		answers = answers[n:]
+		return part
 	}
-	if s.Server, err = inspect(ctx, s.PgConn()); err != nil {
+	if s.Protections, err = pinned(settings, next(len(settings))); err != nil {
 		return err
 	}
-	if s.Protections, err = pin(ctx, s.PgConn(), d.settings(role, s.Server)); err != nil {
+	if err := s.check(next(len(schemaChecks))); err != nil {
 		return err
 	}
-	// Only now: a role's default_transaction_read_only would refuse the repair. It sees itself to it that it
-	// is safe on disk.
-	if s.Repaired, err = repairTokens(ctx, s.PgConn()); err != nil || other == nil {
+	if err := firstFailure(commands, next(len(commands))); err != nil {
 		return err
 	}
-	return probeLocks(ctx, s.PgConn(), other)
+	if w != nil {
+		return w.judge(s.Server.Identity, answers)
+	}
+	return nil
+}
+
+// firstFailure explains the first of the commands that failed.
+func firstFailure(commands []Command, answers []answer) error {
+	for i, a := range answers {
+		if a.err != nil {
+			return fmt.Errorf("%s: %w", commands[i].What, pgerr.Schema(a.err))
+		}
+	}
+	return nil
 }
 
 // afterConnect runs the caller's hook.
@@ -211,21 +289,35 @@ func (d *Dialer) afterConnect(ctx context.Context, s *Session) error {
 
 // refusePooler compares the process id that was announced at login with the one that answers. Behind
 // PgBouncer and its kin they differ, in session mode too.
-func (d *Dialer) refusePooler(ctx context.Context, conn *pgx.Conn) error {
-	if d.SessionPooler {
+func (d *Dialer) refusePooler(conn *pgx.Conn, backend string) error {
+	if d.SessionPooler || backend == strconv.FormatUint(uint64(conn.PgConn().PID()), 10) {
 		return nil
 	}
-	row, err := queryRow(ctx, conn.PgConn(), "SELECT pg_backend_pid()")
-	if err != nil {
-		return fmt.Errorf("look for a pooler: %w", err)
+	return fmt.Errorf("%w: the server process that answers (%s) is not the one announced at login (%d); "+
+		"in transaction mode a pooler would give this session's locks to others. Connect to the server itself, or, "+
+		"if the pooler is in session mode, set Config.SessionPooler",
+		lockerr.Pooler, backend, conn.PgConn().PID())
+}
+
+// OnMove has end called, instead of the connection being closed, when the client moves to another server. It returns
+// when the holders of what the session held were told.
+func (s *Session) OnMove(end func(cause error)) {
+	if s.member != nil {
+		s.member.onExpel(end)
 	}
-	if row[0] != strconv.FormatUint(uint64(conn.PgConn().PID()), 10) {
-		return fmt.Errorf("%w: the server process that answers (%s) is not the one announced at login (%d); "+
-			"in transaction mode a pooler would give this session's locks to others. Connect to the server itself, or, "+
-			"if the pooler is in session mode, set Config.SessionPooler",
-			lockerr.Pooler, row[0], conn.PgConn().PID())
+}
+
+// Left says that the connection is closed.
+func (s *Session) Left() {
+	if s.member != nil {
+		s.home.leave(s.member)
 	}
-	return nil
+}
+
+// HangUp closes the connection, see [Close].
+func (s *Session) HangUp() {
+	Close(s.Conn)
+	s.Left()
 }
 
 // Close ends a connection. It takes a moment at the most when the server does not answer; afterwards socket
@@ -258,20 +350,15 @@ func address(cfg *pgx.ConnConfig) string {
 	return net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))
 }
 
-// queryRow runs a query without parameters, whatever query mode the caller's config asks for, and returns
-// its only row as text; an SQL NULL becomes "". Of several statements it is the last one's.
+// queryRow runs statements without parameters, whatever query mode the caller's config asks for, and returns the only
+// row of the last one as text; an SQL NULL becomes "".
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
 	results, err := conn.Exec(ctx, sql).ReadAll()
 	if err != nil {
 		return nil, err
 	}
 	if len(results) == 0 || len(results[len(results)-1].Rows) != 1 {
-		return nil, errors.New("the server did not answer with one row")
+		return nil, errNotOneRow
 	}
-	values := results[len(results)-1].Rows[0]
-	row := make([]string, len(values))
-	for i, value := range values {
-		row[i] = string(value)
-	}
-	return row, nil
+	return texts(results[len(results)-1].Rows[0]), nil
 }

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -56,6 +55,8 @@ func (d *Dialer) settings(role Role, server Server) []setting {
 		{name: "default_transaction_read_only", value: "off"},
 		{name: "default_transaction_deferrable", value: "off"},
 		{name: "search_path", value: "pg_catalog, pg_temp"},
+		{name: "client_encoding", value: "UTF8"},
+		{name: "exit_on_error", value: "off"}, // an error that a function traps would end the session
 		{name: "client_min_messages", value: "error"},
 		{name: "plan_cache_mode", value: "force_generic_plan"},
 		{name: "jit", value: "off"},
@@ -90,23 +91,34 @@ func millis(d time.Duration) string {
 	return strconv.FormatInt(d.Milliseconds(), 10)
 }
 
-const sqlPin = "SELECT set_config($1, $2, false)"
+// pins are the commands that set the settings, each by itself, so that one refused protection does not cost the others.
+// The values are the library's own. It is SET and not set_config(), which some take from PUBLIC.
+func pins(all []setting) []Command {
+	commands := make([]Command, len(all))
+	for i, s := range all {
+		value := "'" + s.value + "'"
+		if s.name == "search_path" {
+			value = s.value // a list of names
+		}
+		commands[i] = Command{What: "set " + s.name, SQL: "SET " + s.name + " TO " + value}
+	}
+	return commands
+}
 
-// pin sets the settings one by one, so that one refused protection does not cost the others.
-
-func pin(ctx context.Context, conn *pgconn.PgConn, all []setting) ([]Protection, error) {
+// pinned takes the answers to pins.
+func pinned(all []setting, answers []answer) ([]Protection, error) {
 	var protections []Protection
-	for _, s := range all {
-		result := conn.ExecParams(ctx, sqlPin, [][]byte{[]byte(s.name), []byte(s.value)}, nil, nil, nil).Read()
+	for i, s := range all {
+		err := answers[i].err
 		var pgErr *pgconn.PgError
 		switch {
-		case result.Err == nil && s.protection:
+		case err == nil && s.protection:
 			protections = append(protections, Protection{Setting: s.name, Value: s.value})
-		case result.Err == nil:
-		case s.protection && errors.As(result.Err, &pgErr):
+		case err == nil:
+		case s.protection && errors.As(err, &pgErr):
 			protections = append(protections, Protection{Setting: s.name, Value: s.value, Refused: pgErr.Message})
 		default:
-			return nil, fmt.Errorf("set %s to %q: %w", s.name, s.value, result.Err)
+			return nil, fmt.Errorf("set %s to %q: %w", s.name, s.value, err)
 		}
 	}
 	return protections, nil

@@ -34,6 +34,13 @@ func (c *Cache[V]) Put(key []byte, value V) {
 	}
 }
 
+// Delete forgets what is kept under a key.
+func (c *Cache[V]) Delete(key []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, string(key))
+}
+
 // AppendKey appends names to a key. Each list of names and each name goes with its length, so that different
 // lists never make the same key.
 func AppendKey(key []byte, names ...string) []byte {

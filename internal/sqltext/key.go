@@ -3,6 +3,7 @@ package sqltext
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -47,53 +48,75 @@ func Equations(columns []string, first int, separator string) string {
 	return text
 }
 
-// KeyIn is the condition that a row has one of the keys, which must all have the given columns. The list is
-// filled up to a power of two with its last key, so that few different statements are prepared.
-func KeyIn[M ~map[string]any](args *Args, columns []string, keys []M) (string, error) {
-	var b strings.Builder
-	b.WriteString("(")
-	b.WriteString(QuoteList(columns))
-	b.WriteString(") IN (")
-	last := ""
+// Keys is a FROM item with one row for each of the keys, which must all have the given columns: KeyColumn(0), … are
+// the key's values, with the types that the columns have in the table, and KeyNumber is 2 for the first key, 3 for the
+// next. (Number 1 has NULL in all columns: it only brings the types.) The list is filled up with NULLs to a power of
+// two, so that few different statements are prepared.
+func Keys[M ~map[string]any](args *Args, table string, columns []string, keys []M) (string, error) {
+	size := 1
+	for size < len(keys) {
+		size *= 2
+	}
+	if size*len(columns) > maxArgs {
+		size = len(keys)
+	}
 	for i, key := range keys {
-		tuple, err := keyTuple(args, columns, key)
-		if err != nil {
-			return "", fmt.Errorf("key %d: %w", i, err)
+		if len(key) != len(columns) {
+			return "", fmt.Errorf("key %d: has %d columns, the first key has %d", i, len(key), len(columns))
 		}
-		if i > 0 {
+	}
+	var b strings.Builder
+	b.WriteString("ROWS FROM (")
+	for c, column := range columns {
+		if c > 0 {
 			b.WriteString(", ")
 		}
-		b.WriteString(tuple)
-		last = tuple
+		b.WriteString("pg_catalog.unnest(ARRAY[(SELECT " + Quote(column) + " FROM " + table + " LIMIT 0)")
+		for i := range size {
+			var value any
+			if i < len(keys) {
+				var err error
+				if value, err = keyValue(keys[i], column); err != nil {
+					return "", fmt.Errorf("key %d: %w", i, err)
+				}
+			}
+			placeholder, err := args.Add(value)
+			if err != nil {
+				return "", fmt.Errorf("column %s: %w", Quote(column), err)
+			}
+			b.WriteString(", " + placeholder)
+		}
+		b.WriteString("])")
 	}
-	for i := len(keys); i&(i-1) != 0; i++ {
-		b.WriteString(", ")
-		b.WriteString(last)
+	b.WriteString(") WITH ORDINALITY AS pgbaton_keys (")
+	for c := range columns {
+		b.WriteString("c" + strconv.Itoa(c) + ", ")
 	}
-	b.WriteString(")")
+	b.WriteString("n)")
 	return b.String(), nil
 }
 
-func keyTuple(args *Args, columns []string, key map[string]any) (string, error) {
-	if len(key) != len(columns) {
-		return "", fmt.Errorf("has %d columns, the first key has %d", len(key), len(columns))
+// KeyNumber is the column of [Keys] that numbers the keys.
+const KeyNumber = "pgbaton_keys.n"
+
+// KeyMatches is the condition that a row of the table called alias has the key of a row of [Keys].
+func KeyMatches(alias string, columns []string) string {
+	conditions := make([]string, len(columns))
+	for c, column := range columns {
+		conditions[c] = alias + "." + Quote(column) + " = pgbaton_keys.c" + strconv.Itoa(c)
 	}
-	placeholders := make([]string, len(columns))
-	for i, column := range columns {
-		value, ok := key[column]
-		switch {
-		case !ok:
-			return "", fmt.Errorf("lacks column %s", Quote(column))
-		case IsNull(value):
-			return "", fmt.Errorf("column %s is NULL, which equals nothing", Quote(column))
-		}
-		placeholder, err := args.Add(value)
-		if err != nil {
-			return "", fmt.Errorf("column %s: %w", Quote(column), err)
-		}
-		placeholders[i] = placeholder
+	return strings.Join(conditions, " AND ")
+}
+
+func keyValue(key map[string]any, column string) (any, error) {
+	value, ok := key[column]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("lacks column %s", Quote(column))
+	case IsNull(value):
+		return nil, fmt.Errorf("column %s is NULL, which equals nothing", Quote(column))
 	}
-	return "(" + strings.Join(placeholders, ", ") + ")", nil
+	return value, nil
 }
 
 // SetColumns are the columns of a SET clause in the order of their names.
@@ -111,9 +134,14 @@ func SetColumns(set map[string]any) ([]string, error) {
 
 // QuoteList is a list of quoted names.
 func QuoteList(names []string) string {
+	return QuoteListOf("", names)
+}
+
+// QuoteListOf is a list of quoted names of columns, each with the prefix, such as "alias.".
+func QuoteListOf(prefix string, names []string) string {
 	quoted := make([]string, len(names))
 	for i, name := range names {
-		quoted[i] = Quote(name)
+		quoted[i] = prefix + Quote(name)
 	}
 	return strings.Join(quoted, ", ")
 }

@@ -16,10 +16,16 @@ import (
 // maxArgs is the most parameters that PostgreSQL's protocol can count.
 const maxArgs = 65535
 
+// maxName is the most bytes that PostgreSQL keeps of a name (NAMEDATALEN - 1). It cuts off the rest, and a shorter
+// name may be that of something else.
+const maxName = 63
+
 // CheckName says what is wrong with one part of an identifier. Sanitize drops NUL bytes, so a name with one
 // would silently become another name.
 func CheckName(name string) error {
 	switch {
+	case len(name) > maxName:
+		return fmt.Errorf("name %q has %d bytes: PostgreSQL would cut it off after %d", name, len(name), maxName)
 	case name == "":
 		return fmt.Errorf(`name "" is empty`)
 	case strings.ContainsRune(name, 0) || !utf8.ValidString(name):

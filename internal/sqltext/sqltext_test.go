@@ -61,10 +61,14 @@ func FuzzConditions(f *testing.F) {
 		}
 		require.NoError(t, err)
 		require.True(t, slices.IsSorted(columns))
-		one, two := "@ = $1", "(@) IN (($1), ($2), ($3), ($3))"
+		one := "@ = $1"
+		const begin, end = "ROWS FROM (", ") WITH ORDINALITY AS pgbaton_keys ("
+		two := begin + "pg_catalog.unnest(ARRAY[(SELECT @ FROM t LIMIT 0), $1, $2, $3, $4])" + end + "c0, n)"
 		set := "@ = $1"
 		if a != b {
-			one, two = "@ = $1 AND @ = $2", "(@, @) IN (($1, $2), ($3, $4), ($5, $6), ($5, $6))"
+			one = "@ = $1 AND @ = $2"
+			two = begin + "pg_catalog.unnest(ARRAY[(SELECT @ FROM t LIMIT 0), $1, $2, $3, $4]), " +
+				"pg_catalog.unnest(ARRAY[(SELECT @ FROM t LIMIT 0), $5, $6, $7, $8])" + end + "c0, c1, n)"
 			set = "@ = $1, @ = $2"
 		}
 
@@ -85,8 +89,18 @@ func FuzzConditions(f *testing.F) {
 		})
 		require.Equal(t, a == b, string(sqltext.AppendKey(nil, a, b)) == string(sqltext.AppendKey(nil, b, a)))
 		check(two, func(args *sqltext.Args) (string, error) {
-			return sqltext.KeyIn(args, columns, []map[string]any{first, first, first})
+			return sqltext.Keys(args, "t", columns, []map[string]any{first, first, first})
 		})
+	})
+}
+
+func FuzzPlaceholders(f *testing.F) {
+	f.Add("state = $1 AND $tag$ $2 $tag$ = 'a' /* /* */ $3 */ -- $4", 1)
+	f.Add(`E'\'`, 0)
+	f.Add("$", 0)
+	f.Add("$a", 0)
+	f.Fuzz(func(t *testing.T, sql string, args int) {
+		_ = sqltext.CheckPlaceholders(sql, min(max(args, 0), 100)) // returns
 	})
 }
 
@@ -149,4 +163,53 @@ func TestAtPosition(t *testing.T) {
 	require.Equal(t, `"a""b"."c"`, sqltext.AtPosition(`SELECT "ö"`+"\n"+`FROM "a""b"."c" WHERE`, 17))
 	require.Empty(t, sqltext.AtPosition(`SELECT 1`, 8))
 	require.Empty(t, sqltext.AtPosition(`SELECT 1`, 99))
+}
+
+func TestCheckPlaceholders(t *testing.T) {
+	t.Parallel()
+	t.Run("Fit", func(t *testing.T) {
+		t.Parallel()
+		for sql, args := range map[string]int{
+			"":                         0,
+			"a = $1 OR b = $2 OR $1":   2,
+			"'$2' = $1":                1,
+			"'it''s $2' = $1":          1,
+			`E'it\'s $2' = $1`:         1,
+			`E'it''s $2' = $1`:         1,
+			`"$2" = $1`:                1,
+			"a = $1 -- $2":             1,
+			"a -- $2\n = $1":           1,
+			"/* $2 /* $3 */ $4 */ $1":  1,
+			"$$ $2 $$ = $1":            1,
+			"$t1$ $2 $$ $t1$ = $1":     1,
+			"a$2 = $1":                 1,
+			"price$ > $1":              1,
+			"ARRAY[$1,$2][1] = 3 + $3": 3,
+			"état$2 = $1":              1,
+			"`$1":                      1,
+		} {
+			require.NoError(t, sqltext.CheckPlaceholders(sql, args), sql)
+		}
+	})
+	t.Run("DoNotFit", func(t *testing.T) {
+		t.Parallel()
+		for sql, text := range map[string]string{
+			"a = $1 AND b = $2":       "$2 is used, and there are 1 arguments",
+			"a = 1":                   "argument 1 is given, and $1 is not used",
+			"'$1' = a":                "$1 is not used",
+			"$1 = $0":                 "$0 is no placeholder",
+			"$1 = $99999999999999999": "is used, and there are 1 arguments",
+		} {
+			require.ErrorContains(t, sqltext.CheckPlaceholders(sql, 1), text, sql)
+		}
+	})
+}
+
+func TestCheckName(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, sqltext.CheckName(strings.Repeat("a", 63)))
+	require.ErrorContains(t, sqltext.CheckName(strings.Repeat("a", 64)), "has 64 bytes: PostgreSQL would cut it off after 63")
+	require.ErrorContains(t, sqltext.CheckName(strings.Repeat("\u00fc", 32)), "has 64 bytes")
+	_, err := sqltext.Table(pgx.Identifier{"public", strings.Repeat("a", 64)})
+	require.ErrorContains(t, err, "has 64 bytes")
 }

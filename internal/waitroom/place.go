@@ -106,7 +106,7 @@ func (p *place) quit(anyway bool) bool {
 
 func (p *place) hangUp() {
 	if p.session != nil {
-		session.Close(p.session.Conn)
+		p.session.HangUp()
 		p.session = nil
 	}
 }
@@ -230,14 +230,13 @@ func (p *place) free() error {
 
 // dial opens the place's session.
 func (p *place) dial() error {
-	ctx, cancel := context.WithTimeout(p.room.ctx, p.room.cfg.TTL)
-	defer cancel()
+	ctx := p.room.ctx
 	s, err := p.room.cfg.Dial(ctx)
 	if err != nil {
 		return err
 	}
 	if _, err := s.PgConn().Prepare(ctx, stmtWait, sqlWait, nil); err != nil {
-		session.Close(s.Conn)
+		s.HangUp()
 		return fmt.Errorf("prepare the wait: %w", err)
 	}
 	p.slice = session.WaitSlice(p.room.cfg.TTL, s.Server)

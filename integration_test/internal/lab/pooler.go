@@ -45,6 +45,7 @@ auth_type = any
 pool_mode = %s
 default_pool_size = 4
 unix_socket_dir =
+ignore_startup_parameters = extra_float_digits
 `, target.Hostname(), target.Port(), target.User.Username(), password, port, mode)
 	file := filepath.Join(dir, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o644)) //nolint:gosec // read by another user

@@ -1,0 +1,33 @@
+package tokens_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// A standby draws no tokens and would lock nothing that its primary knows of. It says so, and the transaction goes on.
+func TestStandby_RefusesTransactionLocks(t *testing.T) {
+	t.Parallel()
+	everyMajor(t, func(t *testing.T, bindir string) {
+		server := start(t, bindir, none)
+		conn := dbtest.Connect(t, server.URL())
+		dbtest.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
+		r := standbyOf(t, server, conn)
+		standby := dbtest.Connect(t, r.start(t))
+		tx, err := standby.Begin(t.Context())
+		require.NoError(t, err)
+		for _, acquire := range []func() (pgbaton.Token, error){
+			func() (pgbaton.Token, error) { return pgbaton.AcquireTx(t.Context(), tx, pgbaton.ID(1)) },
+			func() (pgbaton.Token, error) { return pgbaton.TryAcquireSharedTx(t.Context(), tx, pgbaton.ID(1)) },
+		} {
+			_, err = acquire()
+			require.ErrorIs(t, err, pgbaton.ErrStandby)
+		}
+		require.ErrorContains(t, pgbaton.Fence(t.Context(), tx, "a", 1), "on a standby")
+		require.NoError(t, tx.Rollback(t.Context()))
+	})
+}

@@ -1,0 +1,100 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgbaton/pgbaton/internal/dsn"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+// closeTimeout bounds the goodbye to the server when the caller's context has ended.
+const closeTimeout = 5 * time.Second
+
+const oldestMajor = 14
+
+// Connect opens a connection as the pool would, with its hooks, but outside of it, and refuses servers and poolers on which
+// Run cannot do what it should.
+func Connect(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
+	conn, err := open(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	if err = refuseServer(conn); err == nil {
+		err = refusePooler(ctx, conn, config)
+	}
+	if err == nil && config.AfterConnect != nil {
+		if err = config.AfterConnect(ctx, conn); err != nil {
+			err = fmt.Errorf("connect: AfterConnect: %w", err)
+		} else if conn.PgConn().TxStatus() != 'I' {
+			err = errors.New("connect: AfterConnect: it left a transaction open")
+		}
+	}
+	if err != nil {
+		Close(ctx, conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// open opens a bare connection. Its query mode is one that takes no statement prepared before for granted, and that works
+// with every encoding.
+func open(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
+	cfg := config.ConnConfig.Copy()
+	if config.BeforeConnect != nil {
+		if err := config.BeforeConnect(ctx, cfg); err != nil {
+			return nil, fmt.Errorf("BeforeConnect: %w", err)
+		}
+	}
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	return conn, dsn.Connect(err)
+}
+
+func refuseServer(conn *pgx.Conn) error {
+	if version := conn.PgConn().ParameterStatus("crdb_version"); version != "" {
+		return refuse(lockerr.UnsupportedServer, "the server is %s, which does not run the migrations", version)
+	}
+	if major(conn.PgConn()) < oldestMajor {
+		return refuse(lockerr.UnsupportedServer, "the server says that it is PostgreSQL %q, and %d is the oldest that runs the migrations",
+			conn.PgConn().ParameterStatus("server_version"), oldestMajor)
+	}
+	return nil
+}
+
+// refusePooler refuses a pooler in transaction mode, before anything is SET on sessions that may belong to others. Behind a
+// pooler the process that answers is not the one announced at login, in session mode too: which mode it is shows by
+// behaviour, with a second connection.
+func refusePooler(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) error {
+	var pid uint32
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()").Scan(&pid); err != nil {
+		return fmt.Errorf("look for a pooler: %w", err)
+	}
+	if pid == conn.PgConn().PID() {
+		return nil
+	}
+	other, err := open(ctx, config)
+	if err != nil {
+		return fmt.Errorf("open a second connection, to look for a pooler: %w", err)
+	}
+	defer Close(ctx, other)
+	if err := session.ProbePooler(ctx, conn.PgConn(), other.PgConn(), strconv.FormatUint(uint64(pid), 10)); err != nil {
+		return refuse(err, "%s", strings.TrimPrefix(err.Error(), "pgbaton: "))
+	}
+	return nil
+}
+
+// Close ends the connection, also when the caller's context has ended.
+func Close(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx) // the connection is gone in any case
+}

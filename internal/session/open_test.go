@@ -1,0 +1,209 @@
+package session_test
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
+)
+
+// turns counts the round trips of the connections that are dialled through it: how often each has turned from listening
+// to speaking.
+type turns struct {
+	mu    sync.Mutex
+	conns []int
+}
+
+func (c *turns) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conns = append(c.conns, 0)
+	return &turning{Conn: conn, turns: c, index: len(c.conns) - 1}, err
+}
+
+// most is the greatest number of round trips of a connection.
+func (c *turns) most() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	most := 0
+	for _, n := range c.conns {
+		most = max(most, n)
+	}
+	c.conns = nil
+	return most
+}
+
+type turning struct {
+	net.Conn
+
+	turns    *turns
+	index    int
+	speaking bool
+}
+
+func (c *turning) Write(b []byte) (int, error) {
+	c.turns.mu.Lock()
+	if !c.speaking && c.index < len(c.turns.conns) {
+		c.turns.conns[c.index]++
+	}
+	c.speaking = true
+	c.turns.mu.Unlock()
+	return c.Conn.Write(b)
+}
+
+func (c *turning) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.turns.mu.Lock()
+	c.speaking = false
+	c.turns.mu.Unlock()
+	return n, err
+}
+
+// TestDial_RoundTrips holds the price of a session: two round trips after the login, whatever it is for, five where a
+// pooler in session mode may stand in between.
+func TestDial_RoundTrips(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.Migrated(t)
+	var counted turns
+	d := dialer(t, dsn)
+	d.Config.DialFunc = counted.dial
+	d.Home = session.NewHome()
+	plain, err := pgx.ConnectConfig(t.Context(), d.Config.Copy())
+	require.NoError(t, err)
+	login := counted.most()
+	require.NoError(t, plain.Close(t.Context()))
+
+	for name, dial := range map[string]func() (*session.Session, error){
+		"link":        func() (*session.Session, error) { return d.Dial(t.Context(), session.Link) },
+		"probed link": func() (*session.Session, error) { return d.DialProbed(t.Context(), session.Link) },
+		"waiting":     func() (*session.Session, error) { return d.Dial(t.Context(), session.Waiting) },
+		"pooled":      func() (*session.Session, error) { return d.DialPooled(t.Context()) },
+		"with commands": func() (*session.Session, error) {
+			return d.Dial(t.Context(), session.Ledger, session.Command{What: "count", SQL: "SELECT 1"}, session.Command{What: "listen", SQL: "LISTEN x"})
+		},
+	} {
+		counted.most()
+		s, err := dial()
+		require.NoError(t, err, name)
+		require.LessOrEqual(t, counted.most(), login+2, name)
+		s.HangUp()
+	}
+	d.SessionPooler = true
+	s, err := d.DialProbed(t.Context(), session.Link)
+	require.NoError(t, err)
+	require.LessOrEqual(t, counted.most(), login+5)
+	s.HangUp()
+}
+
+// TestDial_AgainstTheRolesSettings opens sessions, and uses one, in spite of what a role, a database or a hook has set.
+func TestDial_AgainstTheRolesSettings(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.Migrated(t)
+	var holders atomic.Int64
+	for _, setting := range []string{
+		"statement_timeout = 1", "lock_timeout = 1", "client_encoding = 'LATIN1'", "search_path = ''",
+		"standard_conforming_strings = off", "DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Pacific/Chatham'",
+		"bytea_output = 'escape'", "array_nulls = off", "transform_null_equals = on", "extra_float_digits = -15",
+		"default_transaction_isolation = 'serializable'", "default_transaction_read_only = on", "default_transaction_deferrable = on",
+		"idle_in_transaction_session_timeout = 1", "synchronous_commit = remote_apply", "exit_on_error = on",
+		"client_min_messages = debug5", "plan_cache_mode = force_custom_plan", "session_replication_role = replica",
+		"plpgsql.variable_conflict = use_variable", "plpgsql.extra_errors = 'all'", "plpgsql.check_asserts = off",
+		"backslash_quote = off", "quote_all_identifiers = on", "row_security = off", "xmloption = document",
+		"enable_seqscan = off", "enable_indexscan = off", "default_table_access_method = heap", "lc_messages = 'C'",
+		"temp_tablespaces = ''", "jit_above_cost = 0", "max_parallel_workers_per_gather = 4", "idle_session_timeout = 1000",
+		"application_name = 'mine'", "work_mem = 64", "constraint_exclusion = on", "geqo_threshold = 2", "from_collapse_limit = 1",
+	} {
+		t.Run(setting, func(t *testing.T) {
+			t.Parallel()
+			for by, d := range map[string]*session.Dialer{"hook": dialer(t, dsn), "url": dialer(t, dsn)} {
+				if by == "hook" {
+					d.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+						_, err := conn.PgConn().Exec(ctx, "SET "+setting).ReadAll()
+						return err
+					}
+				} else {
+					d.Config.RuntimeParams["options"] = options(setting)
+				}
+				for _, role := range []session.Role{session.Link, session.Waiting, session.Ledger} {
+					id := strconv.FormatInt(holders.Add(1), 10)
+					s, err := d.DialProbed(t.Context(), role, session.Command{
+						What: "hold rows", SQL: "SELECT pgbaton.enlist($1, 'größe')", Params: [][]byte{[]byte(id)},
+					})
+					require.NoError(t, err, by)
+					require.Equal(t, "UTF8", dbtest.Value[string](t, s.Conn, "SHOW client_encoding"), by)
+					require.Equal(t, "größe", dbtest.Value[string](t, s.Conn, "SELECT name FROM pgbaton.holder WHERE id = "+id), by)
+					require.Equal(t, int32(2), dbtest.Value[int32](t, s.Conn, "SELECT pgbaton.wait_for_turn("+id+", false, false, -"+id+", false, false, 5000)"), by)
+					s.HangUp()
+				}
+			}
+		})
+	}
+}
+
+// options is a setting as a server takes it at login, which is how those of a role and a database come too: before
+// anything else.
+func options(setting string) string {
+	escaped := ""
+	for _, r := range setting {
+		switch r {
+		case '\'', ' ':
+			if r == ' ' && len(escaped) > 0 && escaped[len(escaped)-1] == ',' {
+				escaped += `\ `
+			}
+		default:
+			escaped += string(r)
+		}
+	}
+	return "-c " + escaped
+}
+
+// TestDial_NamesWhatWasRevoked takes from PUBLIC what PostgreSQL grants to it.
+func TestDial_NamesWhatWasRevoked(t *testing.T) {
+	t.Parallel()
+	role := dbtest.Role(t)
+	dsn := dbtest.Migrated(t)
+	dbtest.Run(t, dsn, "GRANT USAGE ON SCHEMA pgbaton TO "+role+"; GRANT USAGE ON SEQUENCE pgbaton.token TO "+role+
+		"; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgbaton TO "+role)
+	d := dialer(t, dbtest.As(t, dsn, role))
+	dial(t, d, session.Link)
+	for _, revoked := range []string{
+		"FUNCTION pg_control_system()", "TABLE pg_settings", "FUNCTION set_config(text, text, boolean)",
+		"FUNCTION pg_try_advisory_lock(bigint)", "FUNCTION pg_is_in_recovery()",
+	} {
+		dbtest.Run(t, dsn, "REVOKE ALL ON "+revoked+" FROM PUBLIC")
+		s, err := d.Dial(t.Context(), session.Link)
+		if err != nil {
+			require.ErrorIs(t, err, lockerr.Schema, revoked)
+			require.ErrorContains(t, err, "PUBLIC", revoked)
+		} else {
+			s.HangUp() // it does without
+		}
+		privilege := "EXECUTE"
+		if revoked == "TABLE pg_settings" {
+			privilege = "SELECT"
+		}
+		dbtest.Run(t, dsn, "GRANT "+privilege+" ON "+revoked+" TO PUBLIC")
+	}
+}
+
+// A network with a round trip of a good part of the TTL opens a session all the same.
+func TestDial_OnASlowNetwork(t *testing.T) {
+	t.Parallel()
+	d := dialer(t, dbtest.Migrated(t))
+	d.TTL = time.Second
+	d.Config.DialFunc = dbtest.Slow(200 * time.Millisecond)
+	s, err := d.DialProbed(t.Context(), session.Link)
+	require.NoError(t, err)
+	s.HangUp()
+}
