@@ -2,7 +2,6 @@ package pgbaton
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -40,26 +39,26 @@ type Lock struct {
 // Waiters of one process are served in the order of their arrival; between processes it is the order
 // of the server's own queue, see the package comment.
 func (c *Client) Acquire(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Exclusive, false)
+	return c.limitLock(c.acquire(ctx, key, advisory.Exclusive, false))
 }
 
 // TryAcquire is [Client.Acquire] for a key that is free: it does not wait for other holders, and returns
 // [ErrNotAcquired] when there is one, or a waiter. It takes one round trip at most, but the
 // connection may have to be opened first.
 func (c *Client) TryAcquire(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Exclusive, true)
+	return c.limitLock(c.acquire(ctx, key, advisory.Exclusive, true))
 }
 
 // AcquireShared is [Client.Acquire] for a lock that any number may share and that excludes exclusive ones.
 // Its token is greater than that of every earlier exclusive grant. A waiting exclusive lock goes before
 // shared ones that come later.
 func (c *Client) AcquireShared(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Shared, false)
+	return c.limitLock(c.acquire(ctx, key, advisory.Shared, false))
 }
 
 // TryAcquireShared is [Client.AcquireShared] that does not wait for other holders, as [Client.TryAcquire].
 func (c *Client) TryAcquireShared(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Shared, true)
+	return c.limitLock(c.acquire(ctx, key, advisory.Shared, true))
 }
 
 func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try bool) (*Lock, error) {
@@ -80,24 +79,6 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
 	}
 	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
-}
-
-// Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled
-// with a cause that matches [ErrLost] when the lock is lost: fn should then stop. The lock is released
-// when fn returns, or panics.
-//
-// The error is that of the acquire, in which case fn did not run; or fn's, joined with [ErrLost]
-// when the lock was lost before fn had returned, also if fn itself saw nothing of it.
-func (c *Client) Do(ctx context.Context, key Key, fn func(ctx context.Context, lock *Lock) error) (err error) {
-	lock, err := c.Acquire(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lock.Release(ctx)) }()
-	ctx, cancel := context.WithCancelCause(lock.holding())
-	defer cancel(nil)
-	lock.hold.OnEnd(cancel)
-	return fn(ctx, lock)
 }
 
 // Key is what is locked.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
@@ -76,27 +74,6 @@ func AcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
 // TryAcquireSharedTx is [AcquireSharedTx] that does not wait, as [TryAcquireTx].
 func TryAcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
 	return lockTx(ctx, tx, key, advisory.Shared, true)
-}
-
-// DoTx runs fn in a transaction, as [InTx] does, while it holds the key, as [Client.Do] does. The lock is taken
-// before the transaction begins, so at every isolation level it reads what the last holder committed, and it
-// is released after the commit, so nobody can be granted the key before the changes are there. The context
-// given to fn ends when the lock is lost, and the transaction is then rolled back, not committed.
-//
-// The transaction's connection comes from db; waiting for the lock occupies none. The errors are those of
-// [Client.Do] and [InTx].
-func (c *Client) DoTx(
-	ctx context.Context,
-	db interface {
-		BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
-	},
-	key Key,
-	opts *TxOpts,
-	fn func(ctx context.Context, tx pgx.Tx, lock *Lock) error,
-) error {
-	return c.Do(ctx, key, func(ctx context.Context, lock *Lock) error {
-		return InTx(ctx, db, opts, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, tx, lock) })
-	})
 }
 
 // AllowStaleSnapshot lets [AcquireTx] and its relatives lock in a transaction above READ COMMITTED: for

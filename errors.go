@@ -30,6 +30,7 @@ const (
 	LostClientClose = LossReason(lockerr.ClientClosed)
 	LostUnlocked    = LossReason(lockerr.NotThere)       // the server did not know of it
 	LostTokens      = LossReason(lockerr.TokensWentBack) // somebody altered the sequence; it is repaired by now
+	LostTooLong     = LossReason(lockerr.HeldTooLong)    // Config.MaxHold, or that of the call, has passed
 )
 
 // LossReasonOf says in which way the lock was lost that an error of [Lock.Err], [Lock.Release] or a context's

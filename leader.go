@@ -85,7 +85,7 @@ func (c *Client) serve(
 		case over:
 			err = errors.Join(err, lost)
 		case lost != nil && !errors.Is(cause, ErrLost): // else those who work in it were told
-			c.report("leadership lost", lost)
+			c.report("a leader's term was lost", lost)
 		}
 	}()
 	err = fn(ctx, lock.Token())
@@ -100,7 +100,7 @@ func (c *Client) serve(
 	case cause == nil && err != nil:
 		return true, err
 	case !saysOnly(err, context.Canceled, cause):
-		c.report("the func of a term that was over failed", err)
+		c.report("a leader's func failed after its term", err)
 	}
 	return false, nil
 }

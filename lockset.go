@@ -40,13 +40,13 @@ type LockSet struct {
 // On success all keys are held, each with a token as in [Client.Acquire]. On failure none is, and the error is as in
 // Acquire. While it waits for a key it holds those before it in the common order, and none behind it.
 func (c *Client) AcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
-	return c.acquireAll(ctx, keys, false)
+	return c.limitSet(c.acquireAll(ctx, keys, false))
 }
 
 // TryAcquireAll is [Client.AcquireAll] for keys that are free: it does not wait for other holders. When there is
 // one, or a waiter, of any key, it holds nothing and returns [ErrNotAcquired], naming such a key.
 func (c *Client) TryAcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
-	return c.acquireAll(ctx, keys, true)
+	return c.limitSet(c.acquireAll(ctx, keys, true))
 }
 
 func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet, error) {
@@ -203,13 +203,13 @@ func (s *LockSet) Err() error {
 // this call; otherwise the error says which were not, as [Lock.Release] does. It is safe to call twice, in
 // defer, and after ctx has ended. A second call returns what the first did.
 func (s *LockSet) Release(ctx context.Context) error {
-	errs := s.client.desk.ReleaseMany(s.holds())
-	for i, err := range errs {
+	var all error
+	for i, err := range s.client.desk.ReleaseMany(s.holds()) {
 		if err != nil {
-			errs[i] = fmt.Errorf("release lock %v: %w", s.locks[i].key, err)
+			all = also(all, fmt.Errorf("release lock %v: %w", s.locks[i].key, err))
 		}
 	}
-	return errors.Join(errs...)
+	return all
 }
 
 // ordered are the keys of locks.

@@ -146,18 +146,13 @@ func (c *Client) openSemaphore(
 	return &Semaphore{client: c, name: name, id: id, line: line}, has, nil
 }
 
-// rows runs a statement on the session for rows, again if that was lost meanwhile: running it twice does no harm.
+// rows runs a statement that may run twice on the session for rows.
 func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	const attempts = 3
-	for attempt := 1; ; attempt++ {
-		rows, err := c.ledger.Query(ctx, statement, params...)
-		if err != nil && (attempt == attempts || !errors.Is(err, ErrLost)) {
-			return nil, pgerr.Schema(translate(err))
-		}
-		if err == nil {
-			return rows, nil
-		}
+	rows, err := c.ledger.Query(ctx, statement, params...)
+	if err != nil {
+		return nil, pgerr.Schema(translate(err))
 	}
+	return rows, nil
 }
 
 // Name is the semaphore's name.
@@ -173,13 +168,13 @@ func (s *Semaphore) Name() string { return s.name }
 //
 // Who wants many is not passed by those who come later and want fewer.
 func (s *Semaphore) Acquire(ctx context.Context, n int) (*Permit, error) {
-	return s.acquire(ctx, n, false)
+	return s.client.limitPermit(s.acquire(ctx, n, false))
 }
 
 // TryAcquire is [Semaphore.Acquire] that does not wait for other holders: it returns [ErrNotAcquired] when there
 // are not enough permits, or others wait for them, or did a moment ago.
 func (s *Semaphore) TryAcquire(ctx context.Context, n int) (*Permit, error) {
-	return s.acquire(ctx, n, true)
+	return s.client.limitPermit(s.acquire(ctx, n, true))
 }
 
 func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, error) {
@@ -197,16 +192,8 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 }
 
 // Do runs fn while it holds n permits, as [Client.Do] does with a lock.
-func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, permit *Permit) error) (err error) {
-	p, err := s.Acquire(ctx, n)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, p.Release(ctx)) }()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	p.permit.OnEnd(cancel)
-	return fn(ctx, p)
+func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, permit *Permit) error) error {
+	return s.DoWith(ctx, n, nil, fn)
 }
 
 // Resize gives the semaphore another capacity, for everybody. Raising it serves waiters at once, or within a

@@ -64,18 +64,29 @@ func InTx(
 	if err != nil {
 		return err
 	}
+	r := pgxRunner(db, opts)
+	r.fn = fn
+	return r.run(ctx, opts)
+}
+
+// pgxRunner is a runner without its function.
+func pgxRunner(
+	db interface {
+		BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
+	},
+	opts *TxOpts,
+) *runner[pgx.Tx] {
 	options := pgx.TxOptions{IsoLevel: opts.Isolation}
 	if opts.ReadOnly {
 		options.AccessMode = pgx.ReadOnly
 	}
-	r := runner[pgx.Tx]{
+	r := &runner[pgx.Tx]{
 		begin: func(ctx context.Context) (pgx.Tx, error) { return db.BeginTx(ctx, options) },
-		fn:    fn,
 	}
 	if pool, ok := db.(*pgxpool.Pool); ok {
 		r.observer = pool
 	}
-	return r.run(ctx, opts)
+	return r
 }
 
 // InSQLTx is [InTx] for a *sql.DB. In the transaction, [SQLTx] gives the handle for [LockRow] and the others.
@@ -86,17 +97,22 @@ func InSQLTx(ctx context.Context, db *sql.DB, opts *TxOpts, fn func(ctx context.
 	if err != nil {
 		return err
 	}
+	r := sqlRunner(db, opts)
+	r.fn = func(ctx context.Context, tx *boundSQLTx) error { return fn(ctx, tx.tx) }
+	return r.run(ctx, opts)
+}
+
+// sqlRunner is a runner without its function.
+func sqlRunner(db *sql.DB, opts *TxOpts) *runner[*boundSQLTx] {
 	options := &sql.TxOptions{ReadOnly: opts.ReadOnly, Isolation: map[pgx.TxIsoLevel]sql.IsolationLevel{
 		pgx.ReadCommitted:  sql.LevelReadCommitted,
 		pgx.RepeatableRead: sql.LevelRepeatableRead,
 		pgx.Serializable:   sql.LevelSerializable,
 	}[opts.Isolation]}
-	r := runner[*boundSQLTx]{
+	return &runner[*boundSQLTx]{
 		begin:    func(ctx context.Context) (*boundSQLTx, error) { return beginSQL(ctx, db, options) },
-		fn:       func(ctx context.Context, tx *boundSQLTx) error { return fn(ctx, tx.tx) },
 		observer: SQLDB(db),
 	}
-	return r.run(ctx, opts)
 }
 
 func (o *TxOpts) withDefaults() (*TxOpts, error) {

@@ -123,8 +123,8 @@ func (l *Ledger) open() {
 	chans.Signal(l.want)
 }
 
-// wait returns the session once there is one. It fails when one cannot be opened.
-func (l *Ledger) wait(ctx context.Context) (*Session, error) {
+// wait returns the session once there is one, but not the one that was lost. It fails when ctx ends, or no session will do.
+func (l *Ledger) wait(ctx context.Context, lost *Session) (*Session, error) {
 	for first := true; ; first = false {
 		l.mu.Lock()
 		s, failure, closed, changed := l.session, l.failure, l.closed, l.changed
@@ -135,24 +135,49 @@ func (l *Ledger) wait(ctx context.Context) (*Session, error) {
 		switch {
 		case closed:
 			return nil, lockerr.Closed
-		case s != nil:
+		case s != nil && s != lost:
 			return s, nil
-		case failure != nil && !first:
+		case failure != nil && !first && forGood(failure):
 			return nil, failure
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, l.ended(ctx)
 		}
 	}
 }
 
+// forGood says whether a session that could not be opened is not worth another try: somebody has to do something first.
+func forGood(failure error) bool {
+	for _, kind := range []error{ErrNoRoom, lockerr.Schema, lockerr.Pooler, lockerr.UnsupportedServer} {
+		if errors.Is(failure, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// ended is the error of a call that ctx ended: with its cause, and with what is wrong with the connection.
+func (l *Ledger) ended(ctx context.Context) error {
+	l.mu.Lock()
+	failure := l.failure
+	l.mu.Unlock()
+	err := ctx.Err()
+	if cause := context.Cause(ctx); !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if failure != nil {
+		err = fmt.Errorf("%w; there is no connection: %w", err, failure)
+	}
+	return err
+}
+
 // Holder is the id of the holder that the present session is.
 func (l *Ledger) Holder(ctx context.Context) (int64, error) {
-	s, err := l.wait(ctx)
+	s, err := l.wait(ctx, nil)
 	if err != nil {
-		return 0, fmt.Errorf("open a session: %w", err)
+		return 0, err
 	}
 	return s.Holder, nil
 }
@@ -189,7 +214,7 @@ func (l *Ledger) maintain() {
 		case errors.Is(err, ErrBusy):
 			l.rest(firstPause)
 		default:
-			l.cfg.Report("session for rows cannot be opened", err)
+			l.cfg.Report("no connection for semaphores, leaders and Once can be opened; it is tried again", err)
 			l.fail(err)
 			l.rest(pause)
 			pause = min(2*pause, longestPause)

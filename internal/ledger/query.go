@@ -9,18 +9,18 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/backoff"
-	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // question is the Owner of an operation of Query's. It is closed when the operation was answered.
 type question chan struct{}
 
-// Query runs a statement and returns its rows as text; nil is NULL. When ctx ends meanwhile it returns; the statement
-// may run nevertheless. It fails rather than run a statement twice. A statement that the server has undone, because
-// others had a table or a row for too long, runs again until ctx ends; of those, one at a time, so that they leave
-// the session to the others.
+// Query runs a statement and returns its rows as text; nil is NULL. It is for statements that do no harm when they run
+// twice: while there is no session, or one is lost, Query goes on until ctx ends. Then it returns at once, and the
+// statement may run nevertheless. A statement that the server has undone, because others had a table or a row for too
+// long, runs again until ctx ends; of those, one at a time, so that they leave the session to the others.
 func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
 	rows, err := l.ask(ctx, statement, params)
 	if !Passes(err) {
@@ -30,14 +30,14 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 	case l.lane <- struct{}{}:
 		defer func() { <-l.lane }()
 	case <-ctx.Done():
-		return nil, undone(ctx, err)
+		return nil, l.undone(ctx, err)
 	}
 	for attempt := 1; ; attempt++ {
 		started := time.Now()
 		again, failure := l.ask(ctx, statement, params)
 		switch {
 		case ctx.Err() != nil && failure != nil:
-			return nil, undone(ctx, err)
+			return nil, l.undone(ctx, err)
 		case !Passes(failure):
 			return again, failure
 		}
@@ -45,7 +45,7 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 		select { // for as long as the session was kept from others
 		case <-time.After(max(time.Since(started), rand.N(backoff.Bound(attempt)))): //nolint:gosec // jitter, not a secret
 		case <-ctx.Done():
-			return nil, undone(ctx, err)
+			return nil, l.undone(ctx, err)
 		}
 	}
 }
@@ -61,29 +61,27 @@ func Passes(err error) bool {
 }
 
 // undone is the error of a call whose statement the server has undone again and again, until ctx ended.
-func undone(ctx context.Context, err error) error {
-	return fmt.Errorf("%w: the server undid it: %v", ctx.Err(), err) //nolint:errorlint // it is only the news
+func (l *Ledger) undone(ctx context.Context, err error) error {
+	return fmt.Errorf("%w: the server undid it: %v", l.ended(ctx), err) //nolint:errorlint // it is only the news
 }
 
-// ask runs a statement once.
+// ask runs a statement once, or again when the session was lost meanwhile.
 func (l *Ledger) ask(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	var lost *Session
+	for ctx.Err() == nil {
+		s, err := l.wait(ctx, lost)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := s.query(ctx, statement, params)
+		if !errors.Is(err, lockerr.Lost) {
+			return rows, err
+		}
+		if !s.Alive() {
+			lost = s
+		}
 	}
-	s, err := l.wait(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("open a session: %w", err)
-	}
-	answered := make(question)
-	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: answered}
-	s.Submit(op)
-	s.Help(ctx, func() bool { return chans.Closed(answered) })
-	select {
-	case <-answered:
-		return op.Rows, op.Err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return nil, l.ended(ctx)
 }
 
 var stmtNotify = link.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}

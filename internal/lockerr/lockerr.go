@@ -47,6 +47,7 @@ const (
 	ClientClosed    LossReason = "client closed"
 	NotThere        LossReason = "not held on the server"
 	TokensWentBack  LossReason = "token sequence went back"
+	HeldTooLong     LossReason = "held too long"
 )
 
 // LossError is why a link, or one lock on it, was lost.
