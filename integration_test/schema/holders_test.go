@@ -31,7 +31,7 @@ func newServices(t *testing.T) *services {
 	dsn := dbtest.Migrated(t)
 	s.owner = dbtest.Connect(t, dsn)
 	for _, role := range s.roles {
-		dbtest.Exec(t, s.owner, "GRANT USAGE ON SCHEMA pgbaton TO "+role+"; GRANT USAGE ON SEQUENCE pgbaton.token TO "+role)
+		dbtest.Exec(t, s.owner, "SELECT pgbaton.grant_service('"+role+"')")
 	}
 	s.first, s.second = dbtest.Connect(t, dbtest.As(t, dsn, s.roles[0])), dbtest.Connect(t, dbtest.As(t, dsn, s.roles[1]))
 	dbtest.Exec(t, s.first, "SELECT pgbaton.open_semaphore('calls', 3), pgbaton.enlist(101, 'first'), pgbaton.enlist(-101, 'first')")
@@ -231,7 +231,7 @@ func TestSlots_ServicesDoNotCompact(t *testing.T) {
 	require.Equal(t, false, dbtest.Value[any](t, s.first, "SELECT pgbaton.compact_slots(524288)"), "there is nothing to do")
 	err := requireRefused(t, s.first, forbidden, "SELECT pgbaton.compact_slots(1)")
 	require.Contains(t, err.Hint, "As an operator")
-	dbtest.Exec(t, s.owner, "INSERT INTO pgbaton.grantee VALUES ('"+s.roles[0]+"', true)")
+	dbtest.Exec(t, s.owner, "SELECT pgbaton.grant_operator('"+s.roles[0]+"')")
 	require.Equal(t, true, dbtest.Value[any](t, s.first, "SELECT pgbaton.compact_slots(1)"))
 }
 
