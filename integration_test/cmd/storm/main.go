@@ -33,6 +33,7 @@ const (
 	processes   = 3
 	clients     = 2
 	bound       = 250 * time.Millisecond
+	frozenTTL   = 15 * time.Second // the default
 	stopTimeout = 30 * time.Second
 )
 
@@ -135,14 +136,15 @@ func storms(ctx context.Context) (broken bool, err error) {
 			if outcome, err = one(ctx, s, dir, kind); outcome != nil {
 				outcomes = append(outcomes, outcome)
 				broken = broken || len(outcome.Violations) > 0
-				storm.Print(os.Stderr, []*storm.Outcome{outcome})
+				outcome.Print(os.Stdout)
 			}
 			if err = errors.Join(err, context.Cause(ctx)); err != nil {
 				break
 			}
 		}
 	}
-	storm.Print(os.Stdout, outcomes)
+	fmt.Println()
+	storm.Table(os.Stdout, outcomes)
 	return broken, errors.Join(err, storm.Save(filepath.Join(results, "storm.json"), outcomes))
 }
 
@@ -176,5 +178,25 @@ func one(ctx context.Context, s settings, dir string, kind storm.Kind) (outcome 
 }
 
 func frozen(ctx context.Context) (broken bool, err error) {
-	return false, errors.Join(errors.New("not yet"), ctx.Err())
+	s, err := read()
+	if err != nil {
+		return false, err
+	}
+	var all []*storm.Thawed
+	for _, dir := range s.dirs {
+		err = errors.Join(err, serve(ctx, dir, func(server *pgserver.Server) error {
+			name := fmt.Sprintf("frozen-on-%d", server.Major())
+			fmt.Fprintf(os.Stderr, "storm: %s, %d rounds, TTL %v\n", name, s.rounds, frozenTTL)
+			failures := storm.OnBench(name, func(b *storm.Bench) {
+				all = append(all, storm.Freeze(ctx, b, server, storm.Lines, s.rounds, frozenTTL)...)
+			})
+			for _, failure := range failures {
+				fmt.Fprintln(os.Stderr, failure)
+			}
+			broken = broken || len(failures) > 0
+			return nil
+		}), context.Cause(ctx))
+	}
+	broken = storm.TableOfThawed(os.Stdout, all) || broken
+	return broken, errors.Join(err, storm.Save(filepath.Join(results, "frozen.json"), all))
 }

@@ -20,23 +20,23 @@ type Kind string
 // The kinds. A black hole swallows one direction of connections of one kind, either for less than TTL, after
 // which everything arrives, or for longer, after which the connection is cut.
 const (
-	None           Kind = "none"              // for comparison
-	Slow           Kind = "slow"              // a round trip takes 100 ms
-	Terminate      Kind = "terminate"         // the server ends 20 sessions a second
-	Stop           Kind = "stop"              // processes are stopped for 0.3 to 1.2 TTL
-	Tables         Kind = "tables"            // tables of the schema are locked for up to 3 s, or vacuumed full
-	Restart        Kind = "restart"           // the server crashes every few seconds
-	Moved          Kind = "moved"             // the address comes to mean another server for some clients
-	ToHolding      Kind = "blackhole-to-holding"
-	FromHolding    Kind = "blackhole-from-holding"
-	ToWaiting      Kind = "blackhole-to-waiting"
-	FromWaiting    Kind = "blackhole-from-waiting"
-	ToRows         Kind = "blackhole-to-rows"
-	FromRows       Kind = "blackhole-from-rows"
+	None        Kind = "none"      // for comparison
+	Slow        Kind = "slow"      // a round trip takes 100 ms
+	Terminate   Kind = "terminate" // the server ends 20 sessions a second
+	Stop        Kind = "stop"      // processes are stopped for 0.3 to 1.2 TTL
+	Tables      Kind = "tables"    // tables of the schema are locked for up to 3 s, or vacuumed full
+	Restart     Kind = "restart"   // the server crashes every few seconds
+	Moved       Kind = "moved"     // the address comes to mean another server for some clients
+	ToHolding   Kind = "blackhole-to-holding"
+	FromHolding Kind = "blackhole-from-holding"
+	ToWaiting   Kind = "blackhole-to-waiting"
+	FromWaiting Kind = "blackhole-from-waiting"
+	ToRows      Kind = "blackhole-to-rows"
+	FromRows    Kind = "blackhole-from-rows"
 )
 
 // blackHoles is how many there are at the same time.
-const blackHoles = 2
+const blackHoles = 4
 
 // Kinds are all kinds.
 var Kinds = []Kind{
@@ -98,22 +98,25 @@ func between(r *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(r.Int64N(int64(most-least)))
 }
 
+// sqlTerminate ends sessions of clients: any, or those that hold advisory locks.
 const sqlTerminate = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-	WHERE application_name LIKE $1 || '%' ORDER BY random() LIMIT $2`
+	WHERE application_name LIKE $1 || '%'
+	  AND (NOT $3 OR pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted))
+	ORDER BY random() LIMIT $2`
 
 // terminate ends sessions of the clients, 20 a second.
 func (f *fight) terminate(ctx context.Context, _ *rand.Rand) {
 	c := &control{field: f.home}
 	defer c.close()
 	for rest(ctx, 50*time.Millisecond) {
-		f.end(ctx, c, worker.StormClient, 1)
+		f.end(ctx, c, worker.StormClient, 1, false)
 	}
 }
 
-// end ends so many sessions of clients whose name begins so.
-func (f *fight) end(ctx context.Context, c *control, clients string, most int) {
+// end ends so many sessions of clients whose name begins so, any or those that hold something.
+func (f *fight) end(ctx context.Context, c *control, clients string, most int, holding bool) {
 	err := c.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		tag, err := conn.Exec(ctx, sqlTerminate, clients, most)
+		tag, err := conn.Exec(ctx, sqlTerminate, clients, most, holding)
 		f.injected.Add(tag.RowsAffected())
 		return err
 	})
@@ -239,14 +242,14 @@ func (f *fight) move(ctx context.Context, r *rand.Rand) {
 		f.injected.Add(1)
 		proxy.Lead(other.field.addr)
 		rest(ctx, between(r, time.Millisecond, f.opts.TTL))
-		f.end(ctx, old, worker.StormClient+"0-", []int{0, 1, 1, 2, 100}[r.IntN(5)])
+		f.end(ctx, old, worker.StormClient+"0-", []int{0, 1, 1, 2, 100}[r.IntN(5)], r.IntN(3) > 0)
 		old, other = other, old
 	}
 	stop()
 	watched.Wait()
 	proxy.Lead(f.home.addr)
 	end := &control{field: f.away}
-	f.end(context.WithoutCancel(ctx), end, worker.StormClient+"0-", 100)
+	f.end(context.WithoutCancel(ctx), end, worker.StormClient+"0-", 100, false)
 	end.close()
 	old.close()
 	other.close()

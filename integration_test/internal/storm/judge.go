@@ -14,7 +14,8 @@ import (
 // record is what one process has written down.
 type record struct {
 	process int
-	group   string // processes of different groups share no server, and so exclude nobody
+	group   string // processes of different groups do not always share a server, and so exclude nobody
+	moving  bool   // the process was on two servers, whose tokens have nothing to do with each other
 	events  []history.Event
 }
 
@@ -57,7 +58,9 @@ func judge(records []record, capacities map[string]int) verdict {
 	j := &judgement{capacities: capacities, stood: map[int][]interval{}, told: map[*history.Grant]bool{}}
 	groups := map[string][]*history.Grant{}
 	runs := map[string][]history.Event{}
+	moving := map[string]bool{}
 	for _, r := range records {
+		moving[r.group] = moving[r.group] || r.moving
 		grants, _ := history.Grants(r.process, r.events, 0)
 		j.grants += len(grants)
 		groups[r.group] = append(groups[r.group], grants...)
@@ -66,7 +69,9 @@ func judge(records []record, capacities map[string]int) verdict {
 			case history.Stood:
 				j.stood[r.process] = append(j.stood[r.process], interval{e.From, e.At})
 			case history.Ran:
-				runs[r.group+e.Key] = append(runs[r.group+e.Key], e)
+				if !r.moving { // each server has runs of its own
+					runs[r.group+e.Key] = append(runs[r.group+e.Key], e)
+				}
 			}
 		}
 	}
@@ -82,7 +87,9 @@ func judge(records []record, capacities map[string]int) verdict {
 		for _, key := range slices.Sorted(maps.Keys(keys)) {
 			grants := slices.SortedFunc(slices.Values(keys[key]), func(a, b *history.Grant) int { return cmp.Compare(a.Got, b.Got) })
 			j.exclusion(key, grants)
-			j.tokens(key, grants)
+			if !moving[name] {
+				j.tokens(key, grants)
+			}
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(runs)) {

@@ -145,7 +145,8 @@ func (f *fight) begin() {
 		case f.opts.Kind == Slow:
 			load.Rows = f.home.url(through) + "&application_name=storm-rows"
 		case f.mover(i):
-			load.Rows, load.Bulk = "", 1050 // its rows would be on another server than its locks
+			// Its rows would be on another server than its locks, and two clients on a server each would exclude nobody.
+			load.Rows, load.Bulk, load.Clients = "", 1050, 1
 		}
 		p := worker.Start(f.tb)
 		f.workers = append(f.workers, p)
@@ -164,7 +165,7 @@ func (f *fight) expected(i int) []string {
 		"open", "Acquire", "TryAcquire", "AcquireShared", "AcquireAll", "semaphore of 1", "semaphore of 3", "Lead", "Once",
 	}
 	if f.mover(i) {
-		return ops
+		return append(ops, "bulk")
 	}
 	return append(ops, "DoTx", "DoTx, fenced", "AcquireTx", "InTx", "Mutate", "Fence")
 }
@@ -277,7 +278,7 @@ func (f *fight) judge() {
 		if f.mover(i) {
 			group = "moved"
 		}
-		records = append(records, record{process: i, group: group, events: p.Events()})
+		records = append(records, record{process: i, group: group, moving: f.mover(i), events: p.Events()})
 	}
 	v := judge(records, capacities)
 	f.outcome.Holds = v.grants
@@ -299,4 +300,3 @@ func (f *fight) judge() {
 	spread := lab.NewSpread(lengths)
 	f.outcome.Overlaps.Count, f.outcome.Overlaps.P50, f.outcome.Overlaps.Max = len(spread), spread.At(50), spread.Max()
 }
-

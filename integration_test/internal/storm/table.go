@@ -37,8 +37,8 @@ func (o *Outcome) Raw() (n int64) {
 	return n
 }
 
-// Print writes outcomes as a table, and below it what it has no room for.
-func Print(w io.Writer, outcomes []*Outcome) {
+// Table writes outcomes as a table.
+func Table(w io.Writer, outcomes []*Outcome) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "kind\tmajor\tfaults\ttried\tgranted\trefused\tlost\tviolations\toverlaps (silent)\tp50\tmax\traw errors\tlate\tlatest\thealed")
 	for _, o := range outcomes {
@@ -49,22 +49,36 @@ func Print(w io.Writer, outcomes []*Outcome) {
 			latest.Round(time.Millisecond), o.Healed.Round(time.Millisecond))
 	}
 	_ = table.Flush() // to the terminal
-	for _, o := range outcomes {
-		fmt.Fprintf(w, "\n%s on %d, seed %d, %.0f s, rows left %v\n", o.Kind, o.Major, o.Seed, o.Seconds, o.Left)
-		for _, name := range slices.Sorted(maps.Keys(o.Ops)) {
-			if report := o.Ops[name]; report.Late > 0 {
-				fmt.Fprintf(w, "  late: %s, %d times, at most %v\n", name, report.Late, time.Duration(report.Latest).Round(time.Millisecond))
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(o.Ops)) {
-			for _, label := range slices.Sorted(maps.Keys(o.Ops[name].Errors)) {
-				fmt.Fprintf(w, "  %6d  %s: %s\n", o.Ops[name].Errors[label], name, label)
-			}
-		}
-		for text, n := range counted(o.Violations) {
-			fmt.Fprintf(w, "  VIOLATION (%d times) %s\n", n, text)
+}
+
+// Print writes what the table has no room for.
+func (o *Outcome) Print(w io.Writer) {
+	fmt.Fprintf(w, "\n%s on %d, seed %d, %.0f s, rows left %v\n", o.Kind, o.Major, o.Seed, o.Seconds, o.Left)
+	for _, name := range slices.Sorted(maps.Keys(o.Ops)) {
+		if report := o.Ops[name]; report.Late > 0 {
+			fmt.Fprintf(w, "  late: %s, %d times, at most %v\n", name, report.Late, time.Duration(report.Latest).Round(time.Millisecond))
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(o.Ops)) {
+		for _, label := range slices.Sorted(maps.Keys(o.Ops[name].Errors)) {
+			fmt.Fprintf(w, "  %6d  %s: %s\n", o.Ops[name].Errors[label], name, label)
+		}
+	}
+	for text, n := range counted(o.Violations) {
+		fmt.Fprintf(w, "  VIOLATION (%d times) %s\n", n, text)
+	}
+}
+
+// TableOfThawed writes what frozen waiters cost as a table, and says whether it was too much.
+func TableOfThawed(w io.Writer, all []*Thawed) (broken bool) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "line\tmajor\tfrozen\trounds\tto the next grant, p50\tmax\tviolations")
+	for _, t := range all {
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%v\t%v\t%d\n", t.Line, t.Major, t.Frozen, t.Rounds, micro(t.P50), micro(t.Max), len(t.Violations))
+		broken = broken || len(t.Violations) > 0
+	}
+	_ = table.Flush() // to the terminal
+	return broken
 }
 
 func micro(d time.Duration) time.Duration { return d.Round(time.Microsecond) }

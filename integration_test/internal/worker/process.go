@@ -252,16 +252,13 @@ func (p *Process) stop() {
 	defer p.stderr.Close()
 	var failure string
 	if p.killed == 0 {
-		p.Signal(syscall.SIGCONT)
+		_ = p.cmd.Process.Signal(syscall.SIGCONT) // it may have died
 		exit := p.Begin(Command{Do: Exit})
-		select {
-		case a := <-exit.answer:
-			failure = a.Fail
-		case <-p.ended:
-			failure = "it died"
-		case <-time.After(20 * time.Second):
-			failure = "it did not end"
-			p.Signal(syscall.SIGQUIT)
+		a, ok := exit.Answer(20 * time.Second)
+		failure = a.Fail
+		if !ok {
+			failure = "it died, or did not end"
+			_ = p.cmd.Process.Signal(syscall.SIGQUIT) // it says where it hangs, if it does
 		}
 		<-p.ended
 		if err := p.cmd.Wait(); err != nil {

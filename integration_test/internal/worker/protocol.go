@@ -15,7 +15,7 @@ const envLog = "PGBATON_TEST_WORKER"
 const (
 	Open       = "open"        // make client Client on DSN
 	Close      = "close"       // close client Client
-	Acquire    = "acquire"     // acquire Key, or N permits of the semaphore Key, keep it as As
+	Acquire    = "acquire"     // acquire Key, or N permits of the semaphore Key, or the set Key/0 … Key/Count-1, keep it as As
 	AcquireAll = "acquire-all" // acquire keys Key/0 … Key/Count-1, keep them as Key/N
 	Release    = "release"     // release As
 	ReleaseAll = "release-all" // release Key/0 … Key/Count-1, one every Pause

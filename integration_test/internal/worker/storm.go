@@ -23,7 +23,7 @@ type Load struct {
 	Rows    string `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
 	Clients int    `json:"clients"`
 	Seed    uint64 `json:"seed"`
-	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several links
+	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several links; it is the only one
 	Mutant  string `json:"mutant,omitempty"` // a mistake on purpose: see Deaf and Leak
 }
 
@@ -61,6 +61,7 @@ type storm struct {
 type outcome struct {
 	op        string
 	committed bool
+	lost      bool
 	unknown   bool
 }
 
@@ -117,15 +118,17 @@ func (c *child) storm(ctx context.Context, cmd Command) (Answer, error) {
 	for i := range s.load.Clients {
 		all.Go(func() { s.serve(ctx, i) })
 	}
-	all.Go(func() { s.churn(ctx) })
+	if s.load.Bulk == 0 {
+		all.Go(func() { s.churn(ctx) })
+	}
 	all.Wait()
 	unwatch()
 	<-watched
-	report := s.stats.report(s.stalls)
+	var violations []string
 	if s.pool != nil {
-		report.Violations = append(report.Violations, s.compare(ctx)...)
+		violations = s.compare(ctx)
 	}
-	return Answer{Report: report}, nil
+	return Answer{Report: s.stats.report(s.stalls, violations)}, nil
 }
 
 func (s *storm) over() bool { return s.end.Err() != nil }
@@ -184,7 +187,7 @@ func (s *storm) serve(ctx context.Context, number int) {
 		lanes.Go(func() {
 			for !s.over() {
 				round(ctx, random)
-				s.pause(upTo(random, 3 * time.Millisecond))
+				s.pause(upTo(random, 3*time.Millisecond))
 			}
 		})
 	}
@@ -200,6 +203,8 @@ func (s *storm) lanes(client *pgbaton.Client, number int) []round {
 		func(ctx context.Context, r *rand.Rand) { s.lock(ctx, client, r) },
 		func(ctx context.Context, r *rand.Rand) { s.lock(ctx, client, r) },
 		func(ctx context.Context, r *rand.Rand) { s.lock(ctx, client, r) },
+		func(ctx context.Context, r *rand.Rand) { s.long(ctx, client, r) },
+		func(ctx context.Context, r *rand.Rand) { s.long(ctx, client, r) },
 		func(ctx context.Context, r *rand.Rand) { s.set(ctx, client, r) },
 		func(ctx context.Context, r *rand.Rand) { s.permits(ctx, client, one, r) },
 		func(ctx context.Context, r *rand.Rand) { s.permits(ctx, client, three, r) },
@@ -209,7 +214,7 @@ func (s *storm) lanes(client *pgbaton.Client, number int) []round {
 		func(ctx context.Context, r *rand.Rand) { s.once(ctx, client, r) },
 	}
 	if s.load.Bulk > 0 {
-		lanes = append(lanes, func(ctx context.Context, _ *rand.Rand) { s.bulk(ctx, client, number) })
+		lanes = append(lanes, func(ctx context.Context, r *rand.Rand) { s.bulk(ctx, client, number, r) })
 	}
 	if s.pool != nil {
 		lanes = append(lanes, s.transactions(client)...)

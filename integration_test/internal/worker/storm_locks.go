@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/pgbaton/pgbaton"
@@ -27,9 +28,9 @@ func briefly(ctx context.Context, r *rand.Rand) (context.Context, context.Cancel
 // span is for how long something is held: mostly a moment.
 func span(r *rand.Rand) time.Duration {
 	if r.IntN(20) == 0 {
-		return upTo(r, 60 * time.Millisecond)
+		return upTo(r, 60*time.Millisecond)
 	}
-	return upTo(r, 3 * time.Millisecond)
+	return upTo(r, 3*time.Millisecond)
 }
 
 // take makes an acquire, and counts it.
@@ -198,7 +199,7 @@ func (s *storm) once(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 	})
 	s.settle(op, err)
 	s.stats.note("Once", within, result("Once", called, err))
-	s.pause(upTo(r, 40 * time.Millisecond))
+	s.pause(upTo(r, 40*time.Millisecond))
 }
 
 // dwell is what a func does under a lock that the library releases after it.
@@ -224,27 +225,49 @@ func (s *storm) settle(op int64, err error) {
 	s.log.Append(history.Event{At: history.Now(), Kind: kind, Op: op})
 }
 
-// bulk holds many locks until one is lost, so that the client needs more than one link.
-func (s *storm) bulk(ctx context.Context, client *pgbaton.Client, number int) {
-	var all []*pgbaton.Lock
-	defer func() {
-		for _, lock := range all {
-			_ = lock.Release(ctx) // counted by nobody: these locks are ballast
-		}
-	}()
-	for i := range s.load.Bulk {
-		within, cancel := context.WithTimeout(ctx, 5*time.Second)
-		lock, err := client.Acquire(within, pgbaton.Name(fmt.Sprintf("storm/bulk/%s/%d/%d", s.cmd.As, number, i)))
-		cancel()
-		if err != nil || s.over() {
-			return
-		}
-		all = append(all, lock)
+// long takes one of the keys that are held for longer, so that a fault meets a holder.
+func (s *storm) long(ctx context.Context, client *pgbaton.Client, r *rand.Rand) {
+	key := numbered("storm/long", r.IntN(StormKeys))
+	within, cancel := briefly(ctx, r)
+	defer cancel()
+	h := s.take(within, "Acquire", history.Event{Key: key, Mode: history.Exclusive}, func() (holding, error) {
+		return client.Acquire(within, pgbaton.Name(key))
+	})
+	if h != nil {
+		s.spend(ctx, h, "Acquire", upTo(r, 150*time.Millisecond))
 	}
-	select {
-	case <-all[0].Done():
-	case <-s.end.Done():
+}
+
+// bulk holds many locks for a while, so that the client needs more than one link.
+func (s *storm) bulk(ctx context.Context, client *pgbaton.Client, number int, r *rand.Rand) {
+	const atOnce = 50
+	locks := make([]*pgbaton.Lock, s.load.Bulk)
+	var group sync.WaitGroup
+	for lane := range atOnce {
+		group.Go(func() {
+			for i := lane; i < len(locks) && !s.over(); i += atOnce {
+				within, cancel := context.WithTimeout(ctx, 5*time.Second)
+				key := pgbaton.Name(fmt.Sprintf("storm/bulk/%s/%d/%d", s.cmd.As, number, i))
+				called := history.Now()
+				lock, err := client.Acquire(within, key)
+				s.stats.note("bulk", within, result("bulk", called, err))
+				cancel()
+				locks[i] = lock
+			}
+		})
 	}
+	group.Wait()
+	s.pause(upTo(r, 2*s.cmd.TTL))
+	for lane := range atOnce {
+		group.Go(func() {
+			for i := lane; i < len(locks); i += atOnce {
+				if locks[i] != nil {
+					_ = locks[i].Release(ctx) // these locks are ballast, and often lost
+				}
+			}
+		})
+	}
+	group.Wait()
 }
 
 // upTo is a random duration below a bound.
@@ -254,7 +277,7 @@ func upTo(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.
 func StormNames() []string {
 	names := []string{"storm/DoTx", "storm/DoTx, fenced", "storm/AcquireTx", "storm/fence", numbered("storm/once", 0), numbered("storm/once", 1)}
 	for i := range StormKeys {
-		names = append(names, numbered("storm/lock", i))
+		names = append(names, numbered("storm/lock", i), numbered("storm/long", i))
 	}
 	return names
 }

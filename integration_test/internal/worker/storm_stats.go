@@ -63,12 +63,11 @@ const lateFrom = 50 * time.Millisecond
 
 // stats collects what became of the calls.
 type stats struct {
-	mu       sync.Mutex
-	ops      map[string]*OpReport
-	marks    map[string]int64 // granted, at the last question
-	late     []lateness
-	mutated  [2]int64
-	problems []string
+	mu      sync.Mutex
+	ops     map[string]*OpReport
+	marks   map[string]int64 // granted, at the last question
+	late    []lateness
+	mutated [2]int64
 }
 
 func newStats() *stats {
@@ -123,10 +122,11 @@ func (s *stats) loss(op string, r Result) {
 	o.count("release: "+label(op, context.Background(), r.err), 1)
 }
 
-func (s *stats) violation(text string) {
+// remark counts what is no error, and is to be seen.
+func (s *stats) remark(op, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.problems = append(s.problems, text)
+	s.op(op).count(text, 1)
 }
 
 func (s *stats) mutation(committed bool) {
@@ -148,7 +148,7 @@ func (s *stats) since(counts map[string]int64) {
 	}
 }
 
-func (s *stats) report(stood *stalls) *Report {
+func (s *stats) report(stood *stalls, violations []string) *Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.late {
@@ -159,7 +159,7 @@ func (s *stats) report(stood *stalls) *Report {
 			o.Late++
 		}
 	}
-	return &Report{Ops: s.ops, Violations: s.problems, Mutated: s.mutated}
+	return &Report{Ops: s.ops, Violations: violations, Mutated: s.mutated}
 }
 
 // sentinels are the library's own errors.
@@ -218,4 +218,3 @@ func plain(err error) string {
 	}
 	return text
 }
-
