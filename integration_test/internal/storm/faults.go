@@ -221,7 +221,7 @@ func (f *fight) lockTables(ctx context.Context, r *rand.Rand) {
 
 // restart crashes the server.
 func (f *fight) restart(ctx context.Context, r *rand.Rand) {
-	for rest(ctx, between(r, f.opts.TTL, 3*f.opts.TTL)) {
+	for rest(ctx, between(r, f.opts.TTL/4, 3*f.opts.TTL/2)) {
 		if err := f.home.server.Restart(context.WithoutCancel(ctx), "immediate"); err != nil {
 			f.tb.Errorf("restart: %v", err)
 			return

@@ -154,18 +154,24 @@ func (q *queue) round(ctx context.Context, number int) int64 {
 	q.signal(syscall.SIGSTOP)
 	released := holder.Release(key)
 	require.True(q.tb, released.OK(), released.Err)
-	grant, ok := waits[last-1].Answer(4 * q.ttl)
+	grant, ok := waits[last-1].Answer(time.Duration(last) * q.ttl)
 	q.signal(syscall.SIGCONT)
 	if !ok {
 		grant = waits[last-1].Wait()
 	}
 	require.True(q.tb, grant.Result.OK(), grant.Result.Err)
 	q.workers[last].Release(key)
+	var all sync.WaitGroup // those that were frozen, in whichever order
 	for i, wait := range waits[:last-1] {
-		answer := wait.Wait()
-		require.True(q.tb, answer.Result.OK(), answer.Result.Err)
-		q.workers[i+1].Release(key)
+		all.Go(func() {
+			if answer := wait.Wait(); answer.Result.OK() {
+				q.workers[i+1].Release(key)
+			} else {
+				q.tb.Errorf("%s: a waiter that was frozen got nothing: %s", q.Name, answer.Result.Err)
+			}
+		})
 	}
+	all.Wait()
 	return grant.Result.At - released.Called
 }
 

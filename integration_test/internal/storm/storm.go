@@ -161,13 +161,11 @@ func (f *fight) mover(i int) bool { return f.opts.Kind == Moved && i == 0 }
 
 // expected are the operations that must succeed in a process.
 func (f *fight) expected(i int) []string {
-	ops := []string{
-		"open", "Acquire", "TryAcquire", "AcquireShared", "AcquireAll", "semaphore of 1", "semaphore of 3", "Lead", "Once",
-	}
+	ops := []string{"Acquire", "TryAcquire", "AcquireShared", "AcquireAll", "semaphore of 1", "semaphore of 3", "Lead", "Once"}
 	if f.mover(i) {
 		return append(ops, "bulk")
 	}
-	return append(ops, "DoTx", "DoTx, fenced", "AcquireTx", "InTx", "Mutate", "Fence")
+	return append(ops, "open", "DoTx", "DoTx, fenced", "AcquireTx", "InTx", "Mutate", "Fence")
 }
 
 // until waits until every operation has succeeded in every process since the last question. A leader or a run is

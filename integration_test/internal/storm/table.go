@@ -51,6 +51,9 @@ func Table(w io.Writer, outcomes []*Outcome) {
 	_ = table.Flush() // to the terminal
 }
 
+// Text is all violations.
+func (o *Outcome) Text() string { return strings.Join(o.Violations, "\n") }
+
 // Print writes what the table has no room for.
 func (o *Outcome) Print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s on %d, seed %d, %.0f s, rows left %v\n", o.Kind, o.Major, o.Seed, o.Seconds, o.Left)

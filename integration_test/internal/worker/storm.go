@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton"
@@ -50,6 +51,8 @@ type storm struct {
 	pool   *pgxpool.Pool
 	stats  *stats
 	stalls *stalls
+
+	leaked *pgx.Conn // by a mistake
 
 	runs atomic.Int64 // numbers the transactions
 
@@ -107,6 +110,11 @@ func (c *child) storm(ctx context.Context, cmd Command) (Answer, error) {
 			return Answer{}, err
 		}
 		defer s.pool.Close()
+	}
+	if s.load.Mutant == Leak {
+		if err := s.leak(ctx); err != nil {
+			return Answer{}, err
+		}
 	}
 	watched := make(chan struct{})
 	watching, unwatch := context.WithCancel(ctx)
@@ -193,6 +201,17 @@ func (s *storm) serve(ctx context.Context, number int) {
 	}
 	lanes.Wait()
 	s.close(ctx, client)
+}
+
+// leak is the mistake of that name.
+func (s *storm) leak(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, s.load.Rows)
+	if err != nil {
+		return err
+	}
+	s.leaked = conn
+	_, err = conn.Exec(ctx, "SELECT pg_advisory_lock(pgbaton.key('storm/leaked/' || pg_backend_pid()))")
+	return err
 }
 
 type round = func(ctx context.Context, random *rand.Rand)
