@@ -123,7 +123,7 @@ func output(name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// BinDirOf is the first of [BinDirs] that has a major version, or "".
+// BinDirOf returns the first of [BinDirs] that has a major version, or "".
 func BinDirOf(major int) string {
 	for _, dir := range BinDirs() {
 		if binaryMajor(dir) == major {

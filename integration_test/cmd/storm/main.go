@@ -117,9 +117,9 @@ func serve(ctx context.Context, dir string, f func(*pgserver.Server) error) (err
 		return err
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
-		err = errors.Join(err, server.Stop(ctx))
+		err = errors.Join(err, server.Stop(stopping))
 	}()
 	return f(server)
 }

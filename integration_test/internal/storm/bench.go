@@ -22,7 +22,7 @@ type Bench struct {
 
 var _ worker.TB = (*Bench)(nil)
 
-// OnBench runs f as a test is run, and returns with what it would have failed. What f has started is ended by then.
+// OnBench runs f as a test is run, and returns the failures. Every cleanup has run by then.
 func OnBench(name string, f func(b *Bench)) []string {
 	dir, err := os.MkdirTemp("", "storm-")
 	if err != nil {
@@ -45,7 +45,7 @@ func OnBench(name string, f func(b *Bench)) []string {
 	}
 }
 
-// alone runs f on a goroutine that FailNow may end.
+// alone runs f on a goroutine of its own, which FailNow may end.
 func (b *Bench) alone(f func()) {
 	done := make(chan struct{})
 	go func() {
@@ -93,7 +93,7 @@ func (b *Bench) Errorf(format string, args ...any) {
 // FailNow ends the goroutine.
 func (b *Bench) FailNow() { runtime.Goexit() }
 
-// Failed says whether there was a failure.
+// Failed reports whether there was a failure.
 func (b *Bench) Failed() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -16,7 +16,7 @@ type place struct {
 	locks int // advisory locks of sessions
 }
 
-// look lists what the clients of the process whose address changes have on a server.
+// look returns the sessions and locks on a server of the clients whose address changes.
 func look(ctx context.Context, c *control) (map[string]place, error) {
 	places := map[string]place{}
 	err := c.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {

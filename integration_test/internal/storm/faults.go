@@ -53,7 +53,7 @@ var holes = map[Kind]struct {
 	ToRows: {Rows, ToServer}, FromRows: {Rows, ToClient},
 }
 
-// sudden says that the server may end a session, and free its locks, before the client can know.
+// sudden reports whether the server may end a session, and free its locks, before the client can know.
 func (k Kind) sudden() bool { return k == Terminate || k == Restart || k == Moved || k == Stop }
 
 // faults lets the faults of a kind happen until ctx ends, and counts them.
@@ -82,7 +82,7 @@ func (f *fight) faults(ctx context.Context) {
 	<-ctx.Done()
 }
 
-// rest waits, and says whether there is more to do.
+// rest waits, and reports whether there is more to do.
 func rest(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

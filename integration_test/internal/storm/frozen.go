@@ -82,7 +82,7 @@ func newQueue(tb worker.TB, home *field, l Line, ttl time.Duration, number int) 
 	return q
 }
 
-// name is the application_name of a process's client.
+// name returns the application_name of a process's client.
 func (q *queue) name(i int) string { return fmt.Sprintf("frozen-%d-%d", q.number, i) }
 
 func (q *queue) measure(ctx context.Context, rounds int, result *Thawed) {
@@ -124,7 +124,7 @@ func (q *queue) open(client string) {
 	}
 }
 
-// acquire is the command of every process.
+// acquire returns the command of every process.
 func (q *queue) acquire(key string) worker.Command {
 	cmd := q.what
 	cmd.Do, cmd.Client, cmd.Key, cmd.As, cmd.Within = worker.Acquire, "client", key, key, 5*time.Minute

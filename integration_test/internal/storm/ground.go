@@ -30,7 +30,7 @@ type field struct {
 	addr   string
 }
 
-// url is the database's address, by another way if one is given.
+// url returns the database's address, by another way if one is given.
 func (f *field) url(addr string) string {
 	if addr == "" {
 		addr = f.addr
@@ -42,7 +42,7 @@ func (f *field) url(addr string) string {
 	return u.String()
 }
 
-// prepare makes role, database, schema, tables and semaphores. Whatever an earlier storm left there is dropped.
+// prepare makes role, database, schema, tables and semaphores. The database of an earlier storm is dropped.
 func prepare(tb worker.TB, server *pgserver.Server) *field {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -112,7 +112,7 @@ func (c *control) close() {
 	c.conn = nil
 }
 
-// count is the number that a query gives.
+// count returns the number that a query gives.
 func (c *control) count(ctx context.Context, sql string, args ...any) (n int, err error) {
 	err = c.do(ctx, func(ctx context.Context, conn *pgx.Conn) error { return conn.QueryRow(ctx, sql, args...).Scan(&n) })
 	return n, err

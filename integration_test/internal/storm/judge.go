@@ -98,7 +98,7 @@ func judge(records []record, capacities map[string]int) verdict {
 	return j.verdict
 }
 
-// weight is how much of a key's capacity a grant takes.
+// weight returns how much of a key's capacity a grant takes.
 func (j *judgement) weight(g *history.Grant) (weight, capacity int) {
 	if capacity = j.capacities[g.Key]; capacity > 0 {
 		return g.N, capacity
@@ -144,7 +144,7 @@ func (j *judgement) exclusion(key string, grants []*history.Grant) {
 	}
 }
 
-// common is for how long two could rely on what they were granted, the earlier one in a process that ran.
+// common returns for how long two could rely on what they were granted, the earlier one in a process that ran.
 func (j *judgement) common(earlier, later *history.Grant) int64 {
 	from, to := later.Got, min(earlier.End, later.End)
 	length := to - from

@@ -62,7 +62,7 @@ func NewProxy(target string) (*Proxy, error) {
 	return p, nil
 }
 
-// Addr is where clients connect.
+// Addr returns the address for clients.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
 // Lead leads connections that come from now on to another address.
@@ -106,7 +106,7 @@ func (p *Proxy) Silence(kind Session, direction Direction, random *rand.Rand) (e
 	}
 }
 
-// Open is how many connections are open.
+// Open returns how many connections are open.
 func (p *Proxy) Open() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -214,7 +214,7 @@ func (c *pair) write(direction Direction, chunks <-chan chunk) {
 	}
 }
 
-// mayPass waits while the direction is silent, and says whether the connection is still there.
+// mayPass waits while the direction is silent, and reports whether the connection is still there.
 func (c *pair) mayPass(direction Direction) bool {
 	c.proxy.mu.Lock()
 	defer c.proxy.mu.Unlock()

@@ -1,13 +1,13 @@
 // Package storm uses every primitive of the library at the same time from several processes, lets one kind of fault
 // happen all the while, and judges what the processes saw.
 //
-// What a storm proves, when it ends without a violation: on certain intervals, from the return of an acquire to the call
+// A storm that ends without a violation has shown this: on certain intervals, from the return of an acquire to the call
 // of its release or the news of its loss, no key had two exclusive holders and no semaphore more permits than its
 // capacity, except for the overlaps that it counts; tokens rose; no counter that a lock or a transaction guards lost a
 // change; what a caller was told of a transaction is what the database has; Once ran at most once in a window; after the
 // faults every operation succeeded again in every process, every call returned, and nothing was left on the server.
-// The intervals are measured by the monotonic clock, which all processes of a machine share. What it does
-// not prove: that no such thing can happen; the next seed may meet it.
+// The intervals are measured by the monotonic clock, which all processes of a machine share. A storm does
+// not show that no such thing can happen: the next seed may meet it.
 //
 // An overlap is a moment in which an old holder, whose session the server had ended, was not told yet while the next
 // had the key already. The library promises to keep them short, not that there are none. Kinds of faults
@@ -92,7 +92,7 @@ const (
 	clientsConns = 4
 )
 
-// Run lets a storm happen. What is found before ctx ends is in the outcome also when the test fails.
+// Run lets a storm happen and returns what became of it.
 func Run(ctx context.Context, tb worker.TB, opts Options) *Outcome {
 	tb.Helper()
 	f := &fight{tb: tb, opts: opts, outcome: &Outcome{
@@ -156,10 +156,10 @@ func (f *fight) begin() {
 	}
 }
 
-// mover says whether a process is the one whose address changes.
+// mover reports whether a process is the one whose address changes.
 func (f *fight) mover(i int) bool { return f.opts.Kind == Moved && i == 0 }
 
-// expected are the operations that must succeed in a process.
+// expected returns the operations that must succeed in a process.
 func (f *fight) expected(i int) []string {
 	ops := []string{"Acquire", "TryAcquire", "AcquireShared", "AcquireAll", "semaphore of 1", "semaphore of 3", "Lead", "Once"}
 	if f.mover(i) {

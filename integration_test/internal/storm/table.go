@@ -15,7 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
 
-// Latest is the operation whose calls came back longest after their context's end.
+// Latest returns the operation whose calls came back longest after their context's end.
 func (o *Outcome) Latest() (op string, d time.Duration, late int64) {
 	for _, name := range slices.Sorted(maps.Keys(o.Ops)) {
 		report := o.Ops[name]
@@ -27,7 +27,7 @@ func (o *Outcome) Latest() (op string, d time.Duration, late int64) {
 	return op, d, late
 }
 
-// Raw counts the errors that match none of the library's.
+// Raw returns the number of errors that match none of the library's.
 func (o *Outcome) Raw() (n int64) {
 	for label, count := range o.Total.Errors {
 		if strings.HasPrefix(label, worker.Raw) {
@@ -51,10 +51,10 @@ func Table(w io.Writer, outcomes []*Outcome) {
 	_ = table.Flush() // to the terminal
 }
 
-// Text is all violations.
+// Text returns all violations.
 func (o *Outcome) Text() string { return strings.Join(o.Violations, "\n") }
 
-// Print writes what the table has no room for.
+// Print writes the details of a storm, for which a table has no room.
 func (o *Outcome) Print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s on %d, seed %d, %.0f s, rows left %v\n", o.Kind, o.Major, o.Seed, o.Seconds, o.Left)
 	for _, name := range slices.Sorted(maps.Keys(o.Ops)) {
@@ -72,7 +72,7 @@ func (o *Outcome) Print(w io.Writer) {
 	}
 }
 
-// TableOfThawed writes what frozen waiters cost as a table, and says whether it was too much.
+// TableOfThawed writes what frozen waiters cost as a table, and reports whether it was too much.
 func TableOfThawed(w io.Writer, all []*Thawed) (broken bool) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "line\tmajor\tfrozen\trounds\tto the next grant, p50\tmax\tviolations")

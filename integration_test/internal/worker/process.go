@@ -204,10 +204,10 @@ func (p *Process) Signal(sig syscall.Signal) {
 	require.NoError(p.tb, p.cmd.Process.Signal(sig))
 }
 
-// PID is the process's number.
+// PID returns the process's number.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Events are what the process has written down so far.
+// Events returns what the process has written down so far.
 func (p *Process) Events() []history.Event {
 	p.tb.Helper()
 	events, err := history.Read(p.log)

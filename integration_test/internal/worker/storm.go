@@ -141,7 +141,7 @@ func (c *child) storm(ctx context.Context, cmd Command) (Answer, error) {
 
 func (s *storm) over() bool { return s.end.Err() != nil }
 
-// random is a source of a lane's own.
+// random returns a source of a lane's own.
 func (s *storm) random(lane int) *rand.Rand {
 	return rand.New(rand.NewPCG(s.load.Seed, uint64(lane))) //nolint:gosec // no secret
 }
@@ -292,7 +292,7 @@ func (s *stalls) watch(ctx context.Context) {
 	}
 }
 
-// within is for how long the process stood still in an interval.
+// within returns for how long the process stood still in an interval.
 func (s *stalls) within(from, to int64) (stood int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

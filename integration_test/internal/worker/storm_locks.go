@@ -14,7 +14,7 @@ import (
 // StormKeys is how many keys the storm's locks fight for.
 const StormKeys = 4
 
-// briefly is a context whose end comes at every sort of moment.
+// briefly returns a context whose end comes at every sort of moment.
 func briefly(ctx context.Context, r *rand.Rand) (context.Context, context.CancelFunc) {
 	switch r.IntN(10) {
 	case 0:
@@ -25,7 +25,7 @@ func briefly(ctx context.Context, r *rand.Rand) (context.Context, context.Cancel
 	return context.WithTimeout(ctx, 5*time.Second)
 }
 
-// span is for how long something is held: mostly a moment.
+// span returns for how long something is held: mostly a moment.
 func span(r *rand.Rand) time.Duration {
 	if r.IntN(20) == 0 {
 		return upTo(r, 60*time.Millisecond)
@@ -139,9 +139,8 @@ func (s *storm) set(ctx context.Context, client *pgbaton.Client, r *rand.Rand) {
 
 // line is a semaphore as a lane uses it.
 type line struct {
-	name, op  string
-	capacity  int
-	semaphore *pgbaton.Semaphore
+	name, op string
+	capacity int
 }
 
 func (s *storm) permits(ctx context.Context, client *pgbaton.Client, l *line, r *rand.Rand) {
@@ -270,10 +269,10 @@ func (s *storm) bulk(ctx context.Context, client *pgbaton.Client, number int, r 
 	group.Wait()
 }
 
-// upTo is a random duration below a bound.
+// upTo returns a random duration below a bound.
 func upTo(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
 
-// StormNames are the names of all locks that a storm takes, leaders' apart.
+// StormNames returns the names of all locks that a storm takes, leaders' apart.
 func StormNames() []string {
 	names := []string{"storm/DoTx", "storm/DoTx, fenced", "storm/AcquireTx", "storm/fence", numbered("storm/once", 0), numbered("storm/once", 1)}
 	for i := range StormKeys {

@@ -179,7 +179,7 @@ const Raw = "raw: "
 // ownConnection are the operations whose errors may be those of the caller's own connection.
 var ownConnection = []string{"DoTx", "DoTx, fenced", "AcquireTx", "InTx", "Mutate", "Fence"}
 
-// label says what an error matches.
+// label returns what an error matches.
 func label(op string, ctx context.Context, err error) string { //nolint:revive // ctx is what was measured
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(sentinels)) {
@@ -209,7 +209,7 @@ var (
 	spaces    = regexp.MustCompile(`\s+`)
 )
 
-// plain is an error's text without what differs from call to call.
+// plain returns an error's text without what differs from call to call.
 func plain(err error) string {
 	text := addresses.ReplaceAllString(err.Error(), "ADDRESS")
 	text = spaces.ReplaceAllString(numbersRE.ReplaceAllString(text, "#"), " ")
