@@ -33,6 +33,7 @@ const (
 	processes   = 3
 	clients     = 2
 	bound       = 250 * time.Millisecond
+	late        = 400 * time.Millisecond
 	frozenTTL   = 15 * time.Second // the default
 	stopTimeout = 30 * time.Second
 )
@@ -152,7 +153,7 @@ func storms(ctx context.Context) (broken bool, err error) {
 func one(ctx context.Context, s settings, dir string, kind storm.Kind) (outcome *storm.Outcome, err error) {
 	err = serve(ctx, dir, func(server *pgserver.Server) error {
 		opts := storm.Options{
-			Kind: kind, Server: server, For: s.period, TTL: ttl, Processes: processes, Clients: clients, Seed: s.seed, Bound: bound,
+			Kind: kind, Server: server, For: s.period, TTL: ttl, Processes: processes, Clients: clients, Seed: s.seed, Bound: bound, Late: late,
 			Mutant: os.Getenv("STORM_MUTANT"),
 		}
 		name := fmt.Sprintf("%s on %d", kind, server.Major())

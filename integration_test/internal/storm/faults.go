@@ -24,7 +24,7 @@ const (
 	Slow        Kind = "slow"      // a round trip takes 100 ms
 	Terminate   Kind = "terminate" // the server ends 20 sessions a second
 	Stop        Kind = "stop"      // processes are stopped for 0.3 to 1.2 TTL
-	Tables      Kind = "tables"    // tables of the schema are locked for up to 3 s, or vacuumed full
+	Tables      Kind = "tables"    // tables of the schema are locked for up to 2.5 TTL, or vacuumed full
 	Restart     Kind = "restart"   // the server crashes every few seconds
 	Moved       Kind = "moved"     // the address comes to mean another server for some clients
 	ToHolding   Kind = "blackhole-to-holding"
@@ -70,6 +70,9 @@ func (f *fight) faults(ctx context.Context) {
 			all.Go(func() { f.swallow(ctx, random(lane)) })
 		}
 	}
+	if f.opts.Kind == Tables {
+		all.Go(func() { f.lockTables(ctx, random(1)) })
+	}
 	if f.opts.Kind == Stop {
 		for i, p := range f.workers {
 			all.Go(func() { f.freeze(ctx, p, random(i)) })
@@ -98,11 +101,11 @@ func between(r *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(r.Int64N(int64(most-least)))
 }
 
-// sqlTerminate ends sessions of clients: any, or those that hold advisory locks.
-const sqlTerminate = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+// sqlTerminate ends sessions of clients: any, or those that hold the most advisory locks.
+const sqlTerminate = `SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity AS a
 	WHERE application_name LIKE $1 || '%'
-	  AND (NOT $3 OR pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted))
-	ORDER BY random() LIMIT $2`
+	ORDER BY CASE WHEN $3 THEN (SELECT count(*) FROM pg_locks AS l WHERE l.pid = a.pid AND locktype = 'advisory' AND granted) END DESC,
+	         random() LIMIT $2) AS chosen`
 
 // terminate ends sessions of the clients, 20 a second.
 func (f *fight) terminate(ctx context.Context, _ *rand.Rand) {
@@ -113,10 +116,10 @@ func (f *fight) terminate(ctx context.Context, _ *rand.Rand) {
 	}
 }
 
-// end ends so many sessions of clients whose name begins so, any or those that hold something.
-func (f *fight) end(ctx context.Context, c *control, clients string, most int, holding bool) {
+// end ends so many sessions of clients whose name begins so, any or the fullest.
+func (f *fight) end(ctx context.Context, c *control, clients string, most int, fullest bool) {
 	err := c.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		tag, err := conn.Exec(ctx, sqlTerminate, clients, most, holding)
+		tag, err := conn.Exec(ctx, sqlTerminate, clients, most, fullest)
 		f.injected.Add(tag.RowsAffected())
 		return err
 	})
@@ -194,8 +197,9 @@ func (f *fight) lockTables(ctx context.Context, r *rand.Rand) {
 		f.tb.Errorf("the schema's tables: %v, %v", tables, err)
 		return
 	}
-	for rest(ctx, between(r, 50*time.Millisecond, 500*time.Millisecond)) {
-		table := pgx.Identifier{"pgbaton", tables[r.IntN(len(tables))]}.Sanitize()
+	r.Shuffle(len(tables), func(i, j int) { tables[i], tables[j] = tables[j], tables[i] })
+	for i := 0; rest(ctx, between(r, 50*time.Millisecond, 500*time.Millisecond)); i++ {
+		table := pgx.Identifier{"pgbaton", tables[i%len(tables)]}.Sanitize()
 		full := r.IntN(5) == 0
 		err := c.do(context.WithoutCancel(ctx), func(ctx context.Context, conn *pgx.Conn) error {
 			if full {
@@ -209,7 +213,7 @@ func (f *fight) lockTables(ctx context.Context, r *rand.Rand) {
 			if _, err = tx.Exec(ctx, "LOCK TABLE "+table+" IN ACCESS EXCLUSIVE MODE"); err != nil {
 				return err
 			}
-			time.Sleep(between(r, 200*time.Millisecond, 3*time.Second))
+			time.Sleep(between(r, f.opts.TTL/10, 5*f.opts.TTL/2))
 			return tx.Commit(ctx)
 		})
 		f.injected.Add(1)
@@ -238,11 +242,14 @@ func (f *fight) move(ctx context.Context, r *rand.Rand) {
 	watching, stop := context.WithCancel(ctx)
 	var watched sync.WaitGroup
 	watched.Go(func() { f.watchBoth(watching) })
-	for rest(ctx, between(r, f.opts.TTL/2, 2*f.opts.TTL)) {
+	for rest(ctx, between(r, f.opts.TTL/4, f.opts.TTL/2)) {
 		f.injected.Add(1)
 		proxy.Lead(other.field.addr)
-		rest(ctx, between(r, time.Millisecond, f.opts.TTL))
-		f.end(ctx, old, worker.StormClient+"0-", []int{0, 1, 1, 2, 100}[r.IntN(5)], r.IntN(3) > 0)
+		for range 1 + r.IntN(3) {
+			rest(ctx, between(r, time.Millisecond, f.opts.TTL/4))
+			f.end(ctx, old, worker.StormClient+"0-", []int{0, 1, 1, 2, 100}[r.IntN(5)], r.IntN(3) > 0)
+		}
+		rest(ctx, tooLong+f.opts.TTL/2)
 		old, other = other, old
 	}
 	stop()

@@ -20,6 +20,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -42,7 +43,10 @@ type Options struct {
 	Clients   int // in each process
 	Seed      uint64
 	// Bound is the longest overlap that a kind of fault with overlaps may have.
-	Bound  time.Duration
+	Bound time.Duration
+	// Late is by how much a call may come back after its context's end, where it releases a lock on a dead network after
+	// TTL more. Zero asks for nothing: a slow machine takes its time.
+	Late   time.Duration
 	Mutant string // a mistake on purpose, see package worker
 }
 
@@ -263,9 +267,24 @@ func (f *fight) finish(ctx context.Context) {
 		f.violate("interrupted")
 		return
 	}
+	f.late()
 	f.judge()
 	f.rows(ctx, mutated)
 	f.leftovers(ctx)
+}
+
+// late checks that calls came back in time. Most return with their contexts, but a call that has taken a lock releases it,
+// which lasts up to TTL.
+func (f *fight) late() {
+	for _, name := range slices.Sorted(maps.Keys(f.outcome.Ops)) {
+		bound := f.opts.Late + f.opts.TTL
+		if strings.HasSuffix(name, worker.Releases) {
+			bound = f.opts.Late
+		}
+		if latest := time.Duration(f.outcome.Ops[name].Latest); f.opts.Late > 0 && latest > bound {
+			f.violate("%s came back %v too late, the bound is %v", name, latest, bound)
+		}
+	}
 }
 
 // judge checks the histories.

@@ -63,11 +63,14 @@ func (s *storm) spend(ctx context.Context, h *held, op string, d time.Duration) 
 	}
 }
 
-// bounded checks law 4: Release returns within TTL.
+// Releases ends the names of operations that are releases, whose time begins to count after TTL.
+const Releases = ", release after TTL"
+
+// bounded notes for how long a release lasted beyond TTL.
 func (s *storm) bounded(op string, r Result) {
 	s.stats.mu.Lock()
 	defer s.stats.mu.Unlock()
-	s.stats.late = append(s.stats.late, lateness{op + ", release after TTL", min(r.Called+int64(s.cmd.TTL), r.At), r.At})
+	s.stats.late = append(s.stats.late, lateness{op + Releases, min(r.Called+int64(s.cmd.TTL), r.At), r.At})
 }
 
 // lock takes one key in one of the ways.
