@@ -83,7 +83,7 @@ func (s *scene) heads(name string) {
 	lab.Eventually(s.t, 10*time.Second, name+" stands at the gate", func() bool {
 		return dbtest.Value[bool](s.t, s.control, `SELECT EXISTS (
 			SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-			 WHERE a.application_name = $1 AND l.locktype = 'advisory' AND l.objsubid = 1
+			 WHERE a.application_name = $1 AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
 			   AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/semaphore/s'))`, name)
 	})
 }
