@@ -80,7 +80,9 @@ func (p *place) run() {
 			pause = firstPause
 		} else {
 			p.hangUp()
-			r.cfg.Report("waiting session", err)
+			if r.ctx.Err() == nil {
+				r.cfg.Report("waiting session", err)
+			}
 			p.sleep(rand.N(pause) + pause/2) //nolint:gosec // jitter, not a secret
 			pause = min(2*pause, longestPause)
 		}

@@ -224,7 +224,12 @@ func (p *Process) stop() {
 		case a := <-exit.answer:
 			failure = a.Fail
 		case <-p.ended:
-			failure = "it died"
+			select {
+			case a := <-exit.answer: // both have come
+				failure = a.Fail
+			default:
+				failure = "it died"
+			}
 		case <-time.After(20 * time.Second):
 			failure = "it did not end"
 			p.Signal(syscall.SIGQUIT)
