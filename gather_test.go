@@ -280,7 +280,9 @@ func TestSlowNetwork_TurnsAreUsed(t *testing.T) {
 	}
 }
 
-type releaser interface{ Release(ctx context.Context) error }
+type releaser interface {
+	Release(ctx context.Context) error
+}
 
 // handOver has one wait while another holds.
 func handOver(ctx context.Context, t *testing.T, what string, stands func(), hold, wait func(context.Context) (releaser, error)) {
