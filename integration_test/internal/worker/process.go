@@ -135,6 +135,12 @@ func (p *Process) Begin(cmd Command) *Call {
 	return call
 }
 
+// Process is the one that the command was sent to.
+func (c *Call) Process() *Process { return c.process }
+
+// As is the name under which the process keeps what it acquires.
+func (c *Call) As() string { return c.cmd.As }
+
 // Settled is closed when the command was answered, or never will be.
 func (c *Call) Settled() <-chan struct{} { return c.settled }
 

@@ -28,6 +28,7 @@ const (
 	Assert     = "assert"      // AssertPermit of As in a transaction of its own on DSN
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
 	Sets       = "sets"        // see sets.go
+	Gather     = "gather"      // acquire keys Key/0 … Key/Count-1 as a set, keep it as As
 	Lead       = "lead"        // campaign for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
 	Resign     = "resign"      // from Key
 	AskResign  = "ask-resign"  // whoever leads Key
