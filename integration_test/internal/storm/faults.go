@@ -242,13 +242,16 @@ func (f *fight) move(ctx context.Context, r *rand.Rand) {
 	watching, stop := context.WithCancel(ctx)
 	var watched sync.WaitGroup
 	watched.Go(func() { f.watchBoth(watching) })
+	times, most, fullest := 1, 1, true // at the first move, only the session with the locks
 	for rest(ctx, between(r, f.opts.TTL/4, f.opts.TTL/2)) {
 		f.injected.Add(1)
 		proxy.Lead(other.field.addr)
-		for range 1 + r.IntN(3) {
+		for range times {
 			rest(ctx, between(r, time.Millisecond, f.opts.TTL/4))
-			f.end(ctx, old, worker.StormClient+"0-", []int{0, 1, 1, 2, 100}[r.IntN(5)], r.IntN(3) > 0)
+			f.end(ctx, old, worker.StormClient+"0-", most, fullest)
+			most, fullest = []int{0, 1, 1, 2, 100}[r.IntN(5)], r.IntN(3) > 0
 		}
+		times = 1 + r.IntN(3)
 		rest(ctx, tooLong+f.opts.TTL/2)
 		old, other = other, old
 	}

@@ -11,7 +11,8 @@
 //
 // An overlap is a moment in which an old holder, whose session the server had ended, was not told yet while the next
 // had the key already. The library promises to keep them short, not that there are none. Kinds of faults
-// in which the server ends no session before its client must have stopped trusting it allow none.
+// in which the server ends no session before its client must have stopped trusting it allow next to none: the time that a
+// goroutine takes to wake.
 package storm
 
 import (
@@ -72,6 +73,8 @@ type Overlaps struct {
 	Silent int           `json:"silent"` // of them, those whose old holder was not told at all
 	P50    time.Duration `json:"p50_ns"`
 	Max    time.Duration `json:"max_ns"`
+
+	Keys map[string]int `json:"keys,omitempty"` // how many there were of each key
 }
 
 // fight is a storm under way.
@@ -94,6 +97,9 @@ const (
 	lastAnswers  = 60 * time.Second // of calls whose contexts end within 10 s
 	oftenEnough  = 100 * time.Millisecond
 	clientsConns = 4
+	// strict is the longest overlap where there should be none: the library has told the holder, and the holder's goroutine
+	// has not run yet. A broken window of trust would be a tenth of TTL or more.
+	strict = 50 * time.Millisecond
 )
 
 // Run lets a storm happen and returns what became of it.
@@ -300,15 +306,17 @@ func (f *fight) judge() {
 	v := judge(records, capacities)
 	f.outcome.Holds = v.grants
 	f.outcome.Violations = append(f.outcome.Violations, v.violations...)
+	f.outcome.Overlaps.Keys = map[string]int{}
 	lengths := make([]int64, 0, len(v.overlaps))
 	for _, o := range v.overlaps {
 		lengths = append(lengths, int64(o.Length))
 		if o.Silent {
 			f.outcome.Overlaps.Silent++
 		}
+		f.outcome.Overlaps.Keys[o.Key]++
 		bound := f.opts.Bound
 		if !f.opts.Kind.sudden() {
-			bound = 0
+			bound = strict
 		}
 		if o.Length > bound {
 			f.violate("%q was held by two for %v", o.Key, o.Length)

@@ -67,6 +67,9 @@ func (o *Outcome) Print(w io.Writer) {
 			fmt.Fprintf(w, "  %6d  %s: %s\n", o.Ops[name].Errors[label], name, label)
 		}
 	}
+	for _, key := range slices.Sorted(maps.Keys(o.Overlaps.Keys)) {
+		fmt.Fprintf(w, "  overlaps: %q, %d times\n", key, o.Overlaps.Keys[key])
+	}
 	for text, n := range counted(o.Violations) {
 		fmt.Fprintf(w, "  VIOLATION (%d times) %s\n", n, text)
 	}

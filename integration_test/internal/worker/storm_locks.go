@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -240,7 +241,7 @@ func (s *storm) long(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 	}
 }
 
-// bulk holds many locks for a while, so that the client needs more than one link.
+// bulk holds many locks for a while, or until one is lost, so that the client needs more than one link.
 func (s *storm) bulk(ctx context.Context, client *pgbaton.Client, number int, r *rand.Rand) {
 	const atOnce = 50
 	locks := make([]*pgbaton.Lock, s.load.Bulk)
@@ -259,7 +260,10 @@ func (s *storm) bulk(ctx context.Context, client *pgbaton.Client, number int, r 
 		})
 	}
 	group.Wait()
-	s.pause(upTo(r, 2*s.cmd.TTL))
+	lost := func(lock *pgbaton.Lock) bool { return lock != nil && lock.Err() != nil }
+	for end := time.Now().Add(upTo(r, 4*s.cmd.TTL)); time.Now().Before(end) && !s.over() && !slices.ContainsFunc(locks, lost); {
+		s.pause(20 * time.Millisecond)
+	}
 	for lane := range atOnce {
 		group.Go(func() {
 			for i := lane; i < len(locks); i += atOnce {

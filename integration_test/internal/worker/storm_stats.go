@@ -188,6 +188,9 @@ func label(op string, ctx context.Context, err error) string { //nolint:revive /
 		}
 	}
 	known := len(parts) > 0
+	if due := (*pgbaton.NotDueError)(nil); errors.As(err, &due) {
+		parts = append(parts, map[bool]string{true: "(somebody runs it)", false: "(not due)"}[due.Running])
+	}
 	var server *pgconn.PgError
 	if errors.As(err, &server) {
 		parts = append(parts, server.Code)
