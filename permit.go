@@ -3,6 +3,8 @@ package pgbaton
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
@@ -47,7 +49,7 @@ func (p *Permit) Context() context.Context { return p.context.of(p.parent, p.per
 // [ErrLost] and says why. It asks no server.
 func (p *Permit) Err() error {
 	if err := p.permit.Err(); err != nil {
-		return fmt.Errorf("permit of semaphore %q: %w", p.semaphore.name, err)
+		return fmt.Errorf("pgbaton: permit of semaphore %q: %w", p.semaphore.name, err)
 	}
 	return nil
 }
@@ -59,12 +61,13 @@ func (p *Permit) Err() error {
 // returns within TTL on a dead network. A second call returns what the first did.
 func (p *Permit) Release(ctx context.Context) error {
 	if err := p.permit.Release(); err != nil {
-		return fmt.Errorf("release permit of semaphore %q: %w", p.semaphore.name, err)
+		return fmt.Errorf("pgbaton: release permit of semaphore %q: %w", p.semaphore.name, err)
 	}
 	return nil
 }
 
-const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3, $4)`
+// The slots are sent as text, which every driver can.
+const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3::text::integer[], $4)`
 
 // AssertPermit makes the caller's transaction safe from the holder's own delays: call it before the transaction's
 // first write. tx is a pgx.Tx, or a *sql.Tx by [SQLTx], in the semaphore's database.
@@ -75,17 +78,21 @@ const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3, $4)`
 // sent), or [ErrStaleToken] if it has expired, or others have the slots by now.
 func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
 	p.permit.Asserted() // before the look: a release that is not seen yet sees this, and hands nothing over
-	if err := p.Err(); err != nil {
-		return fmt.Errorf("assert permit: %w", err)
+	if err := p.permit.Err(); err != nil {
+		return fmt.Errorf("pgbaton: assert permit: semaphore %q: %w", p.semaphore.name, err)
 	}
 	semaphore, holder, slots, base := p.permit.Claim()
 	var held bool
-	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, slots, base)
+	list := make([]string, len(slots))
+	for i, slot := range slots {
+		list[i] = strconv.Itoa(int(slot))
+	}
+	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, "{"+strings.Join(list, ",")+"}", base)
 	if err == nil && !held {
 		err = fmt.Errorf("%w: it has expired", ErrStaleToken)
 	}
 	if err != nil {
-		return fmt.Errorf("assert permit: semaphore %q: %w", p.semaphore.name, pgerr.Schema(translate(err)))
+		return fmt.Errorf("pgbaton: assert permit: semaphore %q: %w", p.semaphore.name, pgerr.Schema(translate(err)))
 	}
 	return nil
 }

@@ -53,6 +53,30 @@ func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
 	}}, counts.failure
 }
 
+// oneSet is a set that a later command will use. Its token is its first key's.
+type oneSet struct {
+	*pgbaton.LockSet
+
+	first pgbaton.Key
+}
+
+func (o oneSet) Token() pgbaton.Token {
+	token, _ := o.LockSet.Token(o.first)
+	return token
+}
+
+// obtainSet acquires a set, which the history has as one key.
+func (c *child) obtainSet(ctx context.Context, cmd Command) (*held, Result) {
+	var keys []pgbaton.Key
+	for i := range cmd.Count {
+		keys = append(keys, pgbaton.Name(numbered(cmd.Key, i)))
+	}
+	return c.record(history.Event{Key: cmd.Key, Mode: history.Exclusive}, func() (holding, error) {
+		set, err := c.client(cmd.Client).AcquireAll(ctx, keys...)
+		return oneSet{set, keys[0]}, err
+	})
+}
+
 // Kinds of sets.
 const (
 	BySet  = "set"
