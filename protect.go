@@ -49,6 +49,9 @@ func protect(ctx context.Context, q Querier, facts *tableFacts, wait time.Durati
 	var last error
 	for attempt := 1; ; attempt++ {
 		err := f()
+		if err == nil {
+			return nil
+		}
 		if last != nil && pgerr.Code(err) == pgerr.FailedTransaction {
 			return last // a *pgx.Conn in a transaction
 		}
@@ -62,10 +65,7 @@ func protect(ctx context.Context, q Querier, facts *tableFacts, wait time.Durati
 // worthAnother says whether a try that ended with err should be followed by another.
 func worthAnother(err error, attempt int, undone bool) bool {
 	var unsettled *unsettledError
-	switch {
-	case err == nil:
-		return false
-	case errors.As(err, &unsettled):
+	if errors.As(err, &unsettled) {
 		return attempt < mostLooks
 	}
 	return undone && attempt < mostTries && (pgerr.Code(err) == pgerr.SerializationFailure || pgerr.StalePlan(err))
