@@ -63,10 +63,10 @@ func (c *Client) TryAcquireShared(ctx context.Context, key Key) (*Lock, error) {
 
 func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try bool) (*Lock, error) {
 	if err := key.validate(); err != nil {
-		return nil, fmt.Errorf("acquire lock: %w", err)
+		return nil, fmt.Errorf("pgbaton: acquire lock: %w", err)
 	}
 	if c.reduced != nil {
-		return nil, fmt.Errorf("acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
+		return nil, fmt.Errorf("pgbaton: acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
 	}
 	var hold *desk.Hold
 	var err error
@@ -76,7 +76,7 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 		hold, err = c.wait(ctx, key, mode)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
+		return nil, fmt.Errorf("pgbaton: acquire lock %v: %w", key, err)
 	}
 	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
 }
@@ -131,7 +131,7 @@ func (c *grantContext) of(parent context.Context, grant interface{ OnEnd(f func(
 // server ended the session. It asks no server.
 func (l *Lock) Err() error {
 	if err := l.hold.Err(); err != nil {
-		return fmt.Errorf("lock %v: %w", l.key, err)
+		return fmt.Errorf("pgbaton: lock %v: %w", l.key, err)
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (l *Lock) Err() error {
 // another for ever. Release the lock and acquire it anew, with a new token, and look at the data anew.
 func (l *Lock) Downgrade(ctx context.Context) error {
 	if err := l.hold.Downgrade(ctx); err != nil {
-		return fmt.Errorf("downgrade lock %v: %w", l.key, err)
+		return fmt.Errorf("pgbaton: downgrade lock %v: %w", l.key, err)
 	}
 	return nil
 }
@@ -160,7 +160,7 @@ func (l *Lock) Downgrade(ctx context.Context) error {
 // used. It returns within TTL on a dead network. A second call returns what the first did.
 func (l *Lock) Release(ctx context.Context) error {
 	if err := l.hold.Release(); err != nil {
-		return fmt.Errorf("release lock %v: %w", l.key, err)
+		return fmt.Errorf("pgbaton: release lock %v: %w", l.key, err)
 	}
 	return nil
 }

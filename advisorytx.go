@@ -84,11 +84,11 @@ type staleTx struct{ Tx }
 
 func lockTx(ctx context.Context, tx Tx, key Key, mode advisory.Mode, try bool) (Token, error) {
 	if err := key.validate(); err != nil {
-		return 0, err
+		return 0, fmt.Errorf("pgbaton: acquire lock for the transaction: %w", err)
 	}
 	token, err := lockForTransaction(ctx, tx, key.key, mode, try)
 	if err != nil {
-		return 0, fmt.Errorf("acquire lock %v for the transaction: %w", key, err)
+		return 0, fmt.Errorf("pgbaton: acquire lock %v for the transaction: %w", key, err)
 	}
 	return token, nil
 }

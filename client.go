@@ -222,12 +222,12 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 			return reduced, nil
 		}
 		c.journal.close()
-		return nil, fmt.Errorf("pgbaton: %w", err)
+		return nil, wrap(err, "")
 	}
 	c.room.Desk = c.desk
 	c.keepRows()
 	if room := c.desk.Room(); cfg.MaxHeld > room {
-		return nil, errors.Join(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
+		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
 			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
 	}
@@ -247,11 +247,11 @@ func (c *Client) keepRows() {
 	c.deadlocks = deadlock.New(board, c.home.Identity, c.report)
 	c.permits = permit.New(permit.Config{
 		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.report,
-		Queue: func(ctx context.Context, gate advisory.Key) (permit.Turn, error) {
-			return c.desk.Acquire(ctx, gate, advisory.Exclusive, false)
-		},
+		Queue: func(gate advisory.Key) permit.Stand { return c.room.Stand(gate) },
 	})
 	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
+	c.ledger.KeepWhile(c.campaigns.Busy)
+	c.ledger.KeepWhile(c.deadlocks.Busy)
 }
 
 // dialLedger opens the session for rows.
@@ -392,10 +392,10 @@ func (c *Client) Close(ctx context.Context) error {
 		err = c.desk.Close(ctx)
 	}
 	c.deadlocks.Close(ctx)
-	err = errors.Join(err, c.ledger.Close(ctx))
+	err = also(err, c.ledger.Close(ctx))
 	c.permits.Wait()
 	if err != nil {
-		return fmt.Errorf("pgbaton: %w", err)
+		return wrap(err, "")
 	}
 	return nil
 }

@@ -229,14 +229,3 @@ func limit(grant interface {
 	})
 	grant.OnEnd(func(error) { timer.Stop() })
 }
-
-// also is an error with another beside it, on one line. Either may be nil.
-func also(err, other error) error {
-	switch {
-	case other == nil:
-		return err
-	case err == nil:
-		return other
-	}
-	return fmt.Errorf("%w; %w", err, other)
-}

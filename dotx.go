@@ -82,7 +82,7 @@ func doTx[H Tx, F any](
 			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait)}
 			tx, err := t.take(ctx)
 			if err != nil {
-				err = fmt.Errorf("lock %v for the transaction: %w", key, err)
+				err = fmt.Errorf("of DoTx on lock %v: %w", key, err)
 			}
 			return tx, err
 		}

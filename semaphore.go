@@ -89,10 +89,10 @@ func (c *Client) semaphore(ctx context.Context, name string, capacity, revision 
 	case err != nil:
 		return nil, err
 	case has.revision == 0 && has.capacity != capacity:
-		return nil, fmt.Errorf("semaphore %q: %w: it has %d, not %d: open it with that, or Resize it, or count the "+
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: it has %d, not %d: open it with that, or Resize it, or count the "+
 			"changes with SemaphoreRevision", name, ErrCapacityMismatch, has.capacity, capacity)
 	case revision > 0 && has.revision == revision && has.declared != capacity:
-		return nil, fmt.Errorf("semaphore %q: %w: revision %d came with %d elsewhere, and with %d here: the later change "+
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: revision %d came with %d elsewhere, and with %d here: the later change "+
 			"needs a greater number", name, ErrCapacityMismatch, revision, has.declared, capacity)
 	}
 	return s, nil
@@ -122,22 +122,22 @@ func (c *Client) openSemaphore(
 	ctx context.Context, name string, capacity []byte, revision int,
 ) (s *Semaphore, has semaphoreRow, err error) {
 	if err := validateName("semaphore", name, maxNameLength); err != nil {
-		return nil, has, fmt.Errorf("open semaphore: %w", err)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore: %w", err)
 	}
 	if err := c.thirdConnection(); err != nil {
-		return nil, has, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity, []byte(strconv.Itoa(revision)))
 	if err != nil {
-		return nil, has, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	if len(rows) == 0 {
-		return nil, has, fmt.Errorf("open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
 	}
 	for i, field := range []*int{&has.id, &has.capacity, &has.revision, &has.declared} {
 		if text := rows[0][i]; text != nil {
 			if *field, err = strconv.Atoi(string(text)); err != nil {
-				return nil, has, fmt.Errorf("open semaphore %q: %w", name, err)
+				return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 			}
 		}
 	}
@@ -182,11 +182,11 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 		return nil, fmt.Errorf("pgbaton: semaphore %q: %d permits wanted, the least is 1", s.name, n)
 	}
 	if n > maxCapacity {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
+		return nil, fmt.Errorf("pgbaton: acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
 	}
 	p, err := s.line.Acquire(ctx, n, try)
 	if err != nil {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
+		return nil, fmt.Errorf("pgbaton: acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
@@ -211,7 +211,7 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 		err = errRemoved
 	}
 	if err != nil {
-		return fmt.Errorf("resize semaphore %q: %w", s.name, err)
+		return fmt.Errorf("pgbaton: resize semaphore %q: %w", s.name, err)
 	}
 	s.line.Resized(capacity)
 	return nil
@@ -242,7 +242,7 @@ func (s *Semaphore) state(ctx context.Context) (capacity, available int, err err
 		err = errors.Join(err1, err2)
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return 0, 0, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}
 	return capacity, available, nil
 }
@@ -262,7 +262,7 @@ type SemaphoreHolder struct {
 func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(strconv.Itoa(int(s.id))))
 	if err != nil {
-		return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}
 	if len(rows) == 0 { // nobody, or no semaphore
 		_, _, err := s.state(ctx)
@@ -274,7 +274,7 @@ func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 		token, err2 := strconv.ParseInt(string(row[3]), 10, 64)
 		expires, err3 := strconv.ParseInt(string(row[4]), 10, 64)
 		if err := errors.Join(err1, err2, err3); err != nil {
-			return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+			return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 		}
 		holders[i] = SemaphoreHolder{
 			Holder: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,

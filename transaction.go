@@ -148,10 +148,10 @@ func (r *runner[H]) run(ctx context.Context, opts *TxOpts) error {
 		case !retry:
 			return err
 		case attempt == opts.MaxAttempts:
-			return fmt.Errorf("run transaction: %d attempts: %w", attempt, err)
+			return wrap(err, "run transaction: %d attempts", attempt)
 		}
 		if ctxErr := backoff.Wait(ctx, attempt); ctxErr != nil {
-			return fmt.Errorf("run transaction: %w: %w", err, ctxErr)
+			return wrap(also(err, ctxErr), "run transaction")
 		}
 	}
 }
@@ -163,7 +163,7 @@ func (r *runner[H]) once(ctx context.Context, last bool) error {
 		err = fmt.Errorf("%w: %w", ctxErr, err) // drivers call a deadline a cancel
 	}
 	if err != nil {
-		return fmt.Errorf("begin transaction: %w", err)
+		return wrap(err, "begin transaction")
 	}
 	ended := false
 	defer func() {
@@ -200,13 +200,13 @@ func commit(ctx context.Context, tx Tx) error {
 	}
 	switch {
 	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, sql.ErrTxDone):
-		return fmt.Errorf("commit transaction: fn has ended it itself: %w", err)
+		return wrap(err, "commit transaction: fn has ended it itself")
 	case errors.Is(err, pgx.ErrTxCommitRollback):
-		return fmt.Errorf("commit transaction: fn returned nil after a statement had failed: %w", err)
+		return wrap(err, "commit transaction: fn returned nil after a statement had failed")
 	case pgerr.CommitUnknown(err):
-		return fmt.Errorf("commit transaction: %w: %w", lockerr.CommitUnknown, err)
+		return wrap(fmt.Errorf("%w: %w", lockerr.CommitUnknown, err), "commit transaction")
 	}
-	return fmt.Errorf("commit transaction: %w", translate(err))
+	return wrap(translate(err), "commit transaction")
 }
 
 // rollback ends the transaction, also after the context has ended. An error needs no report: the server

@@ -29,6 +29,9 @@ var calls = map[string]struct {
 	"wait_for_turn(bigint,boolean,boolean,bigint,boolean,boolean,integer)": {
 		"SELECT pgbaton.wait_for_turn(1, false, false, 2, false, true, 100)", int32(2),
 	},
+	"wait_for_turns(bigint[],bigint[],boolean[],integer,integer,integer)": {
+		"SELECT keys_held FROM pgbaton.wait_for_turns('{5,6}', '{7,8}', '{f,t}', 0, 0, 100)", int32(2),
+	},
 	"lock_for_transaction(bigint,boolean,boolean,integer)": {
 		"SELECT pgbaton.lock_for_transaction(1, false, false, 100)", nil,
 	},

@@ -8,8 +8,8 @@
 //     was given up elsewhere are tried when the news comes, if it comes.
 //   - After a resignation the client does not try for [holdBack], so that another can lead, also when the campaign ends
 //     and another begins.
-//   - A term whose row says that it should end is told so: at once by notification, at the next look at the
-//     row, within 5 s, without.
+//   - A term whose row says that it should end is told so: at once with a notification, which makes the clerk look at
+//     the row, and at the next look, within 5 s, without. A notification without such a row ends nothing.
 //
 // # What it does not
 //
@@ -30,4 +30,5 @@ const (
 	pollEvery = 3500 * time.Millisecond // from which on the clerk's next turn looks at the rows of the own terms: within 5 s
 	patience  = 5 * time.Second         // with the ledger, for the clerk
 	farewell  = time.Second             // for which the end of a term waits for its row
+	nod       = 20 * time.Millisecond   // the same when its context has ended
 )

@@ -76,8 +76,9 @@ func (t *Term) finished(reason error) {
 }
 
 // End ends the term: the lock is released, others hear of it, the row is cleared. Its error is that of the release:
-// Lost if it was not held until now.
-func (t *Term) End() error {
+// Lost if it was not held until now. It waits for the release, whatever ctx says, but for the row only a moment when ctx
+// has ended: the clerk clears it in any case.
+func (t *Term) End(ctx context.Context) error {
 	o, p := t.office, t.post
 	o.mu.Lock()
 	t.ending = true
@@ -93,7 +94,11 @@ func (t *Term) End() error {
 		o.cfg.Ledger.Notify(freePrefix + p.name)
 	}
 	s := o.strike(t)
-	timer := time.NewTimer(farewell)
+	wait := farewell
+	if ctx.Err() != nil {
+		wait = nod
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-s.done:
@@ -135,7 +140,8 @@ func (o *Office) Resign(ctx context.Context, name string) error {
 	}
 }
 
-// heardRequest is told that a term was asked to end.
+// heardRequest is told that a term was asked to end. Every role that may connect can notify, so what it hears only makes the
+// clerk look at the rows now.
 func (o *Office) heardRequest(payload string) {
 	number, name, ok := strings.Cut(strings.TrimPrefix(payload, resignPrefix), "/")
 	if !ok {
@@ -143,6 +149,9 @@ func (o *Office) heardRequest(payload string) {
 	}
 	t := o.lead(name)
 	if term, err := strconv.ParseInt(number, 10, 64); err == nil && t != nil && t.Hold.Token() == term {
-		t.ask(lockerr.Resigned)
+		o.mu.Lock()
+		o.polled = time.Time{}
+		o.mu.Unlock()
+		chans.Signal(o.rows)
 	}
 }

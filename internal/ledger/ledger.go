@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
@@ -27,7 +28,10 @@ type Config struct {
 	Hung   func()                        // a connection of Dial's was closed
 	Tend   time.Duration                 // how often what others left behind is tidied up; each minute if it is zero
 	Report func(event string, err error) // for the log
+	Idle   time.Duration                 // a session without use is closed after so long; 0 for 10 s
 }
+
+const defaultIdle = 10 * time.Second
 
 // Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.
 type Observer interface {
@@ -47,10 +51,13 @@ type Ledger struct {
 	gone      []*link.Link  // lost, their goroutines not yet waited for
 	observers []Observer
 	listeners []*listener
+	busy      []func() bool // of those who need the session though they say nothing
 	started   bool
+	resting   bool // the session was closed for want of use; the next one is opened when somebody asks
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
+	used atomic.Int64  // when the session was used last, in Unix nanoseconds
 	lane chan struct{} // has a value while a statement that was undone runs again
 
 	want    chan struct{}
@@ -115,6 +122,8 @@ func (l *Ledger) Current() *Session {
 
 // open asks for a session. The caller holds mu.
 func (l *Ledger) open() {
+	l.resting = false
+	l.use()
 	if !l.started && !l.closed {
 		l.started = true
 		l.workers.Add(1)
@@ -187,6 +196,8 @@ func (l *Ledger) Holder(ctx context.Context) (int64, error) {
 func (l *Ledger) maintain() {
 	defer l.workers.Done()
 	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
+	idle := time.NewTicker(l.idle() / 2)
+	defer idle.Stop()
 	tend := time.NewTicker(l.cfg.Tend/2 + rand.N(l.cfg.Tend)) //nolint:gosec // jitter, not a secret
 	defer tend.Stop()
 	for pause := firstPause; ; {
@@ -197,6 +208,9 @@ func (l *Ledger) maintain() {
 			l.tend()
 			continue
 		case <-l.want:
+		case <-idle.C:
+			l.restIfIdle()
+			continue
 		}
 		l.bury(l.ctx)
 		if !l.short() {
@@ -234,7 +248,7 @@ func (l *Ledger) rest(pause time.Duration) {
 func (l *Ledger) short() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.session == nil
+	return l.session == nil && !l.resting
 }
 
 // seat makes a session the present one, unless it has died already.

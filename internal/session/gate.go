@@ -17,7 +17,7 @@ import (
 
 // ClientVersion is the version of the schema's interface that this code was written for. It works with a
 // schema of this version or later whose oldest_client is not above it.
-const ClientVersion = 12
+const ClientVersion = 13
 
 // oldestMajor has idle_session_timeout, and waitstart in pg_locks.
 const oldestMajor = 14
@@ -68,7 +68,8 @@ SELECT pg_backend_pid(),
 const (
 	ours = "server_identity,schema_version,begin_session,draw_token,wait_for_turn,lock_for_transaction,next_token,key," +
 		"enlist,open_semaphore,claim_slots,renew_slots,free_slots,resize_semaphore,semaphore_state,semaphore_holders,holds_slots," +
-		"keep_leaders,strike_leaders,leader_of,request_resign,begin_run,publish_waits,withdraw_waits,waits,fence"
+		"keep_leaders,strike_leaders,leader_of,request_resign,start_run,end_run,look_run,forget_run," +
+		"publish_waits,withdraw_waits,waits,fence"
 	theirs = "pg_try_advisory_lock,pg_try_advisory_lock_shared,pg_advisory_lock,pg_advisory_lock_shared," +
 		"pg_advisory_unlock,pg_advisory_unlock_shared,pg_advisory_unlock_all,pg_try_advisory_xact_lock_shared," +
 		"pg_advisory_xact_lock,pg_advisory_xact_lock_shared,pg_is_in_recovery,pg_backend_pid,set_config,pg_notify"
