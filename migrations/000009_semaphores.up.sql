@@ -548,19 +548,26 @@ CREATE OR REPLACE FUNCTION pgbaton.renew_slots(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    busy integer[];
+    busy    integer[];
+    strange integer[] := '{}'; -- semaphores of other services: with the lock of a dead holder anybody stands for it
 BEGIN
     IF (ttl_ms BETWEEN 1000 AND 3600000 AND cardinality(slots) <= 100000) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.renew_slots: a lease is 1 s to 1 h' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM pgbaton.require_holder(holder);
     IF holder > 0 THEN
+        BEGIN -- what is held shall be renewed also while somebody has the table of semaphores
+            LOCK TABLE pgbaton.semaphore IN ACCESS SHARE MODE NOWAIT;
+            SELECT coalesce(array_agg(m.id), '{}') INTO strange
+              FROM pgbaton.semaphore AS m WHERE m.id = ANY (semaphores) AND NOT pgbaton.serves(m.service);
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
         WITH mine AS MATERIALIZED (
             SELECT s.semaphore, s.slot, f.place FROM pgbaton.slot AS s
               JOIN unnest(semaphores, slots, tokens) WITH ORDINALITY AS f(semaphore, slot, token, place)
                 ON s.semaphore = f.semaphore AND s.slot = f.slot
-              JOIN pgbaton.semaphore AS m ON m.id = s.semaphore AND pgbaton.serves(m.service)
-             WHERE s.holder = renew_slots.holder AND s.token = f.token
+             WHERE s.holder = renew_slots.holder AND s.token = f.token AND s.semaphore <> ALL (strange)
                FOR NO KEY UPDATE OF s SKIP LOCKED),
         kept AS (
             UPDATE pgbaton.slot AS s
@@ -572,8 +579,7 @@ BEGIN
             SELECT array_agg(f.place) INTO busy
               FROM unnest(semaphores, slots, tokens) WITH ORDINALITY AS f(semaphore, slot, token, place)
               JOIN pgbaton.slot AS s ON s.semaphore = f.semaphore AND s.slot = f.slot
-              JOIN pgbaton.semaphore AS m ON m.id = s.semaphore AND pgbaton.serves(m.service)
-             WHERE f.place <> ALL (renewed) AND s.holder = renew_slots.holder AND s.token = f.token
+             WHERE s.semaphore <> ALL (strange) AND f.place <> ALL (renewed) AND s.holder = renew_slots.holder AND s.token = f.token
                AND s.expires_at > clock_timestamp() AND NOT s.overdue AND coalesce(s.lease, 3600000) >= ttl_ms;
             renewed := renewed || busy;
         END IF;

@@ -56,6 +56,7 @@ func (l *Ledger) restIfIdle() {
 	}
 	l.mu.Unlock()
 	if rest {
+		l.retire(l.ctx, s)
 		_ = s.link.Close(l.ctx) // nothing is held by it
 		return
 	}

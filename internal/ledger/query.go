@@ -100,7 +100,7 @@ var (
 	stmtRetire = link.Statement{Name: "pgbaton_retire", SQL: "SELECT pgbaton.retire($1)"}
 )
 
-// tend tidies up what others have left behind, and reports what was wrong.
+// tend tidies up what others have left behind, and reports what was wrong. It is no use of the session that keeps it open.
 func (l *Ledger) tend() {
 	l.mu.Lock()
 	s := l.session
@@ -108,7 +108,7 @@ func (l *Ledger) tend() {
 	if s == nil {
 		return
 	}
-	s.Submit(&link.Op{Kind: link.Call, Call: &stmtTend, Alone: true, Owner: Completion(func(op *link.Op) {
+	s.link.Submit(&link.Op{Kind: link.Call, Call: &stmtTend, Alone: true, Owner: Completion(func(op *link.Op) {
 		for _, row := range op.Rows {
 			l.cfg.Report("claims of permits were for longer than they may be, as when the server's clock was set back; "+
 				"they were cut short", fmt.Errorf("semaphore %q: %s", row[0], row[1])) //nolint:err113 // for the log
@@ -120,7 +120,7 @@ func (l *Ledger) tend() {
 // retire forgets the holder, of which nobody needs to know any longer.
 func (l *Ledger) retire(ctx context.Context, s *Session) {
 	answered := make(question)
-	s.Submit(&link.Op{
+	s.link.Submit(&link.Op{
 		Kind: link.Call, Call: &stmtRetire, Params: [][]byte{strconv.AppendInt(nil, s.Holder, 10)}, Alone: true, Owner: answered,
 	})
 	s.Attend()
