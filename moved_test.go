@@ -185,3 +185,45 @@ func TestNew_ApplicationName(t *testing.T) {
 	require.Equal(t, int64(1), dbtest.Value[int64](t, dbtest.Connect(t, dsn),
 		"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbaton/pod-7' AND datname = current_database()"))
 }
+
+// A semaphore that was opened on one server is the one of its name on another, whatever ids they have there.
+func TestMoved_Semaphores(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	m := newMoving(t, nil)
+	here := newClient(t, m.places[1], nil)
+	for _, name := range []string{"two", "one", "three"} { // other ids than on the first server
+		_, err := here.Semaphore(ctx, name, len(name))
+		require.NoError(t, err)
+	}
+	one, err := m.Semaphore(ctx, "one", 1)
+	require.NoError(t, err)
+	two, err := m.Semaphore(ctx, "two", 2)
+	require.NoError(t, err)
+	gone, err := m.Semaphore(ctx, "only there", 2)
+	require.NoError(t, err)
+	permit, err := one.Acquire(ctx, 1)
+	require.NoError(t, err)
+
+	m.now.Store(1)
+	dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '`+m.name+`'`)
+	<-permit.Done()
+	all, err := one.Acquire(ctx, 3) // of "one" there, which has three
+	require.NoError(t, err)
+	for name, free := range map[string]int{"one": 0, "two": 3, "three": 5} {
+		sem, err := here.OpenSemaphore(ctx, name)
+		require.NoError(t, err)
+		available, err := sem.Available(ctx)
+		require.NoError(t, err)
+		require.Equal(t, free, available, name)
+	}
+	require.NoError(t, two.Resize(ctx, 4))
+	capacity, err := two.Capacity(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 4, capacity)
+	require.NoError(t, all.Release(ctx))
+	_, err = gone.Acquire(ctx, 1)
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
+	_, err = gone.Capacity(ctx)
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
+}

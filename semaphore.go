@@ -35,7 +35,6 @@ const maxCapacity = 10_000
 type Semaphore struct {
 	client *Client
 	name   string
-	id     int32
 	line   *permit.Line
 }
 
@@ -43,14 +42,18 @@ var (
 	stmtOpenSemaphore = link.Statement{
 		Name: "pgbaton_open_semaphore", SQL: "SELECT * FROM pgbaton.open_semaphore($1, $2, $3)",
 	}
+	// By name, because an id is worth nothing on another server.
 	stmtResizeSemaphore = link.Statement{
-		Name: "pgbaton_resize_semaphore", SQL: "SELECT pgbaton.resize_semaphore($1, $2)",
+		Name: "pgbaton_resize_semaphore",
+		SQL:  "SELECT pgbaton.resize_semaphore(o.id, $2) FROM pgbaton.open_semaphore($1, NULL) AS o",
 	}
 	stmtSemaphoreState = link.Statement{
-		Name: "pgbaton_semaphore_state", SQL: "SELECT * FROM pgbaton.semaphore_state($1)",
+		Name: "pgbaton_semaphore_state",
+		SQL:  "SELECT s.* FROM pgbaton.open_semaphore($1, NULL) AS o, pgbaton.semaphore_state(o.id) AS s",
 	}
 	stmtSemaphoreHolders = link.Statement{
-		Name: "pgbaton_semaphore_holders", SQL: "SELECT * FROM pgbaton.semaphore_holders($1)",
+		Name: "pgbaton_semaphore_holders",
+		SQL:  "SELECT h.* FROM pgbaton.open_semaphore($1, NULL) AS o, pgbaton.semaphore_holders(o.id) AS h",
 	}
 )
 
@@ -143,7 +146,7 @@ func (c *Client) openSemaphore(
 	}
 	id := int32(has.id) //nolint:gosec // it is an integer of the server's
 	line := c.permits.Line(id, name, Name("pgbaton/semaphore/"+name).key, has.capacity)
-	return &Semaphore{client: c, name: name, id: id, line: line}, has, nil
+	return &Semaphore{client: c, name: name, line: line}, has, nil
 }
 
 // rows runs a statement that may run twice on the session for rows.
@@ -206,7 +209,7 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 	if err := validateCapacity(s.name, capacity); err != nil {
 		return err
 	}
-	rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(strconv.Itoa(int(s.id))), []byte(strconv.Itoa(capacity)))
+	rows, err := s.client.rows(ctx, &stmtResizeSemaphore, []byte(s.name), []byte(strconv.Itoa(capacity)))
 	if err == nil && (len(rows) != 1 || rows[0][0] == nil) {
 		err = errRemoved
 	}
@@ -231,7 +234,7 @@ func (s *Semaphore) Capacity(ctx context.Context) (int, error) {
 }
 
 func (s *Semaphore) state(ctx context.Context) (capacity, available int, err error) {
-	rows, err := s.client.rows(ctx, &stmtSemaphoreState, []byte(strconv.Itoa(int(s.id))))
+	rows, err := s.client.rows(ctx, &stmtSemaphoreState, []byte(s.name))
 	if err == nil && len(rows) != 1 {
 		err = errRemoved
 	}
@@ -260,7 +263,7 @@ type SemaphoreHolder struct {
 
 // Holders lists who holds permits, in the order of their claims.
 func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
-	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(strconv.Itoa(int(s.id))))
+	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(s.name))
 	if err != nil {
 		return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}

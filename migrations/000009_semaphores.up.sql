@@ -394,7 +394,8 @@ BEGIN
                SELECT f.slot FROM pgbaton.slot AS f
                 WHERE f.semaphore = claim_slots.semaphore AND NOT f.closed AND f.holder IS NULL
                   AND EXISTS (SELECT FROM pgbaton.semaphore AS h
-                               WHERE h.id = claim_slots.semaphore AND (h.head_until IS NULL OR h.head_until <= clock_timestamp())
+                               WHERE h.id = claim_slots.semaphore AND h.gate = claim_slots.gate
+                                 AND (h.head_until IS NULL OR h.head_until <= clock_timestamp())
                                  AND pgbaton.serves(h.service))
                 LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
         RETURNING s.slot, s.token INTO slot, token;
@@ -416,7 +417,7 @@ BEGIN
     PERFORM pgbaton.require_holder(holder);
     granted := 0;
     SELECT s.name, s.service, s.capacity, s.surplus, s.head, s.head_until INTO m
-      FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore;
+      FROM pgbaton.semaphore AS s WHERE s.id = claim_slots.semaphore AND s.gate = claim_slots.gate;
     capacity := m.capacity;
     IF capacity IS NULL THEN
         RETURN;

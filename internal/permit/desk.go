@@ -42,7 +42,7 @@ type Desk struct {
 	cfg Config
 
 	mu      sync.Mutex
-	lines   map[int32]*Line
+	lines   map[string]*Line
 	gates   map[int64]*Line
 	blocks  map[*block]struct{} // that hold slots
 	session *ledger.Session
@@ -69,7 +69,7 @@ var (
 func New(cfg Config) *Desk {
 	ctx, stop := context.WithCancel(context.Background())
 	d := &Desk{
-		cfg: cfg, lines: map[int32]*Line{}, gates: map[int64]*Line{}, blocks: map[*block]struct{}{},
+		cfg: cfg, lines: map[string]*Line{}, gates: map[int64]*Line{}, blocks: map[*block]struct{}{},
 		drained: make(chan struct{}), ctx: ctx, stop: stop,
 	}
 	cfg.Ledger.Observe(d)
@@ -131,12 +131,12 @@ func (d *Desk) step(f func(a *actions)) {
 func (d *Desk) Line(id int32, name string, gate advisory.Key, capacity int) *Line {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	l := d.lines[id]
+	l := d.lines[name]
 	if l == nil {
-		l = &Line{desk: d, id: id, name: name, gate: gate, poke: make(chan struct{}, 1)}
-		d.lines[id], d.gates[gate.ID] = l, l
+		l = &Line{desk: d, name: name, gate: gate, poke: make(chan struct{}, 1)}
+		d.lines[name], d.gates[gate.ID] = l, l
 	}
-	l.capacity = capacity
+	l.id, l.capacity = id, capacity
 	return l
 }
 

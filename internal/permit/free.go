@@ -115,7 +115,7 @@ func (d *Desk) free(a *actions) {
 	var tokens, gates []int64
 	for _, v := range f.sent {
 		for _, slot := range v.slots {
-			semaphores, slots = append(semaphores, v.block.line.id), append(slots, slot)
+			semaphores, slots = append(semaphores, v.block.semaphore), append(slots, slot)
 			tokens, gates = append(tokens, v.block.base), append(gates, v.block.line.gate.ID)
 		}
 	}

@@ -156,7 +156,7 @@ func (l *Line) ask(ctx context.Context, stand Stand) int {
 	answer := make(chan int, 1)
 	asked := false
 	l.desk.step(func(a *actions) {
-		if l.waiters.Len() > 0 && !l.claiming {
+		if l.waiters.Len() > 0 && !l.claiming && l.missing == nil {
 			asked = l.claim(a, answer)
 		}
 	})

@@ -149,7 +149,7 @@ func (d *Desk) renewal(s *ledger.Session, part, leaving []kept, r round, then fu
 	var semaphores, slots []int32
 	var tokens []int64
 	for _, k := range slices.Concat(part, leaving) {
-		semaphores, slots, tokens = append(semaphores, k.block.line.id), append(slots, k.slot), append(tokens, k.block.base)
+		semaphores, slots, tokens = append(semaphores, k.block.semaphore), append(slots, k.slot), append(tokens, k.block.base)
 	}
 	d.writes += len(slots)
 	return &link.Op{

@@ -19,7 +19,7 @@ import (
 // desk's mutex.
 type Line struct {
 	desk *Desk
-	id   int32
+	id   int32 // on the server of the present session; see inquired
 	name string
 	gate advisory.Key
 
@@ -28,6 +28,7 @@ type Line struct {
 	waits     int       // those of them that wait, and do not only try
 	claiming  bool
 	inquiring bool               // the server is being asked for the capacity
+	missing   error              // why, if the last claim found no such semaphore
 	heading   bool               // there is a head
 	atGate    bool               // and it is its turn
 	served    time.Time          // when the head last got something
@@ -50,10 +51,11 @@ type waiter struct {
 
 // claim is a statement under way.
 type claim struct {
-	line    *Line
-	session *ledger.Session
-	waiters []*waiter // that it asks for
-	answer  chan int  // for the head: how many were granted
+	line      *Line
+	semaphore int32 // the id then
+	session   *ledger.Session
+	waiters   []*waiter // that it asks for
+	answer    chan int  // for the head: how many were granted
 }
 
 var stmtClaim = link.Statement{
@@ -183,15 +185,25 @@ func (l *Line) inquire(a *actions) {
 	})
 }
 
-// inquired takes the answer. A failure is left to the next claim, which will see it too.
+// inquired takes the answer. A failure is left to the next claim, which will see it too. The semaphore may have another
+// id: the client has moved to another server, or somebody has removed it and made it anew.
 func (l *Line) inquired(op *link.Op) {
 	l.desk.step(func(a *actions) {
 		l.inquiring = false
-		if op.Err != nil || len(op.Rows) != 1 || string(op.Rows[0][0]) != strconv.Itoa(int(l.id)) {
-			return
+		missing := l.missing
+		l.missing = nil
+		defer l.advance(a)
+		if op.Err == nil && len(op.Rows) == 1 {
+			id, err1 := strconv.ParseInt(string(op.Rows[0][0]), 10, 32)
+			capacity, err2 := strconv.Atoi(string(op.Rows[0][1]))
+			if err1 == nil && err2 == nil && (missing == nil || int32(id) != l.id) {
+				l.id = int32(id)
+				l.resized(capacity, a)
+				return
+			}
 		}
-		if capacity, err := strconv.Atoi(string(op.Rows[0][1])); err == nil {
-			l.resized(capacity, a)
+		if missing != nil && (op.Err == nil || !errors.Is(op.Err, lockerr.Lost) && !ledger.Passes(op.Err)) {
+			l.refuse(missing, func(*waiter) bool { return true }, a)
 		}
 	})
 }
@@ -236,7 +248,7 @@ func (l *Line) ended(ctx context.Context) error {
 // advance asks for slots for those who wait, unless that is under way or the head's to do. The caller holds the
 // mutex, as of all that take actions.
 func (l *Line) advance(a *actions) {
-	if l.waiters.Len() > 0 && !l.claiming && !l.heading {
+	if l.waiters.Len() > 0 && !l.claiming && !l.heading && l.missing == nil {
 		l.claim(a, nil)
 	}
 }
@@ -249,7 +261,7 @@ func (l *Line) claim(a *actions, answer chan int) bool {
 		d.cfg.Ledger.Current() // opens one
 		return false
 	}
-	c := &claim{line: l, session: d.session, answer: answer}
+	c := &claim{line: l, semaphore: l.id, session: d.session, answer: answer}
 	wants, total := make([]int32, 0, 1), 0
 	for place := l.waiters.Front(); place != nil; place = place.Next() {
 		w := place.Value.(*waiter) //nolint:forcetypeassert // there is nothing else in it
@@ -281,12 +293,15 @@ func (l *Line) claim(a *actions, answer chan int) bool {
 
 // completed takes the answer to a claim.
 func (c *claim) completed(op *link.Op) {
-	l := c.line
-	l.desk.step(func(a *actions) {
+	l, d := c.line, c.line.desk
+	d.step(func(a *actions) {
 		l.claiming = false
 		granted, err := c.take(op, a)
 		var short *waiter // the first for which there was not enough
 		switch {
+		case errors.Is(err, lockerr.NotFound) && d.session != nil:
+			l.missing = err
+			l.inquire(a)
 		case err != nil && !errors.Is(err, lockerr.NotAcquired):
 			l.refuse(err, func(*waiter) bool { return true }, a)
 		case err != nil:
@@ -308,7 +323,7 @@ func (c *claim) completed(op *link.Op) {
 			l.head()
 		}
 		l.advance(a)
-		l.desk.drain()
+		d.drain()
 	})
 }
 
@@ -353,7 +368,7 @@ func (c *claim) take(op *link.Op, a *actions) (int, error) {
 	}
 	if answer.granted > 0 {
 		b := &block{
-			line: l, session: c.session, holder: c.session.Holder, base: answer.token, since: a.now,
+			line: l, semaphore: c.semaphore, session: c.session, holder: c.session.Holder, base: answer.token, since: a.now,
 			trusted: op.Sent.Add(l.desk.trustSpan()), owners: map[int32]*Permit{},
 		}
 		l.desk.offer(b, answer.slots, a)

@@ -14,15 +14,16 @@ import (
 
 // block is what one statement has claimed. Guarded by the desk's mutex.
 type block struct {
-	line    *Line
-	session *ledger.Session // that claimed or, behind a pooler, last renewed it
-	holder  int64
-	base    int64 // the first of its tokens
-	used    int64 // tokens that were given out
-	since   time.Time
-	trusted time.Time // until then
-	owners  map[int32]*Permit
-	lost    error // why it is gone
+	line      *Line
+	semaphore int32           // the id by which it was claimed
+	session   *ledger.Session // that claimed or, behind a pooler, last renewed it
+	holder    int64
+	base      int64 // the first of its tokens
+	used      int64 // tokens that were given out
+	since     time.Time
+	trusted   time.Time // until then
+	owners    map[int32]*Permit
+	lost      error // why it is gone
 }
 
 // Permit is a grant of slots.
@@ -47,7 +48,7 @@ func (p *Permit) Token() int64 { return p.token }
 
 // Claim names the claim behind the permit as the server knows it.
 func (p *Permit) Claim() (semaphore int32, holder int64, slots []int32, base int64) {
-	return p.line.id, p.block.holder, p.slots, p.block.base
+	return p.block.semaphore, p.block.holder, p.slots, p.block.base
 }
 
 // Asserted says that a transaction counts on the slots. It may not have ended when the permit is released, so they
