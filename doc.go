@@ -17,7 +17,7 @@
 //   - A process that waits and freezes, or cannot be reached, keeps those behind it waiting for at most a
 //     second and a half, whatever TTL is and wherever it stands: in line for a lock, exclusive or shared, for several,
 //     for permits, also behind a pooler, or to lead. Whoever is told that it is its turn takes it or loses it
-//     within a second. This holds for each process that freezes: when they do so one after the other, each
+//     within a second. What is granted in the moment in which the process freezes it holds, as above. This holds for each process that freezes: when they do so one after the other, each
 //     at its turn, each may cost as much.
 //   - A semaphore never has more valid permits, by the database's clock, than its capacity.
 //   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and

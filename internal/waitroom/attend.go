@@ -32,6 +32,7 @@ func (p *place) attend(st *stand) (err error) {
 	post := st.post
 	gates, keys, began, pause := 0, 0, time.Now(), firstTry
 	defer func() {
+		p.setPlaced(post, false)
 		p.note(post, 0, false)
 		if gates > 0 && err == nil {
 			err = p.free()
@@ -40,6 +41,7 @@ func (p *place) attend(st *stand) (err error) {
 	if err := p.prepareSeveral(post); err != nil {
 		return err
 	}
+	p.setPlaced(post, true)
 	for {
 		if p.leaves(st, began) {
 			return nil
@@ -108,6 +110,12 @@ func (p *place) gather(st *stand, gates, keys int) (gatesHeld, keysHeld int, err
 	}
 	p.note(post, got, keysHeld < post.keys)
 	return gatesHeld, keysHeld, nil
+}
+
+func (p *place) setPlaced(post *Post, placed bool) {
+	p.room.mu.Lock()
+	defer p.room.mu.Unlock()
+	post.placed = placed
 }
 
 // note takes note of how far a post has come.

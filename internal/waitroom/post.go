@@ -28,6 +28,7 @@ type Post struct {
 
 	// Guarded by the room's mutex.
 	stand  *stand
+	placed bool // a session waits for it: a place alone may still be dialling
 	turn   bool // it is its turn
 	over   bool // the owner has used the turn, or does not want it
 	busy   bool // until the owner says Again there is nothing to wait for: it tries keys, or is stuck
@@ -94,7 +95,7 @@ func (p *Post) Held() bool {
 func (p *Post) Placed() bool {
 	p.room.mu.Lock()
 	defer p.room.mu.Unlock()
-	return p.stand.place != nil
+	return p.placed
 }
 
 // Got is how many keys, of the first ones, the post's session holds, and keeps from others. It is known that the
