@@ -33,6 +33,7 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 			return dbtest.Value[string](t, control, "SHOW synchronous_standby_names") == name
 		})
 	}
+	defer away("") // else nothing of the clean-up would end
 	const raise = "UPDATE counter SET n = $1"
 	pool := dbtest.Pool(t, dsn)
 	kinds := map[string]func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.DoOpts) error{
@@ -72,7 +73,6 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			err := do(ctx, clients[0], opts)
 			cancel()
-			require.Error(t, err, name)
 			if errors.Is(err, pgbaton.ErrCommitUnknown) {
 				unknown++
 			}
@@ -82,12 +82,15 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 			away("")
 			require.NoError(t, <-next, "%s, %s", name, level)
 			raised++
-			if !errors.Is(err, pgbaton.ErrNotAcquired) { // the first was begun, so it appears
+			switch { // a driver that asks the server to cancel, and waits, knows that it has committed
+			case err == nil, errors.Is(err, pgbaton.ErrCommitUnknown):
 				raised++
+			default:
+				require.ErrorIs(t, err, context.DeadlineExceeded) // before the commit, on a busy machine
 			}
 			require.Equal(t, raised, dbtest.Value[int64](t, control, "SELECT n FROM counter"), "%s, %s: %v", name, level, err)
 		}
 	}
-	require.GreaterOrEqual(t, unknown, len(kinds), "else nothing was tried")
+	require.Positive(t, unknown, "else nothing was tried")
 	t.Logf("%d commits in doubt", unknown)
 }
