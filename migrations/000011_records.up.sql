@@ -235,7 +235,7 @@ COMMENT ON COLUMN pgbaton.fence.service IS 'whose it is; NULL is everybody''s';
 
 -- As before, and: a resource belongs to the service that has fenced it first, and a token can have been drawn. Tokens may come
 -- from another database, so they are bounded by the clock, from which every sequence of tokens was set off and which
--- it does not outrun, and a day; only a token of this database's own sequence may be greater.
+-- it does not outrun, and an hour; only a token of this database's own sequence may be greater.
 CREATE OR REPLACE FUNCTION pgbaton.fence(resource text, token bigint, shared boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -251,7 +251,7 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.fence: a resource has 1 to 512 bytes and a token is above 0 and below 2^53'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF token > (extract(epoch FROM clock_timestamp()) - 1577836800 + 86400)::bigint * 4096000 AND NOT pgbaton.drawn(token) THEN
+    IF token > (extract(epoch FROM clock_timestamp()) - 1577836800 + 3600)::bigint * 4096000 AND NOT pgbaton.drawn(token) THEN
         RAISE EXCEPTION 'pgbaton.fence: token % was never drawn: it is far ahead of the clock and of the sequence', token
             USING ERRCODE = 'invalid_parameter_value';
     END IF;

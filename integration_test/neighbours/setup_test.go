@@ -43,12 +43,20 @@ var roles = map[string]string{
 // onEach runs a test in a town of its own on each server.
 func onEach(t *testing.T, test func(t *testing.T, w *town)) {
 	t.Helper()
+	onServers(t, "", func(t *testing.T, server string) {
+		w := newTown(t, server, upTo(t, ""))
+		w.granted()
+		test(t, w)
+	})
+}
+
+// onServers runs a test on each server.
+func onServers(t *testing.T, name string, test func(t *testing.T, server string)) {
+	t.Helper()
 	for _, server := range lab.Servers(t) {
-		t.Run(fmt.Sprint("PostgreSQL", server.Major()), func(t *testing.T) {
+		t.Run(strings.TrimSuffix(fmt.Sprint("PostgreSQL", server.Major(), "/", name), "/"), func(t *testing.T) {
 			t.Parallel()
-			w := newTown(t, server.URL(), upTo(t, ""))
-			w.granted()
-			test(t, w)
+			test(t, server.URL())
 		})
 	}
 }
@@ -83,11 +91,10 @@ func newTown(t *testing.T, server, files string) *town {
 }
 
 // granted gives the roles of the town what the docs say.
-func (w *town) granted() *town {
+func (w *town) granted() {
 	w.t.Helper()
 	w.run("owner", w.fill(`
 SELECT pgbaton.grant_service('$anns'), pgbaton.grant_service('$bobs'), pgbaton.grant_operator('$operator')`))
-	return w
 }
 
 func (w *town) database() string {
@@ -128,17 +135,22 @@ func (w *town) fill(sql string) string {
 	})
 }
 
-// refused runs a statement that must fail with a code, and returns the error.
-func refused(t *testing.T, conn *pgx.Conn, code, sql string, args ...any) *pgconn.PgError {
+// refused runs a statement that must fail with a code.
+func refused(t *testing.T, conn *pgx.Conn, code, sql string, args ...any) {
+	t.Helper()
+	require.Equal(t, code, refusal(t, conn, sql, args...).Code, sql)
+}
+
+// refusal is the error of a statement that must fail.
+func refusal(t *testing.T, conn *pgx.Conn, sql string, args ...any) *pgconn.PgError {
 	t.Helper()
 	_, err := conn.Exec(context.Background(), sql, args...)
 	var pgErr *pgconn.PgError
 	require.ErrorAs(t, err, &pgErr, sql)
-	require.Equal(t, code, pgErr.Code, "%s: %v", sql, err)
 	return pgErr
 }
 
-// upTo is the migrations before the one whose name begins so, or all.
+// upTo is the migrations before the one with that number, or all.
 func upTo(t *testing.T, end string) string {
 	t.Helper()
 	all, from := split(t, end)
@@ -148,19 +160,18 @@ func upTo(t *testing.T, end string) string {
 	return all
 }
 
-// split is the migrations before the one whose name begins so, and those from it on.
+// split is the migrations before the one with that number, and those from it on.
 func split(t *testing.T, at string) (before, from string) {
 	t.Helper()
 	entries, err := migrations.FS.ReadDir(".")
 	require.NoError(t, err)
-	reached := false
 	for _, entry := range entries {
 		if !strings.HasSuffix(entry.Name(), ".up.sql") {
 			continue
 		}
 		sql, err := migrations.FS.ReadFile(entry.Name())
 		require.NoError(t, err)
-		if reached = reached || strings.HasPrefix(entry.Name(), at); reached {
+		if entry.Name() >= at {
 			from += string(sql) + "\n"
 		} else {
 			before += string(sql) + "\n"

@@ -31,17 +31,20 @@ func startRun(t *testing.T, conn *pgx.Conn, resource, window string, token any, 
 // A run that claims to have begun in a future that no difference between clocks explains is not believed.
 func TestStartRun_DisbelievesTheFuture(t *testing.T) {
 	t.Parallel()
-	ownerURL, appURL := newDatabase(t)
-	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
 	for _, c := range []struct {
 		ahead, window string
 		believed      bool
 	}{
-		{"50 s", "1 s", true}, {"70 s", "1 s", false},
-		{"2 h", "24 h", true}, {"3 h", "24 h", false},
+		{"50 s", "1 s", true},
+		{"70 s", "1 s", false},
+		{"2 h", "24 h", true},
+		{"3 h", "24 h", false},
 		{"30 years", "24 h", false},
 	} {
 		t.Run(c.ahead+"/"+c.window, func(t *testing.T) {
+			t.Parallel()
+			ownerURL, appURL := newDatabase(t)
+			owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
 			job := c.ahead + c.window
 			require.True(t, startRun(t, app, job, c.window, 5, false, false).Due)
 			dbtest.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = clock_timestamp() + $2::text::interval WHERE resource = $1", job, c.ahead)

@@ -8,8 +8,8 @@
 //     was given up elsewhere are tried when the news comes, if it comes.
 //   - After a resignation the client does not try for [holdBack], so that another can lead, also when the campaign ends
 //     and another begins.
-//   - A term whose row says that it should end is told so: at once by notification, at the next look at the
-//     row, within 5 s, without.
+//   - A term whose row says that it should end is told so: at once with a notification, which makes the clerk look at
+//     the row, and at the next look, within 5 s, without. A notification without such a row ends nothing.
 //
 // # What it does not
 //

@@ -140,7 +140,8 @@ func (o *Office) Resign(ctx context.Context, name string) error {
 	}
 }
 
-// heardRequest is told that a term was asked to end.
+// heardRequest is told that a term was asked to end. Every role that may connect can notify, so what it hears only makes the
+// clerk look at the rows now.
 func (o *Office) heardRequest(payload string) {
 	number, name, ok := strings.Cut(strings.TrimPrefix(payload, resignPrefix), "/")
 	if !ok {
@@ -148,6 +149,9 @@ func (o *Office) heardRequest(payload string) {
 	}
 	t := o.lead(name)
 	if term, err := strconv.ParseInt(number, 10, 64); err == nil && t != nil && t.Hold.Token() == term {
-		t.ask(lockerr.Resigned)
+		o.mu.Lock()
+		o.polled = time.Time{}
+		o.mu.Unlock()
+		chans.Signal(o.rows)
 	}
 }

@@ -33,7 +33,10 @@ var (
 )
 
 // Submit hands operations over; see [link.Link.Submit]. Help or Attend must follow.
-func (s *Session) Submit(ops ...*link.Op) { s.link.Submit(ops...) }
+func (s *Session) Submit(ops ...*link.Op) {
+	s.ledger.use()
+	s.link.Submit(ops...)
+}
 
 // Help reads answers while the caller waits for its own; see [link.Link.Help].
 func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx, done) }

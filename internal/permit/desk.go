@@ -15,19 +15,26 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// Turn is the right to look for slots, a lock on the semaphore's gate.
-type Turn interface {
-	Err() error // why it is over; nil while it is not
-	Release() error
+// Stand is a place in the server's queue at a semaphore's gate. Its turn is the right to look for slots. See the
+// post of package waitroom.
+type Stand interface {
+	Ready() <-chan struct{} // gets a value when a turn begins
+	Held() bool             // whether it is its turn
+	Placed() bool           // whether a session stands there
+	Err() error             // why there will be no turn
+	Pass()                  // lets the next process come to the gate, and queues behind it
+	Park()                  // lets the next process come to the gate, and is away from there until Again
+	Again()
+	Leave()
 }
 
 // Config is what a desk needs.
 type Config struct {
 	TTL    time.Duration
 	Ledger *ledger.Ledger
-	Pooled bool                                                       // no session can stand at a gate
-	Queue  func(ctx context.Context, gate advisory.Key) (Turn, error) // stands at a gate; nil if Pooled
-	Report func(event string, err error)                              // for the log
+	Pooled bool                          // no session can stand at a gate
+	Queue  func(gate advisory.Key) Stand // stands at a gate; nil if Pooled
+	Report func(event string, err error) // for the log
 }
 
 // Desk has the semaphores that this process uses.
@@ -53,7 +60,10 @@ type Desk struct {
 	workers sync.WaitGroup
 }
 
-var _ ledger.Observer = (*Desk)(nil)
+var (
+	_ ledger.Observer = (*Desk)(nil)
+	_ ledger.Lender   = (*Desk)(nil)
+)
 
 // New makes a desk. It opens no session before the first Line.
 func New(cfg Config) *Desk {
@@ -154,6 +164,25 @@ func (d *Desk) use(s *ledger.Session, a *actions) {
 	for _, l := range d.lines {
 		l.advance(a)
 	}
+}
+
+// LetGo implements [ledger.Lender]: who holds nothing, wants nothing and has nothing under way needs no session.
+func (d *Desk) LetGo(s *ledger.Session) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session != s {
+		return d.session == nil
+	}
+	if len(d.blocks) > 0 || !d.leaving.none() {
+		return false
+	}
+	for _, l := range d.lines {
+		if l.waiters.Len() > 0 || l.claiming || l.inquiring || l.heading {
+			return false
+		}
+	}
+	d.session = nil
+	return true
 }
 
 // Failed implements [ledger.Observer].
