@@ -49,9 +49,9 @@ func TestErrors(t *testing.T) {
 	_, err = s.Acquire(ctx, 1)
 	require.NoError(t, err)
 	short := func() context.Context {
-		ctx, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+		soon, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 		t.Cleanup(cancel)
-		return ctx
+		return soon
 	}
 	never := func(context.Context, *pgbaton.Lock) error { return nil }
 

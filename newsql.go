@@ -34,7 +34,7 @@ func connConfig(ctx context.Context, db *sql.DB) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask a connection how it was opened: %w", err)
 	}
-	defer conn.Close() //nolint:errcheck // it goes back to db
+	defer conn.Close()
 	var config *pgx.ConnConfig
 	err = conn.Raw(func(driver any) error {
 		known, ok := driver.(interface{ Conn() *pgx.Conn })

@@ -23,7 +23,7 @@ func TestStorm_ByKind(t *testing.T) {
 	stormy := dbtest.Named(t, dsn, "stormy")
 	client, err := pgbaton.Open(t.Context(), stormy, nil)
 	require.NoError(t, err)
-	defer client.Close(context.Background()) //nolint:errcheck // its sessions are ended
+	defer client.Close(context.Background())
 	pool := dbtest.Pool(t, dsn)
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)

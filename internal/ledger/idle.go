@@ -29,7 +29,9 @@ var errIdle = errors.New("closed for want of use")
 
 // restIfIdle closes the session if nobody has used it for a while and nobody needs it.
 func (l *Ledger) restIfIdle() {
-	quiet := func() bool { return time.Now().UnixNano()-l.used.Load() >= int64(l.idle()) }
+	quiet := func() bool { // nobody is about to use it, either
+		return l.asking.Load() == 0 && time.Now().UnixNano()-l.used.Load() >= int64(l.idle())
+	}
 	l.mu.Lock()
 	s, busy, observers := l.session, l.busy, l.observers
 	l.mu.Unlock()

@@ -57,8 +57,9 @@ type Ledger struct {
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
-	used atomic.Int64  // when the session was used last, in Unix nanoseconds
-	lane chan struct{} // has a value while a statement that was undone runs again
+	used   atomic.Int64  // when the session was used last, in Unix nanoseconds
+	asking atomic.Int32  // queries under way, or waiting for a session
+	lane   chan struct{} // has a value while a statement that was undone runs again
 
 	want    chan struct{}
 	ctx     context.Context //nolint:containedctx // of the goroutine that opens sessions

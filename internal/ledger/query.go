@@ -67,6 +67,8 @@ func (l *Ledger) undone(ctx context.Context, err error) error {
 
 // ask runs a statement once, or again when the session was lost meanwhile.
 func (l *Ledger) ask(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
+	l.asking.Add(1)
+	defer l.asking.Add(-1)
 	var lost *Session
 	for ctx.Err() == nil {
 		s, err := l.wait(ctx, lost)

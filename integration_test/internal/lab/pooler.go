@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,8 +17,8 @@ import (
 )
 
 // PgBouncer starts a PgBouncer in front of a database, in transaction or session mode, and returns the
-// database's URL through it. It ends with the test.
-func PgBouncer(t *testing.T, dsn, mode string) string {
+// database's URL through it. Settings are lines of its configuration. It ends with the test.
+func PgBouncer(t *testing.T, dsn, mode string, settings ...string) string {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil && os.Getenv("CI") == "" {
@@ -43,10 +44,11 @@ listen_addr = 127.0.0.1
 listen_port = %d
 auth_type = any
 pool_mode = %s
-default_pool_size = 4
 unix_socket_dir =
 ignore_startup_parameters = extra_float_digits
-`, target.Hostname(), target.Port(), target.User.Username(), password, port, mode)
+%s
+`, target.Hostname(), target.Port(), target.User.Username(), password, port, mode,
+		strings.Join(append([]string{"default_pool_size = 4"}, settings...), "\n"))
 	file := filepath.Join(dir, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o644)) //nolint:gosec // read by another user
 	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
