@@ -2,7 +2,6 @@ package pgbaton
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -40,34 +39,34 @@ type Lock struct {
 // Waiters of one process are served in the order of their arrival; between processes it is the order
 // of the server's own queue, see the package comment.
 func (c *Client) Acquire(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Exclusive, false)
+	return c.limitLock(c.acquire(ctx, key, advisory.Exclusive, false))
 }
 
 // TryAcquire is [Client.Acquire] for a key that is free: it does not wait for other holders, and returns
 // [ErrNotAcquired] when there is one, or a waiter. It takes one round trip at most, but the
 // connection may have to be opened first.
 func (c *Client) TryAcquire(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Exclusive, true)
+	return c.limitLock(c.acquire(ctx, key, advisory.Exclusive, true))
 }
 
 // AcquireShared is [Client.Acquire] for a lock that any number may share and that excludes exclusive ones.
 // Its token is greater than that of every earlier exclusive grant. A waiting exclusive lock goes before
 // shared ones that come later.
 func (c *Client) AcquireShared(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Shared, false)
+	return c.limitLock(c.acquire(ctx, key, advisory.Shared, false))
 }
 
 // TryAcquireShared is [Client.AcquireShared] that does not wait for other holders, as [Client.TryAcquire].
 func (c *Client) TryAcquireShared(ctx context.Context, key Key) (*Lock, error) {
-	return c.acquire(ctx, key, advisory.Shared, true)
+	return c.limitLock(c.acquire(ctx, key, advisory.Shared, true))
 }
 
 func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try bool) (*Lock, error) {
 	if err := key.validate(); err != nil {
-		return nil, fmt.Errorf("acquire lock: %w", err)
+		return nil, fmt.Errorf("pgbaton: acquire lock: %w", err)
 	}
 	if c.reduced != nil {
-		return nil, fmt.Errorf("acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
+		return nil, fmt.Errorf("pgbaton: acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
 	}
 	var hold *desk.Hold
 	var err error
@@ -77,27 +76,9 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 		hold, err = c.wait(ctx, key, mode)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("acquire lock %v: %w", key, err)
+		return nil, fmt.Errorf("pgbaton: acquire lock %v: %w", key, err)
 	}
 	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
-}
-
-// Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled
-// with a cause that matches [ErrLost] when the lock is lost: fn should then stop. The lock is released
-// when fn returns, or panics.
-//
-// The error is that of the acquire, in which case fn did not run; or fn's, joined with [ErrLost]
-// when the lock was lost before fn had returned, also if fn itself saw nothing of it.
-func (c *Client) Do(ctx context.Context, key Key, fn func(ctx context.Context, lock *Lock) error) (err error) {
-	lock, err := c.Acquire(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lock.Release(ctx)) }()
-	ctx, cancel := context.WithCancelCause(lock.holding())
-	defer cancel(nil)
-	lock.hold.OnEnd(cancel)
-	return fn(ctx, lock)
 }
 
 // Key is what is locked.
@@ -150,7 +131,7 @@ func (c *grantContext) of(parent context.Context, grant interface{ OnEnd(f func(
 // server ended the session. It asks no server.
 func (l *Lock) Err() error {
 	if err := l.hold.Err(); err != nil {
-		return fmt.Errorf("lock %v: %w", l.key, err)
+		return fmt.Errorf("pgbaton: lock %v: %w", l.key, err)
 	}
 	return nil
 }
@@ -166,7 +147,7 @@ func (l *Lock) Err() error {
 // another for ever. Release the lock and acquire it anew, with a new token, and look at the data anew.
 func (l *Lock) Downgrade(ctx context.Context) error {
 	if err := l.hold.Downgrade(ctx); err != nil {
-		return fmt.Errorf("downgrade lock %v: %w", l.key, err)
+		return fmt.Errorf("pgbaton: downgrade lock %v: %w", l.key, err)
 	}
 	return nil
 }
@@ -179,7 +160,7 @@ func (l *Lock) Downgrade(ctx context.Context) error {
 // used. It returns within TTL on a dead network. A second call returns what the first did.
 func (l *Lock) Release(ctx context.Context) error {
 	if err := l.hold.Release(); err != nil {
-		return fmt.Errorf("release lock %v: %w", l.key, err)
+		return fmt.Errorf("pgbaton: release lock %v: %w", l.key, err)
 	}
 	return nil
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
@@ -78,27 +76,6 @@ func TryAcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
 	return lockTx(ctx, tx, key, advisory.Shared, true)
 }
 
-// DoTx runs fn in a transaction, as [InTx] does, while it holds the key, as [Client.Do] does. The lock is taken
-// before the transaction begins, so at every isolation level it reads what the last holder committed, and it
-// is released after the commit, so nobody can be granted the key before the changes are there. The context
-// given to fn ends when the lock is lost, and the transaction is then rolled back, not committed.
-//
-// The transaction's connection comes from db; waiting for the lock occupies none. The errors are those of
-// [Client.Do] and [InTx].
-func (c *Client) DoTx(
-	ctx context.Context,
-	db interface {
-		BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
-	},
-	key Key,
-	opts *TxOpts,
-	fn func(ctx context.Context, tx pgx.Tx, lock *Lock) error,
-) error {
-	return c.Do(ctx, key, func(ctx context.Context, lock *Lock) error {
-		return InTx(ctx, db, opts, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, tx, lock) })
-	})
-}
-
 // AllowStaleSnapshot lets [AcquireTx] and its relatives lock in a transaction above READ COMMITTED: for
 // callers whose reads do not depend on the lock.
 func AllowStaleSnapshot(tx Tx) Tx { return staleTx{tx} }
@@ -107,11 +84,11 @@ type staleTx struct{ Tx }
 
 func lockTx(ctx context.Context, tx Tx, key Key, mode advisory.Mode, try bool) (Token, error) {
 	if err := key.validate(); err != nil {
-		return 0, err
+		return 0, fmt.Errorf("pgbaton: acquire lock for the transaction: %w", err)
 	}
 	token, err := lockForTransaction(ctx, tx, key.key, mode, try)
 	if err != nil {
-		return 0, fmt.Errorf("acquire lock %v for the transaction: %w", key, err)
+		return 0, fmt.Errorf("pgbaton: acquire lock %v for the transaction: %w", key, err)
 	}
 	return token, nil
 }

@@ -177,7 +177,7 @@ func TestDoTx(t *testing.T) {
 	require.NoError(t, err)
 
 	const goroutines, rounds = 8, 20
-	opts := &pgbaton.TxOpts{Isolation: pgx.Serializable, MaxAttempts: 1}
+	opts := &pgbaton.DoOpts{Tx: pgbaton.TxOpts{Isolation: pgx.Serializable, MaxAttempts: 1}}
 	var wg sync.WaitGroup
 	for i := range goroutines {
 		client := []*pgbaton.Client{a, b}[i%2]

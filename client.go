@@ -58,6 +58,14 @@ type Config struct {
 	// Defaults to an eighth of the lock table.
 	MaxHeld int
 
+	// MaxHold is how long a lock, a set of locks or a permit is held at the most. Then it is lost, with the reason
+	// [LostTooLong]: the holder is told, and the lock goes to others. It is for the goroutine that hangs and lives, which no
+	// sign of life can tell from one that works; it stops nobody who looks at neither Done nor a context. A leader's
+	// term has no such bound. [DoOpts.MaxHold] is the same for one call.
+	//
+	// Defaults to zero: no bound.
+	MaxHold time.Duration
+
 	// Name says who this client is, to people who ask who holds a permit or leads.
 	//
 	// Defaults to the host's name and the process's number, host:pid.
@@ -112,6 +120,8 @@ func (c *Config) validate() error {
 	case c.MaxConns < minMaxConns:
 		return fmt.Errorf("pgbaton: Config.MaxConns is %d, the least is %d: one connection holds, one waits",
 			c.MaxConns, minMaxConns)
+	case c.MaxHold < 0:
+		return fmt.Errorf("pgbaton: Config.MaxHold is %v: give a time, or zero for no bound", c.MaxHold)
 	case !utf8.ValidString(c.Name) || strings.ContainsRune(c.Name, 0) || len(c.Name) > maxNameLength:
 		return fmt.Errorf("pgbaton: Config.Name is %.32q…: at most %d bytes of UTF-8 without NUL", c.Name, maxNameLength)
 	case c.MaxHeld < 0:
@@ -129,6 +139,8 @@ type Client struct {
 	dialer session.Dialer
 	budget *session.Budget
 	home   *session.Home
+
+	journal *journal
 
 	ledger    *ledger.Ledger
 	permits   *permit.Desk
@@ -185,7 +197,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	}
 	home := session.NewHome()
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
-	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, done: make(chan struct{})}
+	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: newJournal(cfg.Logger), done: make(chan struct{})}
 	c.room = waitroom.New(waitroom.Config{
 		TTL: cfg.TTL, Budget: c.budget, Home: home.Identity,
 		Dial: c.dialWaiting, Report: c.report,
@@ -205,16 +217,17 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	if err != nil {
 		c.room.Close()
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
-			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, reduced: err, done: c.done}
+			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
 			reduced.keepRows()
 			return reduced, nil
 		}
-		return nil, fmt.Errorf("pgbaton: %w", err)
+		c.journal.close()
+		return nil, wrap(err, "")
 	}
 	c.room.Desk = c.desk
 	c.keepRows()
 	if room := c.desk.Room(); cfg.MaxHeld > room {
-		return nil, errors.Join(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
+		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
 			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
 	}
@@ -239,6 +252,8 @@ func (c *Client) keepRows() {
 		},
 	})
 	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
+	c.ledger.KeepWhile(c.campaigns.Busy)
+	c.ledger.KeepWhile(c.deadlocks.Busy)
 }
 
 // dialLedger opens the session for rows.
@@ -302,12 +317,13 @@ func (c *Client) seen(s *session.Session) {
 	}
 	c.mu.Unlock()
 	if s.Repaired {
-		c.cfg.Logger.Warn("pgbaton: the token sequence was in doubt (crash, restart, failover or restore) and was moved on")
+		c.journal.tell(slog.LevelWarn,
+			"the token sequence was in doubt (crash, restart, failover or restore) and was moved on", nil)
 	}
 	for _, p := range s.Protections {
 		if p.Refused != "" {
-			c.cfg.Logger.Warn("pgbaton: the server refuses a protection; a lock may outlive its holder longer",
-				"setting", p.Setting, "reason", p.Refused)
+			c.journal.tell(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",
+				errors.New(p.Refused))
 		}
 	}
 }
@@ -331,14 +347,6 @@ func (c *Client) Protections() []Protection {
 // dialWaiting opens a session that will wait.
 func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
 	return c.dialer.Dial(ctx, session.Waiting)
-}
-
-func (c *Client) report(event string, err error) {
-	if err != nil {
-		c.cfg.Logger.Warn("pgbaton: "+event, "error", err)
-		return
-	}
-	c.cfg.Logger.Info("pgbaton: " + event)
 }
 
 // endTerms asks the client's leaders to resign. Half of the time that Close has is theirs to return in.
@@ -375,6 +383,7 @@ func (c *Client) Close(ctx context.Context) error {
 		}
 	}
 	defer close(c.done)
+	defer c.journal.close()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
 	c.endTerms(ctx)
@@ -385,10 +394,10 @@ func (c *Client) Close(ctx context.Context) error {
 		err = c.desk.Close(ctx)
 	}
 	c.deadlocks.Close(ctx)
-	err = errors.Join(err, c.ledger.Close(ctx))
+	err = also(err, c.ledger.Close(ctx))
 	c.permits.Wait()
 	if err != nil {
-		return fmt.Errorf("pgbaton: %w", err)
+		return wrap(err, "")
 	}
 	return nil
 }

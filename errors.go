@@ -2,6 +2,7 @@ package pgbaton
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
@@ -30,6 +31,7 @@ const (
 	LostClientClose = LossReason(lockerr.ClientClosed)
 	LostUnlocked    = LossReason(lockerr.NotThere)       // the server did not know of it
 	LostTokens      = LossReason(lockerr.TokensWentBack) // somebody altered the sequence; it is repaired by now
+	LostTooLong     = LossReason(lockerr.HeldTooLong)    // Config.MaxHold, or that of the call, has passed
 )
 
 // LossReasonOf says in which way the lock was lost that an error of [Lock.Err], [Lock.Release] or a context's
@@ -115,3 +117,39 @@ var ErrCommitUnknown = lockerr.CommitUnknown
 // ErrStaleSnapshot says that a lock for a transaction above READ COMMITTED was refused: what the transaction
 // reads may date from before the grant. See [AcquireTx] and [AllowStaleSnapshot].
 var ErrStaleSnapshot = lockerr.StaleSnapshot
+
+// wrap adds to an error what failed, which may be nothing. Unlike those of fmt, its text has the library's prefix once, at its front, also when
+// the error has it because it came out of the library into a func of the user's.
+func wrap(err error, what string, args ...any) error {
+	return &wrapped{fmt.Sprintf(what, args...), err}
+}
+
+type wrapped struct {
+	what string
+	err  error
+}
+
+func (w *wrapped) Error() string {
+	if w.what == "" {
+		return lockerr.Prefix + lockerr.Line(w.err)
+	}
+	return lockerr.Prefix + w.what + ": " + lockerr.Line(w.err)
+}
+
+func (w *wrapped) Unwrap() error { return w.err }
+
+// also is an error with another beside it, on one line. Either may be nil.
+func also(err, other error) error {
+	switch {
+	case other == nil:
+		return err
+	case err == nil:
+		return other
+	}
+	return &both{err, other}
+}
+
+type both struct{ err, other error }
+
+func (b *both) Error() string   { return b.err.Error() + "; " + lockerr.Line(b.other) }
+func (b *both) Unwrap() []error { return []error{b.err, b.other} }

@@ -59,11 +59,11 @@ func (e *StaleTokenError) Unwrap() error { return lockerr.StaleToken }
 // the newest exclusive token that was seen, and is locked until tx ends. pgbaton.prune_fences(interval) removes
 // rows that were not used for so long; a key without a row accepts any token.
 func AssertHeld(ctx context.Context, tx Tx, lock *Lock) error {
-	if err := lock.Err(); err != nil {
-		return fmt.Errorf("assert held: %w", err)
+	if err := lock.hold.Err(); err != nil {
+		return fmt.Errorf("pgbaton: assert held: lock %v: %w", lock.key, err)
 	}
 	if err := fence(ctx, tx, lock.key.resource(), lock.Token(), lock.hold.Shared()); err != nil {
-		return fmt.Errorf("assert held: lock %v: %w", lock.key, err)
+		return fmt.Errorf("pgbaton: assert held: lock %v: %w", lock.key, err)
 	}
 	return nil
 }
@@ -89,7 +89,7 @@ func fenceResource(ctx context.Context, tx Tx, resource string, token Token, sha
 		err = fence(ctx, tx, resource, token, shared)
 	}
 	if err != nil {
-		return fmt.Errorf("fence: %w", err)
+		return fmt.Errorf("pgbaton: fence: %w", err)
 	}
 	return nil
 }
@@ -97,17 +97,17 @@ func fenceResource(ctx context.Context, tx Tx, resource string, token Token, sha
 func validateFence(resource string, token Token) error {
 	switch {
 	case resource == "":
-		return errors.New(`pgbaton: resource "" is empty`)
+		return errors.New(`resource "" is empty`)
 	case len(resource) > maxNameLength:
-		return fmt.Errorf("pgbaton: resource %q… has %d bytes, the most is %d", resource[:32], len(resource), maxNameLength)
+		return fmt.Errorf("resource %q… has %d bytes, the most is %d", resource[:32], len(resource), maxNameLength)
 	case !utf8.ValidString(resource) || strings.ContainsRune(resource, 0):
-		return fmt.Errorf("pgbaton: resource %q is not UTF-8 without NUL", resource)
+		return fmt.Errorf("resource %q is not UTF-8 without NUL", resource)
 	case strings.HasPrefix(resource, keyResource):
-		return fmt.Errorf("pgbaton: resource %q begins with %q, which is for the keys of AssertHeld", resource, keyResource)
+		return fmt.Errorf("resource %q begins with %q, which is for the keys of AssertHeld", resource, keyResource)
 	case token == 0:
-		return errors.New("pgbaton: token 0 means none: there is nothing to compare")
+		return errors.New("token 0 means none: there is nothing to compare")
 	case token < 0 || token > maxToken:
-		return fmt.Errorf("pgbaton: %d is not a token: tokens are above zero and below 2^53", token)
+		return fmt.Errorf("%d is not a token: tokens are above zero and below 2^53", token)
 	}
 	return nil
 }

@@ -74,11 +74,31 @@ func (k Key) String() string {
 	}
 }
 
+// Name is the name that the key was made of by [Name]; false for other keys.
+func (k Key) Name() (name string, ok bool) { return k.name, k.kind == keyName }
+
+// ID is the key's number in PostgreSQL's space of bigint keys: that of [ID], or what a [Name] comes to. False for a pair.
+func (k Key) ID() (id int64, ok bool) {
+	if k.kind != keyID && k.kind != keyName {
+		return 0, false
+	}
+	return k.key.ID, true
+}
+
+// Pair is the two numbers that the key was made of by [Pair]; false for other keys.
+func (k Key) Pair() (a, b int32, ok bool) {
+	if k.kind != keyPair {
+		return 0, 0, false
+	}
+	a, b = k.key.Halves()
+	return a, b, true
+}
+
 // validate says what is wrong with a key, for people.
 func (k Key) validate() error {
 	switch k.kind {
 	case keyInvalid:
-		return fmt.Errorf("pgbaton: the zero Key is not a key: make one with Name, ID or Pair")
+		return fmt.Errorf("the zero Key is not a key: make one with Name, ID or Pair")
 	case keyName:
 		return validateName("key", k.name, maxNameLength)
 	default:
@@ -90,11 +110,11 @@ func (k Key) validate() error {
 func validateName(of, name string, most int) error {
 	switch {
 	case name == "":
-		return fmt.Errorf(`pgbaton: %s name "" is empty`, of)
+		return fmt.Errorf(`%s name "" is empty`, of)
 	case len(name) > most:
-		return fmt.Errorf("pgbaton: %s name %q… has %d bytes, the most is %d", of, name[:32], len(name), most)
+		return fmt.Errorf("%s name %q… has %d bytes, the most is %d", of, name[:32], len(name), most)
 	case !utf8.ValidString(name) || strings.ContainsRune(name, 0):
-		return fmt.Errorf("pgbaton: %s name %q is not UTF-8 without NUL", of, name)
+		return fmt.Errorf("%s name %q is not UTF-8 without NUL", of, name)
 	}
 	return nil
 }

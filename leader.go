@@ -41,6 +41,10 @@ type LeaderInfo struct {
 // half, and when it stands still within [Config.TTL] and a second. When all have resigned within 2 s, nobody leads until
 // the first of them may again. A name is 1 to 497 bytes of UTF-8 without NUL.
 //
+// While it does not lead, Lead returns within 50 ms of the end of ctx. While it leads, it returns when fn has returned and the
+// lock is released, which on a dead network takes up to [Config.TTL]: only then is it known whether the term was
+// held until its end.
+//
 // On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
 //
 // # How it works
@@ -52,17 +56,17 @@ type LeaderInfo struct {
 func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Context, term Token) error) error {
 	key, err := c.leaderKey(name)
 	if err != nil {
-		return fmt.Errorf("lead: %w", err)
+		return fmt.Errorf("pgbaton: lead: %w", err)
 	}
 	run, err := c.campaigns.Join(name, key.key)
 	if err != nil {
-		return fmt.Errorf("lead %q: %w", name, err)
+		return fmt.Errorf("pgbaton: lead %q: %w", name, err)
 	}
 	defer run.Leave()
 	for {
 		term, err := run.Elect(ctx)
 		if err != nil {
-			return fmt.Errorf("lead %q: %w", name, err)
+			return fmt.Errorf("pgbaton: lead %q: %w", name, err)
 		}
 		lock := &Lock{client: c, key: key, hold: term.Hold, parent: ctx}
 		if over, err := c.serve(ctx, term, lock, fn); over {
@@ -80,27 +84,27 @@ func (c *Client) serve(
 	term.Attach(cancel)
 	var cause error
 	defer func() { // also when fn panics
-		lost := term.End()
+		lost := term.End(outer)
 		switch {
 		case over:
-			err = errors.Join(err, lost)
+			err = also(err, lost)
 		case lost != nil && !errors.Is(cause, ErrLost): // else those who work in it were told
-			c.report("leadership lost", lost)
+			c.report("a leader's term was lost", lost)
 		}
 	}()
 	err = fn(ctx, lock.Token())
 	cause = context.Cause(ctx)
 	switch {
 	case outer.Err() != nil:
-		ended := fmt.Errorf("lead %q: %w", term.Name(), endOf(outer))
+		ended := fmt.Errorf("pgbaton: lead %q: %w", term.Name(), endOf(outer))
 		if saysOnly(err, outer.Err(), context.Cause(outer)) {
 			return true, ended
 		}
-		return true, errors.Join(ended, err)
+		return true, also(ended, err)
 	case cause == nil && err != nil:
 		return true, err
 	case !saysOnly(err, context.Canceled, cause):
-		c.report("the func of a term that was over failed", err)
+		c.report("a leader's func failed after its term", err)
 	}
 	return false, nil
 }
@@ -144,11 +148,11 @@ func LeaderLock(ctx context.Context) *Lock {
 // [Config.TTL], is nobody too.
 func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
 	if _, err := c.leaderKey(name); err != nil {
-		return LeaderInfo{}, fmt.Errorf("leader: %w", err)
+		return LeaderInfo{}, fmt.Errorf("pgbaton: leader: %w", err)
 	}
 	info, err := c.campaigns.Leader(ctx, name)
 	if err != nil {
-		return LeaderInfo{}, fmt.Errorf("leader of %q: %w", name, pgerr.Schema(translate(err)))
+		return LeaderInfo{}, fmt.Errorf("pgbaton: leader of %q: %w", name, pgerr.Schema(translate(err)))
 	}
 	return LeaderInfo{Name: name, Holder: info.Holder, Since: info.Since, Term: Token(info.Term)}, nil
 }
@@ -161,10 +165,10 @@ func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
 // before its end, or ctx's error: then the term has been asked to end and has not yet.
 func (c *Client) Resign(ctx context.Context, name string) error {
 	if _, err := c.leaderKey(name); err != nil {
-		return fmt.Errorf("resign: %w", err)
+		return fmt.Errorf("pgbaton: resign: %w", err)
 	}
 	if err := c.campaigns.Resign(ctx, name); err != nil {
-		return fmt.Errorf("resign %q: %w", name, err)
+		return fmt.Errorf("pgbaton: resign %q: %w", name, err)
 	}
 	return nil
 }
@@ -174,10 +178,10 @@ func (c *Client) Resign(ctx context.Context, name string) error {
 // during the call, the leader may have been asked.
 func (c *Client) RequestResign(ctx context.Context, name string) error {
 	if _, err := c.leaderKey(name); err != nil {
-		return fmt.Errorf("request to resign: %w", err)
+		return fmt.Errorf("pgbaton: request to resign: %w", err)
 	}
 	if err := c.campaigns.RequestResign(ctx, name); err != nil {
-		return fmt.Errorf("request that the leader of %q resign: %w", name, pgerr.Schema(translate(err)))
+		return fmt.Errorf("pgbaton: request that the leader of %q resign: %w", name, pgerr.Schema(translate(err)))
 	}
 	return nil
 }
@@ -201,7 +205,7 @@ func (c *Client) sideSession() error {
 // thirdConnection says whether the client may have one for rows, besides those that hold locks and wait.
 func (c *Client) thirdConnection() error {
 	if c.cfg.MaxConns <= minMaxConns {
-		return fmt.Errorf("pgbaton: semaphores, leaders and Once need a third connection, and Config.MaxConns is %d: raise it",
+		return fmt.Errorf("semaphores, leaders and Once need a third connection, and Config.MaxConns is %d: raise it",
 			c.cfg.MaxConns)
 	}
 	return nil

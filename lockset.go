@@ -40,28 +40,28 @@ type LockSet struct {
 // On success all keys are held, each with a token as in [Client.Acquire]. On failure none is, and the error is as in
 // Acquire. While it waits for a key it holds those before it in the common order, and none behind it.
 func (c *Client) AcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
-	return c.acquireAll(ctx, keys, false)
+	return c.limitSet(c.acquireAll(ctx, keys, false))
 }
 
 // TryAcquireAll is [Client.AcquireAll] for keys that are free: it does not wait for other holders. When there is
 // one, or a waiter, of any key, it holds nothing and returns [ErrNotAcquired], naming such a key.
 func (c *Client) TryAcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
-	return c.acquireAll(ctx, keys, true)
+	return c.limitSet(c.acquireAll(ctx, keys, true))
 }
 
 func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet, error) {
 	given, ordered, err := distinct(keys)
 	if err != nil {
-		return nil, fmt.Errorf("acquire locks: %w", err)
+		return nil, fmt.Errorf("pgbaton: acquire locks: %w", err)
 	}
 	if c.reduced != nil {
-		return nil, fmt.Errorf("acquire locks: the client is reduced to what transactions can do: %w", c.reduced)
+		return nil, fmt.Errorf("pgbaton: acquire locks: the client is reduced to what transactions can do: %w", c.reduced)
 	}
 	for {
 		holds, failed, err := c.holdAll(ctx, ordered, try)
 		if err != nil {
 			c.desk.GiveBackMany(holds) //nolint:contextcheck // also when ctx has ended
-			return nil, fmt.Errorf("acquire locks: lock %v: %w", failed, err)
+			return nil, fmt.Errorf("pgbaton: acquire locks: lock %v: %w", failed, err)
 		}
 		if !slices.ContainsFunc(holds, func(h *desk.Hold) bool { return h.Err() != nil }) {
 			return c.newLockSet(ctx, given, ordered, holds), nil
@@ -113,7 +113,7 @@ func (c *Client) tryInOrder(ctx context.Context, keys []Key) (granted, behind []
 // distinct checks keys and returns each lock once: as given, and in the order in which everybody takes them.
 func distinct(keys []Key) (given, ordered []Key, err error) {
 	if len(keys) == 0 {
-		return nil, nil, errors.New("pgbaton: no keys to acquire")
+		return nil, nil, errors.New("no keys to acquire")
 	}
 	seen := map[advisory.Key]bool{}
 	for _, key := range keys {
@@ -189,7 +189,7 @@ func (s *LockSet) Context() context.Context {
 // happened to the first that was not. It asks no server.
 func (s *LockSet) Err() error {
 	if over := s.end.Reason(); over != nil {
-		return over
+		return fmt.Errorf("pgbaton: %w", over)
 	}
 	for _, lock := range s.locks {
 		if err := lock.Err(); err != nil { // the clock knows it first
@@ -203,13 +203,13 @@ func (s *LockSet) Err() error {
 // this call; otherwise the error says which were not, as [Lock.Release] does. It is safe to call twice, in
 // defer, and after ctx has ended. A second call returns what the first did.
 func (s *LockSet) Release(ctx context.Context) error {
-	errs := s.client.desk.ReleaseMany(s.holds())
-	for i, err := range errs {
+	var all error
+	for i, err := range s.client.desk.ReleaseMany(s.holds()) {
 		if err != nil {
-			errs[i] = fmt.Errorf("release lock %v: %w", s.locks[i].key, err)
+			all = also(all, fmt.Errorf("pgbaton: release lock %v: %w", s.locks[i].key, err))
 		}
 	}
-	return errors.Join(errs...)
+	return all
 }
 
 // ordered are the keys of locks.

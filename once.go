@@ -1,14 +1,16 @@
 package pgbaton
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/link"
-	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // NotDueError is the [ErrNotAcquired] of [Client.Once].
@@ -35,6 +37,20 @@ func (e *NotDueError) Unwrap() error { return ErrNotAcquired }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
+// OnceOpts are the settings of [Client.OnceWith]. Nil means the defaults.
+type OnceOpts struct {
+	// RetryFailed lets a run begin in the window of a run that has failed: its func returned an error or panicked, its lock
+	// was lost, or nobody has said how it ended, because its process died or the server was away then.
+	//
+	// Defaults to false: a run that failed was the window's run.
+	RetryFailed bool
+
+	// Force runs fn whenever the last run was, if nobody runs it now.
+	//
+	// Defaults to false.
+	Force bool
+}
+
 // Once runs fn if the key's last run began at least atLeast ago, by the database's clock, and nobody runs it now. It is
 // for what cron calls in every replica: let each call Once at the scheduled time, with a window that is longer than the
 // replicas' clocks differ and shorter than the time between two runs; exactly one runs fn.
@@ -45,79 +61,281 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 // The error of a run is fn's, joined with [ErrLost] when the lock was lost before fn had returned.
 //
 // A run is recorded before fn begins, and the record is on the server's disk by then. So there is at most one run in a
-// window, also when fn fails or the process dies in it; it is not tried again before the next. (An
-// asynchronous standby that is promoted may not know of the last runs.) An error that is neither fn's nor
-// ErrNotAcquired says that fn did not run; the run may be recorded all the same.
+// window, also when fn fails or the process dies in it; it is not tried again before the next, unless
+// [OnceOpts.RetryFailed] says so. (An asynchronous standby that is promoted may not know of the last runs.) An error that
+// is neither fn's nor ErrNotAcquired says that fn did not run; the run may be recorded all the same.
+//
+// While the server cannot be reached, Once tries until ctx ends. It returns within 50 ms of the end of ctx as long as fn has
+// not begun. After fn it records how the run has ended and releases the lock, which on a dead network takes up to
+// [Config.TTL].
 //
 // # How it works
 //
 // The table pgbaton.last_run has a row for each key, under the name by which [AssertHeld] fences it. The SQL function
-// pgbaton.begin_run compares and writes it in one statement. A client looks at the row before it tries for
-// the lock, so that only those who find a run due try.
+// pgbaton.start_run compares and writes it in one statement, pgbaton.end_run says how the run has ended. A client looks at the
+// row before it tries for the lock, so that only clients that find a run due try.
+//
+// Two runs in one window cannot be, wherever a process stops or is frozen:
+//
+//   - before its lock is granted, or before its record is written, it has not run. When it goes on, the row has the token of
+//     whoever ran meanwhile, which is greater if that lock is newer, or a beginning within the window. Either refuses the
+//     record. A record that comes first refuses the other's in the same way.
+//   - after the record is written and before fn begins, the record stands: others wait for the window to pass. When the process
+//     goes on, it does not begin fn if its lock is lost, or if more than half of the window has passed since the record was
+//     sent: a run that began that late would nearly meet the next one. Such a run counts as failed.
+//   - after its last look at the lock and the clock, which is the statement before fn's first, a process that stands still is
+//     one that stands still in fn: its context has ended when it goes on, and [AssertHeld] refuses what it writes.
+//   - a record whose answer was lost with the connection is sent again, with the same token, and counts once.
+//
+// So the records of two runs are at least a window apart, and the beginnings of their funcs half a window, where that is
+// at least a second. Between shorter windows a slow network alone may use up the difference.
 func (c *Client) Once(
 	ctx context.Context, key Key, atLeast time.Duration, fn func(ctx context.Context, lock *Lock) error,
-) (err error) {
-	if err := key.validate(); err != nil {
-		return fmt.Errorf("once: %w", err)
+) error {
+	return c.OnceWith(ctx, key, atLeast, nil, fn)
+}
+
+// OnceWith is [Client.Once] with settings.
+func (c *Client) OnceWith(
+	ctx context.Context, key Key, atLeast time.Duration, opts *OnceOpts, fn func(ctx context.Context, lock *Lock) error,
+) error {
+	job := job{client: c, key: key, atLeast: atLeast}
+	if opts != nil {
+		job.OnceOpts = *opts
 	}
-	if atLeast <= 0 {
-		return fmt.Errorf("once %v: pgbaton: the window is %v, the least is 1µs", key, atLeast)
+	err := c.runKey(key)
+	if err == nil && atLeast <= 0 {
+		err = fmt.Errorf("the window is %v, the least is 1µs", atLeast)
 	}
-	if err := c.sideSession(); err != nil {
-		return fmt.Errorf("once %v: %w", key, err)
+	var lock *Lock
+	if err == nil {
+		lock, err = job.begin(ctx)
 	}
-	seen, err := c.beginRun(ctx, key, atLeast, nil)
 	if err != nil {
+		return wrap(err, "once %v", key)
+	}
+	return job.run(ctx, lock, fn)
+}
+
+// runKey says what is wrong with a key or the client for calls about runs.
+func (c *Client) runKey(key Key) error {
+	if err := key.validate(); err != nil {
 		return err
 	}
-	lock, err := c.TryAcquire(ctx, key)
+	return c.sideSession()
+}
+
+// job is a call of Once.
+type job struct {
+	OnceOpts
+
+	client  *Client
+	key     Key
+	atLeast time.Duration
+
+	seen NotDueError // the last run, as of the last look
+	sent time.Time   // when the record was sent
+}
+
+// begin takes the lock of a run that is due and is recorded.
+func (j *job) begin(ctx context.Context) (*Lock, error) {
+	if due, err := j.start(ctx, nil); err != nil || !due {
+		return nil, cmp.Or[error](err, &j.seen)
+	}
+	lock, err := j.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err = j.record(ctx, lock); err != nil {
+		lock.hold.GiveBack() //nolint:contextcheck // ctx may have ended
+		return nil, err
+	}
+	return lock, nil
+}
+
+// acquire tries for the lock, again while the server cannot be reached.
+func (j *job) acquire(ctx context.Context) (*Lock, error) {
+	for attempt := 1; ; attempt++ {
+		lock, err := j.client.TryAcquire(ctx, j.key)
+		switch {
+		case err == nil:
+			return lock, nil
+		case errors.Unwrap(err) == ErrNotAcquired: //nolint:errorlint // with another reason beside it nobody need be running it
+			j.seen.Running = true
+			return nil, &j.seen
+		case ctx.Err() != nil, !errors.Is(err, ErrNotAcquired):
+			return nil, err
+		}
+		if ended := backoff.Wait(ctx, attempt); ended != nil {
+			return nil, err
+		}
+	}
+}
+
+// record writes that the run begins, unless it is not due any more.
+func (j *job) record(ctx context.Context, lock *Lock) error {
+	j.sent = time.Now()
+	due, err := j.start(ctx, lock)
+	if err != nil || due {
+		return err
+	}
+	// An answer may have been lost, and the record been there when it was sent again.
+	last, err := j.client.lastRun(ctx, j.key)
 	switch {
-	case err == nil:
-	case errors.Unwrap(err) == ErrNotAcquired: //nolint:errorlint // with another reason beside it nobody need be running it
-		seen.Running = true
-		return fmt.Errorf("once %v: %w", key, seen)
-	default:
-		return fmt.Errorf("once: %w", err)
-	}
-	defer func() { err = errors.Join(err, lock.Release(ctx)) }()
-	if _, err := c.beginRun(ctx, key, atLeast, lock); err != nil {
+	case err != nil && !errors.Is(err, ErrNotFound):
 		return err
+	case err != nil || last.Token != lock.Token():
+		return &j.seen
 	}
-	if lock.Err() != nil { // the record may have taken longer than the lock lived
-		return nil // but for what the release says
-	}
-	ctx, cancel := context.WithCancelCause(lock.holding())
+	return nil
+}
+
+// leastLate is how late a run may begin at the least: shorter windows than two of it are not told from a slow network.
+const leastLate = time.Second / 2
+
+// run runs fn under the lock, and says how it has ended.
+func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, lock *Lock) error) (err error) {
+	failed, reason := true, "the func panicked"
+	defer func() {
+		j.end(ctx, lock, failed, reason)
+		err = also(err, lock.Release(ctx))
+	}()
+	held, cancel := context.WithCancelCause(lock.holding())
 	defer cancel(nil)
 	lock.hold.OnEnd(cancel)
-	return fn(ctx, lock)
+	if lock.Err() != nil {
+		return nil // but for what the release says
+	}
+	if late := time.Since(j.sent); late > max(j.atLeast/2, leastLate) {
+		err = fmt.Errorf("%w: it was recorded and did not begin within half of the window, %v: "+
+			"this process, the network or the server stood still for %v", ErrNotAcquired, j.atLeast/2, late)
+		reason = err.Error()
+		return wrap(err, "once %v", j.key)
+	}
+	err = fn(held, lock)
+	if failed = err != nil; failed {
+		reason = err.Error()
+	}
+	return err
 }
 
-var stmtBeginRun = &link.Statement{
-	Name: "pgbaton_begin_run",
-	SQL: "SELECT due, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM next_run) * 1000000)::bigint " +
-		"FROM pgbaton.begin_run($1, make_interval(secs => $2), $3)",
+var stmtStartRun = &link.Statement{
+	Name: "pgbaton_start_run",
+	SQL: "SELECT due, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM next_run) * 1000000)::bigint, disbelieved " +
+		"FROM pgbaton.start_run($1, make_interval(secs => $2), $3, $4, $5)",
 }
 
-// beginRun looks whether a run is due, and with a lock records that it begins. The error is a NotDueError if it is not;
-// seen is about the last run if it is.
-func (c *Client) beginRun(ctx context.Context, key Key, atLeast time.Duration, lock *Lock) (seen *NotDueError, err error) {
-	window := strconv.FormatFloat(max(atLeast, time.Microsecond).Seconds(), 'f', -1, 64)
+// start looks whether a run is due, and with a lock records that it begins.
+func (j *job) start(ctx context.Context, lock *Lock) (due bool, err error) {
+	window := strconv.FormatFloat(max(j.atLeast, time.Microsecond).Seconds(), 'f', -1, 64)
 	var token []byte
 	if lock != nil {
 		token = strconv.AppendInt(nil, int64(lock.Token()), 10)
 	}
-	rows, err := c.ledger.Query(ctx, stmtBeginRun, []byte(key.resource()), []byte(window), token)
-	if err == nil && (len(rows) != 1 || len(rows[0]) != 3) { //nolint:mnd // as in the statement
-		err = errors.New("pgbaton: the server's answer is not what the schema promises")
+	rows, err := j.client.rows(ctx, stmtStartRun, []byte(j.key.resource()), []byte(window), token,
+		strconv.AppendBool(nil, j.RetryFailed), strconv.AppendBool(nil, j.Force))
+	if err == nil && (len(rows) != 1 || len(rows[0]) != 4) { //nolint:mnd // as in the statement
+		err = errRunAnswer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("once %v: %w", key, pgerr.Schema(translate(err)))
+		return false, err
 	}
-	seen = &NotDueError{Key: key, Last: micros(rows[0][1]), Next: micros(rows[0][2])}
-	if string(rows[0][0]) != "t" {
-		return nil, fmt.Errorf("once %v: %w", key, seen)
+	j.seen = NotDueError{Key: j.key, Last: micros(rows[0][1]), Next: micros(rows[0][2])}
+	if string(rows[0][3]) == "t" {
+		j.client.report("the last run of a job lies in the future by the database's clock, and is not believed",
+			fmt.Errorf("%v: %s", j.key, stamp(j.seen.Last)))
 	}
-	return seen, nil
+	return string(rows[0][0]) == "t", nil
+}
+
+var errRunAnswer = errors.New("the server's answer is not what the schema promises")
+
+var stmtEndRun = &link.Statement{Name: "pgbaton_end_run", SQL: "SELECT pgbaton.end_run($1, $2, $3, $4)"}
+
+// maxRunError is how many bytes of a run's error are sent. The schema keeps somewhat less.
+const maxRunError = 4000
+
+// end says how the run has ended, also after ctx has, as long as the lock is held: a run that has lost it failed.
+func (j *job) end(ctx context.Context, lock *Lock, failed bool, reason string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.client.cfg.TTL)
+	defer cancel()
+	lock.hold.OnEnd(func(error) { cancel() })
+	reason = strings.ReplaceAll(strings.ToValidUTF8(reason[:min(len(reason), maxRunError)], ""), "\x00", "")
+	_, err := j.client.rows(ctx, stmtEndRun, []byte(j.key.resource()), strconv.AppendInt(nil, int64(lock.Token()), 10),
+		strconv.AppendBool(nil, failed), []byte(reason))
+	if err != nil {
+		j.client.report("the end of a run could not be recorded; it counts as failed", fmt.Errorf("%v: %w", j.key, err))
+	}
+}
+
+// Run is the last run of a key by [Client.Once].
+type Run struct {
+	Key    Key
+	Token  Token     // of the lock under which it ran
+	Began  time.Time // by the database's clock
+	Ended  time.Time // zero if it goes on, or nobody has said that it has ended
+	Failed bool      // its func returned an error or panicked
+	Error  string    // the error's text, cut to 1,000 characters
+}
+
+var stmtLookRun = &link.Statement{
+	Name: "pgbaton_look_run",
+	SQL: "SELECT token, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM ended_at) * 1000000)::bigint, " +
+		"failed, error FROM pgbaton.look_run($1)",
+}
+
+// LastRun says when the key's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] says that
+// there is none that is known.
+func (c *Client) LastRun(ctx context.Context, key Key) (Run, error) {
+	err := c.runKey(key)
+	var last Run
+	if err == nil {
+		last, err = c.lastRun(ctx, key)
+	}
+	if err != nil {
+		return Run{}, wrap(err, "last run of %v", key)
+	}
+	return last, nil
+}
+
+func (c *Client) lastRun(ctx context.Context, key Key) (Run, error) {
+	rows, err := c.rows(ctx, stmtLookRun, []byte(key.resource()))
+	switch {
+	case err != nil:
+		return Run{}, err
+	case len(rows) == 0:
+		return Run{}, fmt.Errorf("%w: no run of it is known", ErrNotFound)
+	case len(rows[0]) != 5: //nolint:mnd // as in the statement
+		return Run{}, errRunAnswer
+	}
+	row := rows[0]
+	token, err := strconv.ParseInt(string(row[0]), 10, 64)
+	if err != nil {
+		return Run{}, errRunAnswer
+	}
+	return Run{
+		Key: key, Token: Token(token), Began: micros(row[1]), Ended: micros(row[2]),
+		Failed: string(row[3]) == "t", Error: string(row[4]),
+	}, nil
+}
+
+var stmtForgetRun = &link.Statement{Name: "pgbaton_forget_run", SQL: "SELECT pgbaton.forget_run($1)"}
+
+// ForgetRun forgets the key's last run, so that the next may begin at once. A run that goes on is not stopped, and keeps its
+// lock: until it has ended, no other begins. [ErrNotFound] says that there was none that is known.
+func (c *Client) ForgetRun(ctx context.Context, key Key) error {
+	err := c.runKey(key)
+	var rows [][][]byte
+	if err == nil {
+		rows, err = c.rows(ctx, stmtForgetRun, []byte(key.resource()))
+	}
+	if err == nil && (len(rows) != 1 || string(rows[0][0]) != "t") {
+		err = fmt.Errorf("%w: no run of it is known", ErrNotFound)
+	}
+	if err != nil {
+		return wrap(err, "forget the last run of %v", key)
+	}
+	return nil
 }
 
 // micros reads microseconds since 1970; NULL is no time.

@@ -257,3 +257,78 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		})
 	}
 }
+
+// A run that failed is tried again in its window when the option says so; what became of it can be read, and forgotten.
+func TestOnceWith(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Migrated(t)
+	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
+	key := pgbaton.Name("job")
+	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
+	retry, force := &pgbaton.OnceOpts{RetryFailed: true}, &pgbaton.OnceOpts{Force: true}
+
+	_, err := a.LastRun(ctx, key)
+	require.ErrorIs(t, err, pgbaton.ErrNotFound)
+	require.ErrorIs(t, a.ForgetRun(ctx, key), pgbaton.ErrNotFound)
+
+	broken := errors.New("broken \x00\xff")
+	var token pgbaton.Token
+	require.ErrorIs(t, a.OnceWith(ctx, key, time.Hour, retry, func(ctx context.Context, lock *pgbaton.Lock) error {
+		token = lock.Token()
+		last, err := b.LastRun(ctx, key)
+		require.NoError(t, err)
+		require.Equal(t, token, last.Token)
+		require.Zero(t, last.Ended, "it goes on")
+		err = b.OnceWith(ctx, key, time.Hour, retry, never)
+		var notDue *pgbaton.NotDueError
+		require.ErrorAs(t, err, &notDue)
+		require.True(t, notDue.Running)
+		require.ErrorIs(t, b.OnceWith(ctx, key, time.Hour, force, never), pgbaton.ErrNotAcquired)
+		return broken
+	}), broken)
+	last, err := b.LastRun(ctx, key)
+	require.NoError(t, err)
+	require.Equal(t, pgbaton.Run{
+		Key: key, Token: token, Began: last.Began, Ended: last.Ended, Failed: true, Error: "broken ",
+	}, last)
+	require.False(t, last.Ended.Before(last.Began))
+	require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired, "without the option it was the window's run")
+
+	require.NoError(t, b.OnceWith(ctx, key, time.Hour, retry, func(context.Context, *pgbaton.Lock) error { return nil }))
+	last, err = a.LastRun(ctx, key)
+	require.NoError(t, err)
+	require.False(t, last.Failed)
+	require.Empty(t, last.Error)
+	require.NotZero(t, last.Ended)
+	require.ErrorIs(t, a.OnceWith(ctx, key, time.Hour, retry, never), pgbaton.ErrNotAcquired, "it has not failed")
+
+	ran := 0
+	count := func(context.Context, *pgbaton.Lock) error { ran++; return nil }
+	require.NoError(t, a.OnceWith(ctx, key, time.Hour, force, count))
+	require.ErrorIs(t, a.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired)
+	require.NoError(t, a.ForgetRun(ctx, key))
+	require.NoError(t, a.Once(ctx, key, time.Hour, count))
+	require.Equal(t, 2, ran)
+
+	require.PanicsWithValue(t, "own", func() {
+		_ = a.OnceWith(ctx, key, time.Hour, force, func(context.Context, *pgbaton.Lock) error { panic("own") })
+	})
+	last, err = a.LastRun(ctx, key)
+	require.NoError(t, err)
+	require.True(t, last.Failed)
+	require.NotZero(t, last.Ended)
+}
+
+// A run that claims the future holds nobody up.
+func TestOnce_Future(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Migrated(t)
+	client := newClient(t, dsn, nil)
+	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
+	require.NoError(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing))
+	require.ErrorIs(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing), pgbaton.ErrNotAcquired)
+	dbtest.Run(t, dsn, "UPDATE pgbaton.last_run SET ran_at = ran_at + interval '10 years'")
+	require.NoError(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing))
+}

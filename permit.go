@@ -47,7 +47,7 @@ func (p *Permit) Context() context.Context { return p.context.of(p.parent, p.per
 // [ErrLost] and says why. It asks no server.
 func (p *Permit) Err() error {
 	if err := p.permit.Err(); err != nil {
-		return fmt.Errorf("permit of semaphore %q: %w", p.semaphore.name, err)
+		return fmt.Errorf("pgbaton: permit of semaphore %q: %w", p.semaphore.name, err)
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func (p *Permit) Err() error {
 // returns within TTL on a dead network. A second call returns what the first did.
 func (p *Permit) Release(ctx context.Context) error {
 	if err := p.permit.Release(); err != nil {
-		return fmt.Errorf("release permit of semaphore %q: %w", p.semaphore.name, err)
+		return fmt.Errorf("pgbaton: release permit of semaphore %q: %w", p.semaphore.name, err)
 	}
 	return nil
 }
@@ -75,8 +75,8 @@ const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3, $4)`
 // sent), or [ErrStaleToken] if it has expired, or others have the slots by now.
 func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
 	p.permit.Asserted() // before the look: a release that is not seen yet sees this, and hands nothing over
-	if err := p.Err(); err != nil {
-		return fmt.Errorf("assert permit: %w", err)
+	if err := p.permit.Err(); err != nil {
+		return fmt.Errorf("pgbaton: assert permit: semaphore %q: %w", p.semaphore.name, err)
 	}
 	semaphore, holder, slots, base := p.permit.Claim()
 	var held bool
@@ -85,7 +85,7 @@ func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
 		err = fmt.Errorf("%w: it has expired", ErrStaleToken)
 	}
 	if err != nil {
-		return fmt.Errorf("assert permit: semaphore %q: %w", p.semaphore.name, pgerr.Schema(translate(err)))
+		return fmt.Errorf("pgbaton: assert permit: semaphore %q: %w", p.semaphore.name, pgerr.Schema(translate(err)))
 	}
 	return nil
 }

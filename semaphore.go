@@ -66,7 +66,7 @@ func (c *Client) Semaphore(ctx context.Context, name string, capacity int) (*Sem
 		return nil, err
 	}
 	if has != capacity {
-		return nil, fmt.Errorf("semaphore %q: %w: it has %d, not %d: open it with that, or Resize it",
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: it has %d, not %d: open it with that, or Resize it",
 			name, ErrCapacityMismatch, has, capacity)
 	}
 	return s, nil
@@ -91,39 +91,34 @@ func validateCapacity(name string, capacity int) error {
 
 func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte) (*Semaphore, int, error) {
 	if err := validateName("semaphore", name, maxNameLength); err != nil {
-		return nil, 0, fmt.Errorf("open semaphore: %w", err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore: %w", err)
 	}
 	if err := c.thirdConnection(); err != nil {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity)
 	if err != nil {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	if len(rows) == 0 {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
 	}
 	id, err1 := strconv.ParseInt(string(rows[0][0]), 10, 32)
 	has, err2 := strconv.Atoi(string(rows[0][1]))
 	if err := errors.Join(err1, err2); err != nil {
-		return nil, 0, fmt.Errorf("open semaphore %q: %w", name, err)
+		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	line := c.permits.Line(int32(id), name, Name("pgbaton/semaphore/"+name).key, has)
 	return &Semaphore{client: c, name: name, id: int32(id), line: line}, has, nil
 }
 
-// rows runs a statement on the session for rows, again if that was lost meanwhile: running it twice does no harm.
+// rows runs a statement that may run twice on the session for rows.
 func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	const attempts = 3
-	for attempt := 1; ; attempt++ {
-		rows, err := c.ledger.Query(ctx, statement, params...)
-		if err != nil && (attempt == attempts || !errors.Is(err, ErrLost)) {
-			return nil, pgerr.Schema(translate(err))
-		}
-		if err == nil {
-			return rows, nil
-		}
+	rows, err := c.ledger.Query(ctx, statement, params...)
+	if err != nil {
+		return nil, pgerr.Schema(translate(err))
 	}
+	return rows, nil
 }
 
 // Name is the semaphore's name.
@@ -139,13 +134,13 @@ func (s *Semaphore) Name() string { return s.name }
 //
 // Who wants many is not passed by those who come later and want fewer.
 func (s *Semaphore) Acquire(ctx context.Context, n int) (*Permit, error) {
-	return s.acquire(ctx, n, false)
+	return s.client.limitPermit(s.acquire(ctx, n, false))
 }
 
 // TryAcquire is [Semaphore.Acquire] that does not wait for other holders: it returns [ErrNotAcquired] when there
 // are not enough permits, or others wait for them, or did a moment ago.
 func (s *Semaphore) TryAcquire(ctx context.Context, n int) (*Permit, error) {
-	return s.acquire(ctx, n, true)
+	return s.client.limitPermit(s.acquire(ctx, n, true))
 }
 
 func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, error) {
@@ -153,26 +148,18 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 		return nil, fmt.Errorf("pgbaton: semaphore %q: %d permits wanted, the least is 1", s.name, n)
 	}
 	if n > maxCapacity {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
+		return nil, fmt.Errorf("pgbaton: acquire %d of semaphore %q: %w: none has more than %d", n, s.name, ErrOverCapacity, maxCapacity)
 	}
 	p, err := s.line.Acquire(ctx, n, try)
 	if err != nil {
-		return nil, fmt.Errorf("acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
+		return nil, fmt.Errorf("pgbaton: acquire %d of semaphore %q: %w", n, s.name, pgerr.Schema(translate(err)))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
 
 // Do runs fn while it holds n permits, as [Client.Do] does with a lock.
-func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, permit *Permit) error) (err error) {
-	p, err := s.Acquire(ctx, n)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, p.Release(ctx)) }()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	p.permit.OnEnd(cancel)
-	return fn(ctx, p)
+func (s *Semaphore) Do(ctx context.Context, n int, fn func(ctx context.Context, permit *Permit) error) error {
+	return s.DoWith(ctx, n, nil, fn)
 }
 
 // Resize gives the semaphore another capacity, for everybody. Raising it serves waiters at once, or within a
@@ -190,7 +177,7 @@ func (s *Semaphore) Resize(ctx context.Context, capacity int) error {
 		err = errRemoved
 	}
 	if err != nil {
-		return fmt.Errorf("resize semaphore %q: %w", s.name, err)
+		return fmt.Errorf("pgbaton: resize semaphore %q: %w", s.name, err)
 	}
 	s.line.Resized(capacity)
 	return nil
@@ -221,7 +208,7 @@ func (s *Semaphore) state(ctx context.Context) (capacity, available int, err err
 		err = errors.Join(err1, err2)
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return 0, 0, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}
 	return capacity, available, nil
 }
@@ -241,7 +228,7 @@ type SemaphoreHolder struct {
 func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(strconv.Itoa(int(s.id))))
 	if err != nil {
-		return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+		return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 	}
 	if len(rows) == 0 { // nobody, or no semaphore
 		_, _, err := s.state(ctx)
@@ -253,7 +240,7 @@ func (s *Semaphore) Holders(ctx context.Context) ([]SemaphoreHolder, error) {
 		token, err2 := strconv.ParseInt(string(row[3]), 10, 64)
 		expires, err3 := strconv.ParseInt(string(row[4]), 10, 64)
 		if err := errors.Join(err1, err2, err3); err != nil {
-			return nil, fmt.Errorf("look at semaphore %q: %w", s.name, err)
+			return nil, fmt.Errorf("pgbaton: look at semaphore %q: %w", s.name, err)
 		}
 		holders[i] = SemaphoreHolder{
 			Holder: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,

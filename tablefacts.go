@@ -25,7 +25,7 @@ type tableFacts struct {
 	records sync.Map // *record.Record by reflect.Type
 }
 
-// knownTables keeps facts by the quoted name. A table beyond its bound is looked up each time.
+// knownTables keeps facts by the quoted name.
 var knownTables sqltext.Cache[*tableFacts]
 
 // The names of catalogs and operators are qualified, since the search_path is the caller's. No lock on the table is
@@ -67,9 +67,7 @@ func lookUpFacts(ctx context.Context, q Querier, table string) (*tableFacts, err
 	if err := json.Unmarshal([]byte(columns), &facts.columns); err != nil {
 		return nil, fmt.Errorf("read the table's columns: %w", err)
 	}
-	key := sqltext.AppendKey(nil, table)
-	knownTables.Delete(key)
-	knownTables.Put(key, facts)
+	knownTables.Put(sqltext.AppendKey(nil, table), facts)
 	return facts, nil
 }
 

@@ -64,18 +64,29 @@ func InTx(
 	if err != nil {
 		return err
 	}
+	r := pgxRunner(db, opts)
+	r.fn = fn
+	return r.run(ctx, opts)
+}
+
+// pgxRunner is a runner without its function.
+func pgxRunner(
+	db interface {
+		BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
+	},
+	opts *TxOpts,
+) *runner[pgx.Tx] {
 	options := pgx.TxOptions{IsoLevel: opts.Isolation}
 	if opts.ReadOnly {
 		options.AccessMode = pgx.ReadOnly
 	}
-	r := runner[pgx.Tx]{
+	r := &runner[pgx.Tx]{
 		begin: func(ctx context.Context) (pgx.Tx, error) { return db.BeginTx(ctx, options) },
-		fn:    fn,
 	}
 	if pool, ok := db.(*pgxpool.Pool); ok {
 		r.observer = pool
 	}
-	return r.run(ctx, opts)
+	return r
 }
 
 // InSQLTx is [InTx] for a *sql.DB. In the transaction, [SQLTx] gives the handle for [LockRow] and the others.
@@ -86,17 +97,22 @@ func InSQLTx(ctx context.Context, db *sql.DB, opts *TxOpts, fn func(ctx context.
 	if err != nil {
 		return err
 	}
+	r := sqlRunner(db, opts)
+	r.fn = func(ctx context.Context, tx *boundSQLTx) error { return fn(ctx, tx.tx) }
+	return r.run(ctx, opts)
+}
+
+// sqlRunner is a runner without its function.
+func sqlRunner(db *sql.DB, opts *TxOpts) *runner[*boundSQLTx] {
 	options := &sql.TxOptions{ReadOnly: opts.ReadOnly, Isolation: map[pgx.TxIsoLevel]sql.IsolationLevel{
 		pgx.ReadCommitted:  sql.LevelReadCommitted,
 		pgx.RepeatableRead: sql.LevelRepeatableRead,
 		pgx.Serializable:   sql.LevelSerializable,
 	}[opts.Isolation]}
-	r := runner[*boundSQLTx]{
+	return &runner[*boundSQLTx]{
 		begin:    func(ctx context.Context) (*boundSQLTx, error) { return beginSQL(ctx, db, options) },
-		fn:       func(ctx context.Context, tx *boundSQLTx) error { return fn(ctx, tx.tx) },
 		observer: SQLDB(db),
 	}
-	return r.run(ctx, opts)
 }
 
 func (o *TxOpts) withDefaults() (*TxOpts, error) {
@@ -132,10 +148,10 @@ func (r *runner[H]) run(ctx context.Context, opts *TxOpts) error {
 		case !retry:
 			return err
 		case attempt == opts.MaxAttempts:
-			return fmt.Errorf("run transaction: %d attempts: %w", attempt, err)
+			return wrap(err, "run transaction: %d attempts", attempt)
 		}
 		if ctxErr := backoff.Wait(ctx, attempt); ctxErr != nil {
-			return fmt.Errorf("run transaction: %w: %w", err, ctxErr)
+			return wrap(also(err, ctxErr), "run transaction")
 		}
 	}
 }
@@ -147,7 +163,7 @@ func (r *runner[H]) once(ctx context.Context, last bool) error {
 		err = fmt.Errorf("%w: %w", ctxErr, err) // drivers call a deadline a cancel
 	}
 	if err != nil {
-		return fmt.Errorf("begin transaction: %w", err)
+		return wrap(err, "begin transaction")
 	}
 	ended := false
 	defer func() {
@@ -184,13 +200,13 @@ func commit(ctx context.Context, tx Tx) error {
 	}
 	switch {
 	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, sql.ErrTxDone):
-		return fmt.Errorf("commit transaction: fn has ended it itself: %w", err)
+		return wrap(err, "commit transaction: fn has ended it itself")
 	case errors.Is(err, pgx.ErrTxCommitRollback):
-		return fmt.Errorf("commit transaction: fn returned nil after a statement had failed: %w", err)
+		return wrap(err, "commit transaction: fn returned nil after a statement had failed")
 	case pgerr.CommitUnknown(err):
-		return fmt.Errorf("commit transaction: %w: %w", lockerr.CommitUnknown, err)
+		return wrap(fmt.Errorf("%w: %w", lockerr.CommitUnknown, err), "commit transaction")
 	}
-	return fmt.Errorf("commit transaction: %w", translate(err))
+	return wrap(translate(err), "commit transaction")
 }
 
 // rollback ends the transaction, also after the context has ended. An error needs no report: the server

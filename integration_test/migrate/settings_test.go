@@ -54,7 +54,7 @@ func TestMigrate_Settings(t *testing.T) {
 			dbtest.Exec(t, conn, sqlOther)
 			pool := poolWith(t, dsn, set)
 			jobs := []func() error{}
-			for range 6 {
+			for range 3 {
 				jobs = append(jobs, func() error { return pgbaton.Migrate(t.Context(), pool) })
 			}
 			require.NoError(t, errors.Join(atOnce(jobs)...))

@@ -24,6 +24,8 @@ var calls = map[string]struct {
 	"tokens_trusted()":      {"SELECT pgbaton.tokens_trusted()", true},
 	"repair_tokens()":       {"SELECT pgbaton.repair_tokens()", false},
 	"next_token()":          {"SELECT pgbaton.next_token()", nil},
+	"draw_token()":          {"SELECT pgbaton.draw_token()", nil},
+	"begin_session()":       {"SELECT repaired FROM pgbaton.begin_session()", false},
 	"wait_for_turn(bigint,boolean,boolean,bigint,boolean,boolean,integer)": {
 		"SELECT pgbaton.wait_for_turn(1, false, false, 2, false, true, 100)", int32(2),
 	},
@@ -195,6 +197,11 @@ CREATE FUNCTION evil.setval(text, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT
 CREATE FUNCTION evil.current_database() RETURNS name LANGUAGE sql AS 'SELECT evil.trap(); SELECT ''''::name';
 CREATE FUNCTION evil.octet_length(text) RETURNS integer LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1';
 CREATE FUNCTION evil.hashtextextended(text, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::bigint';
+CREATE FUNCTION evil.date_part(text, timestamptz) RETURNS float8 LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::float8';
+CREATE FUNCTION evil.to_timestamp(float8) RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
+CREATE FUNCTION evil.pg_sleep(float8) RETURNS void LANGUAGE sql AS 'SELECT evil.trap()';
+CREATE FUNCTION evil.same(float8, float8) RETURNS boolean LANGUAGE sql AS 'SELECT evil.trap(); SELECT false';
+CREATE FUNCTION evil.sum(float8, float8) RETURNS float8 LANGUAGE sql AS 'SELECT evil.trap(); SELECT 1::float8';
 CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
 CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
 CREATE FUNCTION evil.pg_postmaster_start_time() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap(); SELECT pg_catalog.now()';
@@ -218,6 +225,10 @@ CREATE FUNCTION evil.glue(text, text) RETURNS text LANGUAGE sql AS 'SELECT evil.
 CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = oid, RIGHTARG = oid);
 CREATE OPERATOR evil.<> (FUNCTION = evil.same, LEFTARG = oid, RIGHTARG = oid);
 CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+CREATE OPERATOR evil.<= (FUNCTION = evil.same, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+CREATE OPERATOR evil.> (FUNCTION = evil.same, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+CREATE OPERATOR evil.+ (FUNCTION = evil.sum, LEFTARG = float8, RIGHTARG = float8);
+CREATE OPERATOR evil./ (FUNCTION = evil.sum, LEFTARG = float8, RIGHTARG = float8);
 CREATE OPERATOR evil.>= (FUNCTION = evil.same, LEFTARG = bigint, RIGHTARG = bigint);
 CREATE OPERATOR evil.# (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = bigint);
 CREATE OPERATOR evil.| (FUNCTION = evil.bits, LEFTARG = bigint, RIGHTARG = bigint);
@@ -298,6 +309,7 @@ func TestSchema_HostileTypes(t *testing.T) {
 	dbtest.Exec(t, app, `CREATE FUNCTION pg_temp.trap(anyelement) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$`)
 	for _, name := range []string{
 		"record", "bigint", "int8", "integer", "int4", "boolean", "bool", "text", "regclass", "timestamptz", "interval", "name", "numeric",
+		"float8", "oid",
 	} {
 		dbtest.Exec(t, app, `CREATE DOMAIN pg_temp."`+name+`" AS pg_catalog.text CHECK (pg_temp.trap(value))`)
 	}
@@ -305,7 +317,7 @@ func TestSchema_HostileTypes(t *testing.T) {
 		dbtest.Exec(t, app, "SET search_path = "+path)
 		for _, call := range []string{
 			"claim_slots(1, 7, -5, '{1}', 1000, false, 0, false)", "claim_slots(1, 7, -5, '{2,1}', 1000, false, 9, true)",
-			"free_slots(-5, '{1}', '{1}', '{32}', '{7}')", "free_slots(-5, '{1,1}', '{1,2}', '{32,32}', '{7,7}')",
+			"draw_token()", "next_token()", "free_slots(-5, '{1}', '{1}', '{32}', '{7}')", "free_slots(-5, '{1,1}', '{1,2}', '{32,32}', '{7,7}')",
 		} {
 			dbtest.Exec(t, app, "SELECT FROM pgbaton."+call)
 		}

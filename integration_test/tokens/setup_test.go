@@ -37,9 +37,9 @@ const (
 		DECLARE token CONSTANT bigint := pgbaton.next_token();
 		BEGIN PERFORM pg_advisory_xact_lock(key); RETURN token; END $$`
 	// A repair that puts the sequence 16 s ahead of the clock each time that it comes.
-	wideGap = `DO $$ BEGIN EXECUTE replace(
+	wideGap = `DO $$ BEGIN EXECUTE replace(replace(
 		pg_get_functiondef('pgbaton.repair_tokens()'::regprocedure),
-		'WHEN known < clock THEN clock', 'WHEN true THEN greatest(clock, known + (1 << 26))'); END $$`
+		'known < clock AND', 'false AND'), 'IF known < clock THEN', 'IF false THEN'); END $$`
 	cache20 = `ALTER SEQUENCE pgbaton.token CACHE 20`
 )
 

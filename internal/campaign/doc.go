@@ -30,4 +30,5 @@ const (
 	pollEvery = 3500 * time.Millisecond // from which on the clerk's next turn looks at the rows of the own terms: within 5 s
 	patience  = 5 * time.Second         // with the ledger, for the clerk
 	farewell  = time.Second             // for which the end of a term waits for its row
+	nod       = 20 * time.Millisecond   // the same when its context has ended
 )

@@ -87,6 +87,13 @@ func New(cfg Config) *Office {
 	return o
 }
 
+// Busy says whether there are campaigns, or rows to be written.
+func (o *Office) Busy() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.posts)+len(o.strikes) > 0
+}
+
 // Campaign is the wish to lead, again and again.
 type Campaign struct {
 	office *Office
@@ -172,7 +179,7 @@ func (o *Office) decline(t *Term) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.closed {
-		o.workers.Go(func() { _ = t.End() })
+		o.workers.Go(func() { _ = t.End(o.ctx) })
 	} // else Close waits for no new goroutines, and the desk releases everything
 }
 

@@ -159,7 +159,7 @@ type Leader struct {
 }
 
 var (
-	errAnswer = errors.New("pgbaton: the server's answer is not what the schema promises")
+	errAnswer = errors.New("the server's answer is not what the schema promises")
 	errNobody = fmt.Errorf("%w: nobody leads", lockerr.NotFound)
 )
 

@@ -76,8 +76,9 @@ func (t *Term) finished(reason error) {
 }
 
 // End ends the term: the lock is released, others hear of it, the row is cleared. Its error is that of the release:
-// Lost if it was not held until now.
-func (t *Term) End() error {
+// Lost if it was not held until now. It waits for the release, whatever ctx says, but for the row only a moment when ctx
+// has ended: the clerk clears it in any case.
+func (t *Term) End(ctx context.Context) error {
 	o, p := t.office, t.post
 	o.mu.Lock()
 	t.ending = true
@@ -93,7 +94,11 @@ func (t *Term) End() error {
 		o.cfg.Ledger.Notify(freePrefix + p.name)
 	}
 	s := o.strike(t)
-	timer := time.NewTimer(farewell)
+	wait := farewell
+	if ctx.Err() != nil {
+		wait = nod
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-s.done:

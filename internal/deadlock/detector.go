@@ -82,6 +82,13 @@ func (d *Detector) work() {
 	chans.Signal(d.nudge)
 }
 
+// Busy says whether waits are watched, or may still be on the board.
+func (d *Detector) Busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.looking
+}
+
 // Over says that the wait has ended.
 func (w *Watched) Over() {
 	d := w.detector

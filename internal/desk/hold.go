@@ -118,6 +118,24 @@ func (h *Hold) settle(err error) {
 	}
 }
 
+// Forfeit ends a hold as lost, for a cause of its own: the holder is told first, then the key goes to others. It does
+// nothing when the hold is over or being released.
+func (h *Hold) Forfeit(cause error) {
+	if !h.Finish(lost(cause)) {
+		return
+	}
+	d, e := h.desk, h.entry
+	a := actions{now: time.Now()}
+	d.mu.Lock()
+	if h.seat.cause == nil && h.cause == nil { // else it was lost meanwhile, and is nobody's
+		h.cause = cause
+		e.disown(h)
+		d.advance(e, &a)
+	}
+	d.mu.Unlock()
+	d.run(&a, nil)
+}
+
 // GiveBack ends a hold that its waiter did not want any more, without waiting.
 func (h *Hold) GiveBack() { _ = h.release(false) }
 

@@ -177,7 +177,7 @@ func (s *seat) Lost(ops []*link.Op, cause error) {
 	d.mu.Unlock()
 	d.run(&a, nil)
 	if tell {
-		d.cfg.Report("link lost", cause)
+		d.cfg.Report("a connection was lost, with the locks on it", cause)
 	}
 	_ = ops // each belongs to an entry of this seat, and was dealt with above
 }
@@ -284,7 +284,7 @@ func (d *Desk) maintain(ctx context.Context) {
 			switch err := d.open(ctx); {
 			case err == nil:
 				pause = firstPause
-				d.cfg.Report("link opened", nil)
+				d.cfg.Report("a connection for locks was opened", nil)
 				continue
 			case ctx.Err() != nil:
 				return
@@ -313,7 +313,7 @@ func (d *Desk) wanted(pause <-chan time.Time) <-chan struct{} {
 
 // failed tells the tries that wait for a link that there is none.
 func (d *Desk) failed(err error) {
-	d.cfg.Report("link cannot be opened", err)
+	d.cfg.Report("no connection for locks can be opened; it is tried again", err)
 	a := actions{now: time.Now()}
 	d.mu.Lock()
 	if len(d.seats) == 0 {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/backoff"
@@ -21,13 +22,16 @@ import (
 // Config is what a ledger needs.
 type Config struct {
 	TTL    time.Duration
-	Name   string                                              // of the client, for people
-	Pooled bool // a pooler may stand in between
+	Name   string // of the client, for people
+	Pooled bool   // a pooler may stand in between
 	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed
 	Report func(event string, err error) // for the log
+	Idle   time.Duration                 // a session without use is closed after so long; 0 for 10 s
 }
+
+const defaultIdle = 10 * time.Second
 
 // Observer is told about the ledger's sessions, by goroutines that must not be kept waiting.
 type Observer interface {
@@ -47,10 +51,13 @@ type Ledger struct {
 	gone      []*link.Link  // lost, their goroutines not yet waited for
 	observers []Observer
 	listeners []*listener
+	busy      []func() bool // of those who need the session though they say nothing
 	started   bool
+	resting   bool // the session was closed for want of use; the next one is opened when somebody asks
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
+	used atomic.Int64  // when the session was used last, in Unix nanoseconds
 	lane chan struct{} // has a value while a statement that was undone runs again
 
 	want    chan struct{}
@@ -114,6 +121,8 @@ func (l *Ledger) Current() *Session {
 
 // open asks for a session. The caller holds mu.
 func (l *Ledger) open() {
+	l.resting = false
+	l.use()
 	if !l.started && !l.closed {
 		l.started = true
 		l.workers.Add(1)
@@ -122,8 +131,8 @@ func (l *Ledger) open() {
 	chans.Signal(l.want)
 }
 
-// wait returns the session once there is one. It fails when one cannot be opened.
-func (l *Ledger) wait(ctx context.Context) (*Session, error) {
+// wait returns the session once there is one, but not the one that was lost. It fails when ctx ends, or no session will do.
+func (l *Ledger) wait(ctx context.Context, lost *Session) (*Session, error) {
 	for first := true; ; first = false {
 		l.mu.Lock()
 		s, failure, closed, changed := l.session, l.failure, l.closed, l.changed
@@ -134,24 +143,49 @@ func (l *Ledger) wait(ctx context.Context) (*Session, error) {
 		switch {
 		case closed:
 			return nil, lockerr.Closed
-		case s != nil:
+		case s != nil && s != lost:
 			return s, nil
-		case failure != nil && !first:
+		case failure != nil && !first && forGood(failure):
 			return nil, failure
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, l.ended(ctx)
 		}
 	}
 }
 
+// forGood says whether a session that could not be opened is not worth another try: somebody has to do something first.
+func forGood(failure error) bool {
+	for _, kind := range []error{ErrNoRoom, lockerr.Schema, lockerr.Pooler, lockerr.UnsupportedServer} {
+		if errors.Is(failure, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// ended is the error of a call that ctx ended: with its cause, and with what is wrong with the connection.
+func (l *Ledger) ended(ctx context.Context) error {
+	l.mu.Lock()
+	failure := l.failure
+	l.mu.Unlock()
+	err := ctx.Err()
+	if cause := context.Cause(ctx); !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if failure != nil {
+		err = fmt.Errorf("%w; there is no connection: %w", err, failure)
+	}
+	return err
+}
+
 // Holder is the id of the holder that the present session is.
 func (l *Ledger) Holder(ctx context.Context) (int64, error) {
-	s, err := l.wait(ctx)
+	s, err := l.wait(ctx, nil)
 	if err != nil {
-		return 0, fmt.Errorf("open a session: %w", err)
+		return 0, err
 	}
 	return s.Holder, nil
 }
@@ -159,10 +193,10 @@ func (l *Ledger) Holder(ctx context.Context) (int64, error) {
 // question is the Owner of an operation of Query's. It is closed when the operation was answered.
 type question chan struct{}
 
-// Query runs a statement and returns its rows as text; nil is NULL. When ctx ends meanwhile it returns; the statement
-// may run nevertheless. It fails rather than run a statement twice. A statement that the server has undone, because
-// others had a table or a row for too long, runs again until ctx ends; of those, one at a time, so that they leave
-// the session to the others.
+// Query runs a statement and returns its rows as text; nil is NULL. It is for statements that do no harm when they run
+// twice: while there is no session, or one is lost, Query goes on until ctx ends. Then it returns at once, and the
+// statement may run nevertheless. A statement that the server has undone, because others had a table or a row for too
+// long, runs again until ctx ends; of those, one at a time, so that they leave the session to the others.
 func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
 	rows, err := l.ask(ctx, statement, params)
 	if !Passes(err) {
@@ -172,14 +206,14 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 	case l.lane <- struct{}{}:
 		defer func() { <-l.lane }()
 	case <-ctx.Done():
-		return nil, undone(ctx, err)
+		return nil, l.undone(ctx, err)
 	}
 	for attempt := 1; ; attempt++ {
 		started := time.Now()
 		again, failure := l.ask(ctx, statement, params)
 		switch {
 		case ctx.Err() != nil && failure != nil:
-			return nil, undone(ctx, err)
+			return nil, l.undone(ctx, err)
 		case !Passes(failure):
 			return again, failure
 		}
@@ -187,7 +221,7 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 		select { // for as long as the session was kept from others
 		case <-time.After(max(time.Since(started), rand.N(backoff.Bound(attempt)))): //nolint:gosec // jitter, not a secret
 		case <-ctx.Done():
-			return nil, undone(ctx, err)
+			return nil, l.undone(ctx, err)
 		}
 	}
 }
@@ -203,29 +237,27 @@ func Passes(err error) bool {
 }
 
 // undone is the error of a call whose statement the server has undone again and again, until ctx ended.
-func undone(ctx context.Context, err error) error {
-	return fmt.Errorf("%w: the server undid it: %v", ctx.Err(), err) //nolint:errorlint // it is only the news
+func (l *Ledger) undone(ctx context.Context, err error) error {
+	return fmt.Errorf("%w: the server undid it: %v", l.ended(ctx), err) //nolint:errorlint // it is only the news
 }
 
-// ask runs a statement once.
+// ask runs a statement once, or again when the session was lost meanwhile.
 func (l *Ledger) ask(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	var lost *Session
+	for ctx.Err() == nil {
+		s, err := l.wait(ctx, lost)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := s.query(ctx, statement, params)
+		if !errors.Is(err, lockerr.Lost) {
+			return rows, err
+		}
+		if !s.Alive() {
+			lost = s
+		}
 	}
-	s, err := l.wait(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("open a session: %w", err)
-	}
-	answered := make(question)
-	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: answered}
-	s.Submit(op)
-	s.Help(ctx, func() bool { return chans.Closed(answered) })
-	select {
-	case <-answered:
-		return op.Rows, op.Err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return nil, l.ended(ctx)
 }
 
 var stmtNotify = link.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}
@@ -244,11 +276,16 @@ func (l *Ledger) Notify(payload string) {
 func (l *Ledger) maintain() {
 	defer l.workers.Done()
 	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
+	idle := time.NewTicker(l.idle() / 2)
+	defer idle.Stop()
 	for pause := firstPause; ; {
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-l.want:
+		case <-idle.C:
+			l.restIfIdle()
+			continue
 		}
 		l.bury(l.ctx)
 		if !l.short() {
@@ -266,7 +303,7 @@ func (l *Ledger) maintain() {
 		case errors.Is(err, ErrBusy):
 			l.rest(firstPause)
 		default:
-			l.cfg.Report("session for rows cannot be opened", err)
+			l.cfg.Report("no connection for semaphores, leaders and Once can be opened; it is tried again", err)
 			l.fail(err)
 			l.rest(pause)
 			pause = min(2*pause, longestPause)
@@ -286,7 +323,7 @@ func (l *Ledger) rest(pause time.Duration) {
 func (l *Ledger) short() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.session == nil
+	return l.session == nil && !l.resting
 }
 
 // seat makes a session the present one, unless it has died already.

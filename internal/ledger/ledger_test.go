@@ -182,15 +182,68 @@ func TestLedger_NoServer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, false)
 	f.proxy.Refuse(true)
-	_, err := f.Query(t.Context(), &stmtPid)
-	require.ErrorContains(t, err, "open a session")
-	f.within(t, func() bool { return len(f.failed) > 0 })
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	_, err = f.Query(ctx, &stmtPid)
-	require.Error(t, err)
+	answer := make(chan error, 1)
+	go func() {
+		_, err := f.Query(ctx, &stmtPid)
+		answer <- err
+	}()
+	f.within(t, func() bool { return len(f.failed) > 1 })
+	require.Empty(t, answer, "it goes on trying")
+	cancel()
+	err := <-answer
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorContains(t, err, "there is no connection")
+	go func() {
+		_, err := f.Query(t.Context(), &stmtPid)
+		answer <- err
+	}()
 	f.proxy.Refuse(false)
-	f.within(t, func() bool { return len(f.opened) == 1 })
+	require.NoError(t, <-answer)
+	f.note(func() { require.Len(t, f.opened, 1) })
+}
+
+// A server that will not do is told of at once.
+func TestLedger_WrongGround(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	dbtest.Run(t, f.dsn, "DROP SCHEMA pgbaton CASCADE")
+	_, err := f.Query(t.Context(), &stmtPid)
+	require.ErrorIs(t, err, lockerr.Schema)
+}
+
+// Sessions that are ended again and again fail no query.
+func TestLedger_Storm(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	_, err := f.Query(t.Context(), &stmtPid)
+	require.NoError(t, err)
+	admin := dbtest.Connect(t, f.dsn)
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				if _, err := f.Query(t.Context(), &stmtPid); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 60 {
+		dbtest.Exec(t, admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "+
+			"WHERE datname = current_database() AND pid <> pg_backend_pid()")
+		time.Sleep(50 * time.Millisecond)
+	}
+	close(over)
+	wg.Wait()
 }
 
 // The wait for an answer ends with the context, the session goes on.

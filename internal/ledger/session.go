@@ -33,7 +33,10 @@ var (
 )
 
 // Submit hands operations over; see [link.Link.Submit]. Help or Attend must follow.
-func (s *Session) Submit(ops ...*link.Op) { s.link.Submit(ops...) }
+func (s *Session) Submit(ops ...*link.Op) {
+	s.ledger.use()
+	s.link.Submit(ops...)
+}
 
 // Help reads answers while the caller waits for its own; see [link.Link.Help].
 func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx, done) }
@@ -52,6 +55,20 @@ func (s *Session) Alive() bool {
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
 	return s.cause == nil
+}
+
+// query runs a statement and waits for its rows until ctx ends.
+func (s *Session) query(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
+	answered := make(question)
+	op := &link.Op{Kind: link.Call, Call: statement, Params: params, Owner: answered}
+	s.Submit(op)
+	s.Help(ctx, func() bool { return chans.Closed(answered) })
+	select {
+	case <-answered:
+		return op.Rows, op.Err
+	case <-ctx.Done():
+		return nil, s.ledger.ended(ctx)
+	}
 }
 
 // maxRetries is how often an operation runs again that failed through no fault of its own.
@@ -96,7 +113,7 @@ func (s *Session) Lost(ops []*link.Op, cause error) {
 		complete(op)
 	}
 	if report {
-		l.cfg.Report("session for rows lost", cause)
+		l.cfg.Report("the connection for semaphores, leaders and Once was lost", cause)
 	}
 }
 

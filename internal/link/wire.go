@@ -32,25 +32,25 @@ func (s *Statement) tries() bool {
 var (
 	stmtTry = Statement{
 		"pgbaton_try",
-		"SELECT CASE WHEN pg_try_advisory_lock($1) THEN nextval('pgbaton.token') END",
+		"SELECT CASE WHEN pg_try_advisory_lock($1) THEN pgbaton.draw_token() END",
 		[]uint32{pgtype.Int8OID},
 	}
 	stmtTryShared = Statement{
 		"pgbaton_try_shared",
-		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN nextval('pgbaton.token') END",
+		"SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN pgbaton.draw_token() END",
 		[]uint32{pgtype.Int8OID},
 	}
 	// With a look at the gate, shared with others who look, for the statement alone. Arguments: key, gate.
 	stmtPolite = Statement{
 		"pgbaton_polite",
 		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock($1) " +
-			"THEN nextval('pgbaton.token') END END",
+			"THEN pgbaton.draw_token() END END",
 		[]uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
 	stmtPoliteShared = Statement{
 		"pgbaton_polite_shared",
 		"SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock_shared($1) " +
-			"THEN nextval('pgbaton.token') END END",
+			"THEN pgbaton.draw_token() END END",
 		[]uint32{pgtype.Int8OID, pgtype.Int8OID},
 	}
 	stmtUnlock = Statement{
@@ -107,7 +107,7 @@ SELECT array_agg(CASE code
 
 	stmtDraw = Statement{
 		"pgbaton_draw",
-		"SELECT nextval('pgbaton.token') FROM generate_series(1, $1)",
+		"SELECT pgbaton.draw_token() FROM generate_series(1, $1)",
 		[]uint32{pgtype.Int4OID},
 	}
 	stmtPing = Statement{"pgbaton_ping", "SELECT pg_is_in_recovery()", nil}

@@ -3,31 +3,62 @@
 package lockerr
 
 import (
-	"errors"
 	"fmt"
+	"io"
+	"strings"
 )
 
+// Prefix begins the text of every error at the library's door, once.
+const Prefix = "pgbaton: "
+
+// condition is a sentinel. By itself it says whose it is; within another error, whose text begins with that, only what.
+type condition struct{ text string }
+
+func sentinel(text string) error { return &condition{text} }
+
+// Error is the text with the prefix.
+func (c *condition) Error() string { return Prefix + c.text }
+
+// Format writes the text without the prefix, so that %w and %v in the text of another error do not repeat it.
+func (c *condition) Format(f fmt.State, verb rune) {
+	if verb == 'q' {
+		_, _ = fmt.Fprintf(f, "%q", c.text)
+		return
+	}
+	_, _ = io.WriteString(f, c.text)
+}
+
 var (
-	NotAcquired       = errors.New("pgbaton: lock not acquired")
-	Lost              = errors.New("pgbaton: lock lost")
-	NotHeld           = errors.New("pgbaton: lock not held")
-	Deadlock          = errors.New("pgbaton: deadlock")
-	TooManyLocks      = errors.New("pgbaton: too many locks")
-	Pooler            = errors.New("pgbaton: connection goes through a pooler")
-	Standby           = errors.New("pgbaton: server is a standby")
-	UnsupportedServer = errors.New("pgbaton: unsupported server")
-	Schema            = errors.New("pgbaton: schema does not serve this client")
-	Conflict          = errors.New("pgbaton: conflict")
-	StaleToken        = errors.New("pgbaton: stale token")
-	NotFound          = errors.New("pgbaton: not found")
-	CommitUnknown     = errors.New("pgbaton: outcome of the commit is unknown")
-	Closed            = errors.New("pgbaton: client closed")
-	Resigned          = errors.New("pgbaton: leadership resigned")
-	CapacityMismatch  = errors.New("pgbaton: the semaphore has another capacity")
-	OverCapacity      = errors.New("pgbaton: more permits wanted than the semaphore has")
-	StaleSnapshot     = errors.New("pgbaton: the transaction's snapshot may be older than the lock: " +
+	NotAcquired       = sentinel("not acquired")
+	Lost              = sentinel("lost")
+	NotHeld           = sentinel("not held")
+	Deadlock          = sentinel("deadlock")
+	TooManyLocks      = sentinel("too many locks")
+	Pooler            = sentinel("connection goes through a pooler")
+	Standby           = sentinel("server is a standby")
+	UnsupportedServer = sentinel("unsupported server")
+	Schema            = sentinel("schema does not serve this client")
+	Conflict          = sentinel("conflict")
+	StaleToken        = sentinel("stale token")
+	NotFound          = sentinel("not found")
+	CommitUnknown     = sentinel("outcome of the commit is unknown")
+	Closed            = sentinel("client closed")
+	Resigned          = sentinel("resigned")
+	CapacityMismatch  = sentinel("the semaphore has another capacity")
+	OverCapacity      = sentinel("more permits wanted than the semaphore has")
+	StaleSnapshot     = sentinel("the transaction's snapshot may be older than the lock: " +
 		"acquire before the transaction begins, or use READ COMMITTED")
 )
+
+// Line is the text of an error on one line, without the prefix.
+func Line(err error) string {
+	lines := strings.FieldsFunc(strings.TrimPrefix(fmt.Sprint(err), Prefix), func(r rune) bool { return r == '\n' })
+	for i, line := range lines {
+		lines[i] = strings.TrimSpace(line)
+	}
+	text := strings.Join(lines, "; ")
+	return strings.ReplaceAll(text, ":; ", ": ") // a list with a heading
+}
 
 // Limit is TooManyLocks for a client that holds all that it may.
 func Limit(maxHeld int) error {
@@ -47,6 +78,7 @@ const (
 	ClientClosed    LossReason = "client closed"
 	NotThere        LossReason = "not held on the server"
 	TokensWentBack  LossReason = "token sequence went back"
+	HeldTooLong     LossReason = "held too long"
 )
 
 // LossError is why a link, or one lock on it, was lost.
@@ -60,10 +92,11 @@ var ClosedLoss = &LossError{Reason: ClientClosed, Cause: Closed}
 
 // Error says the reason and what was seen.
 func (l *LossError) Error() string {
-	if l.Cause == nil {
+	cause := fmt.Sprint(l.Cause)
+	if l.Cause == nil || cause == string(l.Reason) {
 		return string(l.Reason)
 	}
-	return string(l.Reason) + ": " + l.Cause.Error()
+	return string(l.Reason) + ": " + cause
 }
 
 // Unwrap returns what was seen.

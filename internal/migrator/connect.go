@@ -67,6 +67,9 @@ func refuseServer(conn *pgx.Conn) error {
 		return refuse(lockerr.UnsupportedServer, "the server says that it is PostgreSQL %q, and %d is the oldest that runs the migrations",
 			conn.PgConn().ParameterStatus("server_version"), oldestMajor)
 	}
+	if conn.PgConn().ParameterStatus("in_hot_standby") == "on" {
+		return refuse(lockerr.Standby, "the server is a standby: connect to the primary (target_session_attrs=read-write)")
+	}
 	return nil
 }
 

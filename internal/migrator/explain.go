@@ -8,8 +8,6 @@ import (
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
-const readOnlyTransaction = "25006" // what a standby says to a transaction that wants to write
-
 // explain adds to an error of the server what to do about it.
 func explain(err error, role string) error {
 	switch code := pgerr.Code(err); {
@@ -18,8 +16,6 @@ func explain(err error, role string) error {
 		return refuse(lockerr.Schema, "role %s may not migrate: %w. The role of a service need not: migrate as the role that owns the schema "+
 			"pgbaton, or shall own it, which needs CREATE on the database and on the schema of the version table, and give the "+
 			"service its grants", quote(role), err)
-	case code == readOnlyTransaction:
-		return refuse(lockerr.Standby, "the server is a standby: connect to the primary (target_session_attrs=read-write): %w", err)
 	case code == pgerr.LockNotAvailable:
 		return fmt.Errorf("%w (a table was in use for longer than this role's lock_timeout: migrate again, when less is "+
 			"going on or with a longer one)", err)

@@ -53,7 +53,10 @@ type Desk struct {
 	workers sync.WaitGroup
 }
 
-var _ ledger.Observer = (*Desk)(nil)
+var (
+	_ ledger.Observer = (*Desk)(nil)
+	_ ledger.Lender   = (*Desk)(nil)
+)
 
 // New makes a desk. It opens no session before the first Line.
 func New(cfg Config) *Desk {
@@ -154,6 +157,25 @@ func (d *Desk) use(s *ledger.Session, a *actions) {
 	for _, l := range d.lines {
 		l.advance(a)
 	}
+}
+
+// LetGo implements [ledger.Lender]: who holds nothing, wants nothing and has nothing under way needs no session.
+func (d *Desk) LetGo(s *ledger.Session) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session != s {
+		return d.session == nil
+	}
+	if len(d.blocks) > 0 || !d.leaving.none() {
+		return false
+	}
+	for _, l := range d.lines {
+		if l.waiters.Len() > 0 || l.claiming || l.inquiring || l.heading {
+			return false
+		}
+	}
+	d.session = nil
+	return true
 }
 
 // Failed implements [ledger.Observer].

@@ -91,6 +91,19 @@ func (p *Permit) release(wait bool) error {
 	if !p.Finish(errReleased) {
 		return p.Reason()
 	}
+	return p.part(wait)
+}
+
+// Forfeit ends a permit as lost, for a cause of its own: the holder is told first, then the slots go to others. It does
+// nothing when the permit is over.
+func (p *Permit) Forfeit(cause error) {
+	if p.Finish(fmt.Errorf("%w: %w", lockerr.Lost, cause)) {
+		_ = p.part(false) // it was lost anyway
+	}
+}
+
+// part gives the slots of a permit that has been ended to others. With wait it returns when the server has freed them.
+func (p *Permit) part(wait bool) error {
 	d := p.line.desk
 	a := actions{now: time.Now()}
 	d.mu.Lock()

@@ -89,6 +89,27 @@ func libpqField(err error, field byte) string {
 	return ""
 }
 
+// protocolViolation is what PgBouncer answers when it has no room, with a message of its own; newer ones say tooMany.
+const (
+	protocolViolation = "08P01"
+	tooMany           = "53300"
+)
+
+// Explain adds to an error of a pooler's that its pool is full. Other errors are returned as they are.
+func Explain(err error) error {
+	if code := Code(err); code != protocolViolation && code != tooMany {
+		return err
+	}
+	switch text := err.Error(); {
+	case strings.Contains(text, "query_wait_timeout"):
+		return fmt.Errorf("the connection pooler's pool is full (no server connection came free in its query_wait_timeout): "+
+			"raise its pool_size: %w", err)
+	case strings.Contains(text, "no more connections allowed"):
+		return fmt.Errorf("the connection pooler takes no more clients: raise its limit: %w", err)
+	}
+	return err
+}
+
 // Retryable says whether the whole transaction that ended with err may succeed when it is run again.
 func Retryable(err error) bool {
 	code := Code(err)

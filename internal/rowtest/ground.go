@@ -26,7 +26,7 @@ func (b *bundle) as(ctx context.Context, t *testing.T) (role string, begin func(
 	b.exec(ctx, t, "GRANT USAGE ON SCHEMA "+pgx.Identifier{b.table[0]}.Sanitize()+" TO "+role)
 	b.exec(ctx, t, "GRANT ALL ON "+b.name()+" TO "+role)
 	return role, func() pgbaton.Tx {
-		tx := b.way.Begin(t)
+		tx := b.begin(t)
 		exec(ctx, t, tx, "SET LOCAL ROLE "+role)
 		return tx
 	}
@@ -73,7 +73,7 @@ func (s *suite) guarded(t *testing.T) {
 		function := pgx.Identifier{b.table[0], "keep"}.Sanitize() + "()"
 		b.exec(ctx, t, "CREATE FUNCTION "+function+" RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
 		b.exec(ctx, t, "CREATE TRIGGER keep BEFORE UPDATE OR DELETE ON "+b.name()+" FOR EACH ROW EXECUTE FUNCTION "+function)
-		b.requireNotWritten(ctx, t, func() pgbaton.Tx { return b.way.Begin(t) }, "a trigger")
+		b.requireNotWritten(ctx, t, func() pgbaton.Tx { return b.begin(t) }, "a trigger")
 		s.way.With(t, func(q pgbaton.Querier) {
 			requireUseless(t, pgbaton.DeleteVersion(ctx, q, b.table, keyOne, 1, nil), "a trigger")
 		})

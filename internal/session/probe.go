@@ -143,7 +143,11 @@ func probePooler(ctx context.Context, conn, other *pgconn.PgConn, first string, 
 	defer cancel()
 	for range rounds {
 		theirs, err := queryRow(ctx, other, "BEGIN; "+sqlBackend)
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return fmt.Errorf("the pooler gives no server connection to a second client within %v: its pool is full, or too small; "+
+				"each client needs up to Config.MaxConns: %w", probeTimeout, err)
+		case err != nil:
 			return fmt.Errorf("look for a pooler: %w", err)
 		}
 		mine, err := queryRow(ctx, conn, sqlBackend)

@@ -163,7 +163,7 @@ func (d *Dialer) dial(ctx context.Context, commands []Command, prepare func(cont
 	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", address(cfg), because(ctx, dsn.Connect(err)))
+		return nil, because(ctx, dsn.Connect(err)) // which has the address
 	}
 	opened.Store(true)
 	s := &Session{Conn: conn, home: d.Home}
@@ -176,7 +176,7 @@ func (d *Dialer) dial(ctx context.Context, commands []Command, prepare func(cont
 	}
 	if err != nil {
 		Close(conn) //nolint:contextcheck // also when ctx has ended
-		return nil, fmt.Errorf("%s: %w", address(cfg), because(ctx, err))
+		return nil, fmt.Errorf("%w (server %s)", because(ctx, err), address(cfg))
 	}
 	return s, nil
 }
@@ -188,7 +188,7 @@ func because(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errSlow) {
 		return fmt.Errorf("%w: %w", errSlow, err)
 	}
-	return err
+	return pgerr.Explain(err)
 }
 
 // closeRaw ends a connection that somebody may be using.

@@ -22,16 +22,20 @@ func (c *Cache[V]) Get(key []byte) (V, bool) {
 	return value, ok
 }
 
-// Put keeps value, unless the cache is full.
+// Put keeps value, in place of some other one if the cache is full.
 func (c *Cache[V]) Put(key []byte, value V) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.entries == nil {
 		c.entries = map[string]V{}
 	}
-	if len(c.entries) < cacheSize {
-		c.entries[string(key)] = value
+	for other := range c.entries {
+		if len(c.entries) < cacheSize {
+			break
+		}
+		delete(c.entries, other)
 	}
+	c.entries[string(key)] = value
 }
 
 // Delete forgets what is kept under a key.

@@ -150,11 +150,19 @@ func TestCache(t *testing.T) {
 	for i := range 5000 {
 		cache.Put(sqltext.AppendKey(nil, strconv.Itoa(i)), i)
 	}
-	value, ok := cache.Get(sqltext.AppendKey(nil, "7"))
+	value, ok := cache.Get(sqltext.AppendKey(nil, "4999"))
 	require.True(t, ok)
-	require.Equal(t, 7, value)
+	require.Equal(t, 4999, value)
+	kept := 0
+	for i := range 5000 {
+		if _, ok = cache.Get(sqltext.AppendKey(nil, strconv.Itoa(i))); ok {
+			kept++
+		}
+	}
+	require.Equal(t, 1000, kept, "it is bounded")
+	cache.Delete(sqltext.AppendKey(nil, "4999"))
 	_, ok = cache.Get(sqltext.AppendKey(nil, "4999"))
-	require.False(t, ok, "it is bounded")
+	require.False(t, ok)
 	require.NotEqual(t, sqltext.AppendKey(nil, "a", "b"), sqltext.AppendKey(sqltext.AppendKey(nil, "a"), "b"))
 }
 

@@ -56,7 +56,7 @@ func (p *place) run() {
 			pause = firstPause
 		} else {
 			p.hangUp()
-			r.cfg.Report("waiting session", err)
+			r.cfg.Report("a connection that waits for locks was lost, or cannot be opened; it is tried again", err)
 			p.sleep(rand.N(pause) + pause/2) //nolint:gosec // jitter, not a secret
 			pause = min(2*pause, longestPause)
 		}

@@ -1,0 +1,177 @@
+package pgbaton_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+)
+
+// doing is a member of the Do family that runs fn while it holds something of client's, which two clients cannot have
+// at the same time.
+type doing func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.DoOpts, fn func(ctx context.Context) error) error
+
+// eachDo returns the family, each member for something of its own.
+func eachDo() map[string]doing {
+	return map[string]doing{
+		"DoWith": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.DoOpts, fn func(context.Context) error) error {
+			return c.DoWith(ctx, pgbaton.Name("do"), opts, func(ctx context.Context, _ *pgbaton.Lock) error { return fn(ctx) })
+		},
+		"DoAll": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.DoOpts, fn func(context.Context) error) error {
+			keys := []pgbaton.Key{pgbaton.Name("all/2"), pgbaton.Name("all/1")}
+			return c.DoAll(ctx, keys, opts, func(ctx context.Context, locks *pgbaton.LockSet) error {
+				if len(locks.Keys()) != len(keys) {
+					return errors.New("not all keys")
+				}
+				return fn(ctx)
+			})
+		},
+		"Semaphore": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.DoOpts, fn func(context.Context) error) error {
+			s, err := c.Semaphore(ctx, "do", 1)
+			if err != nil {
+				return err
+			}
+			return s.DoWith(ctx, 1, opts, func(ctx context.Context, _ *pgbaton.Permit) error { return fn(ctx) })
+		},
+	}
+}
+
+// The wait is bounded, what follows is not.
+func TestDo_Wait(t *testing.T) {
+	t.Parallel()
+	for name, do := range eachDo() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			a, b, _ := pair(t)
+			const wait = 200 * time.Millisecond
+			never := func(context.Context) error { panic("it is taken") }
+			require.NoError(t, do(ctx, a, &pgbaton.DoOpts{Wait: wait}, func(ctx context.Context) error {
+				began := time.Now()
+				err := do(ctx, b, &pgbaton.DoOpts{Wait: wait}, never)
+				require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.ErrorContains(t, err, "the wait of 200ms is over")
+				require.GreaterOrEqual(t, time.Since(began), wait)
+				require.NoError(t, ctx.Err(), "the work may take longer than the wait")
+
+				err = do(ctx, b, &pgbaton.DoOpts{Wait: pgbaton.NoWait}, never)
+				require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+				require.NotErrorIs(t, err, context.DeadlineExceeded)
+				return nil
+			}))
+			own := errors.New("own")
+			err := do(ctx, b, nil, func(context.Context) error { return own })
+			require.Equal(t, own, err, "fn's error as it is")
+		})
+	}
+}
+
+// A func that hangs and heeds nothing keeps its lock for MaxHold.
+func TestDo_MaxHold(t *testing.T) {
+	t.Parallel()
+	for name, do := range eachDo() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b, _ := pair(t)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			own := errors.New("own")
+			err := do(ctx, a, &pgbaton.DoOpts{MaxHold: 300 * time.Millisecond}, func(held context.Context) error {
+				require.NoError(t, held.Err())
+				require.NoError(t, do(ctx, b, nil, func(context.Context) error {
+					require.Error(t, held.Err(), "told before it is given to others")
+					require.ErrorIs(t, context.Cause(held), pgbaton.ErrLost)
+					require.Equal(t, pgbaton.LostTooLong, pgbaton.LossReasonOf(context.Cause(held)))
+					return nil
+				}))
+				require.NoError(t, do(ctx, a, nil, func(context.Context) error { return nil }), "of the same process too")
+				return own
+			})
+			require.ErrorIs(t, err, pgbaton.ErrLost)
+			require.ErrorIs(t, err, own)
+			require.Equal(t, pgbaton.LostTooLong, pgbaton.LossReasonOf(err))
+			require.NotContains(t, err.Error(), "\n")
+		})
+	}
+}
+
+// Config.MaxHold is for whatever the client acquires, and a released lock is not lost afterwards.
+func TestConfig_MaxHold(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, b, dsn := pair(t)
+	client := newClient(t, dsn, &pgbaton.Config{MaxHold: 250 * time.Millisecond})
+	key := pgbaton.ID(1)
+	lock, err := client.Acquire(ctx, key)
+	require.NoError(t, err)
+	early, err := client.Acquire(ctx, pgbaton.ID(2))
+	require.NoError(t, err)
+	require.NoError(t, early.Release(ctx))
+	set, err := client.AcquireAll(ctx, pgbaton.ID(3), pgbaton.ID(4))
+	require.NoError(t, err)
+	s, err := client.Semaphore(ctx, "most", 1)
+	require.NoError(t, err)
+	permit, err := s.Acquire(ctx, 1)
+	require.NoError(t, err)
+
+	next, err := b.Acquire(ctx, key)
+	require.NoError(t, err)
+	soon(t, lock.Done())
+	for what, held := range map[string]interface {
+		Done() <-chan struct{}
+		Err() error
+		Release(ctx context.Context) error
+	}{"lock": lock, "set": set, "permit": permit} {
+		soon(t, held.Done())
+		require.Equal(t, pgbaton.LostTooLong, pgbaton.LossReasonOf(held.Err()), what)
+		require.ErrorIs(t, held.Release(ctx), pgbaton.ErrLost, what)
+		require.ErrorIs(t, held.Release(ctx), pgbaton.ErrLost, what)
+	}
+	require.ErrorIs(t, early.Err(), pgbaton.ErrNotHeld)
+	require.NoError(t, next.Release(ctx))
+	all, err := b.AcquireAll(ctx, pgbaton.ID(1), pgbaton.ID(2), pgbaton.ID(3), pgbaton.ID(4))
+	require.NoError(t, err)
+	require.NoError(t, all.Release(ctx))
+	again, err := s.Acquire(ctx, 1)
+	require.NoError(t, err)
+	require.NoError(t, again.Release(ctx))
+
+	// A call's own bound goes before.
+	require.NoError(t, client.DoWith(ctx, key, &pgbaton.DoOpts{MaxHold: time.Hour}, func(ctx context.Context, _ *pgbaton.Lock) error {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+			return nil
+		}
+	}))
+}
+
+func TestDo_RefusesWhatACallHasNoUseFor(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	a, _, _ := pair(t)
+	never := func(context.Context) error { panic("refused") }
+	for name, do := range eachDo() {
+		for text, opts := range map[string]pgbaton.DoOpts{
+			"DoOpts.Wait is":    {Wait: -2},
+			"DoOpts.MaxHold is": {MaxHold: -1},
+			"DoOpts.Fence":      {Fence: true},
+			"DoOpts.Tx":         {Tx: pgbaton.TxOpts{ReadOnly: true}},
+		} {
+			require.ErrorContains(t, do(ctx, a, &opts, never), text, name)
+		}
+		if name != "DoWith" {
+			require.ErrorContains(t, do(ctx, a, &pgbaton.DoOpts{Shared: true}, never), "DoOpts.Shared", name)
+		}
+	}
+	require.NoError(t, a.DoWith(ctx, pgbaton.ID(1), &pgbaton.DoOpts{Shared: true}, func(ctx context.Context, _ *pgbaton.Lock) error {
+		return a.DoWith(ctx, pgbaton.ID(1), &pgbaton.DoOpts{Shared: true, Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Lock) error { return nil })
+	}))
+}

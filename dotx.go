@@ -1,0 +1,173 @@
+package pgbaton
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/backoff"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// DoTx runs fn in a transaction, as [InTx] does, while it holds the key, as [Client.Do] does. The lock is taken
+// before the transaction begins, so at every isolation level it reads what the last holder committed, and it
+// is released after the commit, so nobody can be granted the key before the changes are there. The context
+// given to fn ends when the lock is lost, and the transaction is then rolled back, not committed.
+//
+// A commit whose outcome is unknown, [ErrCommitUnknown], gives the lock up while the server may still be at work on the
+// commit. The DoTx of the next holder, in this process or another, waits until that transaction is over, and sees what it
+// has committed. So does the DoTx that follows the one of a holder that has lost its lock.
+//
+// The transaction's connection comes from db; waiting for the lock occupies none. The errors are those of
+// [Client.Do] and [InTx]. A deadline, or a wait by [DoOpts.Wait], that passes before fn has run is [ErrNotAcquired].
+//
+// # How it works
+//
+// The transaction begins with a try for a transaction-level advisory lock on a second key, which is made of the key and is
+// DoTx's own. PostgreSQL frees it when the transaction has ended, also for an in-doubt transaction without a client. When the
+// try is refused, the transaction is rolled back and begun anew a moment later: nobody waits in an open transaction, and no
+// snapshot is older than the lock. In REPEATABLE READ and SERIALIZABLE the transaction is begun anew after a try that was
+// granted as well, because the snapshot of that try may be older than its grant.
+func (c *Client) DoTx(
+	ctx context.Context,
+	db interface {
+		BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
+	},
+	key Key,
+	opts *DoOpts,
+	fn func(ctx context.Context, tx pgx.Tx, lock *Lock) error,
+) error {
+	return doTx(ctx, c, key, opts, func(tx *TxOpts) *runner[pgx.Tx] { return pgxRunner(db, tx) },
+		func(tx pgx.Tx) pgx.Tx { return tx }, fn)
+}
+
+// DoSQLTx is [Client.DoTx] for a *sql.DB, as [InSQLTx] is [InTx] for one.
+func (c *Client) DoSQLTx(
+	ctx context.Context, db *sql.DB, key Key, opts *DoOpts,
+	fn func(ctx context.Context, tx *sql.Tx, lock *Lock) error,
+) error {
+	return doTx(ctx, c, key, opts, func(tx *TxOpts) *runner[*boundSQLTx] { return sqlRunner(db, tx) },
+		func(tx *boundSQLTx) *sql.Tx { return tx.tx }, fn)
+}
+
+// doTx is DoTx over handles of a kind H, which fn knows as F.
+func doTx[H Tx, F any](
+	ctx context.Context, c *Client, key Key, opts *DoOpts,
+	newRunner func(opts *TxOpts) *runner[H], handle func(H) F,
+	fn func(ctx context.Context, tx F, lock *Lock) error,
+) error {
+	began := time.Now()
+	o, err := opts.forLocks(c, true)
+	var txOpts *TxOpts
+	if err == nil {
+		txOpts, err = o.Tx.withDefaults()
+	}
+	if err != nil {
+		return fmt.Errorf("%s lock %v: %w", doing, key, err)
+	}
+	lock, err := c.acquireFor(ctx, key, o)
+	if err != nil {
+		return err
+	}
+	return lock.do(ctx, func(ctx context.Context, lock *Lock) error {
+		r := newRunner(txOpts)
+		begin := r.begin
+		r.begin = func(ctx context.Context) (H, error) {
+			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait)}
+			tx, err := t.take(ctx)
+			if err != nil {
+				err = fmt.Errorf("of DoTx on lock %v: %w", key, err)
+			}
+			return tx, err
+		}
+		r.fn = func(ctx context.Context, tx H) error {
+			if o.Fence {
+				if err := AssertHeld(ctx, tx, lock); err != nil {
+					return err
+				}
+			}
+			return fn(ctx, handle(tx), lock)
+		}
+		return r.run(ctx, txOpts)
+	})
+}
+
+// txKey is the advisory key that the transactions of DoTx hold until they are over. It must never change: clients of
+// different versions share a database.
+func txKey(key advisory.Key) int64 {
+	of := fmt.Sprintf("pgbaton:pgbaton/tx/%t/%d", key.Pair, key.ID)
+	sum := sha256.Sum256([]byte(of))
+	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // the bits are the key
+}
+
+// turn is a wish for a transaction that holds the key of DoTx.
+type turn[H Tx] struct {
+	key    int64
+	shared bool
+	begin  func(ctx context.Context) (H, error)
+	wait   time.Duration // NoWait, or zero for no bound but that of the context
+	until  time.Time     // when a wait that is bounded ends
+}
+
+// sqlTakeTurn is the first statement of a transaction of DoTx.
+const sqlTakeTurn = `SELECT CASE WHEN $2::pg_catalog.bool THEN pg_catalog.pg_try_advisory_xact_lock_shared($1::pg_catalog.int8)
+            ELSE pg_catalog.pg_try_advisory_xact_lock($1::pg_catalog.int8) END,
+       pg_catalog.current_setting('transaction_isolation')`
+
+// take begins transactions until one has the key, and had it before its snapshot.
+func (t *turn[H]) take(ctx context.Context) (H, error) {
+	var none H
+	sure := false // that all earlier transactions had ended before this one began
+	for attempt := 1; ; attempt++ {
+		tx, err := t.begin(ctx)
+		if err != nil {
+			return none, t.failed(ctx, err)
+		}
+		var granted bool
+		var level string
+		err = tx.QueryRow(ctx, sqlTakeTurn, t.key, t.shared).Scan(&granted, &level)
+		fresh := level == "read committed" || level == "read uncommitted"
+		if err == nil && granted && (fresh || sure) {
+			return tx, nil
+		}
+		rollback(ctx, tx)
+		if err != nil {
+			return none, t.failed(ctx, translate(err))
+		}
+		if sure = granted; sure {
+			continue
+		}
+		if err := t.pause(ctx, attempt); err != nil {
+			return none, err
+		}
+	}
+}
+
+// failed adds that the context has ended, if it has.
+func (t *turn[H]) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, endOf(ctx), err)
+	}
+	return err
+}
+
+// pause waits before the next try, if there may be one.
+func (t *turn[H]) pause(ctx context.Context, attempt int) error {
+	const why = "the transaction of an earlier holder is not over yet"
+	if t.wait != 0 && !time.Now().Before(t.until) {
+		if t.wait == NoWait {
+			return fmt.Errorf("%w: %s", lockerr.NotAcquired, why)
+		}
+		return fmt.Errorf("%w: %w: the wait of %v is over: %s", lockerr.NotAcquired, context.DeadlineExceeded, t.wait, why)
+	}
+	if err := backoff.Wait(ctx, attempt); err != nil {
+		return fmt.Errorf("%w: %w: %s", lockerr.NotAcquired, endOf(ctx), why)
+	}
+	return nil
+}
