@@ -35,6 +35,18 @@ test/integration: build/postgres ## run the nested module's tests (faults, every
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
 
+# Servers and clients are processes of the program's own, and end with it. It needs the server programs of the majors.
+.PHONY: storm storm/frozen
+storm: build/storm ## let every kind of fault happen to the whole library, a minute each (STORM_FOR, STORM_KINDS, STORM_MAJORS=14,18)
+	cd integration_test/storm && $(BIN)/storm
+
+storm/frozen: build/storm ## measure what a frozen waiter costs those behind it (STORM_ROUNDS=50, STORM_MAJORS=14,18)
+	cd integration_test/storm && $(BIN)/storm frozen
+
+.PHONY: build/storm
+build/storm:
+	cd integration_test && go build -o $(BIN)/storm ./cmd/storm
+
 .PHONY: bench
 bench: build/postgres ## run the benchmarks once
 	@set -e; for module in $(filter-out integration_test/,$(MODULES)); do \

@@ -247,9 +247,7 @@ func (c *Client) keepRows() {
 	c.deadlocks = deadlock.New(board, c.home.Identity, c.report)
 	c.permits = permit.New(permit.Config{
 		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.report,
-		Queue: func(ctx context.Context, gate advisory.Key) (permit.Turn, error) {
-			return c.desk.Acquire(ctx, gate, advisory.Exclusive, false)
-		},
+		Queue: func(gate advisory.Key) permit.Stand { return c.room.Stand(gate) },
 	})
 	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
 	c.ledger.KeepWhile(c.campaigns.Busy)

@@ -14,6 +14,11 @@
 //   - Release says nil only if the lock was held without a break until then.
 //   - The server frees the locks of a killed process within milliseconds, those of a frozen or
 //     unreachable one within [Config.TTL].
+//   - A process that waits and freezes, or cannot be reached, keeps those behind it waiting for at most a
+//     second and a half, whatever TTL is and wherever it stands: in line for a lock, exclusive or shared, for several,
+//     for permits, also behind a pooler, or to lead. Whoever is told that it is its turn takes it or loses it
+//     within a second. This holds for each process that freezes: when they do so one after the other, each
+//     at its turn, each may cost as much.
 //   - A semaphore never has more valid permits, by the database's clock, than its capacity.
 //   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and
 //     takes none from the caller's pool.
@@ -29,6 +34,8 @@
 //     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
 //     it, a deadlock ends within 2 s, later among thousands of such waits, with [ErrDeadlock] for one side; else it lasts.
 //   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
+//   - A lock that a transaction of the caller's waits for ([AcquireTx], [LockRow]) is granted to that transaction also
+//     while its process is frozen, and then is held until the server ends that session, by the caller's settings.
 //   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
 //   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
 //     apart. It rises on the new one.
@@ -41,7 +48,8 @@
 // One session, the link, holds all locks of the process as session-level advisory locks, and never issues a
 // statement that can wait. Requests that come while a round trip is under way share the next one. A
 // few other sessions only wait: they stand in the server's queue for a key and, when it is free, let the link
-// take it. Within the process a released key goes to the next goroutine in line without the server.
+// take it. The server ends them after a second of silence, so a place in a queue is worth nothing to one who is
+// frozen. Within the process a released key goes to the next goroutine in line without the server.
 // The link asks the server to end it when nothing was heard for TTL, and stops trusting itself after 9/10
 // of that. What is kept in rows, semaphores and leaders, uses one more session, opened when it is needed first.
 // What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer

@@ -21,8 +21,10 @@ import (
 //
 // # How it works
 //
-// Each key is a lock as [Client.Acquire] makes it. All clients take the keys of their sets in one order, so
-// sets never deadlock with one another. The order is that of the keys' numbers, not that in which they are given.
+// Each key is a lock as [Client.Acquire] makes it. When one of them is taken, a session that only waits gathers them:
+// it takes the keys one after the other, each when it is free, and when it has all, the client takes them over in one
+// round trip. All clients gather keys in one order, so sets never deadlock with one another. The order is that of the
+// keys' numbers, not that in which they are given.
 type LockSet struct {
 	client *Client
 	keys   []Key // as given, each lock once
@@ -38,7 +40,9 @@ type LockSet struct {
 // than once: a name and its number are one lock. When all are free it takes one round trip.
 //
 // On success all keys are held, each with a token as in [Client.Acquire]. On failure none is, and the error is as in
-// Acquire. While it waits for a key it holds those before it in the common order, and none behind it.
+// Acquire. While it waits for a key, those before it in the common order are kept from others, as long as the process
+// shows that it lives: when it freezes they are free within a second and a half, whatever the TTL. More sets than the
+// client has sessions to wait in take turns at gathering.
 func (c *Client) AcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
 	return c.limitSet(c.acquireAll(ctx, keys, false))
 }
@@ -60,54 +64,53 @@ func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet
 	for {
 		holds, failed, err := c.holdAll(ctx, ordered, try)
 		if err != nil {
-			c.desk.GiveBackMany(holds) //nolint:contextcheck // also when ctx has ended
 			return nil, fmt.Errorf("pgbaton: acquire locks: lock %v: %w", failed, err)
 		}
 		if !slices.ContainsFunc(holds, func(h *desk.Hold) bool { return h.Err() != nil }) {
 			return c.newLockSet(ctx, given, ordered, holds), nil
 		}
-		c.desk.GiveBackMany(holds) // one was lost while it waited for another: from the start
+		c.desk.GiveBackMany(holds) // one was lost while others were granted: from the start
 	}
 }
 
-// holdAll takes keys in their order. With an error it returns what is to be given back, and the key that failed.
-//
-// What is granted behind a key that is taken goes back before the wait: to keep it would break the order.
+// holdAll takes all keys, or none and returns one that failed.
 func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*desk.Hold, failed Key, err error) {
-	for len(holds) < len(keys) {
-		granted, behind, err := c.tryInOrder(ctx, keys[len(holds):])
-		holds = append(holds, granted...)
-		if err == nil {
-			break
+	holds, failed, err = c.allOrNone(keys, func(wanted []advisory.Key) ([]*desk.Hold, []error) {
+		return c.desk.TryMany(ctx, wanted, advisory.Exclusive)
+	})
+	switch {
+	case err == nil, try, !errors.Is(err, lockerr.NotAcquired), ctx.Err() != nil:
+		return holds, failed, err
+	case len(keys) == 1:
+		hold, err := c.wait(ctx, failed, advisory.Exclusive)
+		return []*desk.Hold{hold}, failed, err
+	}
+	return c.gatherAll(ctx, keys, failed)
+}
+
+// allOrNone takes keys by one round trip, and gives back what was granted if not all was. An error that is not only that
+// a key is taken comes before the others.
+func (c *Client) allOrNone(keys []Key, take func([]advisory.Key) ([]*desk.Hold, []error)) (holds []*desk.Hold, failed Key, err error) {
+	holds, errs := take(numbers(keys))
+	for i, e := range errs {
+		if e != nil && (err == nil || (errors.Is(err, lockerr.NotAcquired) && !errors.Is(e, lockerr.NotAcquired))) {
+			failed, err = keys[i], e
 		}
-		failed = keys[len(holds)]
-		if try || !errors.Is(err, lockerr.NotAcquired) {
-			return append(holds, behind...), failed, err
-		}
-		c.desk.GiveBackMany(behind)
-		hold, err := c.wait(c.holding(ctx, keys, holds), failed, advisory.Exclusive)
-		if err != nil {
-			return holds, failed, err
-		}
-		holds = append(holds, hold)
+	}
+	if err != nil {
+		c.desk.GiveBackMany(holds)
+		return nil, failed, err
 	}
 	return holds, Key{}, nil
 }
 
-// tryInOrder tries keys in one round trip. It returns what was granted before the first that was refused, and
-// what was granted behind it, with gaps.
-func (c *Client) tryInOrder(ctx context.Context, keys []Key) (granted, behind []*desk.Hold, err error) {
-	wanted := make([]advisory.Key, len(keys))
+// numbers are keys as the server knows them.
+func numbers(keys []Key) []advisory.Key {
+	all := make([]advisory.Key, len(keys))
 	for i, key := range keys {
-		wanted[i] = key.key
+		all[i] = key.key
 	}
-	holds, errs := c.desk.TryMany(ctx, wanted, advisory.Exclusive)
-	for i, err := range errs {
-		if err != nil {
-			return holds[:i], holds[i:], err
-		}
-	}
-	return holds, nil, nil
+	return all
 }
 
 // distinct checks keys and returns each lock once: as given, and in the order in which everybody takes them.

@@ -3,6 +3,8 @@ package pgbaton
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
@@ -64,7 +66,8 @@ func (p *Permit) Release(ctx context.Context) error {
 	return nil
 }
 
-const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3, $4)`
+// The slots are sent as text, which every driver can.
+const sqlHoldsSlots = `SELECT pgbaton.holds_slots($1, $2, $3::text::integer[], $4)`
 
 // AssertPermit makes the caller's transaction safe from the holder's own delays: call it before the transaction's
 // first write. tx is a pgx.Tx, or a *sql.Tx by [SQLTx], in the semaphore's database.
@@ -80,7 +83,11 @@ func AssertPermit(ctx context.Context, tx Tx, p *Permit) error {
 	}
 	semaphore, holder, slots, base := p.permit.Claim()
 	var held bool
-	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, slots, base)
+	list := make([]string, len(slots))
+	for i, slot := range slots {
+		list[i] = strconv.Itoa(int(slot))
+	}
+	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, "{"+strings.Join(list, ",")+"}", base)
 	if err == nil && !held {
 		err = fmt.Errorf("%w: it has expired", ErrStaleToken)
 	}

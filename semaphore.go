@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -40,7 +41,7 @@ type Semaphore struct {
 
 var (
 	stmtOpenSemaphore = link.Statement{
-		Name: "pgbaton_open_semaphore", SQL: "SELECT * FROM pgbaton.open_semaphore($1, $2)",
+		Name: "pgbaton_open_semaphore", SQL: "SELECT * FROM pgbaton.open_semaphore($1, $2, $3)",
 	}
 	stmtResizeSemaphore = link.Statement{
 		Name: "pgbaton_resize_semaphore", SQL: "SELECT pgbaton.resize_semaphore($1, $2)",
@@ -55,19 +56,44 @@ var (
 
 // Semaphore creates the semaphore of a name, or opens it if there is one. The capacity, at least 1 and at most
 // 10,000, must be the one that it has, else the error matches [ErrCapacityMismatch] and says both; see
-// [Semaphore.Resize]. A name is one to 512 bytes of UTF-8 without NUL. The client needs [Config.MaxConns] of
-// 3 or more.
+// [Semaphore.Resize], and [Client.SemaphoreRevision] for a capacity that changes with the code. A name is one to 512
+// bytes of UTF-8 without NUL. The client needs [Config.MaxConns] of 3 or more.
+//
+// A semaphore belongs to the database role that made it, or the service that the role is a member of. Others may use it
+// when they are granted that role.
 func (c *Client) Semaphore(ctx context.Context, name string, capacity int) (*Semaphore, error) {
+	return c.semaphore(ctx, name, capacity, 0)
+}
+
+// SemaphoreRevision is [Client.Semaphore] for a capacity that changes with the code, in a rolling deploy too. The
+// revision, from 1, counts the changes: who changes the capacity in the code adds one. Of all revisions that the
+// semaphore was opened with the greatest decides. The first process with it resizes the semaphore, as
+// [Semaphore.Resize] does; those with smaller ones, and those that open it by [Client.Semaphore], take the capacity as
+// it is. So code of before and after the change runs side by side, and a rollback leaves the capacity as it is.
+//
+// The error matches [ErrCapacityMismatch] when the greatest revision came with another capacity: two changes have the
+// same number. A Resize by hand is kept until the next revision.
+func (c *Client) SemaphoreRevision(ctx context.Context, name string, capacity, revision int) (*Semaphore, error) {
+	if revision < 1 || revision > math.MaxInt32 {
+		return nil, fmt.Errorf("pgbaton: semaphore %q: the revision is %d, the least is 1", name, revision)
+	}
+	return c.semaphore(ctx, name, capacity, revision)
+}
+
+func (c *Client) semaphore(ctx context.Context, name string, capacity, revision int) (*Semaphore, error) {
 	if err := validateCapacity(name, capacity); err != nil {
 		return nil, err
 	}
-	s, has, err := c.openSemaphore(ctx, name, []byte(strconv.Itoa(capacity)))
-	if err != nil {
+	s, has, err := c.openSemaphore(ctx, name, []byte(strconv.Itoa(capacity)), revision)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if has != capacity {
-		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: it has %d, not %d: open it with that, or Resize it",
-			name, ErrCapacityMismatch, has, capacity)
+	case has.revision == 0 && has.capacity != capacity:
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: it has %d, not %d: open it with that, or Resize it, or count the "+
+			"changes with SemaphoreRevision", name, ErrCapacityMismatch, has.capacity, capacity)
+	case revision > 0 && has.revision == revision && has.declared != capacity:
+		return nil, fmt.Errorf("pgbaton: semaphore %q: %w: revision %d came with %d elsewhere, and with %d here: the later change "+
+			"needs a greater number", name, ErrCapacityMismatch, revision, has.declared, capacity)
 	}
 	return s, nil
 }
@@ -75,9 +101,12 @@ func (c *Client) Semaphore(ctx context.Context, name string, capacity int) (*Sem
 // OpenSemaphore opens a semaphore that exists, whatever its capacity. If there is none the error matches
 // [ErrNotFound].
 func (c *Client) OpenSemaphore(ctx context.Context, name string) (*Semaphore, error) {
-	s, _, err := c.openSemaphore(ctx, name, nil)
+	s, _, err := c.openSemaphore(ctx, name, nil, 0)
 	return s, err
 }
+
+// semaphoreRow is what a semaphore's row says. A revision of 0 is none.
+type semaphoreRow struct{ id, capacity, revision, declared int }
 
 func validateCapacity(name string, capacity int) error {
 	switch {
@@ -89,27 +118,32 @@ func validateCapacity(name string, capacity int) error {
 	return nil
 }
 
-func (c *Client) openSemaphore(ctx context.Context, name string, capacity []byte) (*Semaphore, int, error) {
+func (c *Client) openSemaphore(
+	ctx context.Context, name string, capacity []byte, revision int,
+) (s *Semaphore, has semaphoreRow, err error) {
 	if err := validateName("semaphore", name, maxNameLength); err != nil {
-		return nil, 0, fmt.Errorf("pgbaton: open semaphore: %w", err)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore: %w", err)
 	}
 	if err := c.thirdConnection(); err != nil {
-		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
-	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity)
+	rows, err := c.rows(ctx, &stmtOpenSemaphore, []byte(name), capacity, []byte(strconv.Itoa(revision)))
 	if err != nil {
-		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
 	}
 	if len(rows) == 0 {
-		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
+		return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w: create it with a capacity", name, ErrNotFound)
 	}
-	id, err1 := strconv.ParseInt(string(rows[0][0]), 10, 32)
-	has, err2 := strconv.Atoi(string(rows[0][1]))
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, 0, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
+	for i, field := range []*int{&has.id, &has.capacity, &has.revision, &has.declared} {
+		if text := rows[0][i]; text != nil {
+			if *field, err = strconv.Atoi(string(text)); err != nil {
+				return nil, has, fmt.Errorf("pgbaton: open semaphore %q: %w", name, err)
+			}
+		}
 	}
-	line := c.permits.Line(int32(id), name, Name("pgbaton/semaphore/"+name).key, has)
-	return &Semaphore{client: c, name: name, id: int32(id), line: line}, has, nil
+	id := int32(has.id) //nolint:gosec // it is an integer of the server's
+	line := c.permits.Line(id, name, Name("pgbaton/semaphore/"+name).key, has.capacity)
+	return &Semaphore{client: c, name: name, id: id, line: line}, has, nil
 }
 
 // rows runs a statement that may run twice on the session for rows.

@@ -122,3 +122,13 @@ func output(name string, args ...string) (string, error) {
 	out, err := exec.Command(name, args...).Output()
 	return string(out), err
 }
+
+// BinDirOf returns the first of [BinDirs] that has a major version, or "".
+func BinDirOf(major int) string {
+	for _, dir := range BinDirs() {
+		if binaryMajor(dir) == major {
+			return dir
+		}
+	}
+	return ""
+}

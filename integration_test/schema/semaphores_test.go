@@ -96,17 +96,18 @@ func TestSlots_FromSQL(t *testing.T) {
 					require.False(t, s.change(t, s.one, change, 101, slot, token, alone), "%s of what is free", change)
 				}
 
-				expired := s.claim(t, s.one, "{1,2}", 0)
+				expired := s.claimFor(t, s.one, "-101", "{1,2}", 60_000, "false, 0, false") // without a session
 				require.EqualValues(t, 2, expired.Granted)
 				require.Greater(t, *expired.Token, token)
+				dbtest.Exec(t, s.owner, "UPDATE pgbaton.slot SET expires_at = clock_timestamp()")
 				for _, change := range []string{"renew", "free"} {
-					require.False(t, s.change(t, s.one, change, 101, expired.Slots[0], *expired.Token, alone), "%s of what has expired", change)
+					require.False(t, s.change(t, s.one, change, -101, expired.Slots[0], *expired.Token, alone), "%s of what has expired", change)
 				}
 				next := s.claim(t, s.other, "{3}", 60_000)
 				require.EqualValues(t, 1, next.Granted, "what has expired can be claimed")
 				require.Greater(t, *next.Token, *expired.Token)
 				for _, change := range []string{"renew", "free"} {
-					require.False(t, s.change(t, s.one, change, 101, expired.Slots[0], *expired.Token, alone), "a late %s", change)
+					require.False(t, s.change(t, s.one, change, -101, expired.Slots[0], *expired.Token, alone), "a late %s", change)
 				}
 				require.Equal(t, int64(0), dbtest.Value[int64](t, s.owner,
 					"SELECT available::bigint FROM pgbaton.semaphore_state($1::bigint::integer)", s.id))

@@ -31,8 +31,8 @@ var mutants = map[string]string{
 	"None": "",
 	// A slot is claimed without a look at who has it.
 	"HeldSlotsAreClaimed": `
-SELECT pg_temp.mutate('pgbaton.claim_slots', 'f.holder IS NULL OR', 'true OR'),
-       pg_temp.mutate('pgbaton.pick_slots', 's.holder IS NULL OR', 'true OR');`,
+SELECT pg_temp.mutate('pgbaton.claim_slots', 'f.holder IS NULL', 'true'),
+       pg_temp.mutate('pgbaton.pick_slots', 'AND s.holder IS NULL', '');`,
 	// Whoever finds no free slot takes those of the living.
 	"TheLivingAreHeldForDead": `
 SELECT pg_temp.mutate('pgbaton.present', 'ELSE NOT pg_try_advisory_xact_lock_shared(holder)', 'ELSE false');`,

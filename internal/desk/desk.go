@@ -98,7 +98,7 @@ const longestHelp = time.Second / 2
 // returns; it never waits for other holders.
 func (d *Desk) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, try bool) (Request, error) {
 	if err := ctx.Err(); err != nil {
-		return Request{}, d.ended(ctx)
+		return Request{}, d.Ended(ctx)
 	}
 	w := &waiter{mode: mode, try: try, ch: d.signals.Get().(chan struct{})} //nolint:forcetypeassert // there is nothing else in it
 	w.until, _ = ctx.Deadline()
@@ -160,7 +160,7 @@ func (r Request) Wait(ctx context.Context) (*Hold, error) {
 	case <-w.ch:
 	case <-ctx.Done():
 		if d.abandon(r.key, w) {
-			return nil, d.ended(ctx)
+			return nil, d.Ended(ctx)
 		}
 		<-w.ch // it was answered meanwhile
 	}
@@ -170,7 +170,7 @@ func (r Request) Wait(ctx context.Context) (*Hold, error) {
 	}
 	if ctx.Err() != nil { // when both are true, fail: the caller has stopped waiting
 		w.hold.GiveBack() //nolint:contextcheck // ctx has ended
-		return nil, d.ended(ctx)
+		return nil, d.Ended(ctx)
 	}
 	return &w.hold, nil
 }
@@ -213,8 +213,8 @@ func (d *Desk) abandon(key advisory.Key, w *waiter) bool {
 	return true
 }
 
-// ended is the error of a wait that the context ended.
-func (d *Desk) ended(ctx context.Context) error {
+// Ended is the error of a wait that the context ended.
+func (d *Desk) Ended(ctx context.Context) error {
 	d.mu.Lock()
 	lastError := d.lastError
 	d.mu.Unlock()

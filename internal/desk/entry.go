@@ -70,6 +70,17 @@ func (e *entry) push(w *waiter) {
 	e.queued++
 }
 
+// unshift puts a waiter before the others.
+func (e *entry) unshift(w *waiter) {
+	if e.first == nil {
+		e.push(w)
+		return
+	}
+	e.first.prev, w.next = w, e.first
+	e.first = w
+	e.queued++
+}
+
 func (e *entry) drop(w *waiter) {
 	if w.prev == nil {
 		e.first = w.next
@@ -135,7 +146,7 @@ func (d *Desk) advance(e *entry, a *actions) {
 	case idle:
 		if e.first == nil {
 			d.forget(e)
-		} else if !e.standing || e.turn != nil {
+		} else if !e.standing || e.turn != nil || e.first.try { // see TakeMany
 			d.ask(e, a)
 		}
 	}

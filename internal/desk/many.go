@@ -13,6 +13,16 @@ import (
 // error. It does not wait for other holders; a key that is given twice excludes itself like any other. When ctx
 // ends nothing is held, and every error says so.
 func (d *Desk) TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*Hold, []error) {
+	return d.tryMany(ctx, keys, mode, false)
+}
+
+// TakeMany is TryMany for keys at whose gates the process stands first, in a session of the room: the turn is theirs
+// for whom it stands there, so nobody who waits for one of the keys in this process is before them.
+func (d *Desk) TakeMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*Hold, []error) {
+	return d.tryMany(ctx, keys, mode, true)
+}
+
+func (d *Desk) tryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode, ours bool) ([]*Hold, []error) {
 	holds, errs := make([]*Hold, len(keys)), make([]error, len(keys))
 	waiters := make([]*waiter, len(keys))
 	if err := ctx.Err(); err != nil {
@@ -23,7 +33,7 @@ func (d *Desk) TryMany(ctx context.Context, keys []advisory.Key, mode advisory.M
 	d.mu.Lock()
 	for i, key := range keys {
 		w := &waiter{mode: mode, try: true}
-		if err := d.joinTry(key, w, &a); err != nil {
+		if err := d.joinTry(key, w, ours, &a); err != nil {
 			errs[i] = err
 			continue
 		}
@@ -58,25 +68,29 @@ func (d *Desk) TryMany(ctx context.Context, keys []advisory.Key, mode advisory.M
 	return holds, errs
 }
 
-// joinTry puts a try into its key's queue, if it can be answered without waiting for others. The caller holds the
-// mutex.
-func (d *Desk) joinTry(key advisory.Key, w *waiter, a *actions) error {
+// joinTry puts a try into its key's queue, if it can be answered without waiting for others. If the gate is ours it
+// comes first in the queue, as long as nobody in this process has the key. The caller holds the mutex.
+func (d *Desk) joinTry(key advisory.Key, w *waiter, ours bool, a *actions) error {
 	if d.closed {
 		return lockerr.Closed
 	}
 	e := d.entryFor(key)
-	if !e.admits(w.mode) {
+	if !e.admits(w.mode) && (!ours || (e.phase != idle && e.phase != asking)) {
 		return lockerr.NotAcquired
 	}
 	w.ch = d.signals.Get().(chan struct{}) //nolint:forcetypeassert // there is nothing else in it
-	e.push(w)
+	if ours {
+		e.unshift(w)
+	} else {
+		e.push(w)
+	}
 	d.advance(e, a)
 	return nil
 }
 
 func (d *Desk) endedAll(ctx context.Context, errs []error) {
 	for i := range errs {
-		errs[i] = d.ended(ctx)
+		errs[i] = d.Ended(ctx)
 	}
 }
 

@@ -34,12 +34,13 @@ func (d *Desk) settleTurn(e *entry, taken bool) {
 }
 
 // Need says in which mode the room should wait for a key, and until when anybody wants it; ok is
-// false if nobody does at the moment. A zero time is without end.
+// false if nobody does at the moment, or nobody could use the turn: there is no link, or it is being asked already.
+// A zero time is without end.
 func (d *Desk) Need(key advisory.Key) (mode advisory.Mode, until time.Time, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e := d.entries[key]
-	if e == nil || !e.standing || e.first == nil {
+	if e == nil || !e.standing || e.first == nil || e.phase == asking || len(d.seats) == 0 {
 		return 0, time.Time{}, false
 	}
 	for w := e.first; w != nil; w = w.next {

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,11 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
-	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -27,6 +26,7 @@ type Config struct {
 	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed
+	Tend   time.Duration                 // how often what others left behind is tidied up; each minute if it is zero
 	Report func(event string, err error) // for the log
 	Idle   time.Duration                 // a session without use is closed after so long; 0 for 10 s
 }
@@ -74,6 +74,7 @@ type listener struct {
 // New makes a ledger without a session.
 func New(cfg Config) *Ledger {
 	ctx, stop := context.WithCancel(context.Background())
+	cfg.Tend = cmp.Or(cfg.Tend, time.Minute)
 	return &Ledger{
 		cfg: cfg, changed: make(chan struct{}), want: make(chan struct{}, 1), ctx: ctx, stop: stop,
 		lane:     make(chan struct{}, 1),
@@ -190,87 +191,6 @@ func (l *Ledger) Holder(ctx context.Context) (int64, error) {
 	return s.Holder, nil
 }
 
-// question is the Owner of an operation of Query's. It is closed when the operation was answered.
-type question chan struct{}
-
-// Query runs a statement and returns its rows as text; nil is NULL. It is for statements that do no harm when they run
-// twice: while there is no session, or one is lost, Query goes on until ctx ends. Then it returns at once, and the
-// statement may run nevertheless. A statement that the server has undone, because others had a table or a row for too
-// long, runs again until ctx ends; of those, one at a time, so that they leave the session to the others.
-func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	rows, err := l.ask(ctx, statement, params)
-	if !Passes(err) {
-		return rows, err
-	}
-	select {
-	case l.lane <- struct{}{}:
-		defer func() { <-l.lane }()
-	case <-ctx.Done():
-		return nil, l.undone(ctx, err)
-	}
-	for attempt := 1; ; attempt++ {
-		started := time.Now()
-		again, failure := l.ask(ctx, statement, params)
-		switch {
-		case ctx.Err() != nil && failure != nil:
-			return nil, l.undone(ctx, err)
-		case !Passes(failure):
-			return again, failure
-		}
-		err = failure
-		select { // for as long as the session was kept from others
-		case <-time.After(max(time.Since(started), rand.N(backoff.Bound(attempt)))): //nolint:gosec // jitter, not a secret
-		case <-ctx.Done():
-			return nil, l.undone(ctx, err)
-		}
-	}
-}
-
-// Passes reports whether an error of the server is one of the moment, after which nothing is done: others had a table or
-// a row for too long, a deadlock, a cancel.
-func Passes(err error) bool {
-	switch pgerr.Code(err) {
-	case pgerr.LockNotAvailable, pgerr.DeadlockDetected, pgerr.QueryCanceled:
-		return true
-	}
-	return errors.Is(err, link.ErrRetry)
-}
-
-// undone is the error of a call whose statement the server has undone again and again, until ctx ended.
-func (l *Ledger) undone(ctx context.Context, err error) error {
-	return fmt.Errorf("%w: the server undid it: %v", l.ended(ctx), err) //nolint:errorlint // it is only the news
-}
-
-// ask runs a statement once, or again when the session was lost meanwhile.
-func (l *Ledger) ask(ctx context.Context, statement *link.Statement, params [][]byte) ([][][]byte, error) {
-	var lost *Session
-	for ctx.Err() == nil {
-		s, err := l.wait(ctx, lost)
-		if err != nil {
-			return nil, err
-		}
-		rows, err := s.query(ctx, statement, params)
-		if !errors.Is(err, lockerr.Lost) {
-			return rows, err
-		}
-		if !s.Alive() {
-			lost = s
-		}
-	}
-	return nil, l.ended(ctx)
-}
-
-var stmtNotify = link.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}
-
-// Notify sends a notification to all ledgers of the database, this one included, in a transaction of its own:
-// with others it would make their commits wait for one another. Nothing tells whether it arrives.
-func (l *Ledger) Notify(payload string) {
-	if s := l.Current(); s != nil {
-		s.Submit(&link.Op{Kind: link.Call, Call: &stmtNotify, Params: [][]byte{[]byte(payload)}, Alone: true})
-		s.Attend()
-	}
-}
-
 // maintain opens sessions when they are wanted, with jittered pauses between failures. Once there was one, the next
 // is opened as soon as it is lost.
 func (l *Ledger) maintain() {
@@ -278,10 +198,15 @@ func (l *Ledger) maintain() {
 	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
 	idle := time.NewTicker(l.idle() / 2)
 	defer idle.Stop()
+	tend := time.NewTicker(l.cfg.Tend/2 + rand.N(l.cfg.Tend)) //nolint:gosec // jitter, not a secret
+	defer tend.Stop()
 	for pause := firstPause; ; {
 		select {
 		case <-l.ctx.Done():
 			return
+		case <-tend.C:
+			l.tend()
+			continue
 		case <-l.want:
 		case <-idle.C:
 			l.restIfIdle()
@@ -387,6 +312,7 @@ func (l *Ledger) Close(ctx context.Context) error {
 	l.mu.Unlock()
 	var err error
 	if s != nil {
+		l.retire(ctx, s)
 		err = s.link.Close(ctx)
 	}
 	l.bury(ctx)

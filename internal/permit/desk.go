@@ -15,19 +15,26 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// Turn is the right to look for slots, a lock on the semaphore's gate.
-type Turn interface {
-	Err() error // why it is over; nil while it is not
-	Release() error
+// Stand is a place in the server's queue at a semaphore's gate. Its turn is the right to look for slots. See the
+// post of package waitroom.
+type Stand interface {
+	Ready() <-chan struct{} // gets a value when a turn begins
+	Held() bool             // whether it is its turn
+	Placed() bool           // whether a session stands there
+	Err() error             // why there will be no turn
+	Pass()                  // lets the next process come to the gate, and queues behind it
+	Park()                  // lets the next process come to the gate, and is away from there until Again
+	Again()
+	Leave()
 }
 
 // Config is what a desk needs.
 type Config struct {
 	TTL    time.Duration
 	Ledger *ledger.Ledger
-	Pooled bool                                                       // no session can stand at a gate
-	Queue  func(ctx context.Context, gate advisory.Key) (Turn, error) // stands at a gate; nil if Pooled
-	Report func(event string, err error)                              // for the log
+	Pooled bool                          // no session can stand at a gate
+	Queue  func(gate advisory.Key) Stand // stands at a gate; nil if Pooled
+	Report func(event string, err error) // for the log
 }
 
 // Desk has the semaphores that this process uses.

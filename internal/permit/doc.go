@@ -25,12 +25,13 @@
 //
 // One line a semaphore, with its waiters, guarded by the desk's mutex, which is never held while something is sent
 // or somebody is woken. A line asks for slots with one statement at a time. If there are not enough, its head,
-// a goroutine, stands in the server's queue for the semaphore's gate, with the locks of the client; the
+// a goroutine, stands in the server's queue for the semaphore's gate, with a session that only waits; the
 // process whose turn it is looks for slots when a notification says that some were released, and every now and then,
 // until it gets some, and lets the next process to the gate. A claim that does not come from there
-// is refused while anybody is. Behind a pooler no session can stand anywhere, nor can a client that holds as many
-// locks as it may: there the head asks every now and then, and a row says whose turn it is, and that it is the gate's
-// afterwards.
+// is refused while anybody is. A process that freezes there loses its turn within a second, since its session says
+// four times in that time that it lives, or dies. Behind a pooler no session can stand anywhere, nor can one where
+// all are busy: there the head asks every now and then, and a row says whose turn it is, for half a second at a time,
+// and that it is the gate's afterwards.
 package permit
 
 import "time"
@@ -46,6 +47,8 @@ const (
 	pollPooled = 80 * time.Millisecond
 	// restPooled is how long one who had a turn leaves the next to others: each of them asks once in that time.
 	restPooled = 2 * pollPooled
+	// patience is for the answer to the claim of a head that keeps others from the gate.
+	patience = 700 * time.Millisecond
 	// turnPooled is how long a turn lasts that nobody can see the end of.
 	turnPooled = 500 * time.Millisecond
 )

@@ -2,11 +2,8 @@ package permit
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"time"
-
-	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 // head sends a goroutine to stand in the server's queue for those who wait. The caller holds the mutex.
@@ -25,8 +22,14 @@ func (l *Line) head() {
 func (l *Line) lead(ctx context.Context, cancel context.CancelFunc) {
 	d := l.desk
 	defer d.workers.Done()
+	var stand Stand
+	defer func() {
+		if stand != nil {
+			stand.Leave()
+		}
+	}()
 	for {
-		err := l.takeTurn(ctx)
+		err := l.takeTurn(ctx, &stand)
 		unwanted := ctx.Err() != nil
 		cancel()
 		done := false
@@ -52,10 +55,14 @@ func (l *Line) lead(ctx context.Context, cancel context.CancelFunc) {
 
 // takeTurn waits for its turn and then for slots, and lets the next process to the gate. Who cannot claim, because it
 // has no session, does not stand in the way of those who can. Who cannot stand at the gate, because of a pooler or
-// because it holds as many locks as it may, looks every now and then.
-func (l *Line) takeTurn(ctx context.Context) error {
+// because all sessions that could are busy, looks every now and then.
+func (l *Line) takeTurn(ctx context.Context, stand *Stand) error {
 	d := l.desk
 	if _, err := d.cfg.Ledger.Holder(ctx); err != nil {
+		if *stand != nil {
+			(*stand).Leave()
+			*stand = nil
+		}
 		l.pause(ctx, pollEvery)
 		return nil
 	}
@@ -63,19 +70,42 @@ func (l *Line) takeTurn(ctx context.Context) error {
 		l.look(ctx, nil)
 		return nil
 	}
-	turn, err := d.cfg.Queue(ctx, l.gate)
-	if errors.Is(err, lockerr.TooManyLocks) {
-		l.look(ctx, nil)
+	if l.isClaiming() { // for a head before this one, who has left: a turn could not be used
+		l.pause(ctx, pollPooled/8)
 		return nil
 	}
-	if err != nil {
-		return err
+	if *stand == nil {
+		*stand = d.cfg.Queue(l.gate)
 	}
-	defer func() { _ = turn.Release() }() // lost or released: the next process has its turn
-	l.setAtGate(true)
-	defer l.setAtGate(false)
-	l.look(ctx, turn)
-	return nil
+	defer (*stand).Pass()
+	look := time.NewTicker(pollPooled)
+	defer look.Stop()
+	for {
+		select {
+		case <-(*stand).Ready():
+			if err := (*stand).Err(); err != nil {
+				return err
+			}
+			l.setAtGate(true)
+			done := l.look(ctx, *stand)
+			l.setAtGate(false)
+			if done {
+				return nil
+			}
+		case <-look.C:
+			if !(*stand).Placed() && l.ask(ctx, nil) > 0 {
+				return nil
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (l *Line) isClaiming() bool {
+	l.desk.mu.Lock()
+	defer l.desk.mu.Unlock()
+	return l.claiming
 }
 
 func (l *Line) setAtGate(at bool) {
@@ -84,15 +114,19 @@ func (l *Line) setAtGate(at bool) {
 	l.desk.mu.Unlock()
 }
 
-// look claims slots until some were granted, or ctx ends, or the turn does.
-func (l *Line) look(ctx context.Context, turn Turn) {
+// look claims slots until some were granted, or ctx ends, or there is no session to claim with. It returns false if its
+// turn is over before that: other keys needed the session, or a claim was not answered in time.
+func (l *Line) look(ctx context.Context, stand Stand) (done bool) {
 	every := pollEvery
-	if turn == nil {
+	if stand == nil {
 		every = pollPooled
 	}
 	for {
-		if l.ask(ctx) > 0 || ctx.Err() != nil || (turn != nil && (turn.Err() != nil || !l.desk.connected())) {
-			return
+		switch {
+		case l.ask(ctx, stand) > 0 || ctx.Err() != nil || (stand != nil && !l.desk.connected()):
+			return true
+		case stand != nil && !stand.Held():
+			return false
 		}
 		l.pause(ctx, every)
 	}
@@ -116,8 +150,9 @@ func (d *Desk) connected() bool {
 	return d.session != nil
 }
 
-// ask makes the head's claim and returns how many permits were granted. When ctx ends nobody wants any.
-func (l *Line) ask(ctx context.Context) int {
+// ask makes the head's claim and returns how many permits were granted. When ctx ends nobody wants any. A turn is over
+// when the answer takes longer than patience, and there is no other before it has come.
+func (l *Line) ask(ctx context.Context, stand Stand) int {
 	answer := make(chan int, 1)
 	asked := false
 	l.desk.step(func(a *actions) {
@@ -128,10 +163,21 @@ func (l *Line) ask(ctx context.Context) int {
 	if !asked {
 		return 0
 	}
-	select {
-	case granted := <-answer:
-		return granted
-	case <-ctx.Done():
-		return 0
+	var late <-chan time.Time
+	if stand != nil {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		late = timer.C
+	}
+	for {
+		select {
+		case granted := <-answer:
+			return granted
+		case <-ctx.Done():
+			return 0
+		case <-late:
+			stand.Park()
+			defer stand.Again()
+		}
 	}
 }

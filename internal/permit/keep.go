@@ -9,6 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // trustSpan is for how long after a claim or renewal was sent its answer shows that the slots are held. The margin is
@@ -222,6 +223,8 @@ const (
 	tidyAbove = 512 << 10
 	// tidyPause follows an attempt for which the table was too busy.
 	tidyPause = 10 * time.Second
+	// tidyRefused follows one that was not the client's to make.
+	tidyRefused = 10 * time.Minute
 )
 
 var stmtCompact = link.Statement{Name: "pgbaton_compact", SQL: "SELECT pgbaton.compact_slots($1)"}
@@ -235,11 +238,18 @@ func (d *Desk) tidy(a *actions) {
 	a.ops = append(a.ops, &link.Op{
 		Kind: link.Call, Call: &stmtCompact, Alone: true, Params: [][]byte{number(tidyAbove)},
 		Owner: ledger.Completion(func(op *link.Op) {
-			if op.Err != nil || len(op.Rows) != 1 || op.Rows[0][0] == nil {
-				d.mu.Lock()
-				d.compact = time.Now().Add(tidyPause)
-				d.mu.Unlock()
+			pause := time.Duration(0)
+			switch {
+			case pgerr.Code(op.Err) == pgerr.InsufficientPrivilege:
+				pause = tidyRefused
+				d.cfg.Report("permits get slower: somebody holds an old snapshot, and the table of slots grows; as an operator: "+
+					"SELECT pgbaton.compact_slots(524288)", op.Err)
+			case op.Err != nil || len(op.Rows) != 1 || op.Rows[0][0] == nil:
+				pause = tidyPause
 			}
+			d.mu.Lock()
+			d.compact = time.Now().Add(pause)
+			d.mu.Unlock()
 		}),
 	})
 }

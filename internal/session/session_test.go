@@ -146,8 +146,8 @@ func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 		for name, want := range map[string]string{
 			"search_path": "pg_catalog, pg_temp", "statement_timeout": "0", "lock_timeout": "0",
 			"default_transaction_read_only": "off", "default_transaction_isolation": "read committed",
-			"synchronous_commit": "off", "application_name": "hooked", "tcp_user_timeout": "4000",
-			"idle_session_timeout": []string{"4s", "3100ms"}[i],
+			"synchronous_commit": "off", "application_name": "hooked", "tcp_user_timeout": []string{"4000", "1000"}[i],
+			"idle_session_timeout": []string{"4s", "1s"}[i],
 		} {
 			require.Equal(t, want, dbtest.Value[string](t, s.Conn, "SELECT current_setting($1)", name), name)
 		}

@@ -23,12 +23,32 @@ type Protection struct {
 	Refused string // why the server would not set it; "" if it did
 }
 
+// What a waiting session's process may cost others when it freezes: a wait under way goes on for a slice at the most,
+// and then the server ends the session after the silence. Together they stay below a second and a half.
+const (
+	longestSlice  = 400 * time.Millisecond
+	shortestSlice = 20 * time.Millisecond
+	// waitingSilence leaves room for a pause of the client, and for several round trips of a slow network.
+	waitingSilence = time.Second
+)
+
 // WaitSlice is the longest that one call waits in the server's queue. It stays under deadlock_timeout, so
-// that log_lock_waits writes nothing, under a quarter of the TTL, and low enough that the snapshot of a
-// waiting statement holds back VACUUM and CREATE INDEX CONCURRENTLY for less than two seconds.
+// that log_lock_waits writes nothing, and under a quarter of the TTL. Zero says that deadlock_timeout leaves no
+// time to wait in: the session tries instead.
 func WaitSlice(ttl time.Duration, server Server) time.Duration {
-	slice := min(server.DeadlockTimeout*9/10, ttl/4, time.Second)
-	return max(slice, 20*time.Millisecond)
+	slice := min(server.DeadlockTimeout*9/10, ttl/4, longestSlice)
+	if slice < shortestSlice {
+		return 0
+	}
+	return slice
+}
+
+// silence is how long nothing may be heard from a session of a role before the server ends it.
+func (d *Dialer) silence(role Role, server Server) time.Duration {
+	if role == Waiting {
+		return min(d.TTL-WaitSlice(d.TTL, server), waitingSilence)
+	}
+	return d.TTL
 }
 
 // rowWait is how long the ledger waits for a lock at the most.
@@ -36,11 +56,7 @@ const rowWait = 500 * time.Millisecond
 
 // settings are what a session of a role pins, whatever the role, database or pool config says.
 func (d *Dialer) settings(role Role, server Server) []setting {
-	silence := d.TTL
-	if role == Waiting {
-		// A waiting session may hold a gate when its process freezes. Its last call can take a slice.
-		silence -= WaitSlice(d.TTL, server)
-	}
+	silence := d.silence(role, server)
 	lockTimeout := "0"
 	if role == Ledger {
 		// Rows are claimed without waiting, so what remains is DDL on the tables, and the lock that every commit
@@ -70,20 +86,20 @@ func (d *Dialer) settings(role Role, server Server) []setting {
 	if server.Version >= 170000 {
 		all = append(all, setting{name: "transaction_timeout", value: "0"})
 	}
-	return append(all, d.keepalive()...)
+	return append(all, keepalive(silence)...)
 }
 
-// keepalive makes the server's kernel give up on a silent peer. No sooner than TTL after the peer's last
+// keepalive makes the server's kernel give up on a silent peer. No sooner than the silence after the peer's last
 // sign of life: until then the client may still trust its locks.
-func (d *Dialer) keepalive() []setting {
+func keepalive(silence time.Duration) []setting {
 	const probes = 3
-	interval := max(1, int((d.TTL/6+time.Second-1)/time.Second))
-	idle := max(1, int((d.TTL-time.Duration(probes*interval)*time.Second+time.Second-1)/time.Second))
+	interval := max(1, int((silence/6+time.Second-1)/time.Second))
+	idle := max(1, int((silence-time.Duration(probes*interval)*time.Second+time.Second-1)/time.Second))
 	return []setting{
 		{name: "tcp_keepalives_idle", value: strconv.Itoa(idle), protection: true},
 		{name: "tcp_keepalives_interval", value: strconv.Itoa(interval), protection: true},
 		{name: "tcp_keepalives_count", value: strconv.Itoa(probes), protection: true},
-		{name: "tcp_user_timeout", value: millis(d.TTL), protection: true},
+		{name: "tcp_user_timeout", value: millis(silence), protection: true},
 	}
 }
 

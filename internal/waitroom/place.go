@@ -16,7 +16,9 @@ import (
 type place struct {
 	room    *Room
 	session *session.Session
-	slice   time.Duration
+	slice   time.Duration // 0: tries only
+	several bool          // the statement for posts is prepared
+	heard   time.Time     // when the server last answered
 
 	// Guarded by the room's mutex.
 	calling bool       // in a wait on the server
@@ -34,6 +36,28 @@ const (
 	stmtWait = "pgbaton_wait"
 	sqlWait  = "SELECT pgbaton.wait_for_turn($1, $2, $3, $4, $5, $6, $7)"
 	sqlFree  = "SELECT pg_advisory_unlock_all()"
+
+	// The same with tries alone, for servers whose deadlock_timeout leaves no time to wait in.
+	stmtTry = "pgbaton_try_turn"
+	sqlTry  = `SELECT CASE WHEN $5::bool OR pg_try_advisory_lock($4::int8) THEN
+		CASE WHEN CASE
+			WHEN $2::bool AND $3::bool THEN pg_try_advisory_xact_lock_shared(($1::int8 >> 32)::int4, (($1 << 32) >> 32)::int4)
+			WHEN $2 THEN pg_try_advisory_xact_lock(($1 >> 32)::int4, (($1 << 32) >> 32)::int4)
+			WHEN $3 THEN pg_try_advisory_xact_lock_shared($1)
+			ELSE pg_try_advisory_xact_lock($1) END THEN 2
+		WHEN $6::bool THEN 1
+		WHEN pg_advisory_unlock($4) THEN 0 ELSE 0 END
+		ELSE 0 END`
+)
+
+const (
+	// restFor is how long an idle session is kept: less than the server's patience with it.
+	restFor = 400 * time.Millisecond
+	// turnLimit is within which a turn is used or lost, and the session says that it lives: together with the way there
+	// and back, less than the server's patience with a session that has nothing to say.
+	turnLimit = 700 * time.Millisecond
+	// firstTry and lastTry are the pauses between tries where there is no time to wait in.
+	firstTry, lastTry = 5 * time.Millisecond, 100 * time.Millisecond
 )
 
 // run serves the line until there has been nothing to do for a while.
@@ -56,7 +80,9 @@ func (p *place) run() {
 			pause = firstPause
 		} else {
 			p.hangUp()
-			r.cfg.Report("a connection that waits for locks was lost, or cannot be opened; it is tried again", err)
+			if r.ctx.Err() == nil {
+				r.cfg.Report("a connection that waits for locks was lost, or cannot be opened; it is tried again", err)
+			}
 			p.sleep(rand.N(pause) + pause/2) //nolint:gosec // jitter, not a secret
 			pause = min(2*pause, longestPause)
 		}
@@ -73,7 +99,7 @@ func (p *place) rest() bool {
 	r.idle++
 	busy := len(r.line) > 0 // it may have come since
 	r.mu.Unlock()
-	timer := time.NewTimer(r.cfg.TTL / 4)
+	timer := time.NewTimer(min(r.cfg.TTL/4, restFor))
 	defer timer.Stop()
 	rested := true
 	if !busy {
@@ -120,14 +146,22 @@ func (p *place) sleep(d time.Duration) {
 	}
 }
 
-// serve waits for a key until its turn was used, it is unwanted, or other keys need the place.
-func (p *place) serve(st *stand) (err error) {
+// serve waits for what a stand wants until its turn was used, it is unwanted, or other stands need the place.
+func (p *place) serve(st *stand) error {
 	if p.session == nil {
-		if err = p.dial(); err != nil {
+		if err := p.dial(); err != nil {
 			return err
 		}
 	}
-	atGate, waited := false, false
+	if st.post != nil {
+		return p.attend(st)
+	}
+	return p.serveKey(st)
+}
+
+// serveKey waits for a key.
+func (p *place) serveKey(st *stand) (err error) {
+	atGate, waited, pause := false, false, firstTry
 	defer func() {
 		if atGate && err == nil {
 			err = p.free()
@@ -139,8 +173,8 @@ func (p *place) serve(st *stand) (err error) {
 		if !wanted || (others && waited) || p.room.ctx.Err() != nil {
 			return nil
 		}
-		if here, home := p.session.Server.Identity, p.room.cfg.Home(); here != home {
-			return fmt.Errorf("stands on another server (%s) than the one that holds the locks (%s)", here, home)
+		if err := p.atHome(); err != nil {
+			return err
 		}
 		answer, err := p.wait(st, atGate, !others)
 		if err != nil {
@@ -151,13 +185,25 @@ func (p *place) serve(st *stand) (err error) {
 			return nil // and let the next process to the gate, also if the key is wanted again already
 		}
 		waited = answer != turn
+		if waited && p.slice == 0 {
+			p.sleep(pause)
+			pause = min(2*pause, lastTry)
+		}
 	}
 }
 
+// atHome makes sure that the session is on the server on which the links hold.
+func (p *place) atHome() error {
+	if here, home := p.session.Server.Identity, p.room.cfg.Home(); here != home {
+		return fmt.Errorf("stands on another server (%s) than the one that holds the locks (%s)", here, home)
+	}
+	return nil
+}
+
 // announce tells the desk that it is its turn. False means that a passer-by was faster, and that the place
-// shall stay at the gate. Without a link to use the turn with, others shall have it.
+// shall stay at the gate. If the link does not answer, others shall have the turn.
 func (p *place) announce(st *stand) bool {
-	timer := time.NewTimer(p.room.cfg.TTL / 4)
+	timer := time.NewTimer(p.turnLimit())
 	defer timer.Stop()
 	select {
 	case taken := <-p.room.Desk.Turn(st.key):
@@ -168,37 +214,61 @@ func (p *place) announce(st *stand) bool {
 	return true
 }
 
+func (p *place) turnLimit() time.Duration { return min(p.room.cfg.TTL/2, turnLimit) }
+
 // wait stands in the server's queue for a slice at the most.
 func (p *place) wait(st *stand, atGate, keepGate bool) (answer int, err error) {
 	mode, until, ok := p.room.Desk.Need(st.key)
-	if !ok { // it is about to be unwanted
-		p.sleep(time.Millisecond)
-		if atGate {
-			return firstAtKey, nil
-		}
-		return notFirst, nil
+	if !ok { // it is about to be unwanted, or nobody could use a turn now
+		return p.idle(atGate)
 	}
-	slice := p.slice
+	slice, statement := p.slice, stmtWait
 	if !until.IsZero() {
 		slice = max(min(slice, time.Until(until)), time.Millisecond)
 	}
+	params := [][]byte{
+		number(st.key.ID), boolean(st.key.Pair), boolean(mode == advisory.Shared), number(st.key.Gate()),
+		boolean(atGate), boolean(keepGate), number(slice.Milliseconds()),
+	}
+	if p.slice == 0 {
+		statement, params = stmtTry, params[:len(params)-1]
+	}
+	row, err := p.call(st, slice, statement, params)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(string(row[0]))
+}
+
+// idle is a wait without a need for it. If that lasts, others shall come to the gate.
+func (p *place) idle(atGate bool) (answer int, err error) {
+	p.sleep(2 * time.Millisecond)
+	if time.Since(p.heard) > signOfLife {
+		return notFirst, p.free()
+	}
+	if atGate {
+		return firstAtKey, nil
+	}
+	return notFirst, nil
+}
+
+// call runs a statement that may wait for a slice, and returns its only row.
+func (p *place) call(st *stand, slice time.Duration, statement string, params [][]byte) (row [][]byte, err error) {
 	p.room.mu.Lock()
 	p.calling = !st.left
 	p.room.mu.Unlock()
 	defer func() { err = errors.Join(err, p.called()) }()
 	ctx, cancel := context.WithTimeout(p.room.ctx, slice+p.room.cfg.TTL/4)
 	defer cancel()
-	result := p.session.PgConn().ExecPrepared(ctx, stmtWait, [][]byte{
-		number(st.key.ID), boolean(st.key.Pair), boolean(mode == advisory.Shared), number(st.key.Gate()),
-		boolean(atGate), boolean(keepGate), number(slice.Milliseconds()),
-	}, nil, nil).Read()
+	result := p.session.PgConn().ExecPrepared(ctx, statement, params, nil, nil).Read()
+	p.heard = time.Now()
 	if result.Err != nil {
-		return 0, fmt.Errorf("wait in the server's queue: %w", result.Err)
+		return nil, fmt.Errorf("wait in the server's queue: %w", result.Err)
 	}
-	if len(result.Rows) != 1 || len(result.Rows[0]) != 1 {
-		return 0, errors.New("wait in the server's queue: no answer")
+	if len(result.Rows) != 1 || len(result.Rows[0]) == 0 {
+		return nil, errors.New("wait in the server's queue: no answer")
 	}
-	return strconv.Atoi(string(result.Rows[0][0]))
+	return result.Rows[0], nil
 }
 
 // called ends a wait. A cancel that is still on its way must not hit the session's next statement: there it
@@ -225,6 +295,7 @@ func (p *place) free() error {
 	if _, err := p.session.PgConn().Exec(ctx, sqlFree).ReadAll(); err != nil {
 		return fmt.Errorf("leave the gate: %w", err)
 	}
+	p.heard = time.Now()
 	return nil
 }
 
@@ -235,12 +306,16 @@ func (p *place) dial() error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.PgConn().Prepare(ctx, stmtWait, sqlWait, nil); err != nil {
+	p.slice, p.several = session.WaitSlice(p.room.cfg.TTL, s.Server), false
+	name, sql := stmtWait, sqlWait
+	if p.slice == 0 {
+		name, sql = stmtTry, sqlTry
+	}
+	if _, err := s.PgConn().Prepare(ctx, name, sql, nil); err != nil {
 		s.HangUp()
 		return fmt.Errorf("prepare the wait: %w", err)
 	}
-	p.slice = session.WaitSlice(p.room.cfg.TTL, s.Server)
-	p.session = s
+	p.session, p.heard = s, time.Now()
 	return nil
 }
 

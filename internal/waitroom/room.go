@@ -33,6 +33,7 @@ type Room struct {
 
 	mu       sync.Mutex
 	stands   map[advisory.Key]*stand
+	posts    map[*Post]struct{}
 	line     []*stand // without a session, longest wait first
 	idle     int
 	ended    int // waits, ever
@@ -45,9 +46,10 @@ type Room struct {
 	workers sync.WaitGroup
 }
 
-// stand is a key that waits. Guarded by the room's mutex.
+// stand is what waits: a key, or a post. Guarded by the room's mutex.
 type stand struct {
 	key   advisory.Key
+	post  *Post  // instead of a key
 	place *place // nil while in line
 	left  bool   // nobody wants it any more
 }
@@ -55,7 +57,7 @@ type stand struct {
 // New makes a room without sessions; they are opened when somebody waits.
 func New(cfg Config) *Room {
 	ctx, stop := context.WithCancel(context.Background())
-	return &Room{cfg: cfg, stands: map[advisory.Key]*stand{}, wake: make(chan struct{}, 1), ctx: ctx, stop: stop}
+	return &Room{cfg: cfg, stands: map[advisory.Key]*stand{}, posts: map[*Post]struct{}{}, wake: make(chan struct{}, 1), ctx: ctx, stop: stop}
 }
 
 // Enter starts to wait for a key. It returns at once.
@@ -109,6 +111,11 @@ func (r *Room) Leave(key advisory.Key) {
 		return
 	}
 	delete(r.stands, key)
+	r.unline(st)
+}
+
+// unline takes a stand out of the line.
+func (r *Room) unline(st *stand) {
 	for i, other := range r.line {
 		if other == st {
 			r.line = append(r.line[:i], r.line[i+1:]...)
@@ -139,6 +146,7 @@ func (r *Room) part(st *stand, front bool) {
 	defer r.mu.Unlock()
 	st.place = nil
 	switch {
+	case st.post != nil && (st.left || st.post.busy): // it comes back by itself, or never
 	case st.left:
 		delete(r.stands, st.key)
 	case front:
@@ -182,9 +190,11 @@ func (r *Room) sweep() {
 		r.mu.Lock()
 		keys := make([]advisory.Key, 0, len(r.line))
 		for _, st := range r.line {
-			keys = append(keys, st.key)
+			if st.post == nil { // those who have a post look by themselves
+				keys = append(keys, st.key)
+			}
 		}
-		if len(keys) == 0 {
+		if len(r.line) == 0 {
 			r.sweeping = false
 			r.mu.Unlock()
 			return
@@ -195,7 +205,9 @@ func (r *Room) sweep() {
 			pause, seen = sweepOften, r.ended
 		}
 		r.mu.Unlock()
-		r.Desk.Sweep(keys)
+		if len(keys) > 0 {
+			r.Desk.Sweep(keys)
+		}
 		pause = min(max(pause, time.Duration(len(keys))*sweepPerKey), sweepSeldom)
 		timer.Reset(pause)
 	}
@@ -211,7 +223,17 @@ func (r *Room) MakeRoom() {
 			return
 		}
 	}
+	for post := range r.posts {
+		if place := post.stand.place; place != nil {
+			place.abandon()
+			chans.Signal(post.nudge)
+			return
+		}
+	}
 }
+
+// Done is closed when the room is: no post has a turn any more.
+func (r *Room) Done() <-chan struct{} { return r.ctx.Done() }
 
 // Close ends all waits and waits for the room's goroutines.
 func (r *Room) Close() {
@@ -221,6 +243,12 @@ func (r *Room) Close() {
 		if st.place != nil {
 			st.left = true
 			st.place.abandon()
+		}
+	}
+	for post := range r.posts {
+		if place := post.stand.place; place != nil {
+			post.stand.left = true
+			place.abandon()
 		}
 	}
 	r.mu.Unlock()

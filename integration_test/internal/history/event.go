@@ -36,6 +36,12 @@ const (
 	Lost     = "lost"     // the holder was told
 )
 
+// Kinds of events that are no grant's.
+const (
+	Stood = "stood" // the process stood still, from From to At
+	Ran   = "ran"   // a run of Key by Once began; the call began at From
+)
+
 // Modes of a lock.
 const (
 	Exclusive = "x"
@@ -47,6 +53,7 @@ type Event struct {
 	At    int64  `json:"at"`
 	Kind  string `json:"kind"`
 	Op    int64  `json:"op"` // the acquire in its process
+	From  int64  `json:"from,omitempty"`
 	Key   string `json:"key,omitempty"`
 	Mode  string `json:"mode,omitempty"`
 	N     int    `json:"n,omitempty"` // of permits

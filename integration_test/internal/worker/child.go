@@ -28,6 +28,7 @@ type child struct {
 	clients    map[string]*pgbaton.Client
 	locks      map[string]*held
 	semaphores map[[2]string]*pgbaton.Semaphore // by client and name
+	storms     map[string]*storm                // by the command's As
 }
 
 // held is a lock or a permit that a later command will use.
@@ -61,7 +62,7 @@ func Main() {
 		fmt.Fprintln(os.Stderr, "worker:", err)
 		os.Exit(2)
 	}
-	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}, semaphores: map[[2]string]*pgbaton.Semaphore{}}
+	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}, semaphores: map[[2]string]*pgbaton.Semaphore{}, storms: map[string]*storm{}}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		var cmd Command
@@ -94,6 +95,8 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
 		Relay: c.relay, Permits: c.permits, Assert: c.assert, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
+		Storm: c.storm, StormSince: c.stormSince, StormEnd: c.stormEnd,
+		Gather: c.gather,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}
@@ -174,7 +177,7 @@ func (c *child) lock(name string) (*held, error) {
 
 // result is the outcome of a call that began at a moment and has just ended.
 func result(what string, called int64, err error) Result {
-	r := Result{What: what, Called: called, At: history.Now()}
+	r := Result{What: what, Called: called, At: history.Now(), err: err}
 	if err != nil {
 		r.Err = err.Error()
 		r.NotAcquired = errors.Is(err, pgbaton.ErrNotAcquired)

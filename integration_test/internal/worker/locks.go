@@ -81,8 +81,11 @@ func (c *child) acquire(ctx context.Context, cmd Command) (Answer, error) {
 	return Answer{Result: r}, nil
 }
 
-// obtainAny acquires what a command names: a lock, or permits.
+// obtainAny acquires what a command names: a lock, permits, or a set.
 func (c *child) obtainAny(ctx context.Context, cmd Command, try bool) (*held, Result) {
+	if cmd.Count > 0 {
+		return c.obtainSet(ctx, cmd)
+	}
 	if cmd.N == 0 {
 		return c.obtain(ctx, c.client(cmd.Client), cmd.Key, cmd.Shared, try)
 	}

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -21,9 +20,21 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 )
 
+// TB is what a worker needs of a test: a *testing.T, or what a program has in its place.
+type TB interface {
+	Helper()
+	Name() string
+	TempDir() string
+	Cleanup(end func())
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	FailNow()
+	Failed() bool
+}
+
 // Process is a worker as its parent sees it.
 type Process struct {
-	tb     testing.TB
+	tb     TB
 	number int
 	log    string
 	cmd    *exec.Cmd
@@ -44,7 +55,7 @@ var numbers = struct {
 
 // Start starts a worker. It ends with the test, which then fails if the worker left goroutines behind, had a
 // data race or died of something else than the test's own doing.
-func Start(tb testing.TB) *Process {
+func Start(tb TB) *Process {
 	tb.Helper()
 	numbers.Lock()
 	numbers.last++
@@ -124,6 +135,12 @@ func (p *Process) Begin(cmd Command) *Call {
 	return call
 }
 
+// Process is the one that the command was sent to.
+func (c *Call) Process() *Process { return c.process }
+
+// As is the name under which the process keeps what it acquires.
+func (c *Call) As() string { return c.cmd.As }
+
 // Settled is closed when the command was answered, or never will be.
 func (c *Call) Settled() <-chan struct{} { return c.settled }
 
@@ -193,6 +210,35 @@ func (p *Process) Signal(sig syscall.Signal) {
 	require.NoError(p.tb, p.cmd.Process.Signal(sig))
 }
 
+// PID returns the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Events returns what the process has written down so far.
+func (p *Process) Events() []history.Event {
+	p.tb.Helper()
+	events, err := history.Read(p.log)
+	require.NoError(p.tb, err)
+	return events
+}
+
+// Answer waits for the answer for a while, and says whether there was one.
+func (c *Call) Answer(within time.Duration) (Answer, bool) {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case a := <-c.answer:
+		return a, true
+	case <-timer.C:
+	case <-c.process.ended:
+		select {
+		case a := <-c.answer:
+			return a, true
+		default:
+		}
+	}
+	return Answer{}, false
+}
+
 // History is what the process has seen so far: nothing, if it has hardly begun.
 func (p *Process) History() ([]*history.Grant, history.Counts) {
 	p.tb.Helper()
@@ -212,16 +258,13 @@ func (p *Process) stop() {
 	defer p.stderr.Close()
 	var failure string
 	if p.killed == 0 {
-		p.Signal(syscall.SIGCONT)
+		_ = p.cmd.Process.Signal(syscall.SIGCONT) // it may have died
 		exit := p.Begin(Command{Do: Exit})
-		select {
-		case a := <-exit.answer:
-			failure = a.Fail
-		case <-p.ended:
-			failure = "it died"
-		case <-time.After(20 * time.Second):
-			failure = "it did not end"
-			p.Signal(syscall.SIGQUIT)
+		a, ok := exit.Answer(20 * time.Second)
+		failure = a.Fail
+		if !ok {
+			failure = "it died, or did not end"
+			_ = p.cmd.Process.Signal(syscall.SIGQUIT) // it says where it hangs, if it does
 		}
 		<-p.ended
 		if err := p.cmd.Wait(); err != nil {

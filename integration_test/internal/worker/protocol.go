@@ -15,7 +15,7 @@ const envLog = "PGBATON_TEST_WORKER"
 const (
 	Open       = "open"        // make client Client on DSN
 	Close      = "close"       // close client Client
-	Acquire    = "acquire"     // acquire Key, or N permits of the semaphore Key, keep it as As
+	Acquire    = "acquire"     // acquire Key, or N permits of the semaphore Key, or the set Key/0 … Key/Count-1, keep it as As
 	AcquireAll = "acquire-all" // acquire keys Key/0 … Key/Count-1, keep them as Key/N
 	Release    = "release"     // release As
 	ReleaseAll = "release-all" // release Key/0 … Key/Count-1, one every Pause
@@ -28,9 +28,13 @@ const (
 	Assert     = "assert"      // AssertPermit of As in a transaction of its own on DSN
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
 	Sets       = "sets"        // see sets.go
+	Gather     = "gather"      // acquire keys Key/0 … Key/Count-1 as a set, keep it as As
 	Lead       = "lead"        // campaign for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
 	Resign     = "resign"      // from Key
 	AskResign  = "ask-resign"  // whoever leads Key
+	Storm      = "storm"       // see storm.go; answered when it has ended
+	StormSince = "storm-since" // what has succeeded since the last such question
+	StormEnd   = "storm-end"   // let the storm end
 	Exit       = "exit"        // close all clients, look for goroutines left behind, end
 )
 
@@ -65,6 +69,8 @@ type Command struct {
 	File       string        `json:"file,omitempty"` // shared between processes
 	Bare       bool          `json:"bare,omitempty"` // pg_advisory_lock instead of the library
 	Faults     bool          `json:"faults,omitempty"`
+
+	Load *Load `json:"load,omitempty"` // of a storm
 }
 
 // Answer is what became of a command. Fail is for what should not have happened; an error that an operation
@@ -75,6 +81,7 @@ type Answer struct {
 	Result Result           `json:"result"`
 	Steps  []Result         `json:"steps,omitempty"`
 	Counts map[string]int64 `json:"counts,omitempty"`
+	Report *Report          `json:"report,omitempty"` // of a storm
 }
 
 // Result is the outcome of one call of the library.
@@ -91,6 +98,8 @@ type Result struct {
 	TooMany     bool `json:"too_many,omitempty"`
 	Deadlock    bool `json:"deadlock,omitempty"`
 	TimedOut    bool `json:"timed_out,omitempty"`
+
+	err error // in the worker only
 }
 
 // OK says that the call returned no error.

@@ -53,6 +53,30 @@ func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
 	}}, counts.failure
 }
 
+// oneSet is a set that a later command will use. Its token is its first key's.
+type oneSet struct {
+	*pgbaton.LockSet
+
+	first pgbaton.Key
+}
+
+func (o oneSet) Token() pgbaton.Token {
+	token, _ := o.LockSet.Token(o.first)
+	return token
+}
+
+// obtainSet acquires a set, which the history has as one key.
+func (c *child) obtainSet(ctx context.Context, cmd Command) (*held, Result) {
+	var keys []pgbaton.Key
+	for i := range cmd.Count {
+		keys = append(keys, pgbaton.Name(numbered(cmd.Key, i)))
+	}
+	return c.record(history.Event{Key: cmd.Key, Mode: history.Exclusive}, func() (holding, error) {
+		set, err := c.client(cmd.Client).AcquireAll(ctx, keys...)
+		return oneSet{set, keys[0]}, err
+	})
+}
+
 // Kinds of sets.
 const (
 	BySet  = "set"
@@ -165,4 +189,31 @@ func (c *child) takeByHand(ctx context.Context, client *pgbaton.Client, cmd Comm
 	time.Sleep(cmd.Hold)
 	counts.sets.Add(1)
 	return nil
+}
+
+// heldSet is a set that a later command will use. Its token is that of its first key.
+type heldSet struct{ *pgbaton.LockSet }
+
+func (s heldSet) Token() pgbaton.Token {
+	token, _ := s.LockSet.Token(s.Keys()[0])
+	return token
+}
+
+// gather acquires a set. The history, which is of single keys, does not have it.
+func (c *child) gather(ctx context.Context, cmd Command) (Answer, error) {
+	ctx, cancel := within(ctx, cmd)
+	defer cancel()
+	var keys []pgbaton.Key
+	for i := range cmd.Count {
+		keys = append(keys, pgbaton.Name(numbered(cmd.Key, i)))
+	}
+	called := history.Now()
+	set, err := c.client(cmd.Client).AcquireAll(ctx, keys...)
+	r := result(Gather, called, err)
+	if err == nil {
+		c.mu.Lock()
+		c.locks[cmd.As] = &held{heldSet{set}, c.log.Op()}
+		c.mu.Unlock()
+	}
+	return Answer{Result: r}, nil
 }

@@ -1,0 +1,158 @@
+package pgbaton
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/deadlock"
+	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/waitroom"
+)
+
+// gathering is a wait for several keys. A session of the waiting room takes them one after the other; when it has all,
+// it gives them back but goes on standing at their gates, so that the link can take them in one round trip. While all
+// sessions are busy, the link tries now and then.
+type gathering struct {
+	client *Client
+	keys   []Key
+	post   *waitroom.Post
+	failed Key // the one that was found taken last
+	outer  *heldLocks
+	pause  time.Duration // between tries without a session
+
+	end     context.CancelCauseFunc // of the wait
+	waits   Key                     // for which key it waits
+	alarm   *time.Timer             // goes off when that wait is to be watched
+	watched *deadlock.Watched
+}
+
+const (
+	firstLook = 500 * time.Millisecond
+	lastLook  = 4 * time.Second
+)
+
+// gatherAll waits until it holds all keys, one of which was found taken. It fails with a key that could not be had.
+func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*desk.Hold, Key, error) {
+	watched, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	g := &gathering{
+		client: c, keys: keys, post: c.room.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
+		end: end, waits: failed, alarm: time.NewTimer(deadlock.After),
+	}
+	defer g.over()
+	holds, err := g.wait(watched)
+	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {
+		err = fmt.Errorf("%w: %w", lockerr.NotAcquired, found)
+	}
+	return holds, g.failed, err
+}
+
+// over ends the wait.
+func (g *gathering) over() {
+	g.post.Leave()
+	g.alarm.Stop()
+	g.unwatch()
+}
+
+func (g *gathering) wait(ctx context.Context) ([]*desk.Hold, error) {
+	for {
+		turn, err := g.next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if turn && !g.post.Held() { // it has lasted too long already
+			g.post.Again()
+			continue
+		}
+		holds, failed, err := g.try(ctx, turn)
+		g.failed = failed
+		if err == nil || !errors.Is(err, lockerr.NotAcquired) || ctx.Err() != nil {
+			return holds, err
+		}
+		if turn {
+			g.post.Again()
+		}
+	}
+}
+
+// try tries all keys, in a turn before those of this process that wait for one of them.
+func (g *gathering) try(ctx context.Context, turn bool) ([]*desk.Hold, Key, error) {
+	try := g.client.desk.TryMany
+	if turn {
+		try = g.client.desk.TakeMany
+	}
+	return g.client.allOrNone(g.keys, func(keys []advisory.Key) ([]*desk.Hold, []error) {
+		return try(ctx, keys, advisory.Exclusive)
+	})
+}
+
+// next returns when the keys should be tried: in a turn, or because no session waits for them at the moment.
+func (g *gathering) next(ctx context.Context) (turn bool, err error) {
+	look := time.NewTimer(g.pause/2 + rand.N(g.pause)) //nolint:gosec // jitter, not a secret
+	defer look.Stop()
+	for {
+		g.follow()
+		select {
+		case <-g.post.Ready():
+			return true, g.post.Err()
+		case <-look.C:
+			if !g.post.Placed() {
+				g.pause = min(2*g.pause, lastLook)
+				return false, nil
+			}
+			look.Reset(g.pause)
+		case <-g.post.Moved():
+		case <-g.alarm.C:
+			g.watch()
+		case <-g.client.room.Done():
+			return false, lockerr.Closed
+		case <-ctx.Done():
+			return false, g.client.desk.Ended(ctx)
+		}
+	}
+}
+
+// follow takes note of the key that is waited for now.
+func (g *gathering) follow() {
+	key := g.failed
+	if got, known := g.post.Got(); known && got < len(g.keys) {
+		key = g.keys[got]
+	}
+	if key != g.waits {
+		g.waits = key
+		g.unwatch()
+		g.alarm.Reset(deadlock.After)
+	}
+}
+
+// watch has the wait for a key watched for deadlocks, if there is anything in the way of others.
+func (g *gathering) watch() {
+	if len(g.holds()) == 0 {
+		g.alarm.Reset(deadlock.After)
+		return
+	}
+	wants := deadlock.Lock{Key: g.waits.key, Mode: advisory.Exclusive}
+	g.watched = g.client.deadlocks.Watch(g.waits.String(), wants, g.holds, g.end)
+}
+
+func (g *gathering) unwatch() {
+	if g.watched != nil {
+		g.watched.Over()
+		g.watched = nil
+	}
+}
+
+// holds is what the wait keeps from others: what its goroutine holds, and what is gathered.
+func (g *gathering) holds() []deadlock.Lock {
+	locks := g.outer.in(g.client)
+	got, _ := g.post.Got()
+	for _, key := range g.keys[:got] {
+		locks = append(locks, deadlock.Lock{Key: key.key, Mode: advisory.Exclusive})
+	}
+	return locks
+}

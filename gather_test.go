@@ -1,0 +1,308 @@
+package pgbaton_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// Sets and single locks of one client that has one session to wait in, among those of another client: all are served.
+func TestAcquireAll_FewSessions(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.Migrated(t)
+	few, other := newClient(t, dsn, &pgbaton.Config{MaxConns: 2}), newClient(t, dsn, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	keys := keysOf("a", "b", "c", "d", "e")
+	var wg sync.WaitGroup
+	for _, client := range []*pgbaton.Client{few, other} {
+		for i := range 6 {
+			wg.Go(func() {
+				for n := range 8 {
+					set, err := client.AcquireAll(ctx, keys[(i+n)%5], keys[(i+2*n+1)%5], keys[(n*i+2)%5])
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					time.Sleep(time.Millisecond)
+					if err := set.Release(ctx); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			wg.Go(func() {
+				for range 8 {
+					if err := client.Do(ctx, keys[i%5], func(context.Context, *pgbaton.Lock) error { return nil }); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	free(t, other, keys...)
+}
+
+// What waits for a set ends with its context, or with the client, and leaves nothing on the server.
+func TestAcquireAll_EndsWhileItWaits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Migrated(t)
+	other := newClient(t, dsn, nil)
+	conn := dbtest.Connect(t, dsn)
+	low, high := pgbaton.ID(1), pgbaton.ID(2)
+	taken, err := other.Acquire(ctx, high)
+	require.NoError(t, err)
+	locks := func() int {
+		return dbtest.Value[int](t, conn, `SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+			WHERE application_name = 'gatherer' AND locktype = 'advisory'`)
+	}
+	for name, end := range map[string]error{"context": context.Canceled, "client": pgbaton.ErrClosed} {
+		t.Run(name, func(t *testing.T) {
+			client := newClient(t, dbtest.Named(t, dsn, "gatherer"), nil)
+			bounded, cancel := context.WithCancel(ctx)
+			defer cancel()
+			failed := make(chan error, 1)
+			go func() {
+				_, err := client.AcquireAll(bounded, high, low)
+				failed <- err
+			}()
+			require.Eventually(t, func() bool { return locks() == 4 }, 5*time.Second, time.Millisecond, "it has one key and two gates")
+			began := time.Now()
+			if name == "context" {
+				cancel()
+			} else {
+				require.NoError(t, client.Close(ctx))
+			}
+			err := <-failed
+			require.ErrorIs(t, err, end)
+			require.Less(t, time.Since(began), 2*time.Second)
+			require.Eventually(t, func() bool { return locks() == 0 }, 5*time.Second, time.Millisecond, "nothing is left")
+		})
+	}
+	require.NoError(t, taken.Release(ctx))
+	free(t, other, low, high)
+}
+
+// A set that waits, and somebody who holds the key that it waits for and wants one that it has gathered: one of them ends.
+func TestAcquireAll_Deadlock(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	a, b, _ := pair(t)
+	low, high := pgbaton.ID(1), pgbaton.ID(2)
+	outer, err := b.Acquire(ctx, high)
+	require.NoError(t, err)
+	sets, locks := make(chan error, 1), make(chan error, 1)
+	go func() {
+		set, err := a.AcquireAll(ctx, low, high)
+		if err == nil {
+			err = set.Release(ctx)
+		}
+		sets <- err
+	}()
+	require.Eventually(t, func() bool {
+		lock, err := b.TryAcquire(ctx, low)
+		return err != nil || lock.Release(ctx) != nil
+	}, 10*time.Second, time.Millisecond, "it is gathered")
+	go func() {
+		lock, err := b.Acquire(outer.Context(), low)
+		if err == nil {
+			err = lock.Release(ctx)
+		}
+		_ = outer.Release(ctx)
+		locks <- err
+	}()
+	one, two := <-locks, error(nil)
+	if one == nil {
+		two = <-sets
+		require.ErrorIs(t, two, pgbaton.ErrDeadlock)
+		return
+	}
+	require.ErrorIs(t, one, pgbaton.ErrDeadlock)
+	require.NoError(t, <-sets)
+}
+
+// A set whose turn it is comes before those of its process who wait for one of its keys by themselves.
+func TestAcquireAll_AmongWaitersOfItsProcess(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	a, b, _ := pair(t)
+	keys := keysOf("x", "y", "z")
+	held, err := b.AcquireAll(ctx, keys...)
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	for range 5 {
+		for _, key := range keys {
+			wg.Go(func() {
+				lock, err := a.Acquire(ctx, key)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := lock.Release(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Go(func() {
+			set, err := a.AcquireAll(ctx, keys...)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := set.Release(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond)
+	require.NoError(t, held.Release(ctx))
+	wg.Wait()
+	free(t, b, keys...)
+}
+
+// slowConn is a connection with a long way: what is written arrives late, and so does what is read.
+type slowConn struct {
+	net.Conn
+
+	out     chan delayed
+	delay   time.Duration
+	closing sync.Once
+}
+
+type delayed struct {
+	at   time.Time
+	data []byte
+}
+
+func newSlowConn(conn net.Conn, delay time.Duration) *slowConn {
+	c := &slowConn{Conn: conn, out: make(chan delayed, 10000), delay: delay}
+	go func() {
+		for l := range c.out {
+			time.Sleep(time.Until(l.at))
+			if _, err := conn.Write(l.data); err != nil {
+				return
+			}
+		}
+	}()
+	return c
+}
+
+// Write takes the whole delay of a round trip.
+func (c *slowConn) Write(p []byte) (int, error) {
+	defer func() { _ = recover() }() // it was closed
+	c.out <- delayed{time.Now().Add(c.delay), append([]byte(nil), p...)}
+	return len(p), nil
+}
+
+func (c *slowConn) Close() error {
+	c.closing.Do(func() { close(c.out) })
+	return c.Conn.Close()
+}
+
+// warnings are the lines of a log.
+type warnings struct {
+	mu    sync.Mutex
+	lines strings.Builder
+}
+
+func (w *warnings) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lines.Write(p)
+}
+
+func (w *warnings) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lines.String()
+}
+
+// On a slow network turns are used, and no session that waits is lost.
+func TestSlowNetwork_TurnsAreUsed(t *testing.T) {
+	t.Parallel()
+	for _, roundTrip := range []time.Duration{100 * time.Millisecond, 200 * time.Millisecond} {
+		t.Run(roundTrip.String(), func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			dsn := dbtest.Migrated(t)
+			cfg, err := pgxpool.ParseConfig(dbtest.Named(t, dsn, "slow"))
+			require.NoError(t, err)
+			dial := cfg.ConnConfig.DialFunc
+			cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, network, addr)
+				if err != nil {
+					return nil, err
+				}
+				return newSlowConn(conn, roundTrip), nil
+			}
+			pool, err := pgxpool.NewWithConfig(ctx, cfg)
+			require.NoError(t, err)
+			defer pool.Close()
+			log := &warnings{}
+			slow, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: time.Minute, Logger: slog.New(slog.NewTextHandler(log, nil))})
+			require.NoError(t, err)
+			defer slow.Close(ctx)
+			other := newClient(t, dsn, nil)
+			sem, err := other.Semaphore(ctx, "s", 1)
+			require.NoError(t, err)
+			slowSem, err := slow.OpenSemaphore(ctx, "s")
+			require.NoError(t, err)
+			conn := dbtest.Connect(t, dsn)
+			stands := func() { // a session of the slow client stands in the server's queue
+				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' AND query ~ 'wait_for_turn')")
+			}
+			handOver(ctx, t, "lock", stands,
+				func(c context.Context) (releaser, error) { return other.Acquire(c, pgbaton.Name("k")) },
+				func(c context.Context) (releaser, error) { return slow.Acquire(c, pgbaton.Name("k")) })
+			handOver(ctx, t, "set", stands,
+				func(c context.Context) (releaser, error) { return other.Acquire(c, pgbaton.Name("2")) },
+				func(c context.Context) (releaser, error) { return slow.AcquireAll(c, keysOf("1", "2", "3")...) })
+			handOver(ctx, t, "permit", stands,
+				func(c context.Context) (releaser, error) { return sem.Acquire(c, 1) },
+				func(c context.Context) (releaser, error) { return slowSem.Acquire(c, 1) })
+			require.NotContains(t, log.String(), "WARN")
+		})
+	}
+}
+
+type releaser interface {
+	Release(ctx context.Context) error
+}
+
+// handOver has one wait while another holds.
+func handOver(ctx context.Context, t *testing.T, what string, stands func(), hold, wait func(context.Context) (releaser, error)) {
+	t.Helper()
+	held, err := hold(ctx)
+	require.NoError(t, err)
+	got := make(chan error, 1)
+	at := make(chan time.Time, 1)
+	go func() {
+		r, err := wait(ctx)
+		at <- time.Now()
+		if err == nil {
+			err = r.Release(ctx)
+		}
+		got <- err
+	}()
+	time.Sleep(time.Second) // the session of the wait before is closed by then
+	stands()
+	released := time.Now()
+	require.NoError(t, held.Release(ctx))
+	require.NoError(t, <-got)
+	t.Logf("%s: %v after the release", what, (<-at).Sub(released))
+}

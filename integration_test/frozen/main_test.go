@@ -1,0 +1,104 @@
+// Package frozen tests that a waiter which freezes, wherever it stands, costs those behind it a second and a half at the
+// most: clients run in processes of their own, which are stopped by a signal. TTL is the default everywhere.
+package frozen
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+func TestMain(m *testing.M) {
+	worker.Main()
+	goleak.VerifyTestMain(lab.Run{M: m})
+}
+
+const (
+	ttl = 15 * time.Second
+	// law is what a frozen waiter may cost. What the tests fail at is far below TTL and far above any busy machine's delay.
+	law   = 1500 * time.Millisecond
+	bound = 5 * time.Second
+)
+
+// scene is a database with processes, each known by the name of its sessions.
+type scene struct {
+	t       *testing.T
+	dsn     string
+	control *pgx.Conn
+	frozen  []*worker.Process
+}
+
+func open(t *testing.T, dsn string) *scene {
+	t.Helper()
+	return &scene{t: t, dsn: dsn, control: dbtest.Connect(t, dsn)}
+}
+
+// start starts a process whose sessions have a name.
+func (s *scene) start(name string, options worker.Command) *worker.Process {
+	s.t.Helper()
+	p := worker.Start(s.t)
+	options.Do, options.Client, options.TTL = worker.Open, "c", ttl
+	if options.DSN == "" {
+		options.DSN = dbtest.Named(s.t, s.dsn, name)
+	}
+	p.Do(options)
+	return p
+}
+
+// freeze stops a process.
+func (s *scene) freeze(p *worker.Process) (at int64) {
+	s.t.Helper()
+	p.Signal(syscall.SIGSTOP)
+	s.frozen = append(s.frozen, p)
+	return history.Now()
+}
+
+// thaw lets all processes run again: they are to end as if nothing had been.
+func (s *scene) thaw() {
+	for _, p := range s.frozen {
+		p.Signal(syscall.SIGCONT)
+	}
+}
+
+// stands waits until a session with a name waits for an advisory lock.
+func (s *scene) stands(name string) {
+	s.t.Helper()
+	lab.Eventually(s.t, 10*time.Second, name+" stands in the server's queue",
+		func() bool { return lab.Waiting(s.t, s.control, name) > 0 })
+}
+
+// heads waits until a session with a name stands at the gate of the semaphore s, be it the first there or not.
+func (s *scene) heads(name string) {
+	s.t.Helper()
+	lab.Eventually(s.t, 10*time.Second, name+" stands at the gate", func() bool {
+		return dbtest.Value[bool](s.t, s.control, `SELECT EXISTS (
+			SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+			 WHERE a.application_name = $1 AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
+			   AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/semaphore/s'))`, name)
+	})
+}
+
+// cost reports how long after a moment a call was answered well.
+func (s *scene) cost(what string, from int64, call *worker.Call) {
+	s.t.Helper()
+	r := call.Wait().Result
+	require.True(s.t, r.OK(), r.Err)
+	lab.Note(s.t, "%s: %v (the law's bound is %v)", what, time.Duration(r.At-from), law)
+	require.Less(s.t, time.Duration(r.At-from), bound, what)
+}
+
+func acquire(key string, shared bool, permits int) worker.Command {
+	return worker.Command{Do: worker.Acquire, Client: "c", Key: key, As: key, Shared: shared, N: permits}
+}
+
+func named(name string, i int) string { return fmt.Sprint(name, i) }

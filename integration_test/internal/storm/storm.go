@@ -1,0 +1,327 @@
+// Package storm uses every primitive of the library at the same time from several processes, lets one kind of fault
+// happen all the while, and judges what the processes saw.
+//
+// A storm that ends without a violation has shown this: on certain intervals, from the return of an acquire to the call
+// of its release or the news of its loss, no key had two exclusive holders and no semaphore more permits than its
+// capacity, except for the overlaps that it counts; tokens rose; no counter that a lock or a transaction guards lost a
+// change; what a caller was told of a transaction is what the database has; Once ran at most once in a window; after the
+// faults every operation succeeded again in every process, every call returned, and nothing was left on the server.
+// The intervals are measured by the monotonic clock, which all processes of a machine share. A storm does
+// not show that no such thing can happen: the next seed may meet it.
+//
+// An overlap is a moment in which an old holder, whose session the server had ended, was not told yet while the next
+// had the key already. The library promises to keep them short, not that there are none. Kinds of faults
+// in which the server ends no session before its client must have stopped trusting it allow next to none: the time that a
+// goroutine takes to wake.
+package storm
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+)
+
+// Options are of one storm.
+type Options struct {
+	Kind      Kind
+	Server    *pgserver.Server // of this process's own, for it may be restarted
+	Other     *pgserver.Server // for Moved
+	For       time.Duration    // how long there are faults
+	TTL       time.Duration
+	Processes int
+	Clients   int // in each process
+	Seed      uint64
+	// Bound is the longest overlap that a kind of fault with overlaps may have.
+	Bound time.Duration
+	// Late is by how much a call may come back after its context's end, where it releases a lock on a dead network after
+	// TTL more. Zero asks for nothing: a slow machine takes its time.
+	Late   time.Duration
+	Mutant string // a mistake on purpose, see package worker
+}
+
+// Outcome is what became of a storm.
+type Outcome struct {
+	Kind       Kind                        `json:"kind"`
+	Major      int                         `json:"major"`
+	Seed       uint64                      `json:"seed"`
+	Seconds    float64                     `json:"seconds"`
+	Faults     int64                       `json:"faults"`
+	Holds      int                         `json:"holds"` // grants whose intervals were judged
+	Ops        map[string]*worker.OpReport `json:"ops"`
+	Total      worker.OpReport             `json:"total"`
+	Violations []string                    `json:"violations"`
+	Overlaps   Overlaps                    `json:"overlaps"`
+	Healed     time.Duration               `json:"healed_ns"` // after the faults, until everything had succeeded everywhere
+	Left       map[string]int              `json:"left"`      // rows of the schema's tables at the end
+}
+
+// Overlaps are those of a storm.
+type Overlaps struct {
+	Count  int           `json:"count"`
+	Silent int           `json:"silent"` // of them, those whose old holder was not told at all
+	P50    time.Duration `json:"p50_ns"`
+	Max    time.Duration `json:"max_ns"`
+
+	Keys map[string]int `json:"keys,omitempty"` // how many there were of each key
+}
+
+// fight is a storm under way.
+type fight struct {
+	tb      worker.TB
+	opts    Options
+	home    *field
+	away    *field
+	proxies []*Proxy // one for each process, if there are any
+	workers []*worker.Process
+	storms  []*worker.Call
+
+	injected atomic.Int64
+	outcome  *Outcome
+}
+
+const (
+	warmUp       = 90 * time.Second // until everything has succeeded once
+	healing      = 60 * time.Second
+	lastAnswers  = 60 * time.Second // of calls whose contexts end within 10 s
+	oftenEnough  = 100 * time.Millisecond
+	clientsConns = 4
+	// strict is the longest overlap where there should be none: the library has told the holder, and the holder's goroutine
+	// has not run yet. A broken window of trust would be a tenth of TTL or more.
+	strict = 50 * time.Millisecond
+)
+
+// Run lets a storm happen and returns what became of it.
+func Run(ctx context.Context, tb worker.TB, opts Options) *Outcome {
+	tb.Helper()
+	f := &fight{tb: tb, opts: opts, outcome: &Outcome{
+		Kind: opts.Kind, Major: opts.Server.Major(), Seed: opts.Seed, Ops: map[string]*worker.OpReport{}, Left: map[string]int{},
+	}}
+	f.home = prepare(tb, opts.Server)
+	if opts.Kind == Moved {
+		f.away = prepare(tb, opts.Other)
+	}
+	f.begin()
+	begun := time.Now()
+	if f.until(ctx, warmUp, "before the faults") {
+		faulty, cancel := context.WithTimeout(ctx, opts.For)
+		f.faults(faulty)
+		cancel()
+		f.outcome.Seconds = time.Since(begun).Seconds()
+		f.outcome.Faults = f.injected.Load()
+		if ctx.Err() == nil {
+			f.heal(ctx)
+		}
+	}
+	f.finish(ctx)
+	return f.outcome
+}
+
+func (f *fight) violate(format string, args ...any) {
+	f.outcome.Violations = append(f.outcome.Violations, fmt.Sprintf(format, args...))
+}
+
+// begin starts the processes and their loads.
+func (f *fight) begin() {
+	_, hole := holes[f.opts.Kind]
+	for i := range f.opts.Processes {
+		through := ""
+		if hole || f.opts.Kind == Slow || f.opts.Kind == Moved {
+			proxy, err := NewProxy(f.home.addr)
+			require.NoError(f.tb, err)
+			f.tb.Cleanup(proxy.Close)
+			if f.opts.Kind == Slow {
+				proxy.Delay(50 * time.Millisecond)
+			}
+			f.proxies = append(f.proxies, proxy)
+			through = proxy.Addr()
+		}
+		load := &worker.Load{
+			Rows: f.home.url("") + "&application_name=storm-rows", Clients: f.opts.Clients,
+			Seed: f.opts.Seed<<8 | uint64(i), Mutant: f.opts.Mutant, //nolint:gosec // a small number
+		}
+		switch {
+		case f.opts.Kind == Slow:
+			load.Rows = f.home.url(through) + "&application_name=storm-rows"
+		case f.mover(i):
+			// Its rows would be on another server than its locks, and two clients on a server each would exclude nobody.
+			load.Rows, load.Bulk, load.Clients = "", 1050, 1
+		}
+		p := worker.Start(f.tb)
+		f.workers = append(f.workers, p)
+		f.storms = append(f.storms, p.Begin(worker.Command{
+			Do: worker.Storm, As: strconv.Itoa(i), DSN: f.home.url(through), TTL: f.opts.TTL, MaxConns: clientsConns, Load: load,
+		}))
+	}
+}
+
+// mover reports whether a process is the one whose address changes.
+func (f *fight) mover(i int) bool { return f.opts.Kind == Moved && i == 0 }
+
+// expected returns the operations that must succeed in a process.
+func (f *fight) expected(i int) []string {
+	ops := []string{"Acquire", "TryAcquire", "AcquireShared", "AcquireAll", "semaphore of 1", "semaphore of 3", "Lead", "Once"}
+	if f.mover(i) {
+		return append(ops, "bulk")
+	}
+	return append(ops, "open", "DoTx", "DoTx, fenced", "AcquireTx", "InTx", "Mutate", "Fence")
+}
+
+// until waits until every operation has succeeded in every process since the last question. A leader or a run is
+// enough in one process, for the others may come too late each time.
+func (f *fight) until(ctx context.Context, within time.Duration, when string) bool {
+	missing := make([]map[string]bool, len(f.workers))
+	for i := range f.workers {
+		missing[i] = map[string]bool{}
+		for _, op := range f.expected(i) {
+			missing[i][op] = true
+		}
+	}
+	for end := time.Now().Add(within); time.Now().Before(end); {
+		left := 0
+		for i, p := range f.workers {
+			a, ok := p.Begin(worker.Command{Do: worker.StormSince}).Answer(within)
+			if !ok {
+				f.violate("process %d does not answer %s", i, when)
+				return false
+			}
+			for op, n := range a.Counts {
+				if n == 0 {
+					continue
+				}
+				delete(missing[i], op)
+				if op == "Lead" || op == "Once" {
+					for _, m := range missing {
+						delete(m, op)
+					}
+				}
+			}
+		}
+		for _, m := range missing {
+			left += len(m)
+		}
+		if left == 0 {
+			return true
+		}
+		if !rest(ctx, oftenEnough) {
+			return false
+		}
+	}
+	for i, m := range missing {
+		if len(m) > 0 {
+			f.violate("%s, after %v, this had not succeeded in process %d: %v", when, within, i, slices.Sorted(maps.Keys(m)))
+		}
+	}
+	return false
+}
+
+// heal waits until everything works again.
+func (f *fight) heal(ctx context.Context) {
+	for _, p := range f.workers { // what succeeded so far was under faults
+		if _, ok := p.Begin(worker.Command{Do: worker.StormSince}).Answer(healing); !ok {
+			f.violate("a process does not answer after the faults")
+			return
+		}
+	}
+	begun := time.Now()
+	f.until(ctx, healing, "after the faults")
+	f.outcome.Healed = time.Since(begun)
+}
+
+// finish lets the loads end, and judges.
+func (f *fight) finish(ctx context.Context) {
+	for i, p := range f.workers {
+		p.Begin(worker.Command{Do: worker.StormEnd, As: strconv.Itoa(i)})
+	}
+	var mutated [2]int64
+	for i, call := range f.storms {
+		a, ok := call.Answer(lastAnswers)
+		if !ok {
+			f.violate("calls of process %d never returned", i)
+			f.workers[i].Signal(syscall.SIGQUIT) // it says where it hangs
+			continue
+		}
+		if a.Report == nil {
+			f.violate("process %d: %s", i, a.Fail)
+			continue
+		}
+		for _, text := range a.Report.Violations {
+			f.violate("process %d: %s", i, text)
+		}
+		for name, report := range a.Report.Ops {
+			if f.outcome.Ops[name] == nil {
+				f.outcome.Ops[name] = &worker.OpReport{}
+			}
+			f.outcome.Ops[name].Add(report)
+			f.outcome.Total.Add(report)
+		}
+		mutated[0] += a.Report.Mutated[0]
+		mutated[1] += a.Report.Mutated[1]
+	}
+	if ctx.Err() != nil {
+		f.violate("interrupted")
+		return
+	}
+	f.late()
+	f.judge()
+	f.rows(ctx, mutated)
+	f.leftovers(ctx)
+}
+
+// late checks that calls came back in time. Most return with their contexts, but a call that has taken a lock releases it,
+// which lasts up to TTL.
+func (f *fight) late() {
+	for _, name := range slices.Sorted(maps.Keys(f.outcome.Ops)) {
+		bound := f.opts.Late + f.opts.TTL
+		if strings.HasSuffix(name, worker.Releases) {
+			bound = f.opts.Late
+		}
+		if latest := time.Duration(f.outcome.Ops[name].Latest); f.opts.Late > 0 && latest > bound {
+			f.violate("%s came back %v too late, the bound is %v", name, latest, bound)
+		}
+	}
+}
+
+// judge checks the histories.
+func (f *fight) judge() {
+	var records []record
+	for i, p := range f.workers {
+		group := "home"
+		if f.mover(i) {
+			group = "moved"
+		}
+		records = append(records, record{process: i, group: group, moving: f.mover(i), events: p.Events()})
+	}
+	v := judge(records, capacities)
+	f.outcome.Holds = v.grants
+	f.outcome.Violations = append(f.outcome.Violations, v.violations...)
+	f.outcome.Overlaps.Keys = map[string]int{}
+	lengths := make([]int64, 0, len(v.overlaps))
+	for _, o := range v.overlaps {
+		lengths = append(lengths, int64(o.Length))
+		if o.Silent {
+			f.outcome.Overlaps.Silent++
+		}
+		f.outcome.Overlaps.Keys[o.Key]++
+		bound := f.opts.Bound
+		if !f.opts.Kind.sudden() {
+			bound = strict
+		}
+		if o.Length > bound {
+			f.violate("%q was held by two for %v", o.Key, o.Length)
+		}
+	}
+	spread := lab.NewSpread(lengths)
+	f.outcome.Overlaps.Count, f.outcome.Overlaps.P50, f.outcome.Overlaps.Max = len(spread), spread.At(50), spread.Max()
+}

@@ -1,0 +1,79 @@
+// Package storm tests the whole library at once under one kind of fault at a time, for a few seconds each; make storm does
+// so for longer. See the package storm of the internal ones for what is judged.
+package storm
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/internal/storm"
+	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+)
+
+func TestMain(m *testing.M) {
+	worker.Main()
+	goleak.VerifyTestMain(lab.Run{M: m})
+}
+
+const seed = 20250701
+
+// options are of a short storm: small, since every process of it has the race detector.
+func options(kind storm.Kind, server *pgserver.Server) storm.Options {
+	return storm.Options{
+		Kind: kind, Server: server, For: 3 * time.Second, TTL: 2 * time.Second,
+		Processes: 2, Clients: 1, Seed: seed, Bound: time.Minute, // a slow machine takes its time to tell a holder
+	}
+}
+
+func TestStorm(t *testing.T) {
+	server := lab.OwnServer(t, nil)
+	for _, kind := range storm.Kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			opts := options(kind, server)
+			if kind == storm.Moved {
+				opts.Other, opts.For = lab.OwnServer(t, nil), 2*opts.For
+			}
+			outcome := storm.Run(t.Context(), t, opts)
+			outcome.Print(t.Output())
+			require.Empty(t, outcome.Violations)
+			require.NotZero(t, outcome.Holds)
+			if kind != storm.None && kind != storm.Slow {
+				require.NotZero(t, outcome.Faults, "nothing happened")
+			}
+		})
+	}
+}
+
+// A service that does not listen to the loss of its locks, and one that leaves a lock behind, must be found out: else the
+// storm would prove nothing.
+func TestStorm_FindsMistakes(t *testing.T) {
+	server := lab.OwnServer(t, nil)
+	for mutant, sign := range map[string]string{
+		worker.Deaf: "was held by two at once",
+		worker.Leak: "advisory locks were left behind",
+	} {
+		t.Run(mutant, func(t *testing.T) {
+			opts := options(storm.Terminate, server)
+			opts.Mutant = mutant
+			outcome := storm.Run(t.Context(), t, opts)
+			require.Contains(t, outcome.Text(), sign)
+		})
+	}
+}
+
+// The law of frozen waiters at the default TTL.
+func TestFrozen(t *testing.T) {
+	results := storm.Freeze(t.Context(), t, lab.OwnServer(t, nil), storm.Lines, 1, 15*time.Second)
+	for _, result := range results {
+		t.Logf("FIGURE behind a frozen waiter, %s: %v", result.Line, result.Max)
+	}
+	for _, result := range results {
+		require.Equal(t, 1, result.Rounds, result.Line)
+		require.Less(t, result.Max, 7*time.Second, "%s: the others waited until the server gave the frozen one up", result.Line)
+	}
+}

@@ -1,0 +1,86 @@
+package pgbaton_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
+)
+
+// A waiter behind a network that has fallen silent costs those behind it no more than one that is frozen.
+func TestSilentNetwork_OfAWaiter(t *testing.T) {
+	t.Parallel()
+	key := pgbaton.Name("2")
+	lock := func(c *pgbaton.Client) func(context.Context) (releaser, error) {
+		return func(ctx context.Context) (releaser, error) { return c.Acquire(ctx, key) }
+	}
+	set := func(c *pgbaton.Client) func(context.Context) (releaser, error) {
+		return func(ctx context.Context) (releaser, error) { return c.AcquireAll(ctx, keysOf("1", "2", "3")...) }
+	}
+	permit := func(c *pgbaton.Client) func(context.Context) (releaser, error) {
+		return func(ctx context.Context) (releaser, error) {
+			s, err := c.Semaphore(ctx, "s", 1)
+			if err != nil {
+				return nil, err
+			}
+			return s.Acquire(ctx, 1)
+		}
+	}
+	for name, way := range map[string]func(*pgbaton.Client) func(context.Context) (releaser, error){
+		"Lock": lock, "Set": set, "Semaphore": permit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			dsn := dbtest.Migrated(t)
+			proxy, cfg := dbtest.Through(t, dbtest.Named(t, dsn, "silent"))
+			poolConfig, err := pgxpool.ParseConfig(dsn)
+			require.NoError(t, err)
+			poolConfig.ConnConfig = cfg
+			pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+			require.NoError(t, err)
+			defer pool.Close()
+			silent, err := pgbaton.New(ctx, pool, nil)
+			require.NoError(t, err)
+			holder, next := newClient(t, dsn, nil), newClient(t, dbtest.Named(t, dsn, "next"), nil)
+			held, err := way(holder)(ctx)
+			require.NoError(t, err)
+			stopped, stop := context.WithCancel(ctx)
+			begin := func(ctx context.Context, c *pgbaton.Client) chan error {
+				done := make(chan error, 1)
+				go func() {
+					r, err := way(c)(ctx)
+					if err == nil {
+						err = r.Release(context.WithoutCancel(ctx))
+					}
+					done <- err
+				}()
+				return done
+			}
+			conn := dbtest.Connect(t, dsn)
+			stands := func(name string) {
+				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND query ~ 'wait_for_turn')", name)
+			}
+			lost := begin(stopped, silent)
+			stands("silent")
+			got := begin(ctx, next)
+			stands("next")
+			proxy.Stall(true)
+			released := time.Now()
+			require.NoError(t, held.Release(ctx))
+			require.NoError(t, <-got)
+			t.Logf("behind a silent waiter: %v", time.Since(released))
+			require.Less(t, time.Since(released), 5*time.Second)
+			stop()
+			require.ErrorIs(t, <-lost, pgbaton.ErrNotAcquired)
+			proxy.Stall(false)
+			require.NoError(t, silent.Close(ctx))
+		})
+	}
+}
