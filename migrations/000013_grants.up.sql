@@ -40,10 +40,7 @@ CREATE FUNCTION pgbaton.apply_grants(keep_draws boolean DEFAULT false) RETURNS v
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    owner   CONSTANT oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = 'pgbaton');
-    -- Where tokens are not drawn by a function yet, clients need the sequence.
-    draws   CONSTANT boolean := NOT EXISTS (SELECT FROM pg_proc AS p
-                                             WHERE p.proname = 'draw_token' AND p.pronamespace = 'pgbaton'::regnamespace);
+    owner CONSTANT oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = 'pgbaton');
     command text;
 BEGIN
     IF NOT pg_has_role(current_user, owner, 'USAGE') THEN
@@ -68,8 +65,7 @@ BEGIN
         wanted AS (
             SELECT o.object, g.role::oid AS role, CASE o.kind WHEN 'f' THEN 'EXECUTE' ELSE 'USAGE' END AS privilege
               FROM objects AS o, pgbaton.grantee AS g
-             WHERE o.kind = 'n' OR (draws AND o.object = 'SEQUENCE pgbaton.token')
-                OR o.set = 'service' OR (o.set = 'operator' AND g.operator)
+             WHERE o.kind = 'n' OR o.set = 'service' OR (o.set = 'operator' AND g.operator)
             UNION ALL
             SELECT o.object, 0, 'EXECUTE' FROM objects AS o WHERE o.set = 'everybody'),
         had AS (

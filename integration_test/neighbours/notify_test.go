@@ -48,7 +48,7 @@ func TestLead_MadeUpNotification(t *testing.T) {
 		cancel()
 		select {
 		case <-terms: // another term began before
-			<-ends
+			require.Error(t, <-ends)
 			require.Error(t, <-done)
 		case err := <-done:
 			require.Error(t, err)

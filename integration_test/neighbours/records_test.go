@@ -248,3 +248,22 @@ func TestBounds(t *testing.T) {
 		refused(t, ann, "22023", "SELECT pgbaton.fence('ledger', 9007199254740991)")
 	})
 }
+
+func TestSemaphore_Assign(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, w *town) {
+		ann, bob, operator := w.connect("ann"), w.connect("bob"), w.connect("operator")
+		const open = "SELECT pgbaton.open_semaphore('render', 3)"
+		dbtest.Exec(t, ann, open)
+		refused(t, bob, "42501", open)
+		dbtest.Exec(t, operator, w.fill("SELECT pgbaton.assign('semaphore', 'render', '$bobs')"))
+		dbtest.Exec(t, bob, open)
+		refused(t, ann, "42501", open)
+		dbtest.Exec(t, bob, "SELECT pgbaton.fence('ledger', 5), pgbaton.begin_run('nightly', '1 day', 5)")
+		require.LessOrEqual(t, int64(3), dbtest.Value[int64](t, operator, w.fill("SELECT pgbaton.reassign('$bobs', '$anns')")))
+		dbtest.Exec(t, ann, open)
+		fences(t, ann, 6)
+		dbtest.Exec(t, ann, "SELECT pgbaton.look_run('nightly')")
+		refused(t, bob, "42501", open)
+	})
+}

@@ -60,18 +60,15 @@ func TestWaits_MadeUpCycle(t *testing.T) {
 
 		bob := w.connect("bob")
 		dbtest.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
-		within, cancel := context.WithTimeout(held.Context(), 5*time.Second)
+		// The youngest wait of a cycle is to end: so the one that lies is the older one.
+		dbtest.Value[int64](t, bob, publish, 102, []int64{1}, []int64{2})
+		within, cancel := context.WithTimeout(held.Context(), 6*time.Second)
 		defer cancel()
 		ended := make(chan error, 1)
 		go func() {
 			_, err := waiter.Acquire(within, pgbaton.ID(2))
 			ended <- err
 		}()
-		seen := w.connect("owner")
-		dbtest.WaitFor(t, seen, "SELECT EXISTS (SELECT FROM pgbaton.wait WHERE key = 2)")
-		// The younger of the two is to end: so bob's wait, which lies, shall be the older one.
-		dbtest.Value[int64](t, bob, publish, 102, []int64{1}, []int64{2})
-		w.run("owner", "UPDATE pgbaton.wait SET id = DEFAULT WHERE key = 2")
 		for look := 1; ; look++ {
 			select {
 			case err := <-ended:
