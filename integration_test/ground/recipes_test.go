@@ -59,7 +59,6 @@ func TestRecipe_ClientDirectPoolBehindAPooler(t *testing.T) {
 // TestRecipe_ExecModes is the table of docs/ground.md: which of pgx's modes work for what lives in a transaction, through a
 // pooler in transaction mode that knows nothing of prepared statements.
 func TestRecipe_ExecModes(t *testing.T) {
-	t.Parallel()
 	direct := dbtest.Migrated(t)
 	dbtest.Run(t, direct, accounts)
 	through := lab.PgBouncer(t, direct, "transaction")
@@ -150,11 +149,11 @@ func TestRecipe_SessionModeNeedsPlaces(t *testing.T) {
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	waited := make(chan error, 1)
 	go func() {
-		lock, err := two.Acquire(ctx, pgbaton.Name("k"))
-		if err == nil {
-			err = lock.Release(ctx)
+		theirs, failed := two.Acquire(ctx, pgbaton.Name("k"))
+		if failed == nil {
+			failed = theirs.Release(ctx)
 		}
-		waited <- err
+		waited <- failed
 	}()
 	require.NoError(t, lock.Release(ctx))
 	require.NoError(t, <-waited)

@@ -1,7 +1,6 @@
 package schema_test
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -44,15 +43,20 @@ func (s *services) claimed(t *testing.T, holder int) string {
 	t.Helper()
 	return dbtest.Value[string](t, s.first, fmt.Sprintf(
 		"SELECT format('ARRAY[1], ARRAY[%%s], ARRAY[%%s]::bigint[]', slots[1], token) "+
-			"FROM pgbaton.claim_slots(1, 7, %d, '{1}', 60000, false, 0, false)", holder))
+			"FROM pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), %d, '{1}', 60000, false, 0, false)", holder))
 }
 
-func requireRefused(t *testing.T, conn *pgx.Conn, code, sql string) *pgconn.PgError {
+func requireRefused(t *testing.T, conn *pgx.Conn, code, sql string) {
+	t.Helper()
+	require.Equal(t, code, refusal(t, conn, sql).Code, sql)
+}
+
+// refusal is the server's error.
+func refusal(t *testing.T, conn *pgx.Conn, sql string) *pgconn.PgError {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), sql)
 	var pgErr *pgconn.PgError
-	require.True(t, errors.As(err, &pgErr), "%s: %v", sql, err)
-	require.Equal(t, code, pgErr.Code, "%s: %v", sql, err)
+	require.ErrorAs(t, err, &pgErr, sql)
 	return pgErr
 }
 
@@ -65,8 +69,8 @@ func TestHolders_NobodyElseActs(t *testing.T) {
 	for _, holder := range []int{101, -101} {
 		claim := s.claimed(t, holder)
 		calls := []string{
-			fmt.Sprintf("SELECT pgbaton.claim_slots(1, 7, %d, '{1}', 60000, false, 0, false)", holder),
-			fmt.Sprintf("SELECT pgbaton.claim_slots(1, 7, %d, '{2}', 60000, false, 0, true)", holder),
+			fmt.Sprintf("SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), %d, '{1}', 60000, false, 0, false)", holder),
+			fmt.Sprintf("SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), %d, '{2}', 60000, false, 0, true)", holder),
 			fmt.Sprintf("SELECT pgbaton.free_slots(%d, %s, '{7}')", holder, claim),
 			fmt.Sprintf("SELECT pgbaton.free_slots(%d, '{1,1}', '{1,2}', '{1,2}', '{7,7}')", holder),
 			fmt.Sprintf("SELECT pgbaton.renew_slots(%d, %s, 1000, false)", holder, claim),
@@ -101,9 +105,9 @@ func TestSemaphores_BelongToServices(t *testing.T) {
 		"SELECT pgbaton.open_semaphore('calls', 3)",
 		"SELECT pgbaton.open_semaphore('calls', NULL)",
 		"SELECT pgbaton.open_semaphore('calls', 9, 9)",
-		"SELECT pgbaton.claim_slots(1, 7, 102, '{1}', 60000, false, 0, false)",
-		"SELECT pgbaton.claim_slots(1, 7, 102, '{2}', 60000, false, 0, false)",
-		"SELECT pgbaton.claim_slots(1, 7, -102, '{1}', 60000, false, 100, true)",
+		"SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 102, '{1}', 60000, false, 0, false)",
+		"SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 102, '{2}', 60000, false, 0, false)",
+		"SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), -102, '{1}', 60000, false, 100, true)",
 		"SELECT pgbaton.resize_semaphore(1, 1)",
 		"SELECT pgbaton.semaphore_state(1)",
 		"SELECT pgbaton.semaphore_holders(1)",
@@ -112,7 +116,8 @@ func TestSemaphores_BelongToServices(t *testing.T) {
 	for _, path := range []string{"public", "pg_catalog, pg_temp"} {
 		dbtest.Exec(t, s.second, "SET search_path = "+path)
 		for _, call := range calls {
-			err := requireRefused(t, s.second, forbidden, call)
+			err := refusal(t, s.second, call)
+			require.Equal(t, forbidden, err.Code)
 			require.Contains(t, err.Message, "'calls'")
 			require.Contains(t, err.Hint, "GRANT "+s.roles[0]+" TO "+s.roles[1])
 		}
@@ -149,14 +154,14 @@ func TestSemaphores_Bounds(t *testing.T) {
 			"open_semaphore('a', 10001)", "open_semaphore('a', 3, -1)", "open_semaphore('a', NULL, 1)", "open_semaphore('a', 3, NULL)",
 			"resize_semaphore(1, 0)", "resize_semaphore(1, NULL)", "resize_semaphore(1, 2147483647)",
 			"enlist(0, 'a')", "enlist(NULL, 'a')", "enlist(5, repeat('a', 10000000))", "enlist(5, NULL)",
-			"claim_slots(1, 7, 101, '{1}', 2147483647, false, 0, false)", "claim_slots(1, 7, 101, '{1}', 0, false, 0, false)",
-			"claim_slots(1, 7, 101, '{1}', -5, false, 0, false)", "claim_slots(1, 7, 101, '{1}', NULL, false, 0, false)",
-			"claim_slots(1, 7, -101, '{1}', 3600001, false, 0, true)", "claim_slots(1, 7, 101, '{}', 1000, false, 0, false)",
-			"claim_slots(1, 7, 101, NULL, 1000, false, 0, false)", "claim_slots(1, 7, 101, '{1,-1}', 1000, false, 0, false)",
-			"claim_slots(1, 7, 101, '{10001}', 1000, false, 0, false)", "claim_slots(1, 7, 101, '{1,NULL}', 1000, false, 0, false)",
-			"claim_slots(1, 7, 101, array_fill(1, ARRAY[5000]), 1000, false, 0, false)",
-			"claim_slots(1, 7, 101, '{2}', 1000, false, 2147483647, false)", "claim_slots(1, 7, 101, '{2}', 1000, NULL, 0, false)",
-			"claim_slots(1, 7, NULL, '{1}', 1000, false, 0, false)", "claim_slots(1, 7, 0, '{1}', 1000, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{1}', 2147483647, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{1}', 0, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{1}', -5, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{1}', NULL, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), -101, '{1}', 3600001, false, 0, true)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{}', 1000, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, NULL, 1000, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{1,-1}', 1000, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{10001}', 1000, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{1,NULL}', 1000, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, array_fill(1, ARRAY[5000]), 1000, false, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{2}', 1000, false, 2147483647, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{2}', 1000, NULL, 0, false)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), NULL, '{1}', 1000, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 0, '{1}', 1000, false, 0, false)",
 			"renew_slots(101, '{1}', '{1}', '{1}', -1, false)", "renew_slots(101, '{1}', '{1}', '{1}', 2147483647, false)",
 			"renew_slots(0, '{1}', '{1}', '{1}', 1000, false)", "free_slots(NULL, '{1}', '{1}', '{1}', '{1}')",
 			"free_slots(101, array_fill(1, ARRAY[20000]), array_fill(1, ARRAY[20000]), array_fill(1::bigint, ARRAY[20000]), '{1}')",
@@ -175,7 +180,7 @@ func TestHolders_OneForASession(t *testing.T) {
 	dbtest.Exec(t, s.first, "SELECT pgbaton.enlist(n, 'again') FROM generate_series(1001, 1200) AS n")
 	require.Equal(t, int64(1200), dbtest.Value[int64](t, s.owner, "SELECT id FROM pgbaton.holder WHERE id > 0 AND id <> 102"))
 	require.Equal(t, []int64{1200}, advisoryLocks(t, s.owner, pidOf(s.first)))
-	require.Equal(t, int64(1), dbtest.Value[int64](t, s.first, "SELECT granted::bigint FROM pgbaton.claim_slots(1, 7, 1200, '{3}', 1000, false, 0, false)"))
+	require.Equal(t, int64(1), dbtest.Value[int64](t, s.first, "SELECT granted::bigint FROM pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 1200, '{3}', 1000, false, 0, false)"))
 }
 
 // Rows of holders that are gone go.
@@ -186,7 +191,7 @@ func TestHolders_Shrink(t *testing.T) {
 		conn := dbtest.Connect(t, s.first.Config().ConnString())
 		dbtest.Exec(t, conn, fmt.Sprintf("SELECT pgbaton.enlist(%d, 'short')", 500+i))
 		if i%3 == 0 {
-			dbtest.Exec(t, conn, fmt.Sprintf("SELECT pgbaton.claim_slots(1, 7, %d, '{1}', 1000, false, 0, false)", 500+i))
+			dbtest.Exec(t, conn, fmt.Sprintf("SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), %d, '{1}', 1000, false, 0, false)", 500+i))
 		}
 		require.NoError(t, conn.Close(t.Context()))
 		dbtest.WaitFor(t, s.owner, sqlGone, 500+i)
@@ -213,7 +218,7 @@ func TestSemaphores_Pruned(t *testing.T) {
 	t.Parallel()
 	s := newServices(t)
 	dbtest.Exec(t, s.first, "SELECT pgbaton.open_semaphore('held', 2), pgbaton.open_semaphore('new', 2)")
-	dbtest.Exec(t, s.first, "SELECT pgbaton.claim_slots((pgbaton.open_semaphore('held', 2)).id, 7, 101, '{1}', 60000, false, 0, false)")
+	dbtest.Exec(t, s.first, "SELECT pgbaton.claim_slots((pgbaton.open_semaphore('held', 2)).id, pgbaton.key('pgbaton/semaphore/held'), 101, '{1}', 60000, false, 0, false)")
 	dbtest.Exec(t, s.owner, "UPDATE pgbaton.semaphore SET opened_at = now() - interval '40 days' WHERE name <> 'new'")
 	requireRefused(t, s.first, forbidden, "SELECT pgbaton.prune_semaphores('30 days')")
 	requireRefused(t, s.owner, invalid, "SELECT pgbaton.prune_semaphores('1 hour')")
@@ -229,7 +234,8 @@ func TestSlots_ServicesDoNotCompact(t *testing.T) {
 	t.Parallel()
 	s := newServices(t)
 	require.Equal(t, false, dbtest.Value[any](t, s.first, "SELECT pgbaton.compact_slots(524288)"), "there is nothing to do")
-	err := requireRefused(t, s.first, forbidden, "SELECT pgbaton.compact_slots(1)")
+	err := refusal(t, s.first, "SELECT pgbaton.compact_slots(1)")
+	require.Equal(t, forbidden, err.Code)
 	require.Contains(t, err.Hint, "As an operator")
 	dbtest.Exec(t, s.owner, "SELECT pgbaton.grant_operator('"+s.roles[0]+"')")
 	require.Equal(t, true, dbtest.Value[any](t, s.first, "SELECT pgbaton.compact_slots(1)"))
@@ -242,7 +248,7 @@ func TestSlots_ClockStepsAhead(t *testing.T) {
 	other := dbtest.Connect(t, s.first.Config().ConnString())
 	dbtest.Exec(t, other, "SELECT pgbaton.enlist(103, 'other')")
 	claim := func(holder int, wants string) int64 {
-		return dbtest.Value[int64](t, other, fmt.Sprintf("SELECT granted::bigint FROM pgbaton.claim_slots(1, 7, %d, '%s', 60000, false, 0, false)", holder, wants))
+		return dbtest.Value[int64](t, other, fmt.Sprintf("SELECT granted::bigint FROM pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), %d, '%s', 60000, false, 0, false)", holder, wants))
 	}
 	step := func() {
 		dbtest.Exec(t, s.owner, "UPDATE pgbaton.slot SET expires_at = expires_at - interval '3 hours' WHERE holder IS NOT NULL")
@@ -283,7 +289,7 @@ func TestSlots_StrangerWithTheLockOfADeadHolder(t *testing.T) {
 	s.claimed(t, 101)
 	require.NoError(t, s.first.Close(t.Context()))
 	dbtest.WaitFor(t, s.second, "SELECT pg_try_advisory_lock(101)")
-	const claim = "SELECT granted::bigint FROM pgbaton.claim_slots(1, 7, 103, '{3}', 60000, false, 0, false)"
+	const claim = "SELECT granted::bigint FROM pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 103, '{3}', 60000, false, 0, false)"
 	for range 2 {
 		require.EqualValues(t, 0, dbtest.Value[int64](t, other, claim))
 		dbtest.Exec(t, s.owner, "UPDATE pgbaton.slot SET expires_at = expires_at - interval '61 s' WHERE holder = 101")
@@ -314,7 +320,7 @@ func TestSlots_RenewedBesideALockedRow(t *testing.T) {
 	t.Parallel()
 	s := newServices(t)
 	dbtest.Exec(t, s.first, "SET lock_timeout = '100ms'")
-	dbtest.Exec(t, s.first, "SELECT pgbaton.claim_slots(1, 7, 101, '{3}', 60000, false, 0, false)")
+	dbtest.Exec(t, s.first, "SELECT pgbaton.claim_slots(1, pgbaton.key('pgbaton/semaphore/calls'), 101, '{3}', 60000, false, 0, false)")
 	dbtest.Exec(t, s.owner, "BEGIN; SELECT FROM pgbaton.slot WHERE slot = 2 FOR UPDATE")
 	token := dbtest.Value[int64](t, s.owner, "SELECT token FROM pgbaton.slot WHERE slot = 1")
 	call := fmt.Sprintf("SELECT ARRAY(SELECT unnest(pgbaton.renew_slots(101, '{1,1,1}', '{1,2,3}', '{%d,%d,%d}', 60000, false)) ORDER BY 1)::text", token, token, token)

@@ -41,9 +41,9 @@ func newSlots(t *testing.T, searchPath string) *slots {
 }
 
 // claim claims for the holder of a session.
-func (s *slots) claim(t *testing.T, conn *pgx.Conn, wants string, ttlMilliseconds int) claim {
+func (s *slots) claim(t *testing.T, conn *pgx.Conn, wants string) claim {
 	t.Helper()
-	return s.claimFor(t, conn, "current_setting('pgbaton.holder')::bigint", wants, ttlMilliseconds, "false, 0, false")
+	return s.claimFor(t, conn, "current_setting('pgbaton.holder')::bigint", wants, 60_000, "false, 0, false")
 }
 
 // claimFor claims for a holder: at the gate or not, in the queue of those who cannot stand there, with a look at the
@@ -82,7 +82,7 @@ func TestSlots_FromSQL(t *testing.T) {
 			t.Run(strings.ReplaceAll(path, ", ", "+")+map[bool]string{true: "/Alone", false: "/WithOthers"}[alone], func(t *testing.T) {
 				t.Parallel()
 				s := newSlots(t, path)
-				first := s.claim(t, s.one, "{1}", 60_000)
+				first := s.claim(t, s.one, "{1}")
 				require.EqualValues(t, 1, first.Granted)
 				slot, token := first.Slots[0], *first.Token
 
@@ -103,7 +103,7 @@ func TestSlots_FromSQL(t *testing.T) {
 				for _, change := range []string{"renew", "free"} {
 					require.False(t, s.change(t, s.one, change, -101, expired.Slots[0], *expired.Token, alone), "%s of what has expired", change)
 				}
-				next := s.claim(t, s.other, "{3}", 60_000)
+				next := s.claim(t, s.other, "{3}")
 				require.EqualValues(t, 1, next.Granted, "what has expired can be claimed")
 				require.Greater(t, *next.Token, *expired.Token)
 				for _, change := range []string{"renew", "free"} {
@@ -123,28 +123,28 @@ func TestSlots_Claims(t *testing.T) {
 		t.Run(strings.ReplaceAll(path, ", ", "+"), func(t *testing.T) {
 			t.Parallel()
 			s := newSlots(t, path)
-			require.EqualValues(t, 1, s.claim(t, s.one, "{2,2,1}", 60_000).Granted, "the third does not pass the second")
-			require.EqualValues(t, 0, s.claim(t, s.other, "{2,1}", 60_000).Granted, "nor does anybody pass the first")
+			require.EqualValues(t, 1, s.claim(t, s.one, "{2,2,1}").Granted, "the third does not pass the second")
+			require.EqualValues(t, 0, s.claim(t, s.other, "{2,1}").Granted, "nor does anybody pass the first")
 
 			// Somebody stands at the gate.
 			dbtest.Exec(t, s.owner, "SELECT pg_advisory_lock(pgbaton.key('pgbaton/semaphore/calls'))")
-			require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted)
+			require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted)
 			dbtest.Exec(t, s.owner, "SELECT pg_advisory_unlock_all()")
-			require.EqualValues(t, 1, s.claim(t, s.other, "{1}", 60_000).Granted)
+			require.EqualValues(t, 1, s.claim(t, s.other, "{1}").Granted)
 
 			// The first holder's session ends.
-			require.EqualValues(t, 0, s.claim(t, s.other, "{2}", 60_000).Granted)
+			require.EqualValues(t, 0, s.claim(t, s.other, "{2}").Granted)
 			require.NoError(t, s.one.Close(t.Context()))
 			dbtest.WaitFor(t, s.owner, "SELECT available = 2 FROM pgbaton.semaphore_state($1::bigint::integer)", s.id)
-			granted := s.claim(t, s.other, "{2}", 60_000)
+			granted := s.claim(t, s.other, "{2}")
 			require.EqualValues(t, 1, granted.Granted)
 
 			// A capacity that is lowered takes nothing from anybody, and grants nothing until enough is free.
 			dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
 			require.True(t, s.change(t, s.other, "free", 102, granted.Slots[0], *granted.Token, true))
-			require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted, "two are held, and one is allowed")
+			require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted, "two are held, and one is allowed")
 			require.True(t, s.change(t, s.other, "free", 102, granted.Slots[1], *granted.Token, true))
-			require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted)
+			require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted)
 			require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
 		})
 	}
@@ -200,16 +200,16 @@ func TestSlots_Turns(t *testing.T) {
 func TestSlots_DeadBesidePinned(t *testing.T) {
 	t.Parallel()
 	s := newSlots(t, "public")
-	asserted := s.claim(t, s.other, "{1}", 60_000)
-	require.EqualValues(t, 1, s.claim(t, s.one, "{2}", 60_000).Granted)
+	asserted := s.claim(t, s.other, "{1}")
+	require.EqualValues(t, 1, s.claim(t, s.one, "{2}").Granted)
 	dbtest.Exec(t, s.owner, "BEGIN")
 	require.True(t, dbtest.Value[bool](t, s.owner, "SELECT pgbaton.holds_slots($1::bigint::integer, 102, $2, $3)",
 		s.id, asserted.Slots, *asserted.Token))
 	require.True(t, s.change(t, s.other, "free", 102, asserted.Slots[0], *asserted.Token, true))
-	require.EqualValues(t, 0, s.claim(t, s.other, "{1}", 60_000).Granted)
+	require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted)
 	require.NoError(t, s.one.Close(t.Context()))
 	dbtest.WaitFor(t, s.owner, sqlGone, 101)
-	require.EqualValues(t, 1, s.claim(t, s.other, "{2}", 60_000).Granted)
+	require.EqualValues(t, 1, s.claim(t, s.other, "{2}").Granted)
 	dbtest.Exec(t, s.owner, "ROLLBACK")
 }
 
@@ -217,12 +217,12 @@ func TestSlots_DeadBesidePinned(t *testing.T) {
 func TestSlots_DeadSurplus(t *testing.T) {
 	t.Parallel()
 	s := newSlots(t, "public")
-	require.EqualValues(t, 1, s.claim(t, s.other, "{3}", 60_000).Granted)
+	require.EqualValues(t, 1, s.claim(t, s.other, "{3}").Granted)
 	dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
-	require.EqualValues(t, 0, s.claim(t, s.one, "{1}", 60_000).Granted)
+	require.EqualValues(t, 0, s.claim(t, s.one, "{1}").Granted)
 	require.NoError(t, s.other.Close(t.Context()))
 	dbtest.WaitFor(t, s.owner, sqlGone, 102)
-	require.EqualValues(t, 1, s.claim(t, s.one, "{1}", 60_000).Granted)
+	require.EqualValues(t, 1, s.claim(t, s.one, "{1}").Granted)
 	require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
 }
 

@@ -99,7 +99,7 @@ func (s *slow) SetReadDeadline(t time.Time) error {
 // SetDeadline bounds reads and writes.
 func (s *slow) SetDeadline(t time.Time) error {
 	_ = s.SetReadDeadline(t)
-	return s.Conn.SetWriteDeadline(t)
+	return s.SetWriteDeadline(t)
 }
 
 // timeout is the error of a read whose deadline has passed.

@@ -10,9 +10,8 @@ import (
 
 // lender works with the session whenever it likes, unless it can do without.
 type lender struct {
-	fixture *fixture
-	needs   atomic.Bool
-	has     atomic.Pointer[Session]
+	needs atomic.Bool
+	has   atomic.Pointer[Session]
 }
 
 func (l *lender) Opened(s *Session)        { l.has.Store(s) }

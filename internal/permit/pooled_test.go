@@ -40,7 +40,8 @@ func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
 	})
 	f.Desk = New(Config{TTL: ttl, Ledger: f.ledger, Pooled: true, Report: func(string, error) {}})
 	id := dbtest.Value[int32](t, f.admin, "SELECT id FROM pgbaton.open_semaphore('s', $1)", capacity)
-	f.line = f.Line(id, "s", advisory.Key{ID: 42}, capacity)
+	gate := dbtest.Value[int64](t, f.admin, "SELECT pgbaton.key('pgbaton/semaphore/s')")
+	f.line = f.Line(id, "s", advisory.Key{ID: gate}, capacity)
 	t.Cleanup(func() { f.close(context.Background()) })
 	return f
 }
@@ -198,7 +199,7 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 	f.mu.Unlock()
 	var slots, token string
 	require.NoError(t, f.admin.QueryRow(t.Context(), `SELECT slots::text, token::text
-		FROM pgbaton.claim_slots($1, 42, $2, '{1}', 6000, false, 0, true)`, f.line.id, old.Holder).Scan(&slots, &token))
+		FROM pgbaton.claim_slots($1, $3, $2, '{1}', 6000, false, 0, true)`, f.line.id, old.Holder, f.line.gate.ID).Scan(&slots, &token))
 	sent, w := time.Now(), &waiter{n: 1, ch: make(chan struct{}, 1)}
 	f.mu.Lock()
 	var a actions

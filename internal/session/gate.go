@@ -66,10 +66,10 @@ SELECT pg_backend_pid(),
 
 // ours and theirs are the functions that the client calls by itself, of the schema and of PostgreSQL.
 const (
-	ours = "server_identity,schema_version,begin_session,draw_token,wait_for_turn,lock_for_transaction,next_token,key," +
-		"enlist,open_semaphore,claim_slots,renew_slots,free_slots,resize_semaphore,semaphore_state,semaphore_holders,holds_slots," +
-		"keep_leaders,strike_leaders,leader_of,request_resign,start_run,end_run,look_run,forget_run," +
-		"publish_waits,withdraw_waits,waits,fence"
+	ours = "server_identity,schema_version,begin_session,draw_token,next_token,wait_for_turn,wait_for_turns," +
+		"lock_for_transaction,key,fence,enlist,retire,tend,open_semaphore,claim_slots,renew_slots,free_slots," +
+		"resize_semaphore,semaphore_state,semaphore_holders,holds_slots,keep_leaders,strike_leaders,leader_of," +
+		"request_resign,start_run,end_run,look_run,forget_run,publish_waits,withdraw_waits,waits"
 	theirs = "pg_try_advisory_lock,pg_try_advisory_lock_shared,pg_advisory_lock,pg_advisory_lock_shared," +
 		"pg_advisory_unlock,pg_advisory_unlock_shared,pg_advisory_unlock_all,pg_try_advisory_xact_lock_shared," +
 		"pg_advisory_xact_lock,pg_advisory_xact_lock_shared,pg_is_in_recovery,pg_backend_pid,set_config,pg_notify"

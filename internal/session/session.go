@@ -69,7 +69,7 @@ type Session struct {
 // Dial opens a session for a role, runs commands on it and lets it into the dialer's home. On failure nothing is left
 // open. The error names host and port, never a password, and matches one of the sentinels when the ground is wrong.
 func (d *Dialer) Dial(ctx context.Context, role Role, commands ...Command) (*Session, error) {
-	return d.dial(ctx, commands, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, func(ctx context.Context, s *Session) error {
 		return d.prepare(ctx, s, role, nil, commands)
 	})
 }
@@ -81,7 +81,7 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 	w := d.callWitness(ctx)
 	defer w.dismiss()
 	defer cancel() // a witness that is still being called is not needed
-	return d.dial(ctx, commands, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, func(ctx context.Context, s *Session) error {
 		return d.prepare(ctx, s, role, w, commands)
 	})
 }
@@ -90,7 +90,7 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 // in another one. So nothing is set on it, no protection is asked for, and the tokens must be looked at in each
 // transaction that draws one.
 func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session, error) {
-	return d.dial(ctx, commands, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, func(ctx context.Context, s *Session) error {
 		s.Pooled = true
 		found, err := inspect(ctx, s.PgConn())
 		if err != nil {
@@ -152,7 +152,7 @@ func applicationName(client string) string {
 }
 
 // dial opens a connection, makes it ready and lets it in.
-func (d *Dialer) dial(ctx context.Context, commands []Command, prepare func(context.Context, *Session) error) (*Session, error) {
+func (d *Dialer) dial(ctx context.Context, prepare func(context.Context, *Session) error) (*Session, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSlow)
 	defer cancel()
 	visit := d.Home.visit()
