@@ -318,6 +318,10 @@ func (c *Client) seen(s *session.Session) {
 		c.journal.tell(slog.LevelWarn,
 			"the token sequence was in doubt (crash, restart, failover or restore) and was moved on", nil)
 	}
+	if s.Server.DirectDraws {
+		c.journal.tell(slog.LevelWarn, "other roles than the owner of the schema may draw from the sequence pgbaton.token past "+
+			"the clock, as clients of earlier versions do: when none is left, SELECT pgbaton.apply_grants()", nil)
+	}
 	for _, p := range s.Protections {
 		if p.Refused != "" {
 			c.journal.tell(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",

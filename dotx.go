@@ -24,6 +24,9 @@ import (
 // commit. The DoTx of the next holder, in this process or another, waits until that transaction is over, and sees what it
 // has committed. So does the DoTx that follows the one of a holder that has lost its lock.
 //
+// An error that matches [ErrLost] alone means that the lock was lost after the transaction had been sent to be committed, and
+// says that it is committed: with [DoOpts.Fence] that is all right, without it another holder may have been at work.
+//
 // The transaction's connection comes from db; waiting for the lock occupies none. The errors are those of
 // [Client.Do] and [InTx]. A deadline, or a wait by [DoOpts.Wait], that passes before fn has run is [ErrNotAcquired].
 //
@@ -75,7 +78,8 @@ func doTx[H Tx, F any](
 	if err != nil {
 		return err
 	}
-	return lock.do(ctx, func(ctx context.Context, lock *Lock) error {
+	committed := false
+	err = lock.do(ctx, func(ctx context.Context, lock *Lock) error {
 		r := newRunner(txOpts)
 		begin := r.begin
 		r.begin = func(ctx context.Context) (H, error) {
@@ -94,8 +98,14 @@ func doTx[H Tx, F any](
 			}
 			return fn(ctx, handle(tx), lock)
 		}
-		return r.run(ctx, txOpts)
+		err := r.run(ctx, txOpts)
+		committed = err == nil
+		return err
 	})
+	if err != nil && committed {
+		return wrap(err, "the transaction of lock %v is committed, but", key)
+	}
+	return err
 }
 
 // txKey is the advisory key that the transactions of DoTx hold until they are over. It must never change: clients of

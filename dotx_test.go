@@ -162,3 +162,52 @@ func TestDoTx_Fence(t *testing.T) {
 		require.NoError(t, err)
 	}
 }
+
+// losing is a pool whose commits are followed by something before the caller hears of them.
+type losing struct {
+	*pgxpool.Pool
+
+	after func()
+}
+
+func (l losing) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error) {
+	tx, err := l.Pool.BeginTx(ctx, opts)
+	return losingTx{tx, l.after}, err
+}
+
+type losingTx struct {
+	pgx.Tx
+
+	after func()
+}
+
+func (t losingTx) Commit(ctx context.Context) error {
+	err := t.Tx.Commit(ctx)
+	t.after()
+	return err
+}
+
+// A lock that is lost behind the commit is an error that says what has become of the transaction.
+func TestDoTx_LostBehindTheCommit(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Migrated(t)
+	admin := dbtest.Connect(t, dsn)
+	dbtest.Exec(t, admin, "CREATE TABLE done (n int)")
+	client := newClient(t, dsn, &pgbaton.Config{Name: "loser"})
+	var lock *pgbaton.Lock
+	pool := losing{dbtest.Pool(t, dsn), func() {
+		dbtest.Exec(t, admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE application_name = 'pgbaton/loser' AND datname = current_database()`)
+		<-lock.Done()
+	}}
+	err := client.DoTx(ctx, pool, pgbaton.Name("k"), nil, func(ctx context.Context, tx pgx.Tx, l *pgbaton.Lock) error {
+		lock = l
+		_, err := tx.Exec(ctx, "INSERT INTO done VALUES (1)")
+		return err
+	})
+	require.ErrorIs(t, err, pgbaton.ErrLost)
+	require.NotErrorIs(t, err, pgbaton.ErrCommitUnknown)
+	require.ErrorContains(t, err, "is committed")
+	require.Equal(t, int64(1), dbtest.Value[int64](t, admin, "SELECT count(*) FROM done"))
+}

@@ -42,12 +42,14 @@ COMMENT ON COLUMN pgbaton.slot.lease IS 'milliseconds from claim or renewal to e
 COMMENT ON COLUMN pgbaton.slot.overdue IS 'somebody found it expired while its holder''s session lived, and gave it another lease';
 
 -- Whether the session may act for a service, fast where nobody has SET ROLE. Not to be called by users: it is part of
--- functions with their owner's rights.
+-- functions with their owner's rights. A superuser, who is a member of every role (4571 is pg_execute_server_program), is
+-- asked further, as in pgbaton.acts_for.
 CREATE FUNCTION pgbaton.serves(service regrole) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN service IS NULL
     OR (pg_catalog.current_setting('role'::pg_catalog.text) OPERATOR(pg_catalog.=) 'none'::pg_catalog.text
-        AND pg_catalog.pg_has_role(session_user, service::pg_catalog.oid, 'MEMBER'::pg_catalog.text))
+        AND pg_catalog.pg_has_role(session_user, service::pg_catalog.oid, 'MEMBER'::pg_catalog.text)
+        AND NOT pg_catalog.pg_has_role(session_user, 4571::pg_catalog.oid, 'MEMBER'::pg_catalog.text))
     OR pgbaton.acts_for(service);
 
 -- Refuses callers that do not stand for a holder. One without a session, of which there is no row, becomes the caller's.

@@ -27,7 +27,8 @@ type Server struct {
 	Identity        string // of this run of this server, and of the database
 	Version         int    // server_version_num
 	DeadlockTimeout time.Duration
-	LockTable       int // how many locks fit into the server's lock table
+	LockTable       int  // how many locks fit into the server's lock table
+	DirectDraws     bool // other roles than the schema's owner may use the token sequence itself
 }
 
 // sqlInspect reads catalogs only: it works, and tells what is missing, without any privilege on the schema. Names mean
@@ -58,7 +59,8 @@ SELECT pg_backend_pid(),
          WHERE p.pronamespace = n.oid AND p.proname = ANY ('{OURS}'::text[]) AND NOT has_function_privilege(p.oid, 'EXECUTE')),
        (SELECT string_agg('pg_catalog.' || p.oid::regprocedure::text, ', ' ORDER BY p.proname) FROM pg_proc AS p
          WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY ('{THEIRS}'::text[])
-           AND NOT has_function_privilege(p.oid, 'EXECUTE'))
+           AND NOT has_function_privilege(p.oid, 'EXECUTE')),
+       EXISTS (SELECT FROM aclexplode(c.relacl) AS a WHERE a.grantee <> c.relowner AND a.privilege_type <> 'SELECT')
   FROM (SELECT) AS here
   LEFT JOIN pg_namespace AS n ON n.nspname = 'pgbaton'
   LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'token'
@@ -112,7 +114,10 @@ func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 			"Connect to the primary (target_session_attrs=read-write)", lockerr.Standby)
 	}
 	return finding{
-		server:  Server{Version: version, DeadlockTimeout: time.Duration(deadlock) * time.Millisecond, LockTable: table},
+		server: Server{
+			Version: version, DeadlockTimeout: time.Duration(deadlock) * time.Millisecond, LockTable: table,
+			DirectDraws: row[15] == "t",
+		},
 		backend: row[0], isolation: row[5],
 	}, checkSchema(row[6], row[7:13], row[13], row[14])
 }
