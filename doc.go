@@ -17,22 +17,24 @@
 //   - A process that waits and freezes, or cannot be reached, keeps those behind it waiting for at most a
 //     second and a half, whatever TTL is and wherever it stands: in line for a lock, exclusive or shared, for several,
 //     for permits, also behind a pooler, or to lead. Whoever is told that it is its turn takes it or loses it
-//     within a second. What is granted in the moment in which the process freezes it holds, as above. This holds for each process that freezes: when they do so one after the other, each
-//     at its turn, each may cost as much.
+//     within a second. What is granted in the moment in which the process freezes it holds, as above. When several
+//     freeze one after the other, each at its turn, each may cost as much.
 //   - A semaphore never has more valid permits, by the database's clock, than its capacity.
 //   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and
-//     takes none from the caller's pool.
+//     takes none from the caller's pool. All are on one server: when the address leads to another one, what is held
+//     on the first is lost before anything is granted on the second.
 //
 // # What it does not
 //
 //   - A holder that is paused (a stopped process, a long garbage collection, a virtual machine that is moved) cannot
 //     know that it has lost its lock until it runs again. When the server itself ends the session, by an
-//     operator or a crash, the next holder may be granted the key some microseconds before the old one is told,
-//     and until it is, its process may hand the key on with a token older than the next holder's.
+//     operator or a crash, the next holder may be granted the key before the old one is told; README has the measured
+//     times. In between its process may hand the key on with a token older than the next holder's.
 //     Whoever writes to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
 //     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
 //     it, a deadlock ends within 2 s, later among thousands of such waits, with [ErrDeadlock] for one side; else it lasts.
+//     Between processes that is so for those of one service (see docs/security.md).
 //   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
 //   - A lock that a transaction of the caller's waits for ([AcquireTx], [LockRow]) is granted to that transaction also
 //     while its process is frozen, and then is held until the server ends that session, by the caller's settings.
@@ -60,8 +62,7 @@
 // Run the migrations, by [Migrate] or golang-migrate, as a role that may create a schema. The role that
 // runs the service then needs:
 //
-//	GRANT USAGE ON SCHEMA pgbaton TO service;
-//	GRANT USAGE ON SEQUENCE pgbaton.token TO service;
+//	SELECT pgbaton.grant_service('service');
 //
 // # Which lock for what
 //

@@ -53,7 +53,7 @@ var ErrTooManyLocks = lockerr.TooManyLocks
 // holds. The message names their keys. Release what is held, so that the others go on, and begin anew, best with
 // [Client.AcquireAll].
 //
-// The client finds such a cycle, within the process or between processes, in less than 2 s, and ends one of
+// The client finds such a cycle, within the process or between processes of one service, in less than 2 s, and ends one of
 // its waits, the youngest; that error matches [ErrNotAcquired] as well. Where several cycles overlap, no more waits end
 // than needed to break them all. With thousands of such waits at the same time it takes longer.
 //

@@ -143,7 +143,7 @@ func LeaderLock(ctx context.Context) *Lock {
 	return lock
 }
 
-// Leader says who leads a name, or [ErrNotFound] if nobody does. A leader that was elected a moment ago may not
+// Leader says who leads a name in the client's service, or [ErrNotFound] if nobody does. A leader that was elected a moment ago may not
 // have told its name yet, and is then nobody. One whose process has died, or is held to be dead after
 // [Config.TTL], is nobody too.
 func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {

@@ -45,11 +45,10 @@ import (
 // [ErrPooler], a standby [ErrStandby].
 //
 // The role needs CREATE on the database and on current_schema(); it will own the schema. It is usually not
-// the role that the service runs as. That one needs these grants and nothing else, and need not (and
+// the role that the service runs as. That one needs what this gives and nothing else, and need not (and
 // without rights on the version table, cannot) call Migrate:
 //
-//	GRANT USAGE ON SCHEMA pgbaton TO app;
-//	GRANT USAGE ON SEQUENCE pgbaton.token TO app;
+//	SELECT pgbaton.grant_service('app');
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	if pool == nil {
 		return errors.New("pgbaton: migrate: the pool is nil")

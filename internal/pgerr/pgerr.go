@@ -67,6 +67,15 @@ func Detail(err error) string {
 	return libpqField(err, 'D')
 }
 
+// Hint is the server's HINT of err, or "".
+func Hint(err error) string {
+	var pgxErr *pgconn.PgError
+	if errors.As(err, &pgxErr) {
+		return pgxErr.Hint
+	}
+	return libpqField(err, 'H')
+}
+
 // Position is where in the statement err happened, counted in characters from 1; 0 if the server did not say.
 func Position(err error) int {
 	var pgxErr *pgconn.PgError
@@ -163,6 +172,9 @@ func Schema(err error) error {
 	case UndefinedSchema, UndefinedTable, UndefinedColumn, UndefinedFunction:
 		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
 	case InsufficientPrivilege:
+		if hint := Hint(err); hint != "" { // one of the schema's functions refuses, and says what to do
+			return fmt.Errorf("%w: %w: %s", lockerr.Schema, err, strings.ReplaceAll(hint, "\n", " "))
+		}
 		return fmt.Errorf("%w: the role lacks a privilege; a service is given all it needs by pgbaton.grant_service(role): %w",
 			lockerr.Schema, err)
 	}
