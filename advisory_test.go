@@ -251,7 +251,7 @@ func TestRelease(t *testing.T) {
 		require.NoError(t, err)
 		shared, err := mine.AcquireShared(ctx, pgbaton.Name("lost too"))
 		require.NoError(t, err)
-		_, err = admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loses'")
+		_, err = admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loses' AND datname = current_database()")
 		require.NoError(t, err)
 		<-lock.Done()
 		<-shared.Context().Done()
@@ -327,7 +327,7 @@ func TestDo(t *testing.T) {
 		mine := newClient(t, dbtest.Named(t, dsn, "do-loses"), nil)
 		err := mine.Do(ctx, pgbaton.Name("do loses"), func(ctx context.Context, _ *pgbaton.Lock) error {
 			_, err := admin.Exec(t.Context(),
-				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'do-loses'")
+				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'do-loses' AND datname = current_database()")
 			require.NoError(t, err)
 			<-ctx.Done()
 			require.ErrorIs(t, context.Cause(ctx), pgbaton.ErrLost)

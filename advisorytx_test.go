@@ -210,7 +210,7 @@ func TestDoTx(t *testing.T) {
 			func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
 				_, err := tx.Exec(ctx, "UPDATE counter SET n = -1")
 				require.NoError(t, err)
-				_, err = pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dotx-loses'")
+				_, err = pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dotx-loses' AND datname = current_database()")
 				require.NoError(t, err)
 				<-ctx.Done()
 				return nil

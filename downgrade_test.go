@@ -99,7 +99,7 @@ func TestDowngrade(t *testing.T) {
 		require.ErrorIs(t, lock.Downgrade(ended), context.Canceled)
 		require.NoError(t, lock.Err())
 		dbtest.Value[int64](t, dbtest.Connect(t, dsn),
-			"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser'")
+			"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser' AND datname = current_database()")
 		<-lock.Done()
 		require.ErrorIs(t, lock.Downgrade(ctx), pgbaton.ErrLost)
 	})

@@ -132,7 +132,7 @@ func TestErrors_Loss(t *testing.T) {
 	require.NoError(t, err)
 	own := errors.New("own")
 	err = client.Do(ctx, pgbaton.Name("y"), func(ctx context.Context, _ *pgbaton.Lock) error {
-		dbtest.Run(t, dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loses' AND pid <> pg_backend_pid()")
+		dbtest.Run(t, dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loses' AND datname = current_database() AND pid <> pg_backend_pid()")
 		<-ctx.Done()
 		require.NotContains(t, context.Cause(ctx).Error(), "pgbaton: ")
 		return own

@@ -149,7 +149,7 @@ func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 	default:
 	}
 	dbtest.Value[int64](t, dbtest.Connect(t, dsn),
-		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser'")
+		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser' AND datname = current_database()")
 	<-set.Done()
 	<-jeopardy
 	<-held.Done()
@@ -186,7 +186,7 @@ func TestAcquireAll_LossWhileItWaits(t *testing.T) {
 	_, err = other.TryAcquire(ctx, first)
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	dbtest.Value[int64](t, conn,
-		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser'")
+		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser' AND datname = current_database()")
 	require.Eventually(t, func() bool { // it is lost, and nobody takes it
 		lock, err := other.TryAcquire(ctx, first)
 		return err == nil && lock.Release(ctx) == nil

@@ -166,7 +166,7 @@ func TestMoved_BackAndForth(t *testing.T) {
 	for ctx.Err() == nil {
 		m.now.Store(1 - m.now.Load())
 		dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM (
-			SELECT pid FROM pg_stat_activity WHERE application_name = '`+m.name+`' ORDER BY random() LIMIT 1) AS one`)
+			SELECT pid FROM pg_stat_activity WHERE application_name = '`+m.name+`' AND datname = current_database() ORDER BY random() LIMIT 1) AS one`)
 		time.Sleep(50 * time.Millisecond)
 	}
 	wg.Wait()
@@ -206,7 +206,7 @@ func TestMoved_Semaphores(t *testing.T) {
 	require.NoError(t, err)
 
 	m.now.Store(1)
-	dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '`+m.name+`'`)
+	dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '`+m.name+`' AND datname = current_database()`)
 	<-permit.Done()
 	all, err := one.Acquire(ctx, 3) // of "one" there, which has three
 	require.NoError(t, err)

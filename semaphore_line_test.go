@@ -117,7 +117,7 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 		WHERE l.locktype = 'advisory' AND a.application_name = 'first' AND (l.classid::bigint << 32 | l.objid::bigint) = s.gate)`)
 	proxy.Refuse(true) // what is open stays open
 	dbtest.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-		WHERE application_name = 'first' AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
+		WHERE application_name = 'first' AND datname = current_database() AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
 	require.NoError(t, held.Release(ctx))
 	started := time.Now()
 	p, err := second.Acquire(ctx, 1)

@@ -78,7 +78,7 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 			t.Logf("behind a silent waiter: %v", time.Since(released))
 			require.Less(t, time.Since(released), 5*time.Second)
 			stop()
-			require.ErrorIs(t, <-lost, pgbaton.ErrNotAcquired)
+			require.ErrorIs(t, <-lost, context.Canceled)
 			proxy.Stall(false)
 			require.NoError(t, silent.Close(ctx))
 		})

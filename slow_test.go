@@ -48,7 +48,7 @@ func TestNew_OnASlowNetwork(t *testing.T) {
 				require.NoError(t, permit.Release(ctx))
 				require.NoError(t, lock.Release(ctx))
 				dbtest.Run(t, dsn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-					WHERE datname = current_database() AND application_name = 'slow' AND pid <> pg_backend_pid()`)
+					WHERE datname = current_database() AND application_name = 'slow' AND datname = current_database() AND pid <> pg_backend_pid()`)
 			}
 		})
 	}

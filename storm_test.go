@@ -81,7 +81,7 @@ func TestStorm_ByKind(t *testing.T) {
 	}
 	control := dbtest.Connect(t, dsn)
 	for ctx.Err() == nil {
-		dbtest.Exec(t, control, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stormy'")
+		dbtest.Exec(t, control, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stormy' AND datname = current_database()")
 		time.Sleep(50 * time.Millisecond)
 	}
 	users.Wait()

@@ -8,12 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/migrations"
 )
 
 // ownServer starts a server whose settings and log are the test's.
@@ -24,13 +22,7 @@ func ownServer(t *testing.T, opts ...pgserver.Option) (*pgserver.Server, string)
 	server, err := pgserver.StartBinaries(t.Context(), dirs[0], append(opts, pgserver.WithSetting("fsync", "off"))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Stop(context.Background())) })
-	conn, err := pgx.Connect(t.Context(), server.URL())
-	require.NoError(t, err)
-	defer conn.Close(context.Background())
-	sql, err := migrations.FS.ReadFile("000001_foundation.up.sql")
-	require.NoError(t, err)
-	_, err = conn.PgConn().Exec(t.Context(), string(sql)).ReadAll()
-	require.NoError(t, err)
+	require.NoError(t, pgbaton.MigrateDSN(t.Context(), server.URL()))
 	return server, server.URL()
 }
 

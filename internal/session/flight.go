@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // Command is a statement of a flight: several that are sent together and answered together, in one round trip, each in a
@@ -79,6 +81,20 @@ func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer
 		}
 	}
 	return answers, p.Close()
+}
+
+// patience is how often what the role's statement_timeout ended is sent again. It can be so short that even the statement
+// that lifts it is caught by a slow moment.
+const patience = 20
+
+// flyOn is fly for commands of which the first lifts the role's statement_timeout.
+func flyOn(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
+	for attempt := 1; ; attempt++ {
+		answers, err := fly(ctx, conn, commands)
+		if err != nil || pgerr.Code(answers[0].err) != pgerr.QueryCanceled || attempt == patience {
+			return answers, err
+		}
+	}
 }
 
 // broken says whether an error is one of the connection, and not the server's word on a statement.

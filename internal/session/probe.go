@@ -86,7 +86,7 @@ func (w *witness) testify(
 			return nil, err
 		}
 	}
-	answers, err := fly(ctx, other, []Command{
+	answers, err := flyOn(ctx, other, []Command{
 		{What: "set statement_timeout", SQL: "SET statement_timeout TO 0"}, // the role's may be too short for a look
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
 		{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},

@@ -239,7 +239,7 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness,
 	flight = append(flight, commands...)
 	flight = append(flight, probe...)
 	s.Heard = time.Now()
-	answers, err := fly(ctx, s.PgConn(), flight)
+	answers, err := flyOn(ctx, s.PgConn(), flight)
 	if err != nil {
 		return err
 	}
@@ -351,9 +351,15 @@ func address(cfg *pgx.ConnConfig) string {
 }
 
 // queryRow runs statements without parameters, whatever query mode the caller's config asks for, and returns the only
-// row of the last one as text; an SQL NULL becomes "".
+// row of the last one as text; an SQL NULL becomes "". The first one lifts the role's statement_timeout.
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
 	results, err := conn.Exec(ctx, sql).ReadAll()
+	for attempt := 1; attempt < patience && pgerr.Code(err) == pgerr.QueryCanceled; attempt++ {
+		if conn.TxStatus() != 'I' {
+			return nil, err
+		}
+		results, err = conn.Exec(ctx, sql).ReadAll()
+	}
 	if err != nil {
 		return nil, err
 	}
