@@ -199,7 +199,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
 	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: newJournal(cfg.Logger), done: make(chan struct{})}
 	c.room = waitroom.New(waitroom.Config{
-		TTL: cfg.TTL, Budget: c.budget, Home: home.Identity,
+		TTL: cfg.TTL, Budget: c.budget,
 		Dial: c.dialWaiting, Report: c.report,
 	})
 	c.budget.Wished = c.room.MakeRoom

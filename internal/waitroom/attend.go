@@ -46,9 +46,6 @@ func (p *place) attend(st *stand) (err error) {
 		if p.leaves(st, began) {
 			return nil
 		}
-		if err := p.atHome(); err != nil {
-			return err
-		}
 		if gates, keys, err = p.gather(st, gates, keys); err != nil {
 			return err
 		}

@@ -173,9 +173,6 @@ func (p *place) serveKey(st *stand) (err error) {
 		if !wanted || (others && waited) || p.room.ctx.Err() != nil {
 			return nil
 		}
-		if err := p.atHome(); err != nil {
-			return err
-		}
 		answer, err := p.wait(st, atGate, !others)
 		if err != nil {
 			return err
@@ -190,14 +187,6 @@ func (p *place) serveKey(st *stand) (err error) {
 			pause = min(2*pause, lastTry)
 		}
 	}
-}
-
-// atHome makes sure that the session is on the server on which the links hold.
-func (p *place) atHome() error {
-	if here, home := p.session.Server.Identity, p.room.cfg.Home(); here != home {
-		return fmt.Errorf("stands on another server (%s) than the one that holds the locks (%s)", here, home)
-	}
-	return nil
 }
 
 // announce tells the desk that it is its turn. False means that a passer-by was faster, and that the place

@@ -21,7 +21,6 @@ type Desk interface {
 type Config struct {
 	TTL    time.Duration
 	Budget *session.Budget
-	Home   func() string // identity of the server on which the links hold
 	Dial   func(context.Context) (*session.Session, error)
 	Report func(event string, err error) // for the log
 }

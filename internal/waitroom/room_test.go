@@ -42,12 +42,8 @@ func open(t *testing.T, ttl time.Duration, conns int) *fixture {
 		swept: make(chan []advisory.Key, 1000), reports: make(chan error, 1000),
 	}
 	dialer := &session.Dialer{Config: cfg, TTL: ttl}
-	s, err := dialer.Dial(t.Context(), session.Waiting)
-	require.NoError(t, err)
-	home := s.Server.Identity
-	session.Close(s.Conn)
 	f.Room = New(Config{
-		TTL: ttl, Budget: session.NewBudget(conns), Home: func() string { return home },
+		TTL: ttl, Budget: session.NewBudget(conns),
 		Dial:   func(ctx context.Context) (*session.Session, error) { return dialer.Dial(ctx, session.Waiting) },
 		Report: func(_ string, err error) { f.reports <- err },
 	})
@@ -235,15 +231,6 @@ func TestRoom_DialFailsAndRecovers(t *testing.T) {
 	require.Error(t, <-f.reports)
 	f.unlock()
 	f.turn()
-}
-
-func TestRoom_AnotherServer(t *testing.T) {
-	t.Parallel()
-	f := open(t, time.Second, 4)
-	f.cfg.Home = func() string { return "elsewhere" }
-	f.enter(keys(1)...)
-	require.ErrorContains(t, <-f.reports, "another server")
-	require.Empty(t, f.turns)
 }
 
 // A turn that nobody uses, because there is no link, does not keep others from the gate, nor the room from
