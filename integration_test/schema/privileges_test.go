@@ -81,10 +81,10 @@ var calls = map[string]struct {
 	},
 	"settle_semaphore(integer)": {sqlCalled + "pgbaton.settle_semaphore(m.id) AS result", int32(0)},
 	"claim_slots(integer,bigint,bigint,integer[],integer,boolean,integer,boolean)": {
-		sqlCalled + "pgbaton.claim_slots(m.id, 7, -1, '{1,2}', 1000, false, 100, true) AS c(capacity, result, slots, token)", int32(2),
+		sqlCalled + "pgbaton.claim_slots(m.id, pgbaton.key('pgbaton/semaphore/calls'), -1, '{1,2}', 1000, false, 100, true) AS c(capacity, result, slots, token)", int32(2),
 	},
 	"claim_slots_anywhere(integer,bigint,bigint,integer[],integer,boolean,integer,boolean)": {
-		sqlCalled + "pgbaton.claim_slots_anywhere(m.id, 7, -1, '{1}', 1000, false, 0, false) AS c(capacity, result, slots, token)", int32(1),
+		sqlCalled + "pgbaton.claim_slots_anywhere(m.id, pgbaton.key('pgbaton/semaphore/calls'), -1, '{1}', 1000, false, 0, false) AS c(capacity, result, slots, token)", int32(1),
 	},
 	"free_slots_anywhere(bigint,integer[],integer[],bigint[],bigint[])": {
 		sqlCalled + "pgbaton.free_slots_anywhere(-1, '{1}', '{1}', '{1}', '{3}') AS c(result, awaited)", nil,
@@ -331,7 +331,7 @@ func TestSchema_HostileTypes(t *testing.T) {
 	for _, path := range []string{`"$user", public`, "pg_temp, pg_catalog", "pg_catalog, pg_temp"} {
 		dbtest.Exec(t, app, "SET search_path = "+path)
 		for _, call := range []string{
-			"claim_slots(1, 7, -5, '{1}', 1000, false, 0, false)", "claim_slots(1, 7, -5, '{2,1}', 1000, false, 9, true)",
+			"claim_slots(1, pgbaton.key('pgbaton/semaphore/s'), -5, '{1}', 1000, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/s'), -5, '{2,1}', 1000, false, 9, true)",
 			"draw_token()", "next_token()", "free_slots(-5, '{1}', '{1}', '{32}', '{7}')", "free_slots(-5, '{1,1}', '{1,2}', '{32,32}', '{7,7}')",
 		} {
 			dbtest.Exec(t, app, "SELECT FROM pgbaton."+call)
