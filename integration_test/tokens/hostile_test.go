@@ -84,7 +84,7 @@ func TestTokens_StrangersLocks(t *testing.T) {
 	twoMajors(t, func(t *testing.T, bindir string) {
 		server := start(t, bindir, none, unhurried...)
 		stranger := as(t, server, "stranger", "")
-		service := as(t, server, "service", "GRANT USAGE ON SCHEMA pgbaton TO service")
+		service := as(t, server, "service", "SELECT pgbaton.grant_service('service')")
 		var h history
 		for name, lose := range losses {
 			h.grant(t, server.URL())
@@ -104,7 +104,7 @@ func TestTokens_StrangersLocksOnAMutant(t *testing.T) {
 	t.Parallel()
 	server := start(t, withPrograms(t, "initdb"), trustsAKey, unhurried...)
 	stranger := as(t, server, "stranger", "")
-	service := as(t, server, "service", "GRANT USAGE ON SCHEMA pgbaton TO service")
+	service := as(t, server, "service", "SELECT pgbaton.grant_service('service')")
 	var h history
 	for range 5 { // the WAL may have reached the disk all the same
 		losses["OpenNextval"](t, server.URL(), &h)
@@ -156,7 +156,7 @@ func overdraw(t *testing.T, server *pgserver.Server, back string, h *history) {
 	const sqlClock = "((extract(epoch FROM clock_timestamp()) - 1577836800) * 4096000)::bigint"
 	admin := dbtest.Connect(t, server.URL())
 	dbtest.Exec(t, admin, "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'greedy') THEN "+
-		"CREATE ROLE greedy; GRANT USAGE ON SCHEMA pgbaton TO greedy; END IF; END $$")
+		"CREATE ROLE greedy; PERFORM pgbaton.grant_service('greedy'); END IF; END $$")
 	dbtest.Exec(t, admin, "SELECT setval('pgbaton.token', greatest(last_value, "+sqlClock+" + "+back+")) FROM pgbaton.token")
 	var group sync.WaitGroup
 	var mu sync.Mutex
