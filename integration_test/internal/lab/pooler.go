@@ -51,7 +51,7 @@ ignore_startup_parameters = extra_float_digits
 		strings.Join(append([]string{"default_pool_size = 4"}, settings...), "\n"))
 	file := filepath.Join(dir, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o644)) //nolint:gosec // read by another user
-	for _, d := range []string{dir, filepath.Dir(dir)} { // both are the test's own
+	for _, d := range []string{dir, filepath.Dir(dir)} {          // both are the test's own
 		require.NoError(t, os.Chmod(d, 0o755)) //nolint:gosec // read by another user
 	}
 	args := []string{"-q", file}
