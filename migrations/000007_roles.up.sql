@@ -79,7 +79,10 @@ BEGIN
     SELECT g.role INTO found FROM pgbaton.grantee AS g JOIN pg_roles AS r ON r.oid = g.role::oid
      WHERE NOT g.operator AND pg_has_role(me, r.oid, 'MEMBER')
        AND NOT (SELECT s.rolsuper FROM pg_roles AS s WHERE s.oid = me)
-     ORDER BY r.oid <> me, r.rolname LIMIT 1;
+     ORDER BY r.oid <> me,
+              -- a group that was made a member of another service goes before that
+              (SELECT count(*) FROM pgbaton.grantee AS o WHERE NOT o.operator AND pg_has_role(r.oid, o.role::oid, 'MEMBER')) DESC,
+              r.rolname LIMIT 1;
     IF found IS NULL AND NOT EXISTS (SELECT FROM pgbaton.grantee AS g WHERE g.role = 0::oid::regrole) THEN
         found := me::regrole;
     END IF;

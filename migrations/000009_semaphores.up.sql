@@ -77,9 +77,11 @@ BEGIN
     IF NOT FOUND THEN
         INSERT INTO pgbaton.holder (id, name, since, service) VALUES (holder, '', clock_timestamp(), pgbaton.service())
             ON CONFLICT DO NOTHING;
-    ELSIF NOT pgbaton.serves(owner) THEN
+        SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder; -- another may have been faster
+    END IF;
+    IF NOT pgbaton.serves(owner) THEN
         RAISE EXCEPTION 'pgbaton: holder % is of the service %', holder, owner USING ERRCODE = 'insufficient_privilege',
-            HINT = format('To act for it as %s: GRANT %s TO %s', session_user, owner, quote_ident(session_user));
+            HINT = 'Each client makes a holder of its own by pgbaton.enlist.';
     END IF;
 END;
 $$;
@@ -92,8 +94,8 @@ BEGIN
     IF NOT pgbaton.serves(service) THEN
         RAISE EXCEPTION 'pgbaton: the semaphore % is of the service %', quote_literal(name), service
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('To use it as well: GRANT %s TO %s; or use another name.', service,
-                          pgbaton.session_role()::regrole);
+            HINT = format('To use it as well: GRANT %s TO %s, which makes them one service; or use another name.', service,
+                          coalesce(pgbaton.service(), pgbaton.session_role()::regrole));
     END IF;
 END;
 $$;
@@ -222,7 +224,8 @@ BEGIN
     END IF;
     SELECT s.id, s.service, s.revision, s.opened_at INTO m FROM pgbaton.semaphore AS s WHERE s.name = open_semaphore.name;
     IF NOT FOUND AND wanted IS NOT NULL THEN
-        IF wanted + (SELECT coalesce(sum(s.capacity + s.surplus), 0) FROM pgbaton.semaphore AS s WHERE s.service = mine) > 1000000 THEN
+        IF wanted + (SELECT coalesce(sum(s.capacity + s.surplus), 0) FROM pgbaton.semaphore AS s
+                     WHERE s.service IS NOT DISTINCT FROM mine) > 1000000 THEN
             RAISE EXCEPTION 'pgbaton.open_semaphore: the semaphores of the service % have a million permits', mine
                 USING ERRCODE = 'program_limit_exceeded', HINT = 'An operator removes what is no longer used: pgbaton.prune_semaphores.';
         END IF;
@@ -264,7 +267,7 @@ BEGIN
 END;
 $$;
 
--- Removes semaphores that were not opened for so long, at least a day, and of which nobody holds a slot. Returns how many.
+-- Removes semaphores that were not opened for so long, at least two days, and of which nobody holds a slot. Returns how many.
 -- For operators. Who still has one open gets "it was removed" from it, and opens it anew.
 CREATE FUNCTION pgbaton.prune_semaphores(unused_for interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -622,6 +625,11 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM pgbaton.require_semaphore(m.name, m.service);
+    IF wanted + (SELECT coalesce(sum(s.capacity + s.surplus), 0) FROM pgbaton.semaphore AS s
+                  WHERE s.service IS NOT DISTINCT FROM m.service AND s.id <> resize_semaphore.semaphore) > 1000000 THEN
+        RAISE EXCEPTION 'pgbaton.resize_semaphore: the semaphores of the service % have a million permits', m.service
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'An operator removes what is no longer used: pgbaton.prune_semaphores.';
+    END IF;
     -- All rows of a semaphore are locked here, while others lock some in an order of their own: whoever changes a
     -- capacity gives way soon, and tries again.
     PERFORM set_config('lock_timeout', '20ms', true);

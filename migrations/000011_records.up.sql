@@ -12,9 +12,10 @@ BEGIN
     RAISE EXCEPTION '% % belongs to the service %, and the role % does not speak for it',
         what, quote_literal(left(name, 512)), service, pgbaton.session_role()::regrole
         USING ERRCODE = 'insufficient_privilege',
-              HINT = format('GRANT %s TO %s makes it a member of that service; an operator moves what is there with '
+              HINT = format('GRANT %s TO %s makes the two one service; an operator moves what is there with '
                             'SELECT pgbaton.assign(%L, %L, %L); else choose another name, with the service''s as its prefix.',
-                            service, pgbaton.session_role()::regrole, what, left(name, 512), pgbaton.session_role()::regrole);
+                            service, coalesce(pgbaton.service(), pgbaton.session_role()::regrole), what, left(name, 512),
+                            coalesce(pgbaton.service(), pgbaton.session_role()::regrole));
 END;
 $$;
 

@@ -47,7 +47,9 @@ BEGIN
         RAISE EXCEPTION 'only the owner of the schema pgbaton, %, grants its use', owner::regrole
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    LOCK TABLE pgbaton.grantee IN SHARE ROW EXCLUSIVE MODE; -- two who change one function's privileges would fail
+    -- Two who change one function's privileges would fail. A role with USAGE on the schema can hold locks up to ROW EXCLUSIVE
+    -- (by PREPARE, without any right on the table), so it must be a mode that does not conflict with those.
+    LOCK TABLE pgbaton.grantee IN SHARE UPDATE EXCLUSIVE MODE;
     DELETE FROM pgbaton.grantee AS g WHERE g.role::oid <> 0 AND NOT EXISTS (SELECT FROM pg_roles AS r WHERE r.oid = g.role::oid);
     FOR command IN
         WITH objects AS (
@@ -136,6 +138,9 @@ DECLARE
 BEGIN
     DELETE FROM pgbaton.grantee AS g WHERE g.role = revoke_grants.role;
     PERFORM pgbaton.apply_grants(keep_draws => true);
+    IF EXISTS (SELECT FROM pg_namespace AS n WHERE n.nspname = 'pgbaton' AND n.nspowner = role::oid) THEN
+        RETURN; -- the functions work with the owner's rights
+    END IF;
     EXECUTE format('REVOKE ALL ON SCHEMA pgbaton FROM %s CASCADE', name);
     EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA pgbaton FROM %s CASCADE', name);
     EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgbaton FROM %s CASCADE', name);
@@ -203,7 +208,7 @@ BEGIN
     WITH old AS MATERIALIZED (
         SELECT r.resource FROM pgbaton.last_run AS r
          WHERE r.ran_at < clock_timestamp() - older_than
-           AND coalesce(r.ran_at + r.at_least < clock_timestamp(), true) FOR UPDATE SKIP LOCKED)
+           AND coalesce(r.ran_at + r.at_least < clock_timestamp(), false) FOR UPDATE SKIP LOCKED)
     DELETE FROM pgbaton.last_run AS r USING old WHERE r.resource = old.resource;
     GET DIAGNOSTICS pruned = ROW_COUNT;
     RETURN NEXT;
