@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -78,12 +79,12 @@ func doTx[H Tx, F any](
 	if err != nil {
 		return err
 	}
-	committed := false
+	committed, ran := false, false
 	err = lock.do(ctx, func(ctx context.Context, lock *Lock) error {
 		r := newRunner(txOpts)
 		begin := r.begin
 		r.begin = func(ctx context.Context) (H, error) {
-			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait)}
+			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait), ran: &ran}
 			tx, err := t.take(ctx)
 			if err != nil {
 				err = fmt.Errorf("of DoTx on lock %v: %w", key, err)
@@ -91,6 +92,7 @@ func doTx[H Tx, F any](
 			return tx, err
 		}
 		r.fn = func(ctx context.Context, tx H) error {
+			ran = true
 			if o.Fence {
 				if err := AssertHeld(ctx, tx, lock); err != nil {
 					return err
@@ -123,6 +125,7 @@ type turn[H Tx] struct {
 	begin  func(ctx context.Context) (H, error)
 	wait   time.Duration // NoWait, or zero for no bound but that of the context
 	until  time.Time     // when a wait that is bounded ends
+	ran    *bool         // fn has been called, in a transaction that is run again
 }
 
 // sqlTakeTurn is the first statement of a transaction of DoTx.
@@ -162,9 +165,17 @@ func (t *turn[H]) take(ctx context.Context) (H, error) {
 // failed adds that the context has ended, if it has.
 func (t *turn[H]) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, endOf(ctx), err)
+		return t.notAcquired(fmt.Errorf("%w: %w", endOf(ctx), err))
 	}
 	return err
+}
+
+// notAcquired adds that fn has not run, if so.
+func (t *turn[H]) notAcquired(err error) error {
+	if *t.ran {
+		return err
+	}
+	return fmt.Errorf("%w: %w", lockerr.NotAcquired, err)
 }
 
 // pause waits before the next try, if there may be one.
@@ -172,12 +183,12 @@ func (t *turn[H]) pause(ctx context.Context, attempt int) error {
 	const why = "the transaction of an earlier holder is not over yet"
 	if t.wait != 0 && !time.Now().Before(t.until) {
 		if t.wait == NoWait {
-			return fmt.Errorf("%w: %s", lockerr.NotAcquired, why)
+			return t.notAcquired(errors.New(why))
 		}
-		return fmt.Errorf("%w: %w: the wait of %v is over: %s", lockerr.NotAcquired, context.DeadlineExceeded, t.wait, why)
+		return t.notAcquired(fmt.Errorf("%w: the wait of %v is over: %s", context.DeadlineExceeded, t.wait, why))
 	}
 	if err := backoff.Wait(ctx, attempt); err != nil {
-		return fmt.Errorf("%w: %w: %s", lockerr.NotAcquired, endOf(ctx), why)
+		return t.notAcquired(fmt.Errorf("%w: %s", endOf(ctx), why))
 	}
 	return nil
 }

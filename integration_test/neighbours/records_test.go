@@ -32,7 +32,7 @@ func TestFence_BelongsToItsService(t *testing.T) {
 			err := refusal(t, bob, call)
 			require.Equal(t, "42501", err.Code)
 			require.Contains(t, err.Message, w.fill("fence 'ledger' belongs to the service $anns, and the role $bob does not"))
-			require.Contains(t, err.Hint, w.fill("GRANT $anns TO $bob"))
+			require.Contains(t, err.Hint, w.fill("GRANT $anns TO $bobs"))
 			require.Contains(t, err.Hint, "pgbaton.assign('fence', 'ledger'")
 		}
 		for _, level := range []string{"REPEATABLE READ", "SERIALIZABLE"} {

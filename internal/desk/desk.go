@@ -103,7 +103,7 @@ func (d *Desk) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, 
 	w := &waiter{mode: mode, try: try, ch: d.signals.Get().(chan struct{})} //nolint:forcetypeassert // there is nothing else in it
 	w.until, _ = ctx.Deadline()
 	if mode == advisory.Shared {
-		d.catchUp(key)
+		d.catchUp(ctx, key)
 	}
 	a := actions{now: time.Now()}
 	helping, err := d.enter(key, w, &a)
@@ -118,7 +118,7 @@ func (d *Desk) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, 
 }
 
 // catchUp makes sure that the news of the link that holds a key are known: who comes may join in memory.
-func (d *Desk) catchUp(key advisory.Key) {
+func (d *Desk) catchUp(ctx context.Context, key advisory.Key) {
 	d.mu.Lock()
 	var s *seat
 	if e := d.entries[key]; e != nil && e.owned > 0 {
@@ -126,7 +126,7 @@ func (d *Desk) catchUp(key advisory.Key) {
 	}
 	d.mu.Unlock()
 	if s != nil {
-		s.link.CatchUp()
+		s.link.CatchUp(ctx)
 	}
 }
 

@@ -51,6 +51,7 @@ type entry struct {
 type waiter struct {
 	mode       advisory.Mode
 	try        bool      // it does not wait for other processes
+	ours       bool      // a session of this process stands at the gate for it
 	until      time.Time // when its context ends; zero if it has no deadline
 	next, prev *waiter
 
@@ -263,7 +264,7 @@ func (d *Desk) ask(e *entry, a *actions) {
 // manners says how to ask for the key: with an eye on the gate, at which other processes wait, or without.
 func (e *entry) manners() link.Kind {
 	switch {
-	case e.turn != nil: // the gate is ours
+	case e.turn != nil, e.first.ours: // the gate is ours
 		return link.Try
 	case e.stand:
 		return link.TryAtGate

@@ -190,6 +190,8 @@ type fakeLink struct {
 	expired bool
 	cause   error
 	unread  error // why it will fail as soon as somebody looks
+
+	onTrusted func() // of the next look at the trust
 }
 
 func (l *fakeLink) Submit(ops ...*link.Op) {
@@ -209,7 +211,7 @@ func (l *fakeLink) Attend()                           {}
 func (l *fakeLink) Expired() error                    { return errExpired }
 
 // CatchUp finds what the test has left unread.
-func (l *fakeLink) CatchUp() {
+func (l *fakeLink) CatchUp(context.Context) {
 	l.mu.Lock()
 	unread := l.unread
 	l.mu.Unlock()
@@ -228,6 +230,10 @@ func (l *fakeLink) leave(cause error) {
 var errExpired, errCut = errors.New("lease expired"), errors.New("cut")
 
 func (l *fakeLink) Trusted(time.Time) bool {
+	if hook := l.onTrusted; hook != nil {
+		l.onTrusted = nil
+		hook()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !l.expired

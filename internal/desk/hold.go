@@ -155,11 +155,16 @@ func (h *Hold) release(wait bool) error {
 // part takes the hold from its entry. With wait it says whether an unlock is among the actions now whose answer
 // comes on the hold's channel.
 func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
-	h.seat.link.CatchUp() // what follows may be a hand-over in memory, of which the server knows nothing
+	if wait {
+		// What follows may be a hand-over in memory, of which the server knows nothing.
+		h.seat.link.CatchUp(context.Background())
+	}
 	if err := h.Err(); err != nil {
 		return false, err
 	}
-	h.Finish(errReleased)
+	if !h.Finish(errReleased) { // it was taken away at this very moment, by whoever finished it
+		return false, h.Reason()
+	}
 	d, e := h.desk, h.entry
 	d.mu.Lock()
 	defer d.mu.Unlock()

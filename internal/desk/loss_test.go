@@ -331,3 +331,44 @@ func TestDesk_UnreadLoss(t *testing.T) {
 		})
 	})
 }
+
+// A hold that is taken away while its release is on the way is given up once, by whoever finished it.
+func TestDesk_ForfeitMeetsRelease(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		h := w.held(key, exclusive)
+		waiters := []*call{w.acquire(key, exclusive, false), w.acquire(key, exclusive, false), w.acquire(key, exclusive, false)}
+		var forfeited chan struct{}
+		w.link().onTrusted = func() { // between the release's look and its end
+			forfeited = make(chan struct{})
+			told := make(chan struct{})
+			h.OnEnd(func(error) {
+				close(told)
+				time.Sleep(time.Millisecond) // the release is faster from here on
+			})
+			go func() {
+				defer close(forfeited)
+				h.Forfeit(errCut)
+			}()
+			<-told
+		}
+		r := w.release(h)
+		<-forfeited
+		synctest.Wait()
+		require.True(t, r.ended())
+		require.ErrorIs(t, r.err, lockerr.Lost)
+		for _, c := range waiters {
+			w.rounds()
+			granted := 0
+			for _, other := range waiters {
+				if other.ended() && other.hold.Err() == nil {
+					granted++
+				}
+			}
+			require.Equal(t, 1, granted, "one holder at a time")
+			w.release(w.granted(c))
+		}
+		w.empty()
+	})
+}

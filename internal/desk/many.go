@@ -32,7 +32,7 @@ func (d *Desk) tryMany(ctx context.Context, keys []advisory.Key, mode advisory.M
 	a := actions{now: time.Now()}
 	d.mu.Lock()
 	for i, key := range keys {
-		w := &waiter{mode: mode, try: true}
+		w := &waiter{mode: mode, try: true, ours: ours}
 		if err := d.joinTry(key, w, ours, &a); err != nil {
 			errs[i] = err
 			continue

@@ -17,7 +17,7 @@ type Link interface {
 	Submit(ops ...*link.Op)
 	Help(ctx context.Context, done func() bool)
 	Attend()
-	CatchUp()
+	CatchUp(ctx context.Context)
 	Trusted(now time.Time) bool
 	Jeopardy() <-chan struct{}
 	Fail(cause error)

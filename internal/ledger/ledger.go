@@ -115,6 +115,7 @@ func (l *Ledger) Subscribe(prefix string, tell func(payload string)) (cancel fun
 func (l *Ledger) Current() *Session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.use() // whoever asks for it keeps it from being closed for want of use
 	if l.session == nil {
 		l.open()
 	}

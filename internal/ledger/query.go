@@ -26,15 +26,15 @@ func (l *Ledger) Query(ctx context.Context, statement *link.Statement, params ..
 	if !Passes(err) {
 		return rows, err
 	}
-	select {
-	case l.lane <- struct{}{}:
-		defer func() { <-l.lane }()
-	case <-ctx.Done():
-		return nil, l.undone(ctx, err)
-	}
 	for attempt := 1; ; attempt++ {
+		select {
+		case l.lane <- struct{}{}:
+		case <-ctx.Done():
+			return nil, l.undone(ctx, err)
+		}
 		started := time.Now()
 		again, failure := l.ask(ctx, statement, params)
+		<-l.lane
 		switch {
 		case ctx.Err() != nil && failure != nil:
 			return nil, l.undone(ctx, err)

@@ -45,7 +45,7 @@ func (s *Session) Help(ctx context.Context, done func() bool) { s.link.Help(ctx,
 func (s *Session) Attend() { s.link.Attend() }
 
 // CatchUp makes sure that what the server has said by now is known; see [link.Link.CatchUp].
-func (s *Session) CatchUp() { s.link.CatchUp() }
+func (s *Session) CatchUp() { s.link.CatchUp(context.Background()) }
 
 // Jeopardy is that of the link.
 func (s *Session) Jeopardy() <-chan struct{} { return s.link.Jeopardy() }

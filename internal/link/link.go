@@ -165,6 +165,8 @@ type Link struct {
 // New makes a link of a session and takes the session over, also on failure.
 func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Handler) (*Link, error) {
 	pg := s.PgConn()
+	ctx, cancel := context.WithTimeout(ctx, ttl)
+	defer cancel()
 	if err := pg.SyncConn(ctx); err != nil {
 		s.HangUp() //nolint:contextcheck // also when ctx has ended
 		return nil, err
@@ -193,7 +195,10 @@ func New(ctx context.Context, s *session.Session, ttl time.Duration, handler Han
 	l.workers.Add(2)
 	go l.attend()
 	go l.keep()
-	s.OnMove(l.Fail)
+	s.OnMove(func(cause error) {
+		l.Fail(cause)
+		<-l.done // another may be telling the holders already
+	})
 	return l, nil
 }
 

@@ -56,6 +56,10 @@ func (s *socket) news(now time.Duration) bool {
 	case s.n == 0:
 		return true // the end
 	}
+	switch s.buf[0] {
+	case 'A', 'N', 'S': // a notification, a notice, a changed parameter
+		asked = true
+	}
 	return !asked || bytes.Contains(s.buf[:s.n], fatalField)
 }
 
@@ -63,14 +67,17 @@ func (s *socket) news(now time.Duration) bool {
 var fatalField = []byte("VFATAL\x00")
 
 // CatchUp makes sure that the link knows what the server has said by now, as far as that has arrived: if something lies
-// unread, it waits until it is read. So a session that the server has ended is known to be lost, in nearly every case before
+// unread, it waits until it is read, or ctx ends. So a session that the server has ended is known to be lost, in nearly every case before
 // another one is granted its locks.
-func (l *Link) CatchUp() {
+func (l *Link) CatchUp(ctx context.Context) {
 	if !l.socket.news(time.Since(l.born)) {
 		return
 	}
 	read := &Op{Kind: Ping, Done: make(chan struct{})}
 	l.Submit(read) // its answer comes after what is unread
-	l.Help(context.Background(), func() bool { return chans.Closed(read.Done) })
-	<-read.Done // at the latest with the trust in the link
+	l.Help(ctx, func() bool { return chans.Closed(read.Done) })
+	select {
+	case <-read.Done: // at the latest with the trust in the link
+	case <-ctx.Done():
+	}
 }

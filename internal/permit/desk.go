@@ -170,8 +170,8 @@ func (d *Desk) use(s *ledger.Session, a *actions) {
 func (d *Desk) LetGo(s *ledger.Session) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.session != s {
-		return d.session == nil
+	if d.session != nil && d.session != s {
+		return false
 	}
 	if len(d.blocks) > 0 || !d.leaving.none() {
 		return false

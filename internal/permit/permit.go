@@ -85,7 +85,9 @@ func (p *Permit) Release() error {
 func (p *Permit) GiveBack() { _ = p.release(false) }
 
 func (p *Permit) release(wait bool) error {
-	p.catchUp()
+	if wait {
+		p.catchUp()
+	}
 	if err := p.Err(); err != nil {
 		return err
 	}

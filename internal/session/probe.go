@@ -44,7 +44,9 @@ func (d *Dialer) second(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	opened := d.boundCancels(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	opened.Store(true)
 	if err != nil {
 		return nil, fmt.Errorf("one connection is open, but not a second one to try out the locks with: %w", dsn.Connect(err))
 	}
@@ -72,7 +74,11 @@ func (w *witness) dismiss() {
 func (w *witness) testify(
 	ctx context.Context, conn *pgconn.PgConn, backend string, pooler, first bool,
 ) ([]Command, error) {
-	<-w.called
+	select {
+	case <-w.called:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("one connection is open, but not a second one to try out the locks with: %w", ctx.Err())
+	}
 	if w.err != nil {
 		return nil, w.err
 	}

@@ -77,7 +77,7 @@ func (d *Dialer) Dial(ctx context.Context, role Role, commands ...Command) (*Ses
 // DialProbed is [Dialer.Dial] that also tries out, with a second connection for a moment, whether sessions are what they
 // seem: that no pooler shares them, and that advisory locks exclude.
 func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command) (*Session, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSlow)
 	w := d.callWitness(ctx)
 	defer w.dismiss()
 	defer cancel() // a witness that is still being called is not needed

@@ -24,7 +24,7 @@ const (
 	// It is twice as long each time that it had to give way: no key that is released sooner or later keeps it
 	// waiting for ever.
 	gatherFor   = 2 * time.Second
-	mostDoubles = 12
+	mostDoubles = 3 // 16 s: else stands of single keys would wait for minutes
 )
 
 // attend waits for a post's turns. Before it leaves, it gives back all that the session holds.

@@ -300,6 +300,8 @@ func (p *place) dial() error {
 	if p.slice == 0 {
 		name, sql = stmtTry, sqlTry
 	}
+	ctx, cancel := context.WithTimeout(ctx, p.room.cfg.TTL/4)
+	defer cancel()
 	if _, err := s.PgConn().Prepare(ctx, name, sql, nil); err != nil {
 		s.HangUp()
 		return fmt.Errorf("prepare the wait: %w", err)
