@@ -90,6 +90,13 @@ BEGIN
 END;
 $$;
 
+-- Roles that may use the schema already are services from now on, so that what they make while the migrations behind this one
+-- have not run yet belongs to the group and not to a login.
+INSERT INTO pgbaton.grantee (role, operator)
+SELECT DISTINCT a.grantee::pg_catalog.regrole, false
+  FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS a
+ WHERE n.nspname = 'pgbaton' AND a.privilege_type = 'USAGE' AND a.grantee <> n.nspowner;
+
 CREATE OR REPLACE FUNCTION pgbaton.schema_version(OUT version integer, OUT oldest_client integer)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
