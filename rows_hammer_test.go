@@ -34,21 +34,18 @@ var hammerMethods = map[string]struct {
 	updates int
 	add     func(ctx context.Context, pool *pgxpool.Pool) error
 }{
-	"LockRow":       {20_000, addByLockRow},
-	"LockRows":      {20_000, addByLockRows},
-	"ClaimRows":     {20_000, addByClaimRows},
-	"UpdateVersion": {20_000, addByUpdateVersion},
-	"Mutate":        {20_000, addByMutate},
-	"InTx":          {20_000, addBySerializable},
-	"Deadlocks":     {400, addCrosswise}, // most cost a deadlock_timeout
+	"LockRow":       {4_000, addByLockRow},
+	"LockRows":      {4_000, addByLockRows},
+	"ClaimRows":     {4_000, addByClaimRows},
+	"UpdateVersion": {4_000, addByUpdateVersion},
+	"Mutate":        {4_000, addByMutate},
+	"InTx":          {4_000, addBySerializable},
+	"Deadlocks":     {200, addCrosswise}, // most cost a deadlock_timeout
 }
 
 // TestRowsHammer lets 64 goroutines of 8 processes change ten rows by each method. The balances are exact at the
 // end only if no update was lost or done twice, and no error is left only if every deadlock was resolved.
 func TestRowsHammer(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a minute")
-	}
 	dsn := dbtest.Migrated(t)
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, dsn)
@@ -64,17 +61,18 @@ func TestRowsHammer(t *testing.T) {
 			_, err = conn.Exec(ctx, "INSERT INTO accounts SELECT i, 0, 1 FROM generate_series(1, $1::int) i", hammerRows)
 			require.NoError(t, err)
 			start := time.Now()
-			runHammer(t, dsn, name)
+			updates := dbtest.Rounds(method.updates) / hammerProcesses * hammerProcesses
+			runHammer(t, dsn, name, updates/hammerProcesses)
 			var sum, versions int
 			require.NoError(t, conn.QueryRow(ctx, "SELECT sum(balance), sum(version - 1) FROM accounts").Scan(&sum, &versions))
-			require.Equal(t, method.updates, sum)
-			t.Logf("%d updates in %v, %d of them by version", sum, time.Since(start).Round(time.Millisecond), versions)
+			require.Equal(t, updates, sum)
+			dbtest.Figure(t, "%s: %d updates in %v, %d of them by version", name, sum, time.Since(start).Round(time.Millisecond), versions)
 		})
 	}
 }
 
-// runHammer runs the test binary again, as several processes at once.
-func runHammer(t *testing.T, dsn, method string) {
+// runHammer runs the test binary again, as several processes at once, each of which makes so many updates.
+func runHammer(t *testing.T, dsn, method string, each int) {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -85,7 +83,7 @@ func runHammer(t *testing.T, dsn, method string) {
 	)
 	for i := range hammerProcesses {
 		worker := exec.Command(self, "-test.run=^TestRowsHammerWorker$", "-test.timeout=5m")
-		worker.Env = append(os.Environ(), "PGBATON_HAMMER_METHOD="+method, "PGBATON_HAMMER_DSN="+dsn)
+		worker.Env = append(os.Environ(), "PGBATON_HAMMER_METHOD="+method, "PGBATON_HAMMER_DSN="+dsn, "PGBATON_HAMMER_UPDATES="+strconv.Itoa(each))
 		processes.Go(func() { outputs[i], errs[i] = worker.CombinedOutput() })
 	}
 	processes.Wait()
@@ -101,6 +99,8 @@ func TestRowsHammerWorker(t *testing.T) {
 		t.Skip("started by TestRowsHammer")
 	}
 	method := hammerMethods[name]
+	updates, err := strconv.ParseInt(os.Getenv("PGBATON_HAMMER_UPDATES"), 10, 64)
+	require.NoError(t, err)
 	ctx := context.Background()
 	config, err := pgxpool.ParseConfig(os.Getenv("PGBATON_HAMMER_DSN"))
 	require.NoError(t, err)
@@ -112,7 +112,7 @@ func TestRowsHammerWorker(t *testing.T) {
 	defer pool.Close()
 
 	var left atomic.Int64
-	left.Store(int64(method.updates / hammerProcesses))
+	left.Store(updates)
 	var goroutines sync.WaitGroup
 	errs := make([]error, hammerGoroutines)
 	for i := range hammerGoroutines {

@@ -29,7 +29,7 @@ func TestStorm_ByKind(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 
-	ctx, over := context.WithTimeout(t.Context(), 6*time.Second)
+	ctx, over := context.WithTimeout(t.Context(), dbtest.Length(6*time.Second))
 	defer over()
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	lost, tried := pgbaton.ErrLost, pgbaton.ErrNotAcquired
