@@ -118,13 +118,28 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 	proxy.Refuse(true) // what is open stays open
 	dbtest.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 		WHERE application_name = 'first' AND datname = current_database() AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
+	// The second comes to the gate behind the first, which has to leave it: it must not come back behind the second.
+	bounded, end := context.WithTimeout(ctx, dbtest.Patience)
+	defer end()
+	got := make(chan *pgbaton.Permit, 1)
+	next := func() {
+		p, err := second.Acquire(bounded, 1)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- p
+	}
+	go next()
 	require.NoError(t, held.Release(ctx))
-	started := time.Now()
-	bounded, stop := context.WithTimeout(ctx, dbtest.Patience)
-	defer stop()
-	p, err := second.Acquire(bounded, 1)
-	require.NoError(t, err)
-	dbtest.Figure(t, "behind a process without a session for rows a permit was granted after %v", time.Since(started))
+	for range 3 {
+		p := <-got
+		require.NotNil(t, p)
+		go next() // and waits, since there is one permit
+		time.Sleep(100 * time.Millisecond)
+		require.NoError(t, p.Release(ctx))
+	}
+	p := <-got
+	require.NotNil(t, p)
 	require.NoError(t, p.Release(ctx))
 	cancel()
 	waiting.Wait()
