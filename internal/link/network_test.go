@@ -14,9 +14,9 @@ import (
 var key = advisory.Key{ID: 4711}
 
 // within asks again and again whether something has come about.
-func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
+func within(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	require.Eventually(t, ok, limit, time.Millisecond, what)
+	require.Eventually(t, ok, patience, time.Millisecond, what)
 }
 
 func TestLink_HelpEndsWithItsContext(t *testing.T) {
@@ -109,7 +109,7 @@ func TestLink_StopsTrustingItselfBeforeTheServerDoes(t *testing.T) {
 			require.False(t, f.Trusted(time.Now()))
 			dbtest.Figure(t, "with TTL %v a link on a silent network was lost after %v", ttl, took)
 			f.proxy.Stall(false) // what was stalled arrives at last, at nobody
-			within(t, patience, "the server frees the lock", func() bool { return len(f.held()) == 0 })
+			within(t, "the server frees the lock", func() bool { return len(f.held()) == 0 })
 		})
 	}
 }
@@ -158,7 +158,7 @@ func TestLink_Close(t *testing.T) {
 	}
 	require.NoError(t, f.Close(context.Background()))
 	require.Empty(t, f.held())
-	within(t, patience, "the session ends", func() bool {
+	within(t, "the session ends", func() bool {
 		return dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", int32(f.pid)) == 0 //nolint:gosec // a pid
 	})
 	require.ErrorContains(t, f.Close(context.Background()), "did not confirm")
@@ -194,7 +194,7 @@ func TestLink_CutAtEveryByte(t *testing.T) {
 		}
 		require.NotPanics(t, func() { _ = f.Close(context.Background()) })
 	}
-	within(t, patience, "no lock is left", func() bool {
+	within(t, "no lock is left", func() bool {
 		return dbtest.Value[int](t, f.admin, `SELECT count(*) FROM pg_locks
 			WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
 	})
@@ -213,7 +213,7 @@ func TestLink_Jeopardy(t *testing.T) {
 	dbtest.Figure(t, "with TTL %v a link on a silent network was in jeopardy after %v", ttl, told)
 	require.True(t, f.Trusted(time.Now()))
 	f.proxy.Stall(false) // the ping under way is answered
-	within(t, patience, "relief", func() bool {
+	within(t, "relief", func() bool {
 		select {
 		case <-f.Jeopardy():
 			return false
