@@ -40,7 +40,7 @@ func newFixture(t *testing.T, pooled bool) *fixture {
 	f := &fixture{dsn: dbtest.Migrated(t)}
 	var cfg *pgx.ConnConfig
 	f.proxy, cfg = dbtest.Through(t, f.dsn)
-	dialer := &session.Dialer{Config: cfg, TTL: 2 * time.Second}
+	dialer := &session.Dialer{Config: cfg, TTL: 6 * time.Second}
 	f.Ledger = New(Config{
 		TTL: dialer.TTL, Name: "me", Pooled: pooled, Report: func(string, error) {},
 		Dial: func(ctx context.Context, commands ...session.Command) (*session.Session, error) {

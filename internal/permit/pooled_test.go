@@ -68,7 +68,7 @@ func TestPooled_PermitSurvivesALostConnection(t *testing.T) {
 		default:
 			return true
 		}
-	}, 5*time.Second, 10*time.Millisecond)
+	}, dbtest.Patience, 10*time.Millisecond)
 	time.Sleep(6500 * time.Millisecond) // longer than TTL: it is renewed
 	require.NoError(t, p.Err())
 	require.NoError(t, p.Release())
@@ -103,7 +103,7 @@ func TestPooled_GrantsAfterALostConnectionAreHeld(t *testing.T) {
 	}
 	for range dbtest.Rounds(20) {
 		before := granted.Load()
-		require.Eventually(t, func() bool { return granted.Load() > before+5 }, 30*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return granted.Load() > before+5 }, dbtest.Patience, time.Millisecond)
 		f.proxy.Cut()
 	}
 	stop()
@@ -119,7 +119,7 @@ func TestPooled_ReleaseEndsWithClose(t *testing.T) {
 	require.NoError(t, err)
 	f.proxy.Refuse(true)
 	f.proxy.Cut()
-	require.Eventually(t, func() bool { return f.ledger.Current() == nil }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return f.ledger.Current() == nil }, dbtest.Patience, time.Millisecond)
 	released := make(chan error)
 	go func() { released <- p.Release() }()
 	time.Sleep(50 * time.Millisecond)
@@ -189,7 +189,7 @@ func TestPooled_CloseFreesEverything(t *testing.T) {
 // A claim that is answered when its session has been replaced is granted to nobody: the new one has freed it.
 func TestPooled_ClaimToldLate(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 2, 6*time.Second)
+	f := newFixture(t, 2, 30*time.Second)
 	p, err := f.line.Acquire(t.Context(), 1, false)
 	require.NoError(t, err)
 	require.NoError(t, p.Release())
@@ -211,7 +211,7 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.session != nil && f.session != old
-	}, 5*time.Second, time.Millisecond)
+	}, dbtest.Patience, time.Millisecond)
 	c := &claim{line: f.line, session: old, waiters: []*waiter{w}}
 	c.completed(&link.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
 	<-w.ch

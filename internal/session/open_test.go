@@ -201,8 +201,8 @@ func TestDial_NamesWhatWasRevoked(t *testing.T) {
 func TestDial_OnASlowNetwork(t *testing.T) {
 	t.Parallel()
 	d := dialer(t, dbtest.Migrated(t))
-	d.TTL = time.Second
-	d.Config.DialFunc = dbtest.Slow(200 * time.Millisecond)
+	d.TTL = 3 * time.Second
+	d.Config.DialFunc = dbtest.Slow(600 * time.Millisecond)
 	s, err := d.DialProbed(t.Context(), session.Link)
 	require.NoError(t, err)
 	s.HangUp()
