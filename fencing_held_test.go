@@ -105,6 +105,7 @@ func TestFenceGuard(t *testing.T) {
 	t.Parallel()
 	const stale, done = "PB001", ""
 	for column, argument := range map[string]string{`fence`: ``, `"last Token"`: `'last Token'`} {
+		ctx, conn := dbtest.Context(t), dbtest.Connect(t, dbtest.Migrated(t))
 		for _, c := range []struct {
 			name, row, sql string // row is the token of the row that is there
 			code           string
@@ -135,14 +136,11 @@ func TestFenceGuard(t *testing.T) {
 			{"DeleteWithoutAny", "NULL", "DELETE FROM ledger", done, nil},
 		} {
 			t.Run(column+"/"+c.name, func(t *testing.T) {
-				t.Parallel()
-				ctx := dbtest.Context(t)
-				dsn := dbtest.Migrated(t)
-				conn := dbtest.Connect(t, dsn)
 				run := func(sql string) error { // all of it is one transaction
 					_, err := conn.PgConn().Exec(ctx, strings.ReplaceAll(sql, "COL", column)).ReadAll()
 					return err
 				}
+				require.NoError(t, run("DROP TABLE IF EXISTS ledger; TRUNCATE pgbaton.fence"))
 				require.NoError(t, run(fmt.Sprintf(sqlLedger, argument)))
 				require.NoError(t, run("INSERT INTO ledger (id, COL) VALUES (1, "+c.row+")"))
 				err := run(c.sql)
