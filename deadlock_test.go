@@ -24,7 +24,7 @@ type outcome struct {
 // returns how the waits ended; each releases what it holds when it has what it waits for, or not.
 func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	var locks []*pgbaton.Lock
 	for i := range n {

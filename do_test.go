@@ -79,7 +79,7 @@ func TestDo_MaxHold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, b, _ := pair(t)
-			ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 			defer cancel()
 			own := errors.New("own")
 			err := do(ctx, a, &pgbaton.DoOpts{MaxHold: 2 * time.Second}, func(held context.Context) error {
@@ -104,7 +104,7 @@ func TestDo_MaxHold(t *testing.T) {
 // Config.MaxHold is for whatever the client acquires, and a released lock is not lost afterwards.
 func TestConfig_MaxHold(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	_, b, dsn := pair(t)
 	client := newClient(t, dsn, &pgbaton.Config{MaxHold: 2 * time.Second})

@@ -124,7 +124,7 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 // A transaction that shares its lock shares the turn as well; an exclusive one does not.
 func TestDoTx_Shared(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)

@@ -21,7 +21,7 @@ func TestAcquireAll_FewSessions(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	few, other := newClient(t, dsn, &pgbaton.Config{MaxConns: 2}), newClient(t, dsn, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	keys := keysOf("a", "b", "c", "d", "e")
 	var wg sync.WaitGroup
@@ -95,7 +95,7 @@ func TestAcquireAll_EndsWhileItWaits(t *testing.T) {
 // A set that waits, and somebody who holds the key that it waits for and wants one that it has gathered: one of them ends.
 func TestAcquireAll_Deadlock(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	a, b, dsn := pair(t)
 	low, high := pgbaton.ID(1), pgbaton.ID(2)
@@ -131,7 +131,7 @@ func TestAcquireAll_Deadlock(t *testing.T) {
 // A set whose turn it is comes before those of its process who wait for one of its keys by themselves.
 func TestAcquireAll_AmongWaitersOfItsProcess(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	a, b, _ := pair(t)
 	keys := keysOf("x", "y", "z")

@@ -229,7 +229,7 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			key := pgbaton.Name("inner/" + name)
-			ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 			defer cancel()
 			over := errors.New("over")
 			inner, err := b.Acquire(ctx, key)

@@ -64,7 +64,7 @@ func TestSemaphore_CutAtAnyMoment(t *testing.T) {
 	require.NoError(t, admin.QueryRow(t.Context(), `
 SELECT count(*) FROM pgbaton.slot WHERE expires_at > clock_timestamp() AND pgbaton.present(holder)`).Scan(&valid))
 	t.Logf("%d slots are held by those who know nothing of it", valid)
-	wait, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	wait, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	p, err := semaphores[0].Acquire(wait, capacity)
 	require.NoError(t, err)
@@ -99,7 +99,7 @@ func TestSemaphore_CancelAtAnyMoment(t *testing.T) {
 	}
 	wg.Wait()
 	for _, mine := range []*pgbaton.Semaphore{s, other} {
-		ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 		p, err := mine.Acquire(ctx, capacity)
 		cancel()
 		require.NoError(t, err)

@@ -250,7 +250,7 @@ func TestSemaphore_NextAfterTheFirstGaveUp(t *testing.T) {
 func TestSemaphore_OverCapacityBehindOthers(t *testing.T) {
 	t.Parallel()
 	s, dsn, _ := openSemaphore(t, 4, 0)
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	held, err := s.Acquire(ctx, 4)
 	require.NoError(t, err)

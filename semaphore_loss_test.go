@@ -60,7 +60,7 @@ SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks AS l JOIN pgbaton.holder
 func TestPermit_SessionEnded(t *testing.T) {
 	t.Parallel()
 	s, dsn, admin := openSemaphore(t, 2, time.Hour) // nobody waits for its end
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	p, err := s.Acquire(ctx, 2)
 	require.NoError(t, err)
@@ -294,7 +294,7 @@ func TestPermit_PartOfARenewal(t *testing.T) {
 	t.Parallel()
 	const ttl, capacity = 3 * time.Second, 501
 	s, dsn, admin := openSemaphore(t, capacity, ttl)
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	other, err := newClient(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(ctx, "s", capacity)
 	require.NoError(t, err)

@@ -36,7 +36,7 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 			defer cancel()
 			dsn := dbtest.Migrated(t)
 			proxy, cfg := dbtest.Through(t, dbtest.Named(t, dsn, "silent"))

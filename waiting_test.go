@@ -17,7 +17,7 @@ import (
 // holder waits for x. There is no cycle, and neither wait ends before its time.
 func notHeld(t *testing.T, waiter, client *pgbaton.Client, inner *pgbaton.Lock, x, z pgbaton.Key) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	third, err := client.Acquire(ctx, x)
 	require.NoError(t, err)
@@ -104,7 +104,7 @@ func TestDeadlock_AmongManyWaits(t *testing.T) {
 	crowd := dbtest.Rounds(2500)
 	a, b, dsn := pair(t)
 	conn := dbtest.Connect(t, dsn)
-	ctx, cancel := context.WithTimeout(t.Context(), dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	busy, err := b.Acquire(ctx, pgbaton.Name("busy"))
 	require.NoError(t, err)
