@@ -12,10 +12,18 @@ import (
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
-// newClient opens a client, closed with the test.
+// newClient opens a client, closed with the test. Where the test says nothing else, the TTL is a minute: a machine on which
+// everything stands still for a while costs no locks.
 func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	tb.Helper()
-	client, err := pgbaton.Open(context.Background(), dsn, cfg)
+	var patient pgbaton.Config
+	if cfg != nil {
+		patient = *cfg
+	}
+	if patient.TTL == 0 {
+		patient.TTL = dbtest.Patience
+	}
+	client, err := pgbaton.Open(context.Background(), dsn, &patient)
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
