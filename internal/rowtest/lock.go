@@ -44,7 +44,7 @@ func (s *suite) lockRow(t *testing.T) {
 	t.Run("LockRow/RefusesMissingRow", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		tx := b.begin(t)
-		for _, wait := range []time.Duration{0, pgbaton.NoWait, time.Second} {
+		for _, wait := range []time.Duration{0, pgbaton.NoWait, 30 * time.Second} {
 			got, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 99}, &pgbaton.RowOpts{Wait: wait})
 			require.ErrorIs(t, err, pgbaton.ErrNotFound)
 			require.Zero(t, got.ID)
@@ -192,7 +192,7 @@ func (s *suite) lockRows(t *testing.T) {
 
 	t.Run("LockRows/ReturnsInOrderOfKeysGiven", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		for _, wait := range []time.Duration{0, pgbaton.NoWait, time.Second} {
+		for _, wait := range []time.Duration{0, pgbaton.NoWait, 30 * time.Second} {
 			tx := b.begin(t)
 			opts := &pgbaton.RowOpts{Column: "id", Wait: wait}
 			got, err := pgbaton.LockRows[int](ctx, tx, b.table, keys(7, 2, 2, 10, 2), opts)
@@ -206,7 +206,7 @@ func (s *suite) lockRows(t *testing.T) {
 	})
 	t.Run("LockRows/NamesMissingKey", func(t *testing.T) {
 		ctx, b := s.setup(t)
-		for _, wait := range []time.Duration{0, pgbaton.NoWait, time.Second} {
+		for _, wait := range []time.Duration{0, pgbaton.NoWait, 30 * time.Second} {
 			tx := b.begin(t)
 			got, err := pgbaton.LockRows[account](ctx, tx, b.table, keys(1, 2, 99, 3), &pgbaton.RowOpts{Wait: wait})
 			require.ErrorIs(t, err, pgbaton.ErrNotFound)
