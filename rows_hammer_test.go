@@ -3,6 +3,7 @@ package pgbaton_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -82,7 +83,7 @@ func runHammer(t *testing.T, dsn, method string, each int) {
 		outputs   [hammerProcesses][]byte
 	)
 	for i := range hammerProcesses {
-		worker := exec.Command(self, "-test.run=^TestRowsHammerWorker$", "-test.timeout=5m")
+		worker := exec.CommandContext(t.Context(), self)
 		worker.Env = append(os.Environ(), "PGBATON_HAMMER_METHOD="+method, "PGBATON_HAMMER_DSN="+dsn, "PGBATON_HAMMER_UPDATES="+strconv.Itoa(each))
 		processes.Go(func() { outputs[i], errs[i] = worker.CombinedOutput() })
 	}
@@ -92,23 +93,38 @@ func runHammer(t *testing.T, dsn, method string, each int) {
 	}
 }
 
-// TestRowsHammerWorker is one process of TestRowsHammer.
-func TestRowsHammerWorker(t *testing.T) {
-	name := os.Getenv("PGBATON_HAMMER_METHOD")
-	if name == "" {
-		t.Skip("started by TestRowsHammer")
+// TestMain runs the tests, or is one process of TestRowsHammer.
+func TestMain(m *testing.M) {
+	method := os.Getenv("PGBATON_HAMMER_METHOD")
+	if method == "" {
+		os.Exit(m.Run())
 	}
+	if err := hammer(method); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// hammer makes this process's share of the updates by a method.
+func hammer(name string) error {
 	method := hammerMethods[name]
 	updates, err := strconv.ParseInt(os.Getenv("PGBATON_HAMMER_UPDATES"), 10, 64)
-	require.NoError(t, err)
-	ctx := context.Background()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*dbtest.Patience)
+	defer cancel()
 	config, err := pgxpool.ParseConfig(os.Getenv("PGBATON_HAMMER_DSN"))
-	require.NoError(t, err)
+	if err != nil {
+		return err
+	}
 	config.MaxConns = hammerGoroutines
 	config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
 	config.ConnConfig.RuntimeParams["deadlock_timeout"] = strconv.Itoa(20 + rand.IntN(20))
 	pool, err := pgxpool.NewWithConfig(ctx, config)
-	require.NoError(t, err)
+	if err != nil {
+		return err
+	}
 	defer pool.Close()
 
 	var left atomic.Int64
@@ -123,7 +139,7 @@ func TestRowsHammerWorker(t *testing.T) {
 		})
 	}
 	goroutines.Wait()
-	require.NoError(t, errors.Join(errs...))
+	return errors.Join(errs...)
 }
 
 type hammerRow struct {
