@@ -2,6 +2,7 @@ package pgbaton_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,9 @@ func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 		patient.TTL = dbtest.Patience
 	}
 	client, err := pgbaton.Open(context.Background(), dsn, &patient)
+	for end := time.Now().Add(dbtest.Patience); errors.Is(err, context.DeadlineExceeded) && time.Now().Before(end); {
+		client, err = pgbaton.Open(context.Background(), dsn, &patient)
+	}
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
