@@ -123,7 +123,7 @@ func TestBlocked(t *testing.T) {
 			alone, err := client.Semaphore(ctx, "alone", 1) // nobody waits for it
 			require.NoError(t, err)
 			released, kept, closed := acquire(alone), acquire(s), acquire(other)
-			require.NoError(t, client.Once(ctx, pgbaton.Name("job"), time.Microsecond, func(context.Context, *pgbaton.Lock) error { return nil }))
+			require.NoError(t, client.Once(ctx, pgbaton.Name("job"), time.Hour, func(context.Context, *pgbaton.Lock) error { return nil }))
 			caller := dbtest.Connect(t, dsn)
 			tx, err := caller.Begin(ctx)
 			require.NoError(t, err)

@@ -129,7 +129,7 @@ func TestSilence_OnceBetweenLockAndRecord(t *testing.T) {
 	t.Parallel()
 	client, proxy, dsn := throughProxy(t)
 	key := pgbaton.ID(77)
-	require.NoError(t, client.Once(t.Context(), key, time.Millisecond, func(context.Context, *pgbaton.Lock) error { return nil }))
+	runs(t, client, key, time.Millisecond)
 	row, control := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	dbtest.Exec(t, row, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 	ctx, cancel := context.WithCancel(t.Context())

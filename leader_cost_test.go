@@ -28,7 +28,7 @@ func TestLead_Cost(t *testing.T) {
 	for _, what := range []string{"leading", "campaigning"} { // the first is elected
 		pool, counter := dbtest.Counted(t, dsn)
 		counters[what] = counter
-		client, err := pgbaton.New(ctx, pool, nil)
+		client, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: dbtest.Patience})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, client.Close(context.Background())) })
 		var elected sync.WaitGroup

@@ -19,7 +19,6 @@ func TestOnce(t *testing.T) {
 	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
 
 	t.Run("OncePerWindow", func(t *testing.T) {
@@ -77,7 +76,7 @@ func TestOnce(t *testing.T) {
 		key := pgbaton.Name("long")
 		inside, leave, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 		go func() {
-			done <- a.Once(ctx, key, time.Millisecond, func(context.Context, *pgbaton.Lock) error {
+			done <- a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error {
 				close(inside)
 				<-leave
 				return nil
@@ -92,7 +91,7 @@ func TestOnce(t *testing.T) {
 		require.ErrorContains(t, err, "somebody else is running it")
 		close(leave)
 		require.NoError(t, soon(t, done))
-		require.NoError(t, b.Once(ctx, key, time.Millisecond, nothing))
+		runs(t, b, key, time.Millisecond)
 	})
 
 	t.Run("BadInput", func(t *testing.T) {
@@ -105,11 +104,21 @@ func TestOnce(t *testing.T) {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
 		require.ErrorIs(t, a.Once(ended, pgbaton.Name("x"), time.Second, never), context.Canceled)
-		require.NoError(t, a.Once(ctx, pgbaton.Name("extremes"), time.Nanosecond, nothing))
-		require.NoError(t, a.Once(ctx, pgbaton.Name("extremes"), time.Nanosecond, nothing))
+		runs(t, a, pgbaton.Name("extremes"), time.Nanosecond)
+		runs(t, a, pgbaton.Name("extremes"), time.Nanosecond)
 		err := a.Once(ctx, pgbaton.Name("extremes"), 1<<63-1, never)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	})
+}
+
+// runs calls Once until it has run: with a short window, a run that a busy machine begins late is given up.
+func runs(t *testing.T, client *pgbaton.Client, key pgbaton.Key, window time.Duration) {
+	t.Helper()
+	var err error
+	require.Eventually(t, func() bool {
+		err = client.Once(t.Context(), key, window, func(context.Context, *pgbaton.Lock) error { return nil })
+		return err == nil
+	}, dbtest.Patience, time.Millisecond, "%v", err)
 }
 
 // The lock is lost during the run: fn is told, and the error says so.
@@ -137,7 +146,7 @@ func TestOnce_LostBeforeTheRun(t *testing.T) {
 	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
 	const window = time.Millisecond
-	require.NoError(t, client.Once(ctx, pgbaton.ID(8), window, func(context.Context, *pgbaton.Lock) error { return nil }))
+	runs(t, client, pgbaton.ID(8), window)
 	for attempt := range 10 {
 		dbtest.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 		ran, done := false, make(chan error, 1)

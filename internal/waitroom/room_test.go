@@ -133,6 +133,15 @@ func (f *fixture) within(what string, ok func() bool) {
 	require.Eventually(f.t, ok, patience, time.Millisecond, what)
 }
 
+// quiet requires that nothing was reported, but that the server has ended a session that was silent for a second, as a
+// busy machine may be.
+func (f *fixture) quiet() {
+	f.t.Helper()
+	for len(f.reports) > 0 {
+		require.ErrorContains(f.t, <-f.reports, "57P05")
+	}
+}
+
 func keys(n int) []advisory.Key {
 	all := make([]advisory.Key, n)
 	for i := range all {
@@ -154,7 +163,7 @@ func TestRoom_AnnouncesTheTurn(t *testing.T) {
 	dbtest.Figure(t, "a turn was announced %v after the release", time.Since(freed))
 	f.within("the gate is free", func() bool { return f.locks("true") == 0 })
 	f.within("the idle session is closed", func() bool { return f.sessions() == 0 && f.proxy.Open() == 0 })
-	require.Empty(t, f.reports)
+	f.quiet()
 	f.enter(keys(1)...)
 	f.turn()
 }
@@ -173,7 +182,7 @@ func TestRoom_LeaveCancelsTheWait(t *testing.T) {
 		fastest = min(fastest, time.Since(left))
 	}
 	dbtest.Figure(t, "a wait that nobody wants was cancelled in %v, the best of 5", fastest)
-	require.Empty(t, f.reports)
+	f.quiet()
 	require.Equal(t, 1, f.sessions())
 }
 
@@ -193,8 +202,8 @@ func TestRoom_MoreKeysThanPlaces(t *testing.T) {
 	}
 	require.Len(t, turns, count)
 	f.within("all sessions are closed", func() bool { return f.sessions() == 0 })
-	require.Empty(t, f.stands)
-	require.Empty(t, f.reports)
+	f.within("no stand is left", func() bool { f.Room.mu.Lock(); defer f.Room.mu.Unlock(); return len(f.stands) == 0 })
+	f.quiet()
 	for range conns - 1 {
 		f.within("no place in the budget is lost", func() bool { return f.cfg.Budget.Take(session.Waiting) })
 	}
@@ -282,9 +291,9 @@ func TestRoom_EnterAndLeaveAtRandom(t *testing.T) {
 	f.within("nobody waits", func() bool { return f.locks("true") == 0 })
 	f.within("all sessions are closed", func() bool { return f.sessions() == 0 })
 	require.Empty(t, f.turns)
-	require.Empty(t, f.stands)
+	f.within("no stand is left", func() bool { f.Room.mu.Lock(); defer f.Room.mu.Unlock(); return len(f.stands) == 0 })
 	for len(f.reports) > 0 { // a cancel may hit the moment before the wait has begun, or after it has ended
-		require.ErrorContains(t, <-f.reports, "57014")
+		require.Regexp(t, "57014|57P05", (<-f.reports).Error())
 	}
 }
 
@@ -300,7 +309,7 @@ func TestRoom_MakesRoom(t *testing.T) {
 	asked := time.Now()
 	f.within("a place is given up", func() bool { return f.cfg.Budget.Take(session.Ledger) })
 	dbtest.Figure(t, "a place was given up after %v", time.Since(asked))
-	require.Empty(t, f.reports)
+	f.quiet()
 	f.unlock()
 	for range conns - 1 {
 		f.turn()
