@@ -222,6 +222,31 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 	require.NoError(t, w.permit.Release())
 }
 
+// A wait for more than there is hears so at once, also behind one whose claim is under way.
+func TestLine_OverCapacityBehindAClaim(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 2, time.Hour)
+	p, err := f.line.Acquire(t.Context(), 1, false)
+	require.NoError(t, err)
+	require.NoError(t, p.Release())
+	first, second := &waiter{n: 1, ch: make(chan struct{}, 1)}, &waiter{n: 3, ch: make(chan struct{}, 1)}
+	var a actions
+	f.mu.Lock()
+	session := f.session
+	f.line.claiming = true // under way
+	require.NoError(t, f.line.enter(first, &a))
+	require.NoError(t, f.line.enter(second, &a))
+	f.mu.Unlock()
+	require.Len(t, a.ops, 1, "the capacity is asked for")
+	f.run(&a, session, true)
+	<-second.ch
+	require.ErrorIs(t, second.err, lockerr.OverCapacity)
+	f.mu.Lock()
+	f.line.claiming = false
+	f.mu.Unlock()
+	require.True(t, f.line.abandon(first))
+}
+
 // A block is trusted as its earliest renewal says, when all its parts were answered.
 func TestRound(t *testing.T) {
 	t.Parallel()
