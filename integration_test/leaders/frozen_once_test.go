@@ -167,7 +167,7 @@ func testFrozen(t *testing.T, point freezePoint, ttl, frozen time.Duration) {
 		_ = child.Process.Kill()
 		_ = child.Wait()
 	}()
-	require.Eventually(t, func() bool { return stopped(child.Process.Pid) }, 30*time.Second, time.Millisecond, "it reaches the point")
+	require.Eventually(t, func() bool { return stopped(child.Process.Pid) }, lab.Hang, time.Millisecond, "it reaches the point")
 
 	var began []time.Time
 	var records []time.Time

@@ -14,7 +14,7 @@ import (
 
 const (
 	chaosKeys = 4
-	chaosLoad = 2 * time.Second
+	chaosLoad = 4 * time.Second // for all to be at work at the same time, and some more
 )
 
 // chaos starts processes that do everything at random on a few keys.
@@ -38,9 +38,9 @@ func chaos(t *testing.T, dsn string, processes int) ([]*worker.Process, []*worke
 func shoot(t *testing.T, dsn, function string, pause time.Duration, until *worker.Call) (hits int) {
 	t.Helper()
 	control := dbtest.Connect(t, dsn)
-	lab.Eventually(t, 10*time.Second, "all clients are open and at work", func() bool {
+	lab.Eventually(t, "all clients are open and at work", func() bool {
 		return dbtest.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
-			WHERE application_name = 'chaos' AND query LIKE '%wait_for_turn%'`) >= 6
+			WHERE application_name = 'chaos' AND datname = current_database() AND query LIKE '%wait_for_turn%'`) >= 6
 	})
 	ticker := time.NewTicker(pause)
 	defer ticker.Stop()
@@ -63,7 +63,9 @@ func shoot(t *testing.T, dsn, function string, pause time.Duration, until *worke
 // Histories of everything at once, without faults, with sessions that are ended, with statements that are
 // cancelled, and with a process that is killed in the middle.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	t.Run("calm", func(t *testing.T) {
+		t.Parallel()
 		workers, calls := chaos(t, lab.Database(t), 3)
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"])
@@ -72,6 +74,7 @@ func TestChaos(t *testing.T) {
 		require.Empty(t, overlaps)
 	})
 	t.Run("cancel", func(t *testing.T) {
+		t.Parallel()
 		dsn := lab.Database(t)
 		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3)
 		hits := shoot(t, dsn, "pg_cancel_backend", 3*time.Millisecond, calls[0])
@@ -83,6 +86,7 @@ func TestChaos(t *testing.T) {
 		require.Empty(t, overlaps)
 	})
 	t.Run("terminate", func(t *testing.T) {
+		t.Parallel()
 		dsn := lab.Database(t)
 		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3)
 		hits := shoot(t, dsn, "pg_terminate_backend", 20*time.Millisecond, calls[0])
@@ -97,6 +101,7 @@ func TestChaos(t *testing.T) {
 		lab.Report(t, "overlap after pg_terminate_backend", lab.NewSpread(overlaps), 250*time.Millisecond)
 	})
 	t.Run("kill", func(t *testing.T) {
+		t.Parallel()
 		workers, calls := chaos(t, lab.Database(t), 4)
 		for i, call := range calls {
 			if i == 0 {

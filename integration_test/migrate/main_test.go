@@ -17,8 +17,7 @@ func TestMain(m *testing.M) {
 // oldestAndNewest runs a test on the oldest and on the newest PostgreSQL at hand.
 func oldestAndNewest(t *testing.T, test func(t *testing.T, server *pgserver.Server)) {
 	t.Helper()
-	servers := slices.Clone(lab.Servers(t))
-	slices.SortFunc(servers, func(a, b *pgserver.Server) int { return a.Major() - b.Major() })
+	servers := lab.Servers(t)
 	for _, server := range slices.Compact([]*pgserver.Server{servers[0], servers[len(servers)-1]}) {
 		t.Run("PostgreSQL"+strconv.Itoa(server.Major()), func(t *testing.T) {
 			t.Parallel()

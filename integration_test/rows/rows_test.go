@@ -90,7 +90,7 @@ var modes = []string{"cache_describe", "describe_exec", "exec", "simple_protocol
 // TestRows_ExecModes runs the suite in each mode, over a pool and over database/sql.
 func TestRows_ExecModes(t *testing.T) {
 	t.Parallel()
-	server := lab.Servers(t)[0].URL()
+	server := lab.Server(t).URL()
 	for _, mode := range modes {
 		for _, name := range []string{"PgxPool", "StdlibDB"} {
 			t.Run(mode+"/"+name, func(t *testing.T) {

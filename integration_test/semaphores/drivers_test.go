@@ -15,6 +15,7 @@ import (
 
 // A permit of several slots is asserted in the transactions of every driver.
 func TestDrivers_AssertPermit(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 4)
 	permit, err := s.Acquire(t.Context(), 3)

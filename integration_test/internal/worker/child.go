@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/goleak"
@@ -22,7 +22,8 @@ import (
 type child struct {
 	log *history.Log
 
-	out sync.Mutex // of stdout
+	out     sync.Mutex // of stdout
+	stopped atomic.Bool
 
 	mu         sync.Mutex
 	clients    map[string]*pgbaton.Client
@@ -95,7 +96,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
 		Relay: c.relay, Permits: c.permits, Assert: c.assert, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
-		Storm: c.storm, StormSince: c.stormSince, StormEnd: c.stormEnd,
+		Stop: c.stop, Storm: c.storm, StormSince: c.stormSince, StormEnd: c.stormEnd,
 		Gather: c.gather,
 	}[cmd.Do]
 	if do == nil {
@@ -106,6 +107,11 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 		a.Fail = err.Error()
 	}
 	return a
+}
+
+func (c *child) stop(context.Context, Command) (Answer, error) {
+	c.stopped.Store(true)
+	return Answer{}, nil
 }
 
 func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
@@ -121,7 +127,7 @@ func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
 
 // openClient opens a client, again and again if its start-up is hit by a fault, as a service does.
 func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
@@ -144,7 +150,7 @@ func (c *child) close(ctx context.Context, cmd Command) (Answer, error) {
 }
 
 func (c *child) exit() Answer {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c.mu.Lock()
 	defer c.mu.Unlock()
