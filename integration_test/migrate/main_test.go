@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -11,7 +12,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(lab.Run{M: m}.Run())
+	code := lab.Run{M: m}.Run()
+	if err := dropTemplate(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
 }
 
 // oldestAndNewest runs a test on the oldest and on the newest PostgreSQL at hand.

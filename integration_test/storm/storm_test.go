@@ -88,7 +88,7 @@ func TestFrozen(t *testing.T) {
 	t.Parallel()
 	results := storm.Freeze(t.Context(), t, lab.OwnServer(t, nil), storm.Lines, 1, 15*time.Second)
 	for _, result := range results {
-		t.Logf("FIGURE behind a frozen waiter, %s: %v", result.Line, result.Max)
+		t.Logf("figure: behind a frozen waiter, %s: %v", result.Line, result.Max)
 	}
 	for _, result := range results {
 		require.Equal(t, 1, result.Rounds, result.Line)

@@ -59,7 +59,7 @@ const (
 // within [Slow] in any other.
 func Report(tb testing.TB, what string, s Spread, target time.Duration) {
 	tb.Helper()
-	tb.Logf("FIGURE %s: %v (target %v)", what, s, target)
+	tb.Logf("figure: %s: %v (target %v)", what, s, target)
 	bound := max(target, Slow)
 	if Figures() {
 		bound = target
@@ -71,7 +71,7 @@ func Report(tb testing.TB, what string, s Spread, target time.Duration) {
 func RequireFew(tb testing.TB, perSecond float64) {
 	tb.Helper()
 	const target = 20.0
-	tb.Logf("FIGURE crowd: %.1f statements a second (target %v)", perSecond, target)
+	tb.Logf("figure: crowd: %.1f statements a second (target %v)", perSecond, target)
 	bound := 3 * target
 	if Figures() {
 		bound = target
@@ -82,7 +82,7 @@ func RequireFew(tb testing.TB, perSecond float64) {
 // Note tells a figure that has no target.
 func Note(tb testing.TB, format string, args ...any) {
 	tb.Helper()
-	tb.Logf("FIGURE "+format, args...)
+	tb.Logf("figure: "+format, args...)
 }
 
 // Brief returns the second of two amounts with -short, else the first.
