@@ -11,7 +11,7 @@ import (
 )
 
 // patience is how long a waiter that cannot be seen in the server has to get into its line.
-const patience = 400 * time.Millisecond
+const patience = time.Second
 
 func (s *scene) waits(name string, pooled bool) {
 	s.t.Helper()

@@ -44,7 +44,12 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 		dbtest.Exec(t, control, "VACUUM guest")
 		return dbtest.Value[int64](t, control, "SELECT pg_relation_size('guest')") == 0
 	})
-	lab.Report(t, "VACUUM removes dead rows under three waiters", lab.Spread{time.Since(started)}, 3*time.Second)
+	// To give the pages back it also needs the table for itself for a moment, which autovacuum may have.
+	took := time.Since(started)
+	lab.Note(t, "VACUUM removes dead rows under three waiters: %v (target 3s)", took)
+	if lab.Figures() {
+		require.Less(t, took, 3*time.Second)
+	}
 	require.True(t, holder.Release("k/0").OK())
 	for _, call := range calls {
 		call.Wait()
