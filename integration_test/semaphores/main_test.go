@@ -30,7 +30,7 @@ func loadSize(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv(loadVariable)
 	if text == "" {
-		return lab.Brief(6_000, 1_600)
+		return lab.Brief(6_000, 2_400)
 	}
 	n, err := strconv.Atoi(text)
 	require.NoError(t, err, loadVariable)
