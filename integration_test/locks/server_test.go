@@ -63,7 +63,7 @@ func (s *survivors) recover(t *testing.T) {
 
 // What a server goes through: the crash of one of its processes, of all, and a clean restart. Every holder is
 // told, clients come back by themselves, and tokens rise.
-func TestServer(t *testing.T) {
+func TestServer(t *testing.T) { //nolint:tparallel // one thing after the other happens to its server
 	t.Parallel()
 	server := lab.OwnServer(t, map[string]string{"wal_writer_delay": "10s", "restart_after_crash": "on"})
 	dsn := lab.DatabaseOn(t, server)

@@ -53,7 +53,7 @@ func (s *sweep) attempt(t *testing.T, client *pgbaton.Client, key pgbaton.Key, r
 
 // Law 3: wherever in an acquire its context ends, nothing stays behind, no grant is lost, and the error comes
 // soon.
-func TestCancelSweep(t *testing.T) {
+func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a client
 	t.Parallel()
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
