@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -112,10 +113,16 @@ func DatabaseOn(tb testing.TB, server *pgserver.Server) string {
 	return dbtest.MigratedOn(tb, server.URL())
 }
 
-// Client opens a client in this process, closed with the test.
+// Client opens a client in this process, closed with the test. Its TTL is longer than a busy machine keeps it from the server,
+// unless the config says another.
 func Client(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	tb.Helper()
-	client, err := pgbaton.Open(context.Background(), dsn, cfg)
+	var own pgbaton.Config
+	if cfg != nil {
+		own = *cfg
+	}
+	own.TTL = cmp.Or(own.TTL, time.Minute)
+	client, err := pgbaton.Open(context.Background(), dsn, &own)
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), Hang)

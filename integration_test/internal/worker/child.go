@@ -125,7 +125,8 @@ func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
 	return Answer{}, nil
 }
 
-// openClient opens a client, again and again if its start-up is hit by a fault, as a service does.
+// openClient opens a client, again and again if its start-up is hit by a fault, or is slow on a busy machine, as a service
+// does.
 func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -135,7 +136,8 @@ func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		var hit *pgconn.PgError
-		if err == nil || !errors.As(err, &hit) || ctx.Err() != nil {
+		again := errors.As(err, &hit) || errors.Is(err, context.DeadlineExceeded)
+		if err == nil || !again || ctx.Err() != nil {
 			return client, err
 		}
 	}
