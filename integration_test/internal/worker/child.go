@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/goleak"
@@ -132,7 +134,8 @@ func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 	defer cancel()
 	for {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
-			TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Reduced: cmd.Reduced,
+			// Without a TTL of the command, one that is longer than a busy machine keeps a process from the server.
+			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Reduced: cmd.Reduced,
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		var hit *pgconn.PgError
