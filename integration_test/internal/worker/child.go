@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -158,9 +160,10 @@ func (c *child) exit() Answer {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	clients := slices.Collect(maps.Values(c.clients))
+	c.mu.Unlock() // a command that a closed client has ended needs it to end
 	var errs []error
-	for _, client := range c.clients {
+	for _, client := range clients {
 		errs = append(errs, client.Close(ctx))
 	}
 	errs = append(errs, goleak.Find())

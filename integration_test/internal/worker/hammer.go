@@ -61,6 +61,9 @@ func (c *child) hammer(ctx context.Context, cmd Command) (Answer, error) {
 	for range max(cmd.Clients, 1) {
 		client, err := openClient(ctx, cmd)
 		if err != nil {
+			for _, opened := range clients {
+				_ = opened.Close(ctx)
+			}
 			return Answer{}, err
 		}
 		clients = append(clients, client)
