@@ -140,7 +140,7 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 		workers[i].Do(worker.Command{Do: worker.Stop})
 		require.Positive(t, call.Wait().Counts["granted"])
 	}
-	lab.Report(t, "a writer among readers without end", lab.NewSpread(spans), 5*time.Second)
+	lab.Report(t, "a writer among readers, who go on until it has had its turns", lab.NewSpread(spans), 5*time.Second)
 	judge(t, append(workers, writer)...)
 }
 

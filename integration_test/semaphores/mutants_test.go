@@ -124,7 +124,7 @@ func disturbed(t *testing.T, dsn string) string {
 	case lost > 0:
 		return fmt.Sprintf("%d permits were lost, %d of them overlapped with others", lost, len(overlaps))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lab.Slow)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	capacity := resizes[len(resizes)-1].Capacity
 	permit, err := s.Acquire(ctx, capacity)

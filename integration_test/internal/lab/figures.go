@@ -44,15 +44,15 @@ func round(d time.Duration) time.Duration { return d.Round(time.Microsecond) }
 // that misses its target fails its test. The variable PGBATON_FIGURES asks for it.
 //
 // In every other run a figure is only told. What must hold on any machine, however slow and busy, is asserted without a
-// clock, or with one that is far from what a machine does: [Hang] ends what hangs, and [Slow] is short of the 15 s after
-// which the server gives up who is silent, so it tells what is served at once from what is served by that.
+// clock, or with one that is far from what a machine does: [Hang] ends what hangs, and [Slow] is short of the TTL of a minute,
+// after which the server gives up who is silent, so it tells what is served at once from what is served by that.
 func Figures() bool { return os.Getenv("PGBATON_FIGURES") != "" }
 
 const (
 	// Hang is how long anything may take that has to happen.
 	Hang = 90 * time.Second
-	// Slow is how long anything may take that has to happen before the default TTL, of 15 s, has passed.
-	Slow = 12 * time.Second
+	// Slow is how long anything may take that has to happen before a TTL of a minute has passed.
+	Slow = 40 * time.Second
 )
 
 // Report tells a figure with its target. It requires the longest to be within the target in a run for figures, and
