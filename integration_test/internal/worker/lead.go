@@ -50,7 +50,8 @@ func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic
 	<-ctx.Done()
 	at := history.Now()
 	free.Store(at)
-	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) {
+	// A process that stood still may have been asked to resign before it was told that the lock was lost.
+	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) || errors.Is(pgbaton.LeaderLock(ctx).Err(), pgbaton.ErrLost) {
 		c.log.Append(history.Event{At: at, Kind: history.Lost, Op: op})
 		return nil
 	}
