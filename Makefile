@@ -49,10 +49,13 @@ test/integration: build/postgres ## run the nested module's tests (faults, every
 MEASURING = $(shell grep -rl --include='*_test.go' 'dbtest\.Figure' *_test.go internal | xargs -n 1 dirname | sort -u | sed 's,^internal,./internal,')
 
 .PHONY: figures
-figures: build/postgres ## print what the tests of the root module measure: how late, how fast, how many statements
+figures: build/postgres ## print what the tests measure: how late, how fast, how many statements, and which targets were missed
 	@$(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
 		$(MEASURING) 2>&1 | \
 		sed -n 's/^.*: figure: /  /p'
+	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
+		./locks ./leaders ./semaphores ./frozen ./storm 2>&1 | \
+		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
 
 # Servers and clients are processes of the program's own, and end with it. It needs the server programs of the majors.
 .PHONY: storm storm/frozen
