@@ -27,8 +27,8 @@ type ClaimOpts struct {
 	// Defaults to no order.
 	OrderBy constant
 
-	// Strength is how the rows are locked. Defaults to ForUpdate.
-	Strength LockStrength
+	// Strength is how the rows are locked, as by [RowOpts.Strength]. Defaults to FOR UPDATE.
+	Strength string
 
 	// Wait bounds how long the call may wait for the table itself, as [RowOpts.Wait] does: while it is locked by ALTER
 	// TABLE and the like. NoWait does not wait. Zero waits until the context ends. Defaults to zero.
@@ -111,7 +111,7 @@ func claimStatement(table pgx.Identifier, n int, opts *ClaimOpts) (*statement, e
 	if err != nil {
 		return nil, err
 	}
-	strength, err := opts.Strength.clause()
+	strength, err := strengthClause(opts.Strength)
 	if err != nil {
 		return nil, err
 	}

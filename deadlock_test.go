@@ -226,19 +226,6 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 			later(gap, nested(both, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, x) })),
 			later(2*gap, nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, y) }))))
 	})
-	t.Run("Downgraded", func(t *testing.T) {
-		t.Parallel()
-		x, y := ringKey(t.Name(), 1), ringKey(t.Name(), 2)
-		first, err := a.Acquire(ctx, x)
-		require.NoError(t, err)
-		require.NoError(t, first.Downgrade(ctx))
-		second, err := b.Acquire(ctx, y)
-		require.NoError(t, err)
-		outcomes := cross(t,
-			nested(first, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, y) }),
-			nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.AcquireShared(ctx, x) }))
-		require.NoError(t, errors.Join(outcomes[0].err, outcomes[1].err), "shared locks do not wait for one another")
-	})
 	t.Run("AcquireAll", func(t *testing.T) {
 		t.Parallel()
 		x, y, z := ringKey(t.Name(), 1), ringKey(t.Name(), 2), ringKey(t.Name(), 3)

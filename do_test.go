@@ -13,29 +13,31 @@ import (
 
 // doing is a member of the Do family that runs fn while it holds something of client's, which two clients cannot have
 // at the same time.
-type doing func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.DoOpts, fn func(ctx context.Context) error) error
+type doing func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts, fn func(ctx context.Context) error) error
 
 // eachDo returns the family, each member for something of its own.
 func eachDo() map[string]doing {
 	return map[string]doing{
-		"DoWith": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.DoOpts, fn func(context.Context) error) error {
+		"DoWith": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.LockOpts, fn func(context.Context) error) error {
 			return c.DoWith(ctx, pgbaton.Name("do"), opts, func(ctx context.Context, _ *pgbaton.Lock) error { return fn(ctx) })
 		},
-		"DoAll": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.DoOpts, fn func(context.Context) error) error {
+		"DoAll": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.LockOpts, fn func(context.Context) error) error {
 			keys := []pgbaton.Key{pgbaton.Name("all/2"), pgbaton.Name("all/1")}
 			return c.DoAll(ctx, keys, opts, func(ctx context.Context, locks *pgbaton.LockSet) error {
-				if len(locks.Keys()) != len(keys) {
-					return errors.New("not all keys")
+				for _, key := range keys {
+					if locks.Lock(key).Err() != nil {
+						return errors.New("not all keys")
+					}
 				}
 				return fn(ctx)
 			})
 		},
-		"Semaphore": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.DoOpts, fn func(context.Context) error) error {
+		"Semaphore": func(ctx context.Context, c *pgbaton.Client, opts *pgbaton.LockOpts, fn func(context.Context) error) error {
 			s, err := c.Semaphore(ctx, "do", 1)
 			if err != nil {
 				return err
 			}
-			return s.DoWith(ctx, 1, opts, func(ctx context.Context, _ *pgbaton.Permit) error { return fn(ctx) })
+			return s.Do(ctx, 1, opts, func(ctx context.Context, _ *pgbaton.Permit) error { return fn(ctx) })
 		},
 	}
 }
@@ -50,16 +52,16 @@ func TestDo_Wait(t *testing.T) {
 			a, b, _ := pair(t)
 			const wait = 200 * time.Millisecond
 			never := func(context.Context) error { panic("it is taken") }
-			require.NoError(t, do(ctx, a, &pgbaton.DoOpts{Wait: wait}, func(ctx context.Context) error {
+			require.NoError(t, do(ctx, a, &pgbaton.LockOpts{Wait: wait}, func(ctx context.Context) error {
 				began := time.Now()
-				err := do(ctx, b, &pgbaton.DoOpts{Wait: wait}, never)
+				err := do(ctx, b, &pgbaton.LockOpts{Wait: wait}, never)
 				require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				require.ErrorContains(t, err, "the wait of 200ms is over")
 				require.GreaterOrEqual(t, time.Since(began), wait)
 				require.NoError(t, ctx.Err(), "the work may take longer than the wait")
 
-				err = do(ctx, b, &pgbaton.DoOpts{Wait: pgbaton.NoWait}, never)
+				err = do(ctx, b, &pgbaton.LockOpts{Wait: pgbaton.NoWait}, never)
 				require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 				require.NotErrorIs(t, err, context.DeadlineExceeded)
 				return nil
@@ -81,12 +83,12 @@ func TestDo_MaxHold(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			own := errors.New("own")
-			err := do(ctx, a, &pgbaton.DoOpts{MaxHold: 300 * time.Millisecond}, func(held context.Context) error {
+			err := do(ctx, a, &pgbaton.LockOpts{MaxHold: 300 * time.Millisecond}, func(held context.Context) error {
 				require.NoError(t, held.Err())
 				require.NoError(t, do(ctx, b, nil, func(context.Context) error {
 					require.Error(t, held.Err(), "told before it is given to others")
 					require.ErrorIs(t, context.Cause(held), pgbaton.ErrLost)
-					require.Equal(t, pgbaton.LostTooLong, pgbaton.LossReasonOf(context.Cause(held)))
+					require.Equal(t, "held too long", pgbaton.LossReasonOf(context.Cause(held)))
 					return nil
 				}))
 				require.NoError(t, do(ctx, a, nil, func(context.Context) error { return nil }), "of the same process too")
@@ -94,7 +96,7 @@ func TestDo_MaxHold(t *testing.T) {
 			})
 			require.ErrorIs(t, err, pgbaton.ErrLost)
 			require.ErrorIs(t, err, own)
-			require.Equal(t, pgbaton.LostTooLong, pgbaton.LossReasonOf(err))
+			require.Equal(t, "held too long", pgbaton.LossReasonOf(err))
 			require.NotContains(t, err.Error(), "\n")
 		})
 	}
@@ -129,7 +131,7 @@ func TestConfig_MaxHold(t *testing.T) {
 		Release(ctx context.Context) error
 	}{"lock": lock, "set": set, "permit": permit} {
 		soon(t, held.Done())
-		require.Equal(t, pgbaton.LostTooLong, pgbaton.LossReasonOf(held.Err()), what)
+		require.Equal(t, "held too long", pgbaton.LossReasonOf(held.Err()), what)
 		require.ErrorIs(t, held.Release(ctx), pgbaton.ErrLost, what)
 		require.ErrorIs(t, held.Release(ctx), pgbaton.ErrLost, what)
 	}
@@ -143,7 +145,7 @@ func TestConfig_MaxHold(t *testing.T) {
 	require.NoError(t, again.Release(ctx))
 
 	// A call's own bound goes before.
-	require.NoError(t, client.DoWith(ctx, key, &pgbaton.DoOpts{MaxHold: time.Hour}, func(ctx context.Context, _ *pgbaton.Lock) error {
+	require.NoError(t, client.DoWith(ctx, key, &pgbaton.LockOpts{MaxHold: time.Hour}, func(ctx context.Context, _ *pgbaton.Lock) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -159,7 +161,7 @@ func TestDo_RefusesWhatACallHasNoUseFor(t *testing.T) {
 	a, _, _ := pair(t)
 	never := func(context.Context) error { panic("refused") }
 	for name, do := range eachDo() {
-		for text, opts := range map[string]pgbaton.DoOpts{
+		for text, opts := range map[string]pgbaton.LockOpts{
 			"DoOpts.Wait is":    {Wait: -2},
 			"DoOpts.MaxHold is": {MaxHold: -1},
 			"DoOpts.Fence":      {Fence: true},
@@ -168,10 +170,10 @@ func TestDo_RefusesWhatACallHasNoUseFor(t *testing.T) {
 			require.ErrorContains(t, do(ctx, a, &opts, never), text, name)
 		}
 		if name != "DoWith" {
-			require.ErrorContains(t, do(ctx, a, &pgbaton.DoOpts{Shared: true}, never), "DoOpts.Shared", name)
+			require.ErrorContains(t, do(ctx, a, &pgbaton.LockOpts{Shared: true}, never), "DoOpts.Shared", name)
 		}
 	}
-	require.NoError(t, a.DoWith(ctx, pgbaton.ID(1), &pgbaton.DoOpts{Shared: true}, func(ctx context.Context, _ *pgbaton.Lock) error {
-		return a.DoWith(ctx, pgbaton.ID(1), &pgbaton.DoOpts{Shared: true, Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Lock) error { return nil })
+	require.NoError(t, a.DoWith(ctx, pgbaton.ID(1), &pgbaton.LockOpts{Shared: true}, func(ctx context.Context, _ *pgbaton.Lock) error {
+		return a.DoWith(ctx, pgbaton.ID(1), &pgbaton.LockOpts{Shared: true, Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Lock) error { return nil })
 	}))
 }

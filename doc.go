@@ -74,6 +74,6 @@
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.
-//   - [AssertHeld], [Fence]: in a transaction, what keeps the writes of a holder out that was paused.
+//   - [Lock.Assert], [Permit.Assert], [Fence]: in a transaction, what keeps the writes of a holder out that was paused.
 //   - [InTx]: any transaction that may fail by serialization or deadlock and can be run again.
 package pgbaton

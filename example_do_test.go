@@ -19,7 +19,7 @@ func ExampleClient_DoWith() {
 	client := exampleClient(ctx)
 	defer client.Close(ctx)
 
-	opts := &pgbaton.DoOpts{
+	opts := &pgbaton.LockOpts{
 		Wait:    5 * time.Second, // for the lock; the work may take longer
 		MaxHold: time.Minute,     // after which a func that hangs has lost it
 	}
@@ -40,21 +40,20 @@ func ExampleClient_DoAll() {
 
 	accounts := []pgbaton.Key{pgbaton.Name("example/account/7"), pgbaton.Name("example/account/3")}
 	err := client.DoAll(ctx, accounts, nil, func(_ context.Context, locks *pgbaton.LockSet) error {
-		for _, key := range locks.Keys() {
-			name, _ := key.Name()
-			fmt.Println(name)
+		for _, key := range accounts {
+			fmt.Println(key, "is held, with a token:", locks.Lock(key).Token() > 0)
 		}
-		return nil
+		return locks.Err()
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
 	// Output:
-	// example/account/7
-	// example/account/3
+	// "example/account/7" is held, with a token: true
+	// "example/account/3" is held, with a token: true
 }
 
-func ExampleSemaphore_DoWith() {
+func ExampleSemaphore_Do() {
 	ctx := context.Background()
 	client := exampleClient(ctx)
 	defer client.Close(ctx)
@@ -63,7 +62,7 @@ func ExampleSemaphore_DoWith() {
 		log.Fatal(err)
 	}
 
-	err = partner.DoWith(ctx, 1, &pgbaton.DoOpts{Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Permit) error {
+	err = partner.Do(ctx, 1, &pgbaton.LockOpts{Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Permit) error {
 		fmt.Println("the partner is called")
 		return nil
 	})
@@ -73,20 +72,20 @@ func ExampleSemaphore_DoWith() {
 	// Output: the partner is called
 }
 
-func ExampleNewSQL() {
+func ExampleClient_DoSQLTx() {
 	ctx := context.Background()
 	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer db.Close()
-	client, err := pgbaton.NewSQL(ctx, db, nil)
+	client, err := pgbaton.New(ctx, db, nil)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close(ctx)
 
-	key, opts := pgbaton.Name("example/balance"), &pgbaton.DoOpts{Fence: true}
+	key, opts := pgbaton.Name("example/balance"), &pgbaton.LockOpts{Fence: true}
 	err = client.DoSQLTx(ctx, db, key, opts, func(ctx context.Context, tx *sql.Tx, _ *pgbaton.Lock) error {
 		_, err := tx.ExecContext(ctx, "CREATE TEMP TABLE balance ON COMMIT DROP AS SELECT 42 AS id")
 		return err
@@ -99,11 +98,11 @@ func ExampleClient_OnceWith() {
 	ctx := context.Background()
 	client := exampleClient(ctx)
 	defer client.Close(ctx)
-	job := pgbaton.Name("example/nightly/with")
+	const job = "example/nightly/with"
 	_ = client.ForgetRun(ctx, job) // as if it had never run
 
 	run := func(outcome error) error {
-		opts := &pgbaton.OnceOpts{RetryFailed: true}
+		opts := &pgbaton.LockOpts{RetryFailed: true}
 		return client.OnceWith(ctx, job, 24*time.Hour, opts, func(context.Context, *pgbaton.Lock) error { return outcome })
 	}
 	fmt.Println("first:", run(errors.New("disk full")))

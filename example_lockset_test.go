@@ -26,9 +26,8 @@ func ExampleClient_AcquireAll() {
 	}
 	defer locks.Release(ctx)
 
-	_, held := locks.Token(to)
-	fmt.Println("both are held:", held && locks.Err() == nil)
-	_, err = client.TryAcquire(ctx, from)
+	fmt.Println("both are held:", locks.Lock(to).Token() > 0 && locks.Err() == nil)
+	_, err = client.TryAcquireAll(ctx, from, pgbaton.Name("example/account/9"))
 	fmt.Println("by nobody else:", errors.Is(err, pgbaton.ErrNotAcquired))
 	if err := locks.Release(ctx); err != nil {
 		log.Fatal(err)
@@ -38,34 +37,9 @@ func ExampleClient_AcquireAll() {
 	// by nobody else: true
 }
 
-// Exclusive while something is changed, then shared with those who read it.
-func ExampleLock_Downgrade() {
-	ctx := context.Background()
-	client := exampleClient(ctx)
-	defer client.Close(ctx)
-
-	key := pgbaton.Name("example/prices")
-	lock, err := client.Acquire(ctx, key)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer lock.Release(ctx)
-	if err := lock.Downgrade(ctx); err != nil { // nobody can change it in between
-		log.Fatal(err)
-	}
-	reader, err := client.TryAcquireShared(ctx, key)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer reader.Release(ctx)
-	_, err = client.TryAcquire(ctx, key)
-	fmt.Println("others read, and nobody writes:", errors.Is(err, pgbaton.ErrNotAcquired))
-	// Output: others read, and nobody writes: true
-}
-
 // A transaction that counts on a permit: it fails when the permit has expired, and until it ends nobody else is
 // given its place.
-func ExampleAssertPermit() {
+func ExamplePermit_Assert() {
 	ctx := context.Background()
 	client := exampleClient(ctx)
 	defer client.Close(ctx)
@@ -85,7 +59,7 @@ func ExampleAssertPermit() {
 	}
 	defer permit.Release(ctx)
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if err := pgbaton.AssertPermit(ctx, tx, permit); err != nil {
+		if err := permit.Assert(ctx, tx); err != nil {
 			return err // ErrStaleToken, or ErrLost
 		}
 		fmt.Println("importing")

@@ -2,8 +2,13 @@ package pgbaton_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"log"
+	"os"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgbaton/pgbaton"
 )
@@ -27,6 +32,32 @@ func ExampleUpdateVersion() {
 	// Output:
 	// 2 <nil>
 	// changed meanwhile, now version 2
+}
+
+// The same with database/sql.
+func ExampleSQLDB() {
+	ctx := context.Background()
+	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	conn, err := db.Conn(ctx) // only because a temporary table is seen by one connection
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = conn.ExecContext(ctx, `
+		CREATE TEMP TABLE pages (id int PRIMARY KEY, title text, revision int NOT NULL);
+		INSERT INTO pages VALUES (1, 'Emma', 6)`)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	var handle pgbaton.Querier = pgbaton.SQLDB(conn)
+	key, set, opts := pgbaton.Values{"id": 1}, pgbaton.Values{"title": "Persuasion"}, &pgbaton.VersionOpts{Column: "revision"}
+	fmt.Println(pgbaton.UpdateVersion(ctx, handle, pgx.Identifier{"pages"}, key, 6, set, opts))
+	// Output: 7 <nil>
 }
 
 func ExampleDeleteVersion() {

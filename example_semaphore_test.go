@@ -37,12 +37,12 @@ func ExampleClient_Semaphore() {
 	case <-permit.Done():
 		fmt.Println("lost:", permit.Err())
 	case <-time.After(time.Millisecond):
-		fmt.Println("rendered with", permit.N(), "permits")
+		fmt.Println("rendered with a token:", permit.Token() > 0)
 	}
 	if err := permit.Release(ctx); err != nil { // ErrLost: more than eight may have been at work
 		log.Fatal(err)
 	}
-	// Output: rendered with 2 permits
+	// Output: rendered with a token: true
 }
 
 func ExampleSemaphore_TryAcquire() {
@@ -63,14 +63,37 @@ func ExampleSemaphore_TryAcquire() {
 	if err := permit.Release(ctx); err != nil {
 		log.Fatal(err)
 	}
-	available, err := partner.Available(ctx)
+	state, err := partner.State(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("free now:", available)
+	fmt.Println("free now:", state.Available, "of", state.Capacity)
 	// Output:
 	// none is free: true
-	// free now: 1
+	// free now: 1 of 1
+}
+
+// The capacity has been 8, then 12, and is 10 now: whoever changed it in the code has counted.
+func ExampleSemaphoreOpts() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	crawl, err := client.Semaphore(ctx, "example/crawl", 10, &pgbaton.SemaphoreOpts{Revision: 3})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := crawl.Acquire(ctx, 4); err != nil {
+		log.Fatal(err)
+	}
+	state, err := crawl.State(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, holder := range state.Holders {
+		fmt.Println("somebody has", holder.Permits, "of", state.Capacity)
+	}
+	// Output: somebody has 4 of 10
 }
 
 func ExampleSemaphore_Resize() {
@@ -87,15 +110,15 @@ func ExampleSemaphore_Resize() {
 	}
 	_, err = client.Semaphore(ctx, "example/mail", 2)
 	fmt.Println("another capacity than it has:", errors.Is(err, pgbaton.ErrCapacityMismatch))
-	opened, err := client.OpenSemaphore(ctx, "example/mail") // whatever its capacity is
+	opened, err := client.Semaphore(ctx, "example/mail", 0) // whatever its capacity is
 	if err != nil {
 		log.Fatal(err)
 	}
-	available, err := opened.Available(ctx)
+	state, err := opened.State(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("free:", available)
+	fmt.Println("free:", state.Available)
 	if err := opened.Resize(ctx, 2); err != nil {
 		log.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func ExampleInSQLTx() {
 		if err != nil {
 			return err
 		}
-		opts := &pgbaton.RowOpts{Strength: pgbaton.ForShare, Column: "title"}
+		opts := &pgbaton.RowOpts{Strength: "FOR SHARE", Column: "title"}
 		title, err := pgbaton.LockRow[string](ctx, pgbaton.SQLTx(tx), pgx.Identifier{"books"}, pgbaton.Values{"id": 1}, opts)
 		fmt.Println(title)
 		return err

@@ -74,24 +74,12 @@ func (k Key) String() string {
 	}
 }
 
-// Name is the name that the key was made of by [Name]; false for other keys.
-func (k Key) Name() (name string, ok bool) { return k.name, k.kind == keyName }
-
-// ID is the key's number in PostgreSQL's space of bigint keys: that of [ID], or what a [Name] comes to. False for a pair.
-func (k Key) ID() (id int64, ok bool) {
-	if k.kind != keyID && k.kind != keyName {
-		return 0, false
+// what names the lock of a key in errors.
+func (k Key) what() string {
+	if name, ok := strings.CutPrefix(k.name, leaderPrefix); ok {
+		return fmt.Sprintf("term of %q", name)
 	}
-	return k.key.ID, true
-}
-
-// Pair is the two numbers that the key was made of by [Pair]; false for other keys.
-func (k Key) Pair() (a, b int32, ok bool) {
-	if k.kind != keyPair {
-		return 0, 0, false
-	}
-	a, b = k.key.Halves()
-	return a, b, true
+	return "lock " + k.String()
 }
 
 // validate says what is wrong with a key, for people.

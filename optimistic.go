@@ -23,7 +23,7 @@ type VersionOpts struct {
 	MaxAttempts int
 }
 
-// ConflictError is the [ErrConflict] of a row that has another version than expected.
+// ConflictError says beside an [ErrConflict] which version the row has.
 type ConflictError struct {
 	// Expected is the version that the caller gave.
 	Expected int64
@@ -32,11 +32,8 @@ type ConflictError struct {
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("%v: version is %d, expected %d", lockerr.Conflict, e.Current, e.Expected)
+	return fmt.Sprintf("version is %d, expected %d", e.Current, e.Expected)
 }
-
-// Unwrap makes the error match [ErrConflict].
-func (e *ConflictError) Unwrap() error { return lockerr.Conflict }
 
 // UpdateVersion sets columns of the row that has the key, if it still has the version, and returns its new
 // version: the old one plus one.

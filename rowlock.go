@@ -13,41 +13,30 @@ import (
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
-// LockStrength is how a row is locked, in PostgreSQL's words. Each conflicts with [ForUpdate].
-type LockStrength uint8
-
-const (
-	// ForUpdate lets nobody else lock, change or delete the row, nor add a row that refers to it.
-	ForUpdate LockStrength = iota
-	// ForNoKeyUpdate is ForUpdate, but rows that refer to it by a foreign key can be added meanwhile.
-	ForNoKeyUpdate
-	// ForShare lets others share the row and nobody change it.
-	ForShare
-	// ForKeyShare only keeps the row's existence and its key.
-	ForKeyShare
-)
-
-func (s LockStrength) clause() (string, error) {
-	switch s {
-	case ForUpdate:
-		return "FOR UPDATE", nil
-	case ForNoKeyUpdate:
-		return "FOR NO KEY UPDATE", nil
-	case ForShare:
-		return "FOR SHARE", nil
-	case ForKeyShare:
-		return "FOR KEY SHARE", nil
+// strengthClause returns the clause of a strength that is given in PostgreSQL's words.
+func strengthClause(strength string) (string, error) {
+	for _, clause := range []string{"FOR UPDATE", "FOR NO KEY UPDATE", "FOR SHARE", "FOR KEY SHARE"} {
+		if strength == clause || strength == "" {
+			return clause, nil
+		}
 	}
-	return "", fmt.Errorf("lock strength %d is none of ForUpdate to ForKeyShare", s)
+	return "", fmt.Errorf("strength %q is none of FOR UPDATE, FOR NO KEY UPDATE, FOR SHARE and FOR KEY SHARE", strength)
 }
 
-// NoWait as [RowOpts.Wait] or [ClaimOpts.Wait] does not wait for what is taken.
+// NoWait as [LockOpts.Wait], [RowOpts.Wait] or [ClaimOpts.Wait] does not wait for what is taken.
 const NoWait time.Duration = -1
 
 // RowOpts are the settings of [LockRow] and [LockRows]. Nil means the defaults.
 type RowOpts struct {
-	// Strength is how the row is locked. Defaults to ForUpdate.
-	Strength LockStrength
+	// Strength is how the row is locked, in PostgreSQL's words:
+	//
+	//	FOR UPDATE         nobody else locks, changes or deletes the row, nor adds one that refers to it
+	//	FOR NO KEY UPDATE  the same, but rows that refer to it by a foreign key can be added
+	//	FOR SHARE          others may share the row, and nobody changes it
+	//	FOR KEY SHARE      only the row's existence and its key are kept
+	//
+	// Defaults to FOR UPDATE.
+	Strength string
 
 	// Wait bounds the whole call, in steps of 1 ms, whether rows are taken or the table itself is locked, as by
 	// ALTER TABLE; NoWait waits for neither. Longer than 24 days is no limit. Zero waits until the context ends (or
@@ -146,7 +135,7 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 	if lock.record, err = recordOf[T](opts.Column); err != nil {
 		return nil, wrap(err)
 	}
-	if lock.strength, err = opts.Strength.clause(); err != nil {
+	if lock.strength, err = strengthClause(opts.Strength); err != nil {
 		return nil, wrap(err)
 	}
 	if len(keys) == 0 {

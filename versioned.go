@@ -155,7 +155,7 @@ func contradiction(count int64, current *int64, expected int64) error {
 	case current == nil:
 		return errors.New("the row's version is NULL")
 	case *current != expected:
-		return &ConflictError{Expected: expected, Current: *current}
+		return fmt.Errorf("%w: %w", lockerr.Conflict, &ConflictError{Expected: expected, Current: *current})
 	}
 	return nil
 }

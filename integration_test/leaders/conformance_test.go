@@ -25,8 +25,8 @@ func TestConformance(t *testing.T) {
 			var campaigns sync.WaitGroup
 			for _, client := range clients {
 				campaigns.Go(func() {
-					err := client.Lead(ctx, "x", func(ctx context.Context, term pgbaton.Token) error {
-						terms <- term
+					err := client.Lead(ctx, "x", func(ctx context.Context, term *pgbaton.Lock) error {
+						terms <- term.Token()
 						<-ctx.Done()
 						return nil
 					})
@@ -47,7 +47,7 @@ func TestConformance(t *testing.T) {
 			for round := range 2 {
 				ran := 0
 				for _, client := range clients {
-					err := client.Once(t.Context(), pgbaton.Name("job"), 400*time.Millisecond,
+					err := client.Once(t.Context(), "job", 400*time.Millisecond,
 						func(context.Context, *pgbaton.Lock) error { ran++; return nil })
 					if err != nil {
 						require.ErrorIs(t, err, pgbaton.ErrNotAcquired)

@@ -114,7 +114,7 @@ func TestOnceFrozenChild(t *testing.T) {
 	require.NoError(t, err)
 	defer client.Close(context.Background())
 	armed.Store(true)
-	err = client.Once(t.Context(), pgbaton.Name("frozen"), freezeWindow, func(context.Context, *pgbaton.Lock) error {
+	err = client.Once(t.Context(), "frozen", freezeWindow, func(context.Context, *pgbaton.Lock) error {
 		fmt.Println("began", time.Now().UnixNano())
 		return nil
 	})
@@ -172,9 +172,9 @@ func testFrozen(t *testing.T, point freezePoint, ttl, frozen time.Duration) {
 	var began []time.Time
 	var records []time.Time
 	try := func() {
-		err := client.Once(t.Context(), pgbaton.Name("frozen"), freezeWindow, func(ctx context.Context, _ *pgbaton.Lock) error {
+		err := client.Once(t.Context(), "frozen", freezeWindow, func(ctx context.Context, _ *pgbaton.Lock) error {
 			began = append(began, time.Now())
-			last, err := client.LastRun(ctx, pgbaton.Name("frozen"))
+			last, err := client.LastRun(ctx, "frozen")
 			records = append(records, last.Began)
 			return err
 		})

@@ -42,5 +42,5 @@ func TestResize_WaitsForRows(t *testing.T) {
 	require.NoError(t, <-resized)
 	requireWhole(t, s, 6, time.Second)
 	_, err = other.Acquire(context.Background(), 7)
-	require.ErrorIs(t, err, pgbaton.ErrOverCapacity)
+	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 }
