@@ -9,6 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
 // txGrace is how long after the context's deadline the server's own word on the wait is still awaited, so that
@@ -87,14 +88,14 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, o LockOpts
 		query, stop = graceful(ctx, deadline.Add(txGrace))
 		defer stop()
 	}
-	if limit := deadlineAfter(o.Wait); o.Wait > 0 && (!bounded || limit.Before(deadline)) {
+	if limit := rowstmt.DeadlineAfter(o.Wait); o.Wait > 0 && (!bounded || limit.Before(deadline)) {
 		deadline, bounded, over = limit, true, fmt.Errorf("%w: %w", context.DeadlineExceeded, o.waited())
 	}
 	switch {
 	case o.Wait == NoWait:
 		wait = int64(0)
 	case bounded:
-		if ms := milliseconds(time.Until(deadline)); ms > 0 {
+		if ms := rowstmt.Milliseconds(time.Until(deadline)); ms > 0 {
 			wait = ms
 		}
 	}

@@ -327,8 +327,8 @@ func connConfig(ctx context.Context, db *sql.DB) (*pgx.ConnConfig, error) {
 	err = conn.Raw(func(driver any) error {
 		known, ok := driver.(interface{ Conn() *pgx.Conn })
 		if !ok {
-			return fmt.Errorf("connections of the driver %T do not say how they were opened: use Open, "+
-				"or pgx's driver (github.com/jackc/pgx/v5/stdlib)", driver)
+			return fmt.Errorf("connections of the driver %T do not say how they were opened: use Open or Migrate with a "+
+				"connection string, or pgx's driver (github.com/jackc/pgx/v5/stdlib)", driver)
 		}
 		config = known.Conn().Config()
 		return nil

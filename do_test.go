@@ -162,15 +162,15 @@ func TestDo_RefusesWhatACallHasNoUseFor(t *testing.T) {
 	never := func(context.Context) error { panic("refused") }
 	for name, do := range eachDo() {
 		for text, opts := range map[string]pgbaton.LockOpts{
-			"DoOpts.Wait is":    {Wait: -2},
-			"DoOpts.MaxHold is": {MaxHold: -1},
-			"DoOpts.Fence":      {Fence: true},
-			"DoOpts.Tx":         {Tx: pgbaton.TxOpts{ReadOnly: true}},
+			"LockOpts.Wait is":    {Wait: -2},
+			"LockOpts.MaxHold is": {MaxHold: -1},
+			"LockOpts.Fence":      {Fence: true},
+			"LockOpts.Tx":         {Tx: pgbaton.TxOpts{ReadOnly: true}},
 		} {
 			require.ErrorContains(t, do(ctx, a, &opts, never), text, name)
 		}
 		if name != "DoWith" {
-			require.ErrorContains(t, do(ctx, a, &pgbaton.LockOpts{Shared: true}, never), "DoOpts.Shared", name)
+			require.ErrorContains(t, do(ctx, a, &pgbaton.LockOpts{Shared: true}, never), "LockOpts.Shared", name)
 		}
 	}
 	require.NoError(t, a.DoWith(ctx, pgbaton.ID(1), &pgbaton.LockOpts{Shared: true}, func(ctx context.Context, _ *pgbaton.Lock) error {

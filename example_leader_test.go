@@ -7,6 +7,8 @@ import (
 	"log"
 	"time"
 
+	_ "github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/pgbaton/pgbaton"
 )
 
@@ -85,4 +87,30 @@ func ExampleClient_Once() {
 	// running
 	// not again before 30m0s have passed
 	// not again before 30m0s have passed
+}
+
+func ExampleClient_OnceWith() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	const job = "example/nightly/with"
+	_ = client.ForgetRun(ctx, job) // as if it had never run
+
+	run := func(outcome error) error {
+		opts := &pgbaton.LockOpts{RetryFailed: true}
+		return client.OnceWith(ctx, job, 24*time.Hour, opts, func(context.Context, *pgbaton.Lock) error { return outcome })
+	}
+	fmt.Println("first:", run(errors.New("disk full")))
+	last, err := client.LastRun(ctx, job)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("failed:", last.Failed, last.Error)
+	fmt.Println("again:", run(nil))
+	fmt.Println("done for today:", errors.Is(run(nil), pgbaton.ErrNotAcquired))
+	// Output:
+	// first: disk full
+	// failed: true disk full
+	// again: <nil>
+	// done for today: true
 }

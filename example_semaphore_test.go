@@ -5,7 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"os"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/pgbaton/pgbaton"
 )
@@ -125,4 +130,57 @@ func ExampleSemaphore_Resize() {
 	// Output:
 	// another capacity than it has: true
 	// free: 5
+}
+
+func ExampleSemaphore_Do() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	partner, err := client.Semaphore(ctx, "example/partner/do", 2)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	err = partner.Do(ctx, 1, &pgbaton.LockOpts{Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Permit) error {
+		fmt.Println("the partner is called")
+		return nil
+	})
+	if errors.Is(err, pgbaton.ErrNotAcquired) {
+		fmt.Println("two are calling it")
+	}
+	// Output: the partner is called
+}
+
+// A transaction that counts on a permit: it fails when the permit has expired, and until it ends nobody else is
+// given its place.
+func ExamplePermit_Assert() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	imports, err := client.Semaphore(ctx, "example/imports", 3)
+	if err != nil {
+		log.Fatal(err)
+	}
+	permit, err := imports.Acquire(ctx, 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer permit.Release(ctx)
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if err := permit.Assert(ctx, tx); err != nil {
+			return err // ErrStaleToken, or ErrLost
+		}
+		fmt.Println("importing")
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output: importing
 }

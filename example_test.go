@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/pgbaton/pgbaton"
 )
@@ -281,4 +282,67 @@ func ExampleAcquireTx() {
 		log.Fatal(err)
 	}
 	// Output: held until the commit, with a token: true
+}
+
+func ExampleClient_DoWith() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	opts := &pgbaton.LockOpts{
+		Wait:    5 * time.Second, // for the lock; the work may take longer
+		MaxHold: time.Minute,     // after which a func that hangs has lost it
+	}
+	err := client.DoWith(ctx, pgbaton.Name("example/report"), opts, func(context.Context, *pgbaton.Lock) error {
+		fmt.Println("the report is written")
+		return nil
+	})
+	if errors.Is(err, pgbaton.ErrNotAcquired) {
+		fmt.Println("somebody else had it for 5 s")
+	}
+	// Output: the report is written
+}
+
+func ExampleClient_DoAll() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	accounts := []pgbaton.Key{pgbaton.Name("example/account/7"), pgbaton.Name("example/account/3")}
+	err := client.DoAll(ctx, accounts, nil, func(_ context.Context, locks *pgbaton.LockSet) error {
+		for _, key := range accounts {
+			fmt.Println(key, "is held, with a token:", locks.Lock(key).Token() > 0)
+		}
+		return locks.Err()
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// "example/account/7" is held, with a token: true
+	// "example/account/3" is held, with a token: true
+}
+
+// A transfer between two accounts, in whichever direction.
+func ExampleClient_AcquireAll() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	from, to := pgbaton.Name("example/account/7"), pgbaton.Name("example/account/3")
+	locks, err := client.AcquireAll(ctx, from, to)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer locks.Release(ctx)
+
+	fmt.Println("both are held:", locks.Lock(to).Token() > 0 && locks.Err() == nil)
+	_, err = client.TryAcquireAll(ctx, from, pgbaton.Name("example/account/9"))
+	fmt.Println("by nobody else:", errors.Is(err, pgbaton.ErrNotAcquired))
+	if err := locks.Release(ctx); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// both are held: true
+	// by nobody else: true
 }

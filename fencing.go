@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
 // keyResource begins the names of the resources that [Lock.Assert] fences.
@@ -109,7 +110,7 @@ func validateFence(resource string, token Token) error {
 const sqlFence = `SELECT pgbaton.fence($1, $2, $3)`
 
 func fence(ctx context.Context, tx Tx, resource string, token Token, shared bool) error {
-	err := run(ctx, tx, sqlFence, resource, int64(token), shared)
+	err := rowstmt.Exec(ctx, tx, sqlFence, resource, int64(token), shared)
 	switch ctxErr := ctx.Err(); {
 	case err == nil:
 		return nil

@@ -115,7 +115,7 @@ func TestFence_Refuses(t *testing.T) {
 		{strings.Repeat("x", 513), 1, "has 513 bytes"},
 		{"a\x00", 1, "not UTF-8 without NUL"},
 		{"\xff", 1, "not UTF-8 without NUL"},
-		{"pgbaton:key:1", 1, "which is for the keys of AssertHeld"},
+		{"pgbaton:key:1", 1, "which is for the keys of locks"},
 		{"a", 0, "token 0 means none"},
 		{"a", -1, "-1 is not a token"},
 		{"a", 1 << 53, "is not a token"},

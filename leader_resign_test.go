@@ -51,7 +51,7 @@ func TestLead_Resignation(t *testing.T) {
 		first.finish <- nil
 		second := soon(t, others)
 		require.Greater(t, second.term, first.term)
-		require.ErrorIs(t, context.Cause(first.ctx), context.Canceled)
+		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
 // Permit is one or more permits of a semaphore that are held together. It is made by [Semaphore.Acquire] and its
@@ -124,7 +125,7 @@ func (p *Permit) assert(ctx context.Context, tx Tx) error {
 	for i, slot := range slots {
 		list[i] = strconv.Itoa(int(slot))
 	}
-	_, err := queryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, "{"+strings.Join(list, ",")+"}", base)
+	_, err := rowstmt.QueryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, "{"+strings.Join(list, ",")+"}", base)
 	if err == nil && !held {
 		err = fmt.Errorf("%w: it has expired", ErrStaleToken)
 	}

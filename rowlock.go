@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/record"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
@@ -124,25 +125,25 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 		opts = &RowOpts{}
 	}
 	lock := &rowLock{statement: statement{verb: verb}, count: len(keys), wait: opts.Wait}
-	wrap := func(err error) error { return fmt.Errorf("pgbaton: %s %q: %w", verb, []string(table), err) }
+	bad := func(err error) error { return wrap(err, "%s %s", verb, table.Sanitize()) }
 	var err error
 	if lock.table, err = sqltext.Table(table); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	if err = checkWait("RowOpts.Wait", opts.Wait); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	if lock.record, err = recordOf[T](opts.Column); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	if lock.strength, err = strengthClause(opts.Strength); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	if len(keys) == 0 {
-		return nil, wrap(errors.New("no keys"))
+		return nil, bad(errors.New("no keys"))
 	}
 	if lock.columns, err = sqltext.KeyColumns(keys[0]); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	var args sqltext.Args
 	if len(keys) == 1 {
@@ -151,7 +152,7 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 		lock.keys, err = sqltext.Keys(&args, lock.table, lock.columns, keys)
 	}
 	if err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	lock.args = args.Values()
 	return lock, nil
@@ -173,24 +174,24 @@ const (
 
 // lockRows locks and returns the row of each key.
 func lockRows[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
-	facts, err := factsOf(ctx, tx, lock.table)
+	facts, err := rowstmt.FactsOf(ctx, tx, lock.table)
 	if err == nil && lock.wait == NoWait {
-		err = facts.refuseForeign(ctx, tx, lock.table, "NoWait")
+		err = facts.RefuseForeign(ctx, tx, lock.table, "NoWait")
 	}
 	if err != nil {
 		return nil, lock.failWait(ctx, err)
 	}
-	if lock.record, err = facts.fit(lock.record); err != nil {
+	if lock.record, err = facts.Fit(lock.record); err != nil {
 		return nil, lock.fail(err)
 	}
 	var rows []T
-	err = protect(ctx, tx, facts, lock.wait, func() error {
+	err = rowstmt.Protect(ctx, tx, facts, lock.wait, func() error {
 		var err error
 		rows, err = lockRowsOnce[T](ctx, tx, lock)
 		return err
 	})
 	if err != nil {
-		forgetTable(lock.table, err)
+		rowstmt.Forget(lock.table, err)
 		return nil, err
 	}
 	return rows, nil
@@ -211,9 +212,9 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 	case err != nil:
 		return nil, err
 	case taken == waiting && filtered:
-		return nil, &unsettledError{lock.fail(errPolicy)}
+		return nil, &rowstmt.UnsettledError{Err: lock.fail(errPolicy)}
 	case taken == waiting:
-		return nil, &unsettledError{lock.fail(fmt.Errorf("%w: a row was replaced by another, again and again", lockerr.NotAcquired))}
+		return nil, &rowstmt.UnsettledError{Err: lock.fail(fmt.Errorf("%w: a row was replaced by another, again and again", lockerr.NotAcquired))}
 	case filtered:
 		taken = failing // says which rows are taken, where SKIP LOCKED says as little as a policy does
 	}
@@ -223,7 +224,7 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 	case len(rows) == lock.count || err != nil:
 		return rows, err
 	case filtered:
-		return nil, &unsettledError{lock.fail(errPolicy)}
+		return nil, &rowstmt.UnsettledError{Err: lock.fail(errPolicy)}
 	}
 	return nil, lock.fail(lockerr.NotAcquired)
 }

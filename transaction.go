@@ -21,6 +21,9 @@ import (
 // rollbackTimeout bounds what is done after the caller's context may have ended.
 const rollbackTimeout = 5 * time.Second
 
+// defaultAttempts bounds the retries of Mutate and InTx.
+const defaultAttempts = 10
+
 // TxOpts are the settings of [InTx] and [InSQLTx]. Nil means the defaults.
 type TxOpts struct {
 	// Isolation is the isolation level: pgx.ReadCommitted, pgx.RepeatableRead or pgx.Serializable.

@@ -175,3 +175,51 @@ func TestDiagnose(t *testing.T) {
 	_, err = client.Diagnose(ctx)
 	require.ErrorIs(t, err, pgbaton.ErrClosed)
 }
+
+// Settings of AcquireTx: a bound for the wait, which leaves the transaction usable, and the shared mode.
+func TestAcquireTx_Opts(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	client, _, dsn := pair(t)
+	key := pgbaton.Name("x")
+	lock, err := client.AcquireShared(ctx, key)
+	require.NoError(t, err)
+	tx, err := dbtest.Connect(t, dsn).Begin(ctx)
+	require.NoError(t, err)
+	bounded := &pgbaton.LockOpts{Wait: 30 * time.Millisecond}
+	_, err = pgbaton.AcquireTx(ctx, tx, key, bounded)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	wellSaid(t, err, `lock "x" for the transaction`, "the wait of 30ms is over")
+	late, cancel := context.WithTimeout(ctx, time.Hour)
+	defer cancel()
+	_, err = pgbaton.AcquireTx(late, tx, key, bounded)
+	require.ErrorContains(t, err, "the wait of 30ms is over", "the shorter bound counts")
+	_, err = pgbaton.AcquireTx(ctx, tx, key, &pgbaton.LockOpts{Wait: time.Minute, Shared: true})
+	require.NoError(t, err)
+	require.NoError(t, lock.Release(ctx))
+	token, err := pgbaton.AcquireTx(ctx, tx, key, bounded)
+	require.NoError(t, err)
+	require.Greater(t, token, lock.Token())
+	require.NoError(t, tx.Rollback(ctx))
+}
+
+// A service with a *sql.DB migrates by it.
+func TestMigrate_SQLDB(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	dsn := dbtest.Empty(t)
+	db, err := sql.Open("pgx", dsn)
+	require.NoError(t, err)
+	defer db.Close()
+	require.NoError(t, pgbaton.Migrate(ctx, db))
+	require.Zero(t, db.Stats().InUse)
+	require.NoError(t, pgbaton.Migrate(ctx, dsn), "there is nothing left to do")
+	client, err := pgbaton.New(ctx, db, nil)
+	require.NoError(t, err)
+	require.NoError(t, client.Close(ctx))
+	strange := sql.OpenDB(connector{})
+	defer strange.Close()
+	wellSaid(t, pgbaton.Migrate(ctx, strange), "migrate", "strangeConn")
+	wellSaid(t, pgbaton.Migrate(ctx, (*pgxpool.Pool)(nil)), "is nil")
+}
