@@ -258,7 +258,7 @@ func TestSlowNetwork_TurnsAreUsed(t *testing.T) {
 			require.NoError(t, err)
 			conn := dbtest.Connect(t, dsn)
 			stands := func() { // a session of the slow client stands in the server's queue
-				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' AND query ~ 'wait_for_turn')")
+				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' AND datname = current_database() AND query ~ 'wait_for_turn')")
 			}
 			handOver(ctx, t, "lock", stands,
 				func(c context.Context) (releaser, error) { return other.Acquire(c, pgbaton.Name("k")) },
@@ -299,4 +299,65 @@ func handOver(ctx context.Context, t *testing.T, what string, stands func(), hol
 	require.NoError(t, held.Release(ctx))
 	require.NoError(t, <-got)
 	t.Logf("%s: %v after the release", what, (<-at).Sub(released))
+}
+
+// A process that has lost the session that holds its locks, and gets no other, does not keep the keys that it waits for from
+// those who have one.
+func TestAcquire_WithoutALink(t *testing.T) {
+	t.Parallel()
+	for name, acquire := range map[string]func(context.Context, *pgbaton.Client) (releaser, error){
+		"Lock": func(ctx context.Context, c *pgbaton.Client) (releaser, error) { return c.Acquire(ctx, pgbaton.ID(2)) },
+		"Set": func(ctx context.Context, c *pgbaton.Client) (releaser, error) {
+			return c.AcquireAll(ctx, pgbaton.ID(1), pgbaton.ID(2), pgbaton.ID(3))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, end := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer end()
+			dsn := dbtest.Migrated(t)
+			proxy, through := dbtest.Through(t, dbtest.Named(t, dsn, "first"))
+			config, err := pgxpool.ParseConfig(dbtest.Named(t, dsn, "first"))
+			require.NoError(t, err)
+			config.ConnConfig.DialFunc = through.DialFunc
+			pool, err := pgxpool.NewWithConfig(ctx, config)
+			require.NoError(t, err)
+			defer pool.Close()
+			first, err := pgbaton.New(ctx, pool, nil)
+			require.NoError(t, err)
+			others := []*pgbaton.Client{newClient(t, dsn, nil), newClient(t, dsn, nil)}
+			admin := dbtest.Connect(t, dsn)
+			held, err := acquire(ctx, others[1])
+			require.NoError(t, err)
+			wait, cancel := context.WithCancel(ctx)
+			var waiting sync.WaitGroup
+			waiting.Go(func() { _, _ = acquire(wait, first) })
+			dbtest.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+				WHERE application_name = 'first' AND datname = current_database() AND locktype = 'advisory' AND NOT granted)`)
+			proxy.Refuse(true) // what is open stays open
+			dbtest.Value[int64](t, admin, `SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+				WHERE application_name = 'first' AND datname = current_database() AND query !~ 'wait_for_turn'`)
+			got := make(chan releaser, 1)
+			next := func(client *pgbaton.Client) {
+				r, err := acquire(ctx, client)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- r
+			}
+			for i := range 6 {
+				go next(others[i%2])
+				time.Sleep(100 * time.Millisecond)
+				began := time.Now()
+				require.NoError(t, held.Release(ctx))
+				held = <-got
+				require.NotNil(t, held)
+				t.Logf("granted after %v", time.Since(began))
+			}
+			require.NoError(t, held.Release(ctx))
+			cancel()
+			waiting.Wait()
+			require.NoError(t, first.Close(ctx))
+		})
+	}
 }

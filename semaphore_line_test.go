@@ -114,15 +114,32 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 	var waiting sync.WaitGroup
 	waiting.Go(func() { _, _ = first.Acquire(wait, 1) })
 	dbtest.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid), pgbaton.semaphore AS s
-		WHERE l.locktype = 'advisory' AND a.application_name = 'first' AND (l.classid::bigint << 32 | l.objid::bigint) = s.gate)`)
+		WHERE l.locktype = 'advisory' AND a.application_name = 'first' AND a.datname = current_database() AND (l.classid::bigint << 32 | l.objid::bigint) = s.gate)`)
 	proxy.Refuse(true) // what is open stays open
 	dbtest.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 		WHERE application_name = 'first' AND datname = current_database() AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
+	// The second comes to the gate behind the first, which has to leave it: it must not come back behind the second.
+	bounded, end := context.WithTimeout(ctx, time.Minute)
+	defer end()
+	got := make(chan *pgbaton.Permit, 1)
+	next := func() {
+		p, err := second.Acquire(bounded, 1)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- p
+	}
+	go next()
 	require.NoError(t, held.Release(ctx))
-	started := time.Now()
-	p, err := second.Acquire(ctx, 1)
-	require.NoError(t, err)
-	require.Less(t, time.Since(started), 2*time.Second)
+	for range 3 {
+		p := <-got
+		require.NotNil(t, p)
+		go next() // and waits, since there is one permit
+		time.Sleep(100 * time.Millisecond)
+		require.NoError(t, p.Release(ctx))
+	}
+	p := <-got
+	require.NotNil(t, p)
 	require.NoError(t, p.Release(ctx))
 	cancel()
 	waiting.Wait()
