@@ -155,9 +155,11 @@ func ExampleSQLDB() {
 		log.Fatal(err)
 	}
 
-	var handle pgbaton.Querier = pgbaton.SQLDB(conn)
-	key, set, opts := pgbaton.Values{"id": 1}, pgbaton.Values{"title": "Persuasion"}, &pgbaton.VersionOpts{Column: "revision"}
-	fmt.Println(pgbaton.UpdateVersion(ctx, handle, pgx.Identifier{"pages"}, key, 6, set, opts))
+	retitle := func(db pgbaton.Querier, revision int64, title string) (int64, error) {
+		key, set, opts := pgbaton.Values{"id": 1}, pgbaton.Values{"title": title}, &pgbaton.VersionOpts{Column: "revision"}
+		return pgbaton.UpdateVersion(ctx, db, pgx.Identifier{"pages"}, key, revision, set, opts)
+	}
+	fmt.Println(retitle(pgbaton.SQLDB(conn), 6, "Persuasion"))
 	// Output: 7 <nil>
 }
 

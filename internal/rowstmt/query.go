@@ -7,12 +7,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Querier and Tx are those of the library's door.
+// Querier is that of the library's door.
 type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// Tx is that of the library's door.
 type Tx interface {
 	Querier
 	Commit(ctx context.Context) error

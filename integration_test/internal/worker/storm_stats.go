@@ -116,7 +116,7 @@ func (s *stats) loss(op string, r Result) {
 	o := s.op(op)
 	if r.Lost {
 		o.Lost++
-		o.count("lost: "+string(pgbaton.LossReasonOf(r.err)), 1)
+		o.count("lost: "+pgbaton.LossReasonOf(r.err), 1)
 		return
 	}
 	o.count("release: "+label(op, context.Background(), r.err), 1)
