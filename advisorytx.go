@@ -26,18 +26,18 @@ SELECT CASE
     WHEN $5 OR pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
     THEN pgbaton.lock_for_transaction($1, $2, $3, $4) ELSE -1 END`
 
-// What sqlLockForTransaction answers instead of a token.
+// Answers of sqlLockForTransaction in the place of a token.
 const (
 	refusedSnapshot = -1
 	refusedReadOnly = -2
 	refusedStandby  = -3
 )
 
-// errSnapshot says why a transaction above READ COMMITTED cannot take a lock.
+// errSnapshot is the reason why a transaction above READ COMMITTED cannot take a lock.
 var errSnapshot = errors.New("the transaction's snapshot may be older than the lock: " +
 	"acquire before the transaction begins, use READ COMMITTED, or set LockOpts.StaleSnapshot where no read depends on the lock")
 
-// errReadOnly says why a read-only transaction cannot take a lock that has a token.
+// errReadOnly is the reason why a read-only transaction cannot take a lock that has a token.
 var errReadOnly = errors.New("the transaction is read-only: every lock has a token, and to draw one is a write. " +
 	"Begin the transaction read-write, or take the lock with Client.Acquire before")
 

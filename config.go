@@ -51,7 +51,7 @@ type Config struct {
 	// Defaults to zero: no bound.
 	MaxHold time.Duration
 
-	// Name says who this client is, to people who ask who holds a permit or leads.
+	// Name is what this client is called, for people who ask for the holders of permits or for a leader.
 	//
 	// Defaults to the host's name and the process's number, host:pid.
 	Name string
@@ -71,7 +71,7 @@ type Config struct {
 
 	// Reduced accepts ground on which the client's own locks would exclude nobody: a pooler in transaction
 	// mode, or an engine whose session locks do nothing. Acquire and its relatives then fail with the reason.
-	// What lives in the caller's transactions works there, with or without a client: [AcquireTx], row locks,
+	// Locks of the caller's transactions work there, with or without a client: [AcquireTx], row locks,
 	// versions and fences. Semaphores work too, see [Client.Semaphore].
 	//
 	// Defaults to false: New fails there.

@@ -140,7 +140,7 @@ func (k Key) resource() string {
 // [ErrNotAcquired] for a lock_timeout or NOWAIT. Other errors, nil, and one that has been translated are returned as
 // they are. It reads the errors of pgx and of lib/pq.
 //
-// What pgbaton's own functions return is translated, and so is what [InTx] and [InSQLTx] return when the transaction
+// Errors of pgbaton's own functions are translated, and so are those of [InTx] and [InSQLTx] when the transaction
 // ended with such an error.
 func Translate(err error) error { return translate(err) }
 

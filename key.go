@@ -14,7 +14,7 @@ import (
 // nearly always a payload given by mistake.
 const maxNameLength = 512
 
-// Key says what is locked. It is a value: make one with [Name], [ID] or [Pair], compare it with ==.
+// Key is what is locked. It is a value: make one with [Name], [ID] or [Pair], compare it with ==.
 // The zero Key is invalid.
 //
 // Keys are global to a database, whatever the schema or role: services that share a database should prefix
@@ -82,7 +82,7 @@ func (k Key) what() string {
 	return "lock " + k.String()
 }
 
-// validate says what is wrong with a key, for people.
+// validate returns what is wrong with a key, for people.
 func (k Key) validate() error {
 	switch k.kind {
 	case keyInvalid:
@@ -94,7 +94,7 @@ func (k Key) validate() error {
 	}
 }
 
-// validateName says what is wrong with the name of something, for people.
+// validateName returns what is wrong with the name of something, for people.
 func validateName(of, name string, most int) error {
 	switch {
 	case name == "":

@@ -14,7 +14,7 @@ import (
 // leaderPrefix begins the names of the leaders' locks: who leads "scheduler" holds Name("pgbaton/leader/scheduler").
 const leaderPrefix = "pgbaton/leader/"
 
-// LeaderInfo says who leads.
+// LeaderInfo is a leader.
 type LeaderInfo struct {
 	Name   string
 	Holder string    // the leader's [Config.Name]
@@ -32,7 +32,7 @@ type LeaderInfo struct {
 // leader to resign; fn should then return soon, for the next leader may run already in the first case and waits
 // in the second. Until it has returned, this client does not campaign for the name.
 //
-// What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still may believe for
+// A leader is a holder of a lock, see [Lock.Done]: a process that stood still may believe for
 // a moment that it leads. Where that matters, use [Lock.Assert], or the term with [Fence]. To release the lock is to
 // resign.
 //
@@ -51,8 +51,7 @@ type LeaderInfo struct {
 //
 // The leader holds the exclusive lock of the key Name("pgbaton/leader/" + name). All campaigns of a client that do not
 // lead are tried together about once a second, however many there are, and at once when a leader that resigns notifies
-// them. A row in the table pgbaton.leader says who leads, for [Client.Leader] and for whoever asks the leader to
-// resign; it decides nothing. The client looks at the rows of its own terms at least every 5 s.
+// them. A row in the table pgbaton.leader says who leads, for [Client.Leader] and [Client.RequestResign]; it decides nothing. The client looks at the rows of its own terms at least every 5 s.
 func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Context, lock *Lock) error) error {
 	key, err := c.leaderKey(name)
 	if err != nil {
@@ -75,7 +74,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 	}
 }
 
-// serve runs fn for a term, and says whether that was the last one.
+// serve runs fn for a term, and reports whether that was the last one.
 func (c *Client) serve(
 	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, *Lock) error,
 ) (over bool, err error) {
@@ -109,8 +108,8 @@ func (c *Client) serve(
 	return false, nil
 }
 
-// saysOnly says whether an error is nil or made of nothing but others, with words around them: what a func says whose
-// context has ended. What is joined with them is something else.
+// saysOnly reports whether an error is nil or made of nothing but others, with words around them: so is that of a func
+// whose context has ended. An error that is joined with them is something else.
 func saysOnly(err error, others ...error) bool {
 	switch wrapper := err.(type) { //nolint:errorlint // each layer in its turn
 	case nil:
@@ -134,9 +133,9 @@ func endOf(ctx context.Context) error {
 	return err
 }
 
-// Leader says who leads a name in the client's service, or [ErrNotFound] if nobody does. A leader that was elected a moment ago may not
-// have told its name yet, and is then nobody. One whose process has died, or is held to be dead after
-// [Config.TTL], is nobody too.
+// Leader returns the leader of a name in the client's service, or [ErrNotFound] if nobody leads. A leader that was
+// elected a moment ago may not have told its name yet, and is then nobody. One whose process has died, or is held to be
+// dead after [Config.TTL], is nobody too.
 func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
 	if _, err := c.leaderKey(name); err != nil {
 		return LeaderInfo{}, wrap(err, "leader of %q", name)
@@ -169,7 +168,7 @@ func (c *Client) leaderKey(name string) (Key, error) {
 	return Name(leaderPrefix + name), c.sideSession()
 }
 
-// sideSession says why the client has no connection for rows and notifications, if so.
+// sideSession returns why the client has no connection for rows and notifications, if so.
 func (c *Client) sideSession() error {
 	if err := c.made(); err != nil {
 		return err
@@ -180,7 +179,7 @@ func (c *Client) sideSession() error {
 	return c.thirdConnection()
 }
 
-// thirdConnection says whether the client may have one for rows, besides those that hold locks and wait.
+// thirdConnection returns why the client has none for rows, besides those that hold locks and wait, if so.
 func (c *Client) thirdConnection() error {
 	if err := c.made(); err != nil {
 		return err

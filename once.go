@@ -185,7 +185,7 @@ func (j *job) record(ctx context.Context, lock *Lock) error {
 // leastLate is how late a run may begin at the least: shorter windows than two of it are not told from a slow network.
 const leastLate = time.Second / 2
 
-// run runs fn under the lock, and says how it has ended.
+// run runs fn under the lock, and records how it has ended.
 func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, lock *Lock) error) (err error) {
 	failed, reason := true, "the func panicked"
 	defer func() {
@@ -247,7 +247,7 @@ var stmtEndRun = &link.Statement{Name: "pgbaton_end_run", SQL: "SELECT pgbaton.e
 // maxRunError is how many bytes of a run's error are sent. The schema keeps somewhat less.
 const maxRunError = 4000
 
-// end says how the run has ended, also after ctx has, as long as the lock is held: a run that has lost it failed.
+// end records how the run has ended, also after ctx has, as long as the lock is held: a run that has lost it failed.
 func (j *job) end(ctx context.Context, lock *Lock, failed bool, reason string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.client.cfg.TTL)
 	defer cancel()

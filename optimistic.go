@@ -369,7 +369,7 @@ func (c *change) run(ctx context.Context, db Querier, text string, expected int6
 	return version, nil
 }
 
-// contradiction says why a row could not be written, or nil if a look shows no reason.
+// contradiction returns why a row could not be written, or nil if a look shows no reason.
 func contradiction(count int64, current *int64, expected int64) error {
 	switch {
 	case count == 0:

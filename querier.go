@@ -24,7 +24,7 @@ type Querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// Tx is an open transaction: a pgx.Tx, or a *sql.Tx by [SQLTx]. What locks until the end of a transaction
+// Tx is an open transaction: a pgx.Tx, or a *sql.Tx by [SQLTx]. A call that locks until the end of a transaction
 // takes a Tx, so that it does not compile with a pool, where the lock would be gone at once.
 type Tx interface {
 	Querier

@@ -229,7 +229,7 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 	return nil, lock.fail(lockerr.NotAcquired)
 }
 
-// errPolicy says why a row that can be seen cannot be locked.
+// errPolicy is the reason why a row that can be seen cannot be locked.
 var errPolicy = errors.New("the row is there, but a policy of row security (or a view) keeps this role from locking it")
 
 // selectLocked returns the locked row of each key: another number if keys have none or several.
@@ -305,7 +305,7 @@ func onlyOne(table, where string) string {
 	return "(SELECT pg_catalog.count(*) FROM " + table + " WHERE " + where + ") = 1"
 }
 
-// sqlFiltered says whether the role may see rows and not be able to lock them. A view does not tell about its tables.
+// sqlFiltered is true if the role may see rows and not be able to lock them. A view does not tell about its tables.
 const sqlFiltered = `(SELECT pg_catalog.bool_or(c.relkind = 'v' OR pg_catalog.row_security_active(c.oid))
     FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid)`
 
@@ -341,7 +341,7 @@ func (l *rowLock) explain(ctx context.Context, tx Tx) (filtered bool, err error)
 	return filtered, nil
 }
 
-// failKey says how many rows a key has, counted from 1.
+// failKey returns an error with the number of rows that a key has; keys are counted from 1.
 func (l *rowLock) failKey(key int, count int64) error {
 	err := lockerr.NotFound
 	if count > 1 {

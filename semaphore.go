@@ -209,7 +209,7 @@ func permitsOf(n int, s *Semaphore) string {
 // [ErrNotFound] if it was removed, or [ErrClosed]. It returns within 50 ms of the context's end. While the
 // server cannot be reached, it goes on trying until the context ends.
 //
-// Who wants many is not passed by those who come later and want fewer.
+// A wait for many is not passed by later ones for fewer.
 func (s *Semaphore) Acquire(ctx context.Context, n int) (*Permit, error) {
 	p, err := s.acquire(ctx, n, false)
 	return p.limited(err)

@@ -53,7 +53,7 @@ func Protect(ctx context.Context, q Querier, facts *Facts, wait time.Duration, f
 	}
 }
 
-// worthAnother says whether a try that ended with err should be followed by another.
+// worthAnother reports whether a try that ended with err should be followed by another.
 func worthAnother(err error, attempt int, undone bool) bool {
 	var unsettled *UnsettledError
 	if errors.As(err, &unsettled) {
@@ -148,7 +148,7 @@ func (s *savepoint) undo(ctx context.Context, again bool, left time.Duration) er
 	return Exec(ctx, s.tx, sqlReleaseSavepoint)
 }
 
-// survives says whether the transaction should go on. A deadlock, and a conflict above read committed, are left as
+// survives reports whether the transaction should go on. A deadlock, and a conflict above read committed, are left as
 // they are: the transaction is to be run again from its start.
 func (s *savepoint) survives(err error) bool {
 	switch pgerr.Code(err) {
