@@ -38,7 +38,8 @@ type ground struct {
 }
 
 // Diagnose returns what the client found when it opened its newest connection for locks. It asks the server only if the
-// client has none: one that is reduced then opens its connection for rows.
+// client has none: one that is reduced then opens its connection for rows. If [Config.MaxConns] leaves it none, the
+// server's version and the schema's are not known.
 //
 // The error matches [ErrClosed] after Close.
 func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
@@ -85,8 +86,8 @@ func (c *Client) stand(ctx context.Context) (*ground, error) {
 	case g != nil:
 		return g, nil
 	}
-	if err := c.thirdConnection(); err != nil {
-		return nil, err
+	if c.thirdConnection() != nil {
+		return &ground{}, nil
 	}
 	if _, err := c.rows(ctx, stmtNothing); err != nil {
 		return nil, err

@@ -204,6 +204,23 @@ func TestAcquireTx_Opts(t *testing.T) {
 	require.NoError(t, tx.Rollback(ctx))
 }
 
+// A run that lasts too long loses its lock, and has failed.
+func TestOnceWith_MaxHold(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	client := newClient(t, dbtest.Migrated(t), nil)
+	opts := &pgbaton.LockOpts{MaxHold: 100 * time.Millisecond, RetryFailed: true}
+	for range 2 {
+		err := client.OnceWith(ctx, "x", time.Hour, opts, func(ctx context.Context, lock *pgbaton.Lock) error {
+			require.Equal(t, pgbaton.Name("x"), lock.Key())
+			<-ctx.Done()
+			return nil
+		})
+		require.ErrorIs(t, err, pgbaton.ErrLost)
+		require.Equal(t, "held too long", pgbaton.LossReasonOf(err))
+	}
+}
+
 // A service with a *sql.DB migrates by it.
 func TestMigrate_SQLDB(t *testing.T) {
 	t.Parallel()

@@ -99,7 +99,7 @@ func (s *suite) fences(t *testing.T) {
 			require.NoError(t, tx.Rollback(ctx))
 		}
 	})
-	t.Run("AssertHeld/TellsStaleToken", func(t *testing.T) {
+	t.Run("Assert/TellsStaleToken", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		lock, err := s.client.Acquire(ctx, b.key())
 		require.NoError(t, err)
@@ -111,7 +111,7 @@ func (s *suite) fences(t *testing.T) {
 		require.ErrorIs(t, err, pgbaton.ErrStaleToken)
 		require.NoError(t, lock.Release(ctx))
 	})
-	t.Run("AssertPermit/Holds", func(t *testing.T) {
+	t.Run("Assert/HoldsThePermit", func(t *testing.T) {
 		ctx, b := s.setup(t)
 		semaphore, err := s.client.Semaphore(ctx, b.table[0], 2)
 		require.NoError(t, err)
