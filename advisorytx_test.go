@@ -50,7 +50,7 @@ func TestAcquireTx(t *testing.T) {
 
 func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLevel) pgbaton.Tx) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	key := pgbaton.Name("in a transaction")
 
 	// It excludes clients and other transactions, and ends with the transaction.
@@ -80,7 +80,7 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 
 	// Commit gives it to the next; its token is greater.
 	require.NoError(t, tx.Commit(ctx))
-	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	wait, cancel := context.WithTimeout(ctx, dbtest.Patience)
 	defer cancel()
 	next, err := pgbaton.AcquireTx(wait, other, key, &pgbaton.LockOpts{Shared: true})
 	require.NoError(t, err)
@@ -105,7 +105,7 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 
 func TestAcquireTxErrors(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 
 	t.Run("CancelCostsTheTransaction", func(t *testing.T) {
 		t.Parallel()
@@ -168,7 +168,7 @@ func TestAcquireTxErrors(t *testing.T) {
 // so no attempt ever reads what is stale, and none fails.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	pool, err := pgxpool.New(ctx, dsn)
 	require.NoError(t, err)

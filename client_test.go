@@ -17,7 +17,7 @@ import (
 
 func TestNew(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 
 	t.Run("RefusesBadInput", func(t *testing.T) {
 		t.Parallel()
@@ -89,7 +89,7 @@ func TestNew(t *testing.T) {
 			err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity
 				WHERE application_name = 'from the hook' AND datname = current_database()`).Scan(&named)
 			return err == nil && named == 2
-		}, 5*time.Second, 5*time.Millisecond)
+		}, dbtest.Patience, 5*time.Millisecond)
 		require.NoError(t, lock.Release(ctx))
 		require.NoError(t, client.Close(ctx))
 	})
@@ -97,7 +97,7 @@ func TestNew(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
@@ -138,7 +138,7 @@ func TestClose(t *testing.T) {
 // TestServiceRole proves that the documented grant is enough, and needed.
 func TestServiceRole(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	admin := dbtest.Connect(t, dsn)
 	role := fmt.Sprintf("service_%d", time.Now().UnixNano())

@@ -62,7 +62,7 @@ func TestDoTx_CommitUnknown(t *testing.T) {
 
 func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	control := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, control, lateCommit)
@@ -91,7 +91,9 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 	for _, wait := range []time.Duration{pgbaton.NoWait, 300 * time.Millisecond} {
 		limited := *opts
 		limited.Wait = wait
-		err = next(ctx, &limited, func(context.Context, pgbaton.Tx) error { panic("the last one is not over") })
+		err = enoughTime(&limited.Wait, "not over yet", func() error {
+			return next(ctx, &limited, func(context.Context, pgbaton.Tx) error { panic("the last one is not over") })
+		})
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 		require.ErrorContains(t, err, "not over yet")
 	}
@@ -122,7 +124,7 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 // A transaction that shares its lock shares the turn as well; an exclusive one does not.
 func TestDoTx_Shared(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)
@@ -141,7 +143,7 @@ func TestDoTx_Shared(t *testing.T) {
 // Fence refuses a transaction whose lock is an old one.
 func TestDoTx_Fence(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -190,7 +192,7 @@ func (t losingTx) Commit(ctx context.Context) error {
 // A lock that is lost behind the commit is an error that says what has become of the transaction.
 func TestDoTx_LostBehindTheCommit(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	admin := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, admin, "CREATE TABLE done (n int)")

@@ -39,7 +39,7 @@ func wellSaid(t *testing.T, err error, about ...string) {
 // Every kind of error says in one line what failed, on what, and why.
 func TestErrors(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	key := pgbaton.Name("x")
 	lock, err := b.Acquire(ctx, key)
@@ -59,7 +59,13 @@ func TestErrors(t *testing.T) {
 	wellSaid(t, err, `lock "x"`, "not acquired")
 	_, err = a.Acquire(short(), key)
 	wellSaid(t, err, `lock "x"`, "not acquired", "deadline exceeded")
-	_, err = a.AcquireAll(short(), key, pgbaton.ID(1))
+	wait := 20 * time.Millisecond
+	err = enoughTime(&wait, `lock "x"`, func() error { // a set whose time is over at once names any of its keys
+		soon, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		_, err := a.AcquireAll(soon, key, pgbaton.ID(1))
+		return err
+	})
 	wellSaid(t, err, `lock "x"`, "not acquired", "deadline exceeded")
 	_, err = a.AcquireAll(ctx)
 	wellSaid(t, err, "no keys")
@@ -124,7 +130,7 @@ func TestErrors(t *testing.T) {
 // A loss says in one line how it came.
 func TestErrors_Loss(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Named(t, dbtest.Migrated(t), "loses")
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
@@ -168,7 +174,7 @@ func TestErrors_Loss(t *testing.T) {
 // What New and Open say begins with the cause.
 func TestErrors_Open(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	for dsn, about := range map[string][]string{
 		dbtest.Empty(t):                               {"pgbaton: schema does not serve this client: schema pgbaton does not exist", "(server "},
 		"postgres://u@127.0.0.1:1/d":                  {"pgbaton: failed to connect to `user=u database=d`: 127.0.0.1:1"},

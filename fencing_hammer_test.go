@@ -29,7 +29,7 @@ func TestFence_Hammer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			violations := hammerFence(t, mutant)
-			for rounds := 1; name != "None" && violations == 0 && rounds < 10; rounds++ {
+			for rounds := 1; name != "None" && violations == 0 && rounds < 50; rounds++ {
 				violations = hammerFence(t, mutant)
 			}
 			t.Logf("%d violations", violations)
@@ -40,7 +40,7 @@ func TestFence_Hammer(t *testing.T) {
 
 func hammerFence(t *testing.T, mutant string) (violations int) {
 	t.Helper()
-	ctx, dsn := t.Context(), dbtest.Migrated(t)
+	ctx, dsn := dbtest.Context(t), dbtest.Migrated(t)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	config.MaxConns = 8

@@ -64,7 +64,7 @@ func inBackground(t *testing.T, observer *pgx.Conn, call func() error) <-chan er
 		err := observer.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits)
 		return err == nil && waits
-	}, 20*time.Second, 2*time.Millisecond)
+	}, dbtest.Patience, 2*time.Millisecond)
 	return done
 }
 
@@ -73,7 +73,7 @@ func TestFence(t *testing.T) {
 	for name, begins := range map[string]func(dsn string) beginner{"pgx.Tx": beginPgx, "sql.Tx": beginSQL} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx := t.Context()
+			ctx := dbtest.Context(t)
 			dsn := dbtest.Migrated(t)
 			begin := begins(dsn)
 			fence := func(resource string, token pgbaton.Token) error {
@@ -104,7 +104,7 @@ func TestFence(t *testing.T) {
 
 func TestFence_Refuses(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	tx := beginPgx(dbtest.Migrated(t))(t, pgx.ReadCommitted)
 	for _, c := range []struct {
 		resource string
@@ -135,7 +135,7 @@ func TestFence_Waits(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	for _, known := range []bool{false, true} {
 		for _, commit := range []bool{false, true} {
 			resource := fmt.Sprintf("known %v, commit %v", known, commit)
@@ -186,7 +186,7 @@ func TestFenceShared(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
 		for _, known := range []bool{false, true} {
 			resource := fmt.Sprintf("known %v, %s", known, level)
@@ -217,7 +217,7 @@ func TestFence_Isolation(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
 		for name, opts := range map[string]*pgbaton.LockOpts{"Exclusive": nil, "Shared": {Shared: true}} {
 			for _, known := range []bool{false, true} {

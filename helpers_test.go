@@ -2,12 +2,15 @@ package pgbaton_test
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 // availableOf, capacityOf and holdersOf return a part of a semaphore's state.
@@ -26,15 +29,38 @@ func holdersOf(ctx context.Context, s *pgbaton.Semaphore) ([]pgbaton.SemaphoreHo
 	return state.Holders, err
 }
 
-// newClient opens a client, closed with the test.
+// newClient opens a client, closed with the test. Where the test says nothing else, the TTL is a minute: a machine on which
+// everything stands still for a while costs no locks.
 func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	tb.Helper()
-	client, err := pgbaton.Open(context.Background(), dsn, cfg)
+	var patient pgbaton.Config
+	if cfg != nil {
+		patient = *cfg
+	}
+	if patient.TTL == 0 {
+		patient.TTL = dbtest.Patience
+	}
+	client, err := pgbaton.Open(context.Background(), dsn, &patient)
+	for end := time.Now().Add(dbtest.Patience); errors.Is(err, context.DeadlineExceeded) && time.Now().Before(end); {
+		client, err = pgbaton.Open(context.Background(), dsn, &patient)
+	}
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
 		defer cancel()
 		require.NoError(tb, client.Close(ctx))
 	})
 	return client
+}
+
+// enoughTime makes a call that has so much time, and doubles the time as long as the call's error does not say what it
+// shall: on a busy machine the time may be over before the call has come to the point.
+func enoughTime(limit *time.Duration, says string, call func() error) error {
+	for {
+		err := call()
+		if err == nil || strings.Contains(err.Error(), says) || *limit <= 0 || *limit > dbtest.Patience {
+			return err
+		}
+		*limit *= 2
+	}
 }

@@ -26,7 +26,7 @@ func keysOf(names ...string) []pgbaton.Key {
 
 func TestAcquireAll(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 
 	t.Run("HoldsEveryKeyOnce", func(t *testing.T) {
@@ -125,12 +125,12 @@ func free(t *testing.T, client *pgbaton.Client, keys ...pgbaton.Key) {
 		set, err := client.TryAcquireAll(context.Background(), keys...)
 		require.NoError(c, err)
 		require.NoError(c, set.Release(context.Background()))
-	}, 5*time.Second, 2*time.Millisecond)
+	}, dbtest.Patience, 2*time.Millisecond)
 }
 
 func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client := newClient(t, dbtest.Named(t, dsn, "loser"), nil)
 	set, err := client.AcquireAll(ctx, keysOf("a", "b", "c")...)
@@ -154,7 +154,7 @@ func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 // A key that is lost while the set waits for another one is acquired anew.
 func TestAcquireAll_LossWhileItWaits(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client, other := newClient(t, dbtest.Named(t, dsn, "loser"), nil), newClient(t, dsn, nil)
 	first, second := pgbaton.ID(1), pgbaton.ID(2) // in the order in which they are taken
@@ -177,7 +177,7 @@ func TestAcquireAll_LossWhileItWaits(t *testing.T) {
 	require.Eventually(t, func() bool { // it is lost, and nobody takes it
 		lock, err := other.TryAcquire(ctx, first)
 		return err == nil && lock.Release(ctx) == nil
-	}, 5*time.Second, time.Millisecond)
+	}, dbtest.Patience, time.Millisecond)
 	require.NoError(t, taken.Release(ctx))
 	set := <-sets
 	require.NotNil(t, set)
@@ -216,7 +216,7 @@ func (w writes) Write(p []byte) (int, error) {
 
 func TestAcquireAll_RoundTrips(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)

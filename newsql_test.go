@@ -17,7 +17,7 @@ import (
 // A service with a *sql.DB has a client, which takes nothing from it.
 func TestNewSQL(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)
@@ -53,7 +53,7 @@ func (strangeConn) Close() error { return nil }
 
 func TestNewSQL_Refuses(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	_, err := pgbaton.New(ctx, (*sql.DB)(nil), nil)
 	wellSaid(t, err, "is nil")
 	strange := sql.OpenDB(connector{})

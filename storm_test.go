@@ -29,13 +29,13 @@ func TestStorm_ByKind(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 
-	ctx, over := context.WithTimeout(t.Context(), 6*time.Second)
+	s, err := client.Semaphore(dbtest.Context(t), "storm", 2)
+	require.NoError(t, err)
+	ctx, over := context.WithTimeout(t.Context(), dbtest.Length(6*time.Second))
 	defer over()
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	lost, tried := pgbaton.ErrLost, pgbaton.ErrNotAcquired
 	key := func(name string) pgbaton.Key { return pgbaton.Name("storm/" + name) }
-	s, err := client.Semaphore(ctx, "storm", 2)
-	require.NoError(t, err)
 	calls := map[string]struct {
 		call    func() error
 		allowed []error

@@ -118,7 +118,7 @@ func TestLink_MendsAFailedRoundTrip(t *testing.T) {
 func TestLink_CancelledAllTheTime(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute)
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), dbtest.Length(3*time.Second))
 	defer cancel()
 	stopped := make(chan struct{})
 	canceller := dbtest.Connect(t, f.dsn)

@@ -66,9 +66,9 @@ func TestLink_CallFails(t *testing.T) {
 // An error is an answer too: a link of which every statement fails lives all the same.
 func TestLink_ErrorsAreAnswers(t *testing.T) {
 	t.Parallel()
-	const ttl = time.Second
+	const ttl = 4 * time.Second
 	f := open(t, ttl)
-	for end := time.Now().Add(2 * ttl); time.Now().Before(end); time.Sleep(ttl / 20) {
+	for end := time.Now().Add(3 * ttl / 2); time.Now().Before(end); time.Sleep(ttl / 20) {
 		op := call(&stmtFail, "0")
 		f.do(op)
 		require.ErrorContains(t, op.Err, "division by zero")
@@ -95,11 +95,11 @@ func TestLink_Pooled(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	_, cfg := dbtest.Through(t, dsn)
-	dialer := &session.Dialer{Config: cfg, TTL: time.Second}
+	dialer := &session.Dialer{Config: cfg, TTL: 3 * time.Second}
 	s, err := dialer.DialPooled(t.Context())
 	require.NoError(t, err)
 	handler := newRecorder()
-	l, err := New(t.Context(), s, time.Second, handler)
+	l, err := New(t.Context(), s, 3*time.Second, handler)
 	require.NoError(t, err)
 	f := &fixture{Link: l, recorder: handler, t: t}
 	for range 2 {
@@ -110,7 +110,7 @@ func TestLink_Pooled(t *testing.T) {
 	prepared := call(&Statement{Name: "prepared", SQL: "SELECT count(*) FROM pg_prepared_statements"})
 	f.do(prepared)
 	require.Equal(t, "0", string(prepared.Rows[0][0][:1]))
-	time.Sleep(time.Second) // it pings
+	time.Sleep(3 * time.Second) // it pings
 	f.do(call(&stmtXact))
 	require.NoError(t, l.Close(t.Context()))
 }

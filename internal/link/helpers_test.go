@@ -15,7 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
-const patience = 10 * time.Second
+const patience = dbtest.Patience
 
 // recorder is a [Handler] that counts the answers.
 type recorder struct {
