@@ -107,8 +107,7 @@ func TestBlocked(t *testing.T) {
 			dsn := dbtest.Migrated(t)
 			ctx := dbtest.Context(t)
 			open := func() (*pgbaton.Client, *pgbaton.Semaphore) {
-				client, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{TTL: blockedTTL})
-				require.NoError(t, err)
+				client := openClient(t, dsn, &pgbaton.Config{TTL: blockedTTL})
 				s, err := client.Semaphore(ctx, "s", 8)
 				require.NoError(t, err)
 				return client, s

@@ -40,17 +40,26 @@ func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	if patient.TTL == 0 {
 		patient.TTL = dbtest.Patience
 	}
-	client, err := pgbaton.Open(context.Background(), dsn, &patient)
-	for end := time.Now().Add(dbtest.Patience); errors.Is(err, context.DeadlineExceeded) && time.Now().Before(end); {
-		client, err = pgbaton.Open(context.Background(), dsn, &patient)
-	}
-	require.NoError(tb, err)
+	client := openClient(tb, dsn, &patient)
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
 		defer cancel()
 		require.NoError(tb, client.Close(ctx))
 	})
 	return client
+}
+
+// openClient opens a client that the test closes, in spite of a server that stands still for a while.
+func openClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
+	tb.Helper()
+	for end := time.Now().Add(dbtest.Patience); ; {
+		client, err := pgbaton.Open(context.Background(), dsn, cfg)
+		if errors.Is(err, context.DeadlineExceeded) && time.Now().Before(end) {
+			continue
+		}
+		require.NoError(tb, err)
+		return client
+	}
 }
 
 // enoughTime makes a call that has so much time, and doubles the time as long as the call's error does not say what it

@@ -94,7 +94,7 @@ func requireNoTrace(t *testing.T, dsn string) {
 	require.Eventually(t, func() bool {
 		return dbtest.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
-	}, 5*time.Second, 10*time.Millisecond)
+	}, lab.Hang, 10*time.Millisecond)
 }
 
 // TestPooler_TransactionModeGrantsTwice is the control: it shows, with bare SQL, the double grant that the

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -15,11 +14,13 @@ import (
 
 // What must work on every PostgreSQL: sets of keys, shared locks, a deadlock between clients.
 func TestConformance_Sets(t *testing.T) {
+	t.Parallel()
 	for _, server := range lab.Servers(t) {
 		t.Run(fmt.Sprint("PostgreSQL ", server.Major()), func(t *testing.T) {
+			t.Parallel()
 			dsn := lab.DatabaseOn(t, server)
 			a, b := lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 			defer cancel()
 			keys := []pgbaton.Key{pgbaton.Name("x"), pgbaton.ID(7), pgbaton.Pair(1, 2)}
 			set, err := a.AcquireAll(ctx, keys...)

@@ -20,6 +20,7 @@ import (
 // A synchronous standby is away, so commits hang, their outcome is unknown to the holder, and they appear later. The next
 // holder of the key waits for them: no update of the counter is lost, over any driver, at any isolation level.
 func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
+	t.Parallel()
 	server := lab.OwnServer(t, nil)
 	dsn := lab.DatabaseOn(t, server)
 	clients := []*pgbaton.Client{lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)}
@@ -29,7 +30,7 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 	away := func(name string) {
 		dbtest.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = '"+name+"'")
 		dbtest.Exec(t, control, "SELECT pg_reload_conf()")
-		lab.Eventually(t, 10*time.Second, "the setting counts", func() bool {
+		lab.Eventually(t, "the setting counts", func() bool {
 			return dbtest.Value[string](t, control, "SHOW synchronous_standby_names") == name
 		})
 	}

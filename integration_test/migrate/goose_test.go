@@ -43,7 +43,7 @@ func gooseOf(t *testing.T, dsn string) *goose.Provider {
 
 func TestMigrate_Goose(t *testing.T) {
 	t.Parallel()
-	right := catalog(t, migrated(t))
+	right := rightCatalog(t)
 
 	t.Run("IsTakenOver", func(t *testing.T) {
 		t.Parallel()

@@ -32,7 +32,7 @@ func TestMigrate_Pooler(t *testing.T) {
 				require.False(t, dbtest.Value[bool](t, dbtest.Connect(t, dsn), "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
 			}
 			if mode == "session" {
-				require.Equal(t, catalog(t, migrated(t)), catalog(t, dsn))
+				require.Equal(t, rightCatalog(t), catalog(t, dsn))
 				// What is set for migrating is not left behind on the pooler's sessions.
 				var errs []error
 				for range 8 {

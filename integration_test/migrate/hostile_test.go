@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
@@ -189,7 +190,7 @@ func TestMigrate_HostileSwap(t *testing.T) {
 				}
 			}
 		})
-		for range 100 {
+		for range lab.Brief(100, 20) {
 			err := pgbaton.Migrate(t.Context(), s.dsn)
 			if err == nil {
 				continue

@@ -169,7 +169,7 @@ func TestMigrate_Adopts(t *testing.T) {
 		setup(t, dsn)
 		pool := dbtest.Pool(t, dsn)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
-		require.Equal(t, catalog(t, migrated(t)), catalog(t, dsn))
+		require.Equal(t, rightCatalog(t), catalog(t, dsn))
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 		require.NoError(t, golangMigrate(t, dsn).Down())
 	})

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
@@ -31,7 +32,7 @@ func TestLead_MadeUpNotification(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := asker.Leader(ctx, "scheduler")
 			return err == nil
-		}, 30*time.Second, 10*time.Millisecond)
+		}, lab.Hang, 10*time.Millisecond)
 
 		guest := w.connect("guest")
 		for range 20 {

@@ -14,7 +14,8 @@ import (
 )
 
 // A permit of several slots is asserted in the transactions of every driver.
-func TestDrivers_AssertPermit(t *testing.T) {
+func TestDrivers_AssertPermit(t *testing.T) { //nolint:tparallel // its parts share a permit
+	t.Parallel()
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 4)
 	permit, err := s.Acquire(t.Context(), 3)

@@ -30,7 +30,7 @@ func loadSize(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv(loadVariable)
 	if text == "" {
-		return 6_000
+		return lab.Brief(6_000, 2_400)
 	}
 	n, err := strconv.Atoi(text)
 	require.NoError(t, err, loadVariable)
@@ -66,10 +66,10 @@ func judge(t *testing.T, resizes []history.Resize, processes ...*worker.Process)
 
 func fixed(capacity int) []history.Resize { return []history.Resize{{Capacity: capacity}} }
 
-// requireWhole makes sure that no permit was lost on the way: within a time all of them can be had at once.
-func requireWhole(t *testing.T, s *pgbaton.Semaphore, capacity int, within time.Duration) {
+// requireWhole makes sure that no permit was lost on the way: all of them can be had at once, before a TTL has passed.
+func requireWhole(t *testing.T, s *pgbaton.Semaphore, capacity int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Slow)
 	defer cancel()
 	started := time.Now()
 	permit, err := s.Acquire(ctx, capacity)
@@ -86,7 +86,7 @@ func waitFor(t *testing.T, p *worker.Process, name string, n int) *worker.Call {
 	t.Helper()
 	_, before := p.History()
 	call := p.Begin(worker.Command{Do: worker.Acquire, Client: "c", Key: name, As: name, N: n})
-	lab.Eventually(t, 10*time.Second, "the waiter has called", func() bool {
+	lab.Eventually(t, "the waiter has called", func() bool {
 		_, counts := p.History()
 		return counts.Tried > before.Tried
 	})

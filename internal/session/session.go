@@ -258,7 +258,7 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness,
 		return err
 	}
 	if w != nil {
-		return w.judge(s.Server.Identity, answers)
+		return w.judge(ctx, s.Server.Identity, answers)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func TestPost_StandsAtAGate(t *testing.T) {
 // Posts give way to others when the sessions are too few, and come back.
 func TestPost_Rotates(t *testing.T) {
 	t.Parallel()
-	f := open(t, time.Second, 2) // one place
+	f := open(t, 3*time.Second, 2) // one place
 	gate := f.Stand(advisory.Key{ID: 77})
 	defer gate.Leave()
 	f.ready(gate)
@@ -139,7 +139,7 @@ func TestPost_Rotates(t *testing.T) {
 func TestPost_NoSetStarves(t *testing.T) {
 	t.Parallel()
 	const sets = 5
-	f := open(t, time.Second, 2)
+	f := open(t, 3*time.Second, 2)
 	f.lock(2 * sets)
 	var posts []*Post
 	for i := range sets {

@@ -42,6 +42,7 @@ func (c *child) lead(_ context.Context, cmd Command) (Answer, error) {
 func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic.Int64, lock *pgbaton.Lock) error {
 	own, term := &ownTerm{stop: make(chan struct{}), over: lock.Done()}, int64(lock.Token())
 	c.terms.Store(cmd.Client+"/"+name, own)
+	defer c.terms.CompareAndDelete(cmd.Client+"/"+name, own)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() {
@@ -61,7 +62,8 @@ func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic
 	<-ctx.Done()
 	at := history.Now()
 	free.Store(at)
-	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) {
+	// A process that stood still may have been asked to resign before it was told that the lock was lost.
+	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) || errors.Is(lock.Err(), pgbaton.ErrLost) {
 		c.log.Append(history.Event{At: at, Kind: history.Lost, Op: op})
 		return nil
 	}

@@ -114,7 +114,7 @@ func (c *child) permits(ctx context.Context, cmd Command) (Answer, error) {
 func (l *load) more() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.failure != nil || (l.cmd.For > 0 && time.Now().After(l.end)) {
+	if l.failure != nil || l.stopped.Load() || (l.cmd.For > 0 && time.Now().After(l.end) && l.granted.Load() > 0) {
 		return false
 	}
 	return l.cmd.Count == 0 || l.left.Add(-1) >= 0
