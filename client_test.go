@@ -21,8 +21,8 @@ func TestNew(t *testing.T) {
 
 	t.Run("RefusesBadInput", func(t *testing.T) {
 		t.Parallel()
-		_, err := pgbaton.New(ctx, nil, nil)
-		require.ErrorContains(t, err, "pool is nil")
+		_, err := pgbaton.New(ctx, (*pgxpool.Pool)(nil), nil)
+		require.ErrorContains(t, err, "the pool or the database is nil")
 		for text, cfg := range map[string]pgbaton.Config{
 			"Config.TTL is 999ms":   {TTL: 999 * time.Millisecond},
 			"Config.TTL is 1h0m1s":  {TTL: time.Hour + time.Second},
@@ -125,7 +125,7 @@ func TestClose(t *testing.T) {
 	require.NoError(t, free.Release(ctx))
 	<-lock.Done()
 	require.ErrorIs(t, lock.Err(), pgbaton.ErrClosed)
-	require.Equal(t, pgbaton.LostClientClose, pgbaton.LossReasonOf(lock.Err()))
+	require.Equal(t, "client closed", pgbaton.LossReasonOf(lock.Err()))
 	require.ErrorIs(t, lock.Release(ctx), pgbaton.ErrLost)
 	_, err = client.Acquire(ctx, key)
 	require.ErrorIs(t, err, pgbaton.ErrClosed)

@@ -94,30 +94,27 @@ func testSilence(t *testing.T, during func(proxy *dbtest.Proxy)) {
 		"DoTx": func(ctx context.Context) error {
 			return client.DoTx(ctx, pool, key, nil, func(context.Context, pgx.Tx, *pgbaton.Lock) error { panic("not held") })
 		},
-		"Once":      func(ctx context.Context) error { return client.Once(ctx, key, time.Hour, never) },
-		"LastRun":   func(ctx context.Context) error { _, err := client.LastRun(ctx, key); return err },
-		"ForgetRun": func(ctx context.Context) error { return client.ForgetRun(ctx, key) },
+		"Once":      func(ctx context.Context) error { return client.Once(ctx, "job", time.Hour, never) },
+		"LastRun":   func(ctx context.Context) error { _, err := client.LastRun(ctx, "job"); return err },
+		"ForgetRun": func(ctx context.Context) error { return client.ForgetRun(ctx, "job") },
 		"Lead": func(ctx context.Context) error {
-			return client.Lead(ctx, "l", func(context.Context, pgbaton.Token) error { panic("not elected") })
+			return client.Lead(ctx, "l", func(context.Context, *pgbaton.Lock) error { panic("not elected") })
 		},
 		"Leader":        func(ctx context.Context) error { _, err := client.Leader(ctx, "l"); return err },
 		"RequestResign": func(ctx context.Context) error { return client.RequestResign(ctx, "l") },
 		"Semaphore":     func(ctx context.Context) error { _, err := client.Semaphore(ctx, "t", 3); return err },
-		"OpenSemaphore": func(ctx context.Context) error { _, err := client.OpenSemaphore(ctx, "s"); return err },
+		"OpenSemaphore": func(ctx context.Context) error { _, err := client.Semaphore(ctx, "s", 0); return err },
 		"PermitAcquire": func(ctx context.Context) error { _, err := s.Acquire(ctx, 1); return err },
 		"PermitTry":     func(ctx context.Context) error { _, err := s.TryAcquire(ctx, 1); return err },
 		"PermitDo": func(ctx context.Context) error {
-			return s.Do(ctx, 1, func(context.Context, *pgbaton.Permit) error { panic("not held") })
+			return s.Do(ctx, 1, nil, func(context.Context, *pgbaton.Permit) error { panic("not held") })
 		},
 		"Resize":    func(ctx context.Context) error { return s.Resize(ctx, 4) },
-		"Available": func(ctx context.Context) error { _, err := s.Available(ctx); return err },
-		"Capacity":  func(ctx context.Context) error { _, err := s.Capacity(ctx); return err },
-		"Holders":   func(ctx context.Context) error { _, err := s.Holders(ctx); return err },
+		"Available": func(ctx context.Context) error { _, err := availableOf(ctx, s); return err },
+		"Capacity":  func(ctx context.Context) error { _, err := capacityOf(ctx, s); return err },
+		"Holders":   func(ctx context.Context) error { _, err := holdersOf(ctx, s); return err },
 	} {
 		punctual(t, name, call)
-	}
-	if lock.Err() == nil {
-		punctual(t, "Downgrade", lock.Downgrade)
 	}
 	proxy.Stall(false)
 	_ = lock.Release(ctx)
@@ -128,16 +125,16 @@ func testSilence(t *testing.T, during func(proxy *dbtest.Proxy)) {
 func TestSilence_OnceBetweenLockAndRecord(t *testing.T) {
 	t.Parallel()
 	client, proxy, dsn := throughProxy(t)
-	key := pgbaton.ID(77)
-	runs(t, client, key, time.Millisecond)
+	const job = "silent"
+	runs(t, client, job, time.Millisecond)
 	row, control := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	dbtest.Exec(t, row, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- client.Once(ctx, key, time.Millisecond, func(context.Context, *pgbaton.Lock) error { panic("not recorded") })
+		done <- client.Once(ctx, job, time.Millisecond, func(context.Context, *pgbaton.Lock) error { panic("not recorded") })
 	}()
-	dbtest.WaitFor(t, control, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND granted
+	dbtest.WaitFor(t, control, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('silent') & 4294967295 AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
 	proxy.Stall(true)
 	began := time.Now()
@@ -146,6 +143,6 @@ func TestSilence_OnceBetweenLockAndRecord(t *testing.T) {
 	dbtest.Figure(t, "on a silent network Once between its lock and its record returned %v after its context had ended", time.Since(began))
 	proxy.Stall(false)
 	dbtest.Exec(t, row, "ROLLBACK")
-	dbtest.WaitFor(t, control, `SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77
+	dbtest.WaitFor(t, control, `SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('silent') & 4294967295
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
 }

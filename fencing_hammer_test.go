@@ -97,11 +97,7 @@ func hammerFence(t *testing.T, mutant string) (violations int) {
 
 func fencedWrite(ctx context.Context, pool *pgxpool.Pool, opts *pgbaton.TxOpts, token pgbaton.Token, shared bool) error {
 	return pgbaton.InTx(ctx, pool, opts, func(ctx context.Context, tx pgx.Tx) error {
-		fence := pgbaton.Fence
-		if shared {
-			fence = pgbaton.FenceShared
-		}
-		if err := fence(ctx, tx, "log", token); err != nil {
+		if err := pgbaton.Fence(ctx, tx, "log", token, &pgbaton.LockOpts{Shared: shared}); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, "INSERT INTO log (token, shared) VALUES ($1, $2)", token, shared)

@@ -21,7 +21,7 @@ func TestAssertHeld(t *testing.T) {
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := dbtest.Context(t)
 	held := func(lock *pgbaton.Lock) error {
-		return begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) })
+		return begin.once(t, func(tx pgbaton.Tx) error { return lock.Assert(ctx, tx) })
 	}
 
 	for key, resource := range map[pgbaton.Key]string{
@@ -74,7 +74,7 @@ func TestAssertHeld_Shared(t *testing.T) {
 		lock, err := client.AcquireShared(ctx, pgbaton.ID(7))
 		require.NoError(t, err)
 		tx := begin(t, pgx.ReadCommitted)
-		require.NoError(t, pgbaton.AssertHeld(ctx, tx, lock))
+		require.NoError(t, lock.Assert(ctx, tx))
 		readers, open = append(readers, lock), append(open, tx)
 	}
 	writer := begin(t, pgx.ReadCommitted)
@@ -90,7 +90,7 @@ func TestAssertHeld_Shared(t *testing.T) {
 	require.NoError(t, <-done)
 	require.NoError(t, writer.Commit(ctx))
 	for _, lock := range readers {
-		err := begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) })
+		err := begin.once(t, func(tx pgbaton.Tx) error { return lock.Assert(ctx, tx) })
 		require.ErrorIs(t, err, pgbaton.ErrStaleToken)
 	}
 }

@@ -115,13 +115,13 @@ func TestFence_Refuses(t *testing.T) {
 		{strings.Repeat("x", 513), 1, "has 513 bytes"},
 		{"a\x00", 1, "not UTF-8 without NUL"},
 		{"\xff", 1, "not UTF-8 without NUL"},
-		{"pgbaton:key:1", 1, "which is for the keys of AssertHeld"},
+		{"pgbaton:key:1", 1, "which is for the keys of locks"},
 		{"a", 0, "token 0 means none"},
 		{"a", -1, "-1 is not a token"},
 		{"a", 1 << 53, "is not a token"},
 	} {
 		require.ErrorContains(t, pgbaton.Fence(ctx, tx, c.resource, c.token), c.text)
-		require.ErrorContains(t, pgbaton.FenceShared(ctx, tx, c.resource, c.token), c.text)
+		require.ErrorContains(t, pgbaton.Fence(ctx, tx, c.resource, c.token, &pgbaton.LockOpts{Shared: true}), c.text)
 	}
 	require.NoError(t, pgbaton.Fence(ctx, tx, "a", 1), "none of these was sent")
 
@@ -194,9 +194,9 @@ func TestFenceShared(t *testing.T) {
 				require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, 1) }))
 			}
 			first, second, writer := begin(t, level), begin(t, level), begin(t, pgx.ReadCommitted)
-			require.NoError(t, pgbaton.FenceShared(ctx, first, resource, 7))
-			require.NoError(t, pgbaton.FenceShared(ctx, second, resource, 5))
-			require.NoError(t, pgbaton.FenceShared(ctx, first, resource, 7))
+			require.NoError(t, pgbaton.Fence(ctx, first, resource, 7, &pgbaton.LockOpts{Shared: true}))
+			require.NoError(t, pgbaton.Fence(ctx, second, resource, 5, &pgbaton.LockOpts{Shared: true}))
+			require.NoError(t, pgbaton.Fence(ctx, first, resource, 7, &pgbaton.LockOpts{Shared: true}))
 			done := inBackground(t, observer, func() error { return pgbaton.Fence(ctx, writer, resource, 6) })
 			require.NoError(t, first.Commit(ctx))
 			require.Empty(t, done, "the second has not ended")
@@ -204,10 +204,10 @@ func TestFenceShared(t *testing.T) {
 			require.NoError(t, <-done, "7 was not recorded")
 
 			late := begin(t, pgx.ReadCommitted)
-			done = inBackground(t, observer, func() error { return pgbaton.FenceShared(ctx, late, resource, 5) })
+			done = inBackground(t, observer, func() error { return pgbaton.Fence(ctx, late, resource, 5, &pgbaton.LockOpts{Shared: true}) })
 			require.NoError(t, writer.Commit(ctx))
 			require.ErrorIs(t, <-done, pgbaton.ErrStaleToken)
-			require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.FenceShared(ctx, tx, resource, 7) }))
+			require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, 7, &pgbaton.LockOpts{Shared: true}) }))
 		}
 	}
 }
@@ -218,9 +218,8 @@ func TestFence_Isolation(t *testing.T) {
 	dsn := dbtest.Migrated(t)
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
 	ctx := dbtest.Context(t)
-	type call func(context.Context, pgbaton.Tx, string, pgbaton.Token) error
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
-		for name, fence := range map[string]call{"Exclusive": pgbaton.Fence, "Shared": pgbaton.FenceShared} {
+		for name, opts := range map[string]*pgbaton.LockOpts{"Exclusive": nil, "Shared": {Shared: true}} {
 			for _, known := range []bool{false, true} {
 				resource := fmt.Sprintf("%s, %s, known %v", level, name, known)
 				if known {
@@ -235,7 +234,7 @@ func TestFence_Isolation(t *testing.T) {
 					if attempts == 1 {
 						require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, 9) }))
 					}
-					err := fence(ctx, tx, resource, 5)
+					err := pgbaton.Fence(ctx, tx, resource, 5, opts)
 					if attempts == 1 {
 						require.ErrorIs(t, err, pgbaton.ErrConflict)
 						require.NotErrorIs(t, err, pgbaton.ErrStaleToken)

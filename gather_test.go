@@ -266,7 +266,7 @@ func slowTurns(t *testing.T, roundTrip time.Duration) string {
 	other := newClient(t, dsn, nil)
 	sem, err := other.Semaphore(ctx, "s", 1)
 	require.NoError(t, err)
-	slowSem, err := slow.OpenSemaphore(ctx, "s")
+	slowSem, err := slow.Semaphore(ctx, "s", 0)
 	require.NoError(t, err)
 	conn := dbtest.Connect(t, dsn)
 	stands := func() { // a session of the slow client stands in the server's queue

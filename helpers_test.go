@@ -13,6 +13,22 @@ import (
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
+// availableOf, capacityOf and holdersOf return a part of a semaphore's state.
+func availableOf(ctx context.Context, s *pgbaton.Semaphore) (int, error) {
+	state, err := s.State(ctx)
+	return state.Available, err
+}
+
+func capacityOf(ctx context.Context, s *pgbaton.Semaphore) (int, error) {
+	state, err := s.State(ctx)
+	return state.Capacity, err
+}
+
+func holdersOf(ctx context.Context, s *pgbaton.Semaphore) ([]pgbaton.SemaphoreHolder, error) {
+	state, err := s.State(ctx)
+	return state.Holders, err
+}
+
 // newClient opens a client, closed with the test. Where the test says nothing else, the TTL is a minute: a machine on which
 // everything stands still for a while costs no locks.
 func newClient(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {

@@ -35,7 +35,7 @@ func TestLead_Cost(t *testing.T) {
 		elected.Add(campaigns)
 		for i := range campaigns {
 			running.Go(func() {
-				_ = client.Lead(ctx, fmt.Sprint("cost/", i), func(ctx context.Context, _ pgbaton.Token) error {
+				_ = client.Lead(ctx, fmt.Sprint("cost/", i), func(ctx context.Context, _ *pgbaton.Lock) error {
 					elected.Done()
 					<-ctx.Done()
 					return nil

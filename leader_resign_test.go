@@ -48,11 +48,10 @@ func TestLead_Resignation(t *testing.T) {
 		first := soon(t, terms)
 		others, _ := lead(ctx, b, "resign")
 		second := successor(t, first, &terms, others, func(r *reign) {
-			require.NoError(t, a.Resign(ctx, "resign"))
-			require.ErrorIs(t, context.Cause(r.ctx), pgbaton.ErrResigned)
+			require.NoError(t, r.lock.Release(ctx))
 		})
 		require.Greater(t, second.term, first.term)
-		require.ErrorIs(t, a.Resign(ctx, "resign"), pgbaton.ErrNotHeld)
+		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
 	})
 }
 
@@ -103,7 +102,7 @@ func TestLead_ErrorBesideTheEnd(t *testing.T) {
 		"something else": {[]error{context.Canceled, broken}, []error{context.Canceled, broken}},
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
-		err := client.Lead(ctx, name, func(ctx context.Context, _ pgbaton.Token) error {
+		err := client.Lead(ctx, name, func(ctx context.Context, _ *pgbaton.Lock) error {
 			cancel()
 			<-ctx.Done()
 			return errors.Join(test.says...)
@@ -172,11 +171,8 @@ func TestLead_RequestResign(t *testing.T) {
 		t.Parallel()
 		terms, _ := lead(ctx, a, "release")
 		first := soon(t, terms)
-		lock := pgbaton.LeaderLock(first.ctx)
-		require.Equal(t, first.term, lock.Token())
-		require.Nil(t, pgbaton.LeaderLock(ctx))
-		inTx(t, dsn, func(tx pgx.Tx) { require.NoError(t, pgbaton.AssertHeld(ctx, tx, lock)) })
-		require.NotNil(t, lock.Jeopardy())
+		lock := first.lock
+		inTx(t, dsn, func(tx pgx.Tx) { require.NoError(t, lock.Assert(ctx, tx)) })
 		require.NoError(t, lock.Release(ctx))
 		<-first.ctx.Done()
 		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)

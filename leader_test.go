@@ -18,6 +18,7 @@ import (
 
 // reign is a term as the leader's func saw it.
 type reign struct {
+	lock   *pgbaton.Lock
 	term   pgbaton.Token
 	ctx    context.Context //nolint:containedctx // the test looks at how it ended
 	finish chan error      // what the func shall return
@@ -28,8 +29,8 @@ type reign struct {
 func lead(ctx context.Context, client *pgbaton.Client, name string) (terms chan *reign, done chan error) {
 	terms, done = make(chan *reign, 16), make(chan error, 1)
 	go func() {
-		done <- client.Lead(ctx, name, func(ctx context.Context, term pgbaton.Token) error {
-			r := &reign{term, ctx, make(chan error, 1)}
+		done <- client.Lead(ctx, name, func(ctx context.Context, lock *pgbaton.Lock) error {
+			r := &reign{lock, lock.Token(), ctx, make(chan error, 1)}
 			terms <- r
 			select {
 			case err := <-r.finish:
@@ -66,7 +67,6 @@ func TestLead(t *testing.T) {
 		_, err := b.Leader(ctx, "one")
 		require.ErrorIs(t, err, pgbaton.ErrNotFound)
 		require.ErrorIs(t, b.RequestResign(ctx, "one"), pgbaton.ErrNotFound)
-		require.ErrorIs(t, b.Resign(ctx, "one"), pgbaton.ErrNotHeld)
 
 		stop, cancel := context.WithCancelCause(ctx)
 		terms, done := lead(stop, a, "one")
@@ -81,7 +81,6 @@ func TestLead(t *testing.T) {
 		require.False(t, info.Since.Before(before))
 		_, err = b.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/one"))
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired, "the leader's lock is one like any other")
-		require.ErrorIs(t, b.Resign(ctx, "one"), pgbaton.ErrNotHeld)
 
 		why := errors.New("shutdown")
 		cancel(why)
@@ -113,7 +112,7 @@ func TestLead_Edges(t *testing.T) {
 	t.Run("Panic", func(t *testing.T) {
 		t.Parallel()
 		require.PanicsWithValue(t, "own", func() {
-			_ = a.Lead(ctx, "panic", func(context.Context, pgbaton.Token) error { panic("own") })
+			_ = a.Lead(ctx, "panic", func(context.Context, *pgbaton.Lock) error { panic("own") })
 		})
 		lock, err := b.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/panic"))
 		require.NoError(t, err)
@@ -126,7 +125,6 @@ func TestLead_Edges(t *testing.T) {
 			require.Error(t, a.Lead(ctx, name, nil), "%q", name)
 			_, err := a.Leader(ctx, name)
 			require.Error(t, err)
-			require.Error(t, a.Resign(ctx, name))
 			require.Error(t, a.RequestResign(ctx, name))
 		}
 		for _, name := range []string{`"quoted\"`, "{a,b}", "leader/free/x", " ", "NULL"} {
@@ -195,7 +193,7 @@ func TestLead_LostIsNobodys(t *testing.T) {
 	client, watcher := newClient(t, dsn, nil), newClient(t, dsn, nil)
 	stuck, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- client.Lead(ctx, "x", func(context.Context, pgbaton.Token) error {
+		done <- client.Lead(ctx, "x", func(context.Context, *pgbaton.Lock) error {
 			<-stuck
 			return nil
 		})
@@ -249,7 +247,7 @@ func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
 	leading, stuck := make(chan context.Context, 1), make(chan struct{})
 	done := make(chan error, 1)
 	go func() {
-		done <- client.Lead(ctx, "x", func(ctx context.Context, _ pgbaton.Token) error {
+		done <- client.Lead(ctx, "x", func(ctx context.Context, _ *pgbaton.Lock) error {
 			leading <- ctx
 			<-stuck
 			return nil
@@ -274,7 +272,7 @@ func TestLead_NeedsAThirdConnection(t *testing.T) {
 	require.ErrorContains(t, client.Lead(t.Context(), "x", nil), "a third connection")
 	_, err := client.Leader(t.Context(), "x")
 	require.ErrorContains(t, err, "Config.MaxConns is 2")
-	err = client.Once(t.Context(), pgbaton.Name("x"), time.Second, nil)
+	err = client.Once(t.Context(), "x", time.Second, nil)
 	require.ErrorContains(t, err, "a third connection")
 }
 
@@ -291,7 +289,8 @@ func TestLead_Crowd(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			err := clients[i%2].Lead(ctx, "x", func(_ context.Context, term pgbaton.Token) error {
+			err := clients[i%2].Lead(ctx, "x", func(_ context.Context, lock *pgbaton.Lock) error {
+				term := lock.Token()
 				mu.Lock()
 				leading, terms = leading+1, terms+1
 				if leading != 1 || term <= last {

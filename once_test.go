@@ -24,7 +24,7 @@ func TestOnce(t *testing.T) {
 	t.Run("OncePerWindow", func(t *testing.T) {
 		t.Parallel()
 		const window, short = time.Hour, 400 * time.Millisecond
-		key := pgbaton.Name("window")
+		key := "window"
 		var token pgbaton.Token
 		began := time.Now()
 		require.NoError(t, a.Once(ctx, key, window, func(ctx context.Context, lock *pgbaton.Lock) error {
@@ -38,7 +38,7 @@ func TestOnce(t *testing.T) {
 			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 			var notDue *pgbaton.NotDueError
 			require.ErrorAs(t, err, &notDue)
-			require.Equal(t, key, notDue.Key)
+			require.Equal(t, key, notDue.Name)
 			require.Equal(t, window, notDue.Next.Sub(notDue.Last))
 			require.False(t, notDue.Running)
 			require.ErrorContains(t, err, "the next may at")
@@ -56,24 +56,24 @@ func TestOnce(t *testing.T) {
 	t.Run("Failure", func(t *testing.T) {
 		t.Parallel()
 		broken := errors.New("broken")
-		key := pgbaton.ID(42)
+		key := "fails"
 		err := a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error { return broken })
 		require.ErrorIs(t, err, broken)
 		require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired, "a run that failed was one")
 
-		key = pgbaton.Pair(1, 2)
+		key = "panics"
 		require.PanicsWithValue(t, "own", func() {
 			_ = a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error { panic("own") })
 		})
 		require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired)
-		lock, err := b.TryAcquire(ctx, key)
+		lock, err := b.TryAcquire(ctx, pgbaton.Name(key))
 		require.NoError(t, err, "the lock was released")
 		require.NoError(t, lock.Release(ctx))
 	})
 
 	t.Run("LongerThanTheWindow", func(t *testing.T) {
 		t.Parallel()
-		key := pgbaton.Name("long")
+		key := "long"
 		inside, leave, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 		go func() {
 			done <- a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error {
@@ -96,27 +96,26 @@ func TestOnce(t *testing.T) {
 
 	t.Run("BadInput", func(t *testing.T) {
 		t.Parallel()
-		require.Error(t, a.Once(ctx, pgbaton.Key{}, time.Second, never))
-		require.Error(t, a.Once(ctx, pgbaton.Name(""), time.Second, never))
+		require.Error(t, a.Once(ctx, "", time.Second, never))
 		for _, window := range []time.Duration{0, -time.Second} {
-			require.ErrorContains(t, a.Once(ctx, pgbaton.Name("x"), window, never), "the window is")
+			require.ErrorContains(t, a.Once(ctx, "x", window, never), "the window is")
 		}
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		require.ErrorIs(t, a.Once(ended, pgbaton.Name("x"), time.Second, never), context.Canceled)
-		runs(t, a, pgbaton.Name("extremes"), time.Nanosecond)
-		runs(t, a, pgbaton.Name("extremes"), time.Nanosecond)
-		err := a.Once(ctx, pgbaton.Name("extremes"), 1<<63-1, never)
+		require.ErrorIs(t, a.Once(ended, "x", time.Second, never), context.Canceled)
+		runs(t, a, "extremes", time.Nanosecond)
+		runs(t, a, "extremes", time.Nanosecond)
+		err := a.Once(ctx, "extremes", 1<<63-1, never)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	})
 }
 
 // runs calls Once until it has run: with a short window, a run that a busy machine begins late is given up.
-func runs(t *testing.T, client *pgbaton.Client, key pgbaton.Key, window time.Duration) {
+func runs(t *testing.T, client *pgbaton.Client, name string, window time.Duration) {
 	t.Helper()
 	var err error
 	require.Eventually(t, func() bool {
-		err = client.Once(t.Context(), key, window, func(context.Context, *pgbaton.Lock) error { return nil })
+		err = client.Once(t.Context(), name, window, func(context.Context, *pgbaton.Lock) error { return nil })
 		return err == nil
 	}, dbtest.Patience, time.Millisecond, "%v", err)
 }
@@ -128,9 +127,9 @@ func TestOnce_Lost(t *testing.T) {
 	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
-	err := client.Once(ctx, pgbaton.ID(7), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
+	err := client.Once(ctx, "lost", time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
 		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid) FROM pg_locks
-			WHERE locktype = 'advisory' AND objid = 7 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+			WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('lost') & 4294967295 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		<-ctx.Done()
 		require.ErrorIs(t, context.Cause(ctx), pgbaton.ErrLost)
 		return nil
@@ -146,12 +145,12 @@ func TestOnce_LostBeforeTheRun(t *testing.T) {
 	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
 	const window = time.Millisecond
-	runs(t, client, pgbaton.ID(8), window)
+	runs(t, client, "early", window)
 	for attempt := range 10 {
 		dbtest.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 		ran, done := false, make(chan error, 1)
 		go func() {
-			done <- client.Once(ctx, pgbaton.ID(8), window, func(context.Context, *pgbaton.Lock) error {
+			done <- client.Once(ctx, "early", window, func(context.Context, *pgbaton.Lock) error {
 				ran = true
 				return nil
 			})
@@ -159,7 +158,7 @@ func TestOnce_LostBeforeTheRun(t *testing.T) {
 		dbtest.WaitFor(t, control, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database "+
 			"WHERE datname = current_database())) OR EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid')")
 		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
-			WHERE locktype = 'advisory' AND objid = 8 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+			WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('early') & 4294967295 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		dbtest.Exec(t, other, "COMMIT")
 		err := soon(t, done)
 		require.False(t, ran)
@@ -198,7 +197,7 @@ func TestOnce_Replicas(t *testing.T) {
 				// Its clock is wrong by something else each time.
 				late := skew * time.Duration((replica*5+w*3)%replicas) / replicas
 				time.Sleep(time.Until(start.Add(time.Duration(w)*period + late)))
-				err := client.Once(t.Context(), pgbaton.Name("job"), window, func(ctx context.Context, _ *pgbaton.Lock) error {
+				err := client.Once(t.Context(), "job", window, func(ctx context.Context, _ *pgbaton.Lock) error {
 					var at time.Time
 					err := pool.QueryRow(ctx, "SELECT ran_at FROM pgbaton.last_run").Scan(&at)
 					mu.Lock()
@@ -229,10 +228,10 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		run   func(context.Context, func(context.Context) error) error
 	}{
 		"Lead": {pgbaton.Name("pgbaton/leader/x"), func(ctx context.Context, work func(context.Context) error) error {
-			return a.Lead(ctx, "x", func(ctx context.Context, _ pgbaton.Token) error { return work(ctx) })
+			return a.Lead(ctx, "x", func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
 		}},
 		"Once": {pgbaton.Name("job"), func(ctx context.Context, work func(context.Context) error) error {
-			return a.Once(ctx, pgbaton.Name("job"), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
+			return a.Once(ctx, "job", time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -273,9 +272,9 @@ func TestOnceWith(t *testing.T) {
 	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-	key := pgbaton.Name("job")
+	const key = "job"
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
-	retry, force := &pgbaton.OnceOpts{RetryFailed: true}, &pgbaton.OnceOpts{Force: true}
+	retry, force := &pgbaton.LockOpts{RetryFailed: true}, &pgbaton.LockOpts{Force: true}
 
 	_, err := a.LastRun(ctx, key)
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
@@ -299,7 +298,7 @@ func TestOnceWith(t *testing.T) {
 	last, err := b.LastRun(ctx, key)
 	require.NoError(t, err)
 	require.Equal(t, pgbaton.Run{
-		Key: key, Token: token, Began: last.Began, Ended: last.Ended, Failed: true, Error: "broken ",
+		Name: key, Token: token, Began: last.Began, Ended: last.Ended, Failed: true, Error: "broken ",
 	}, last)
 	require.False(t, last.Ended.Before(last.Began))
 	require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired, "without the option it was the window's run")
@@ -336,8 +335,8 @@ func TestOnce_Future(t *testing.T) {
 	dsn := dbtest.Migrated(t)
 	client := newClient(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
-	require.NoError(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing))
-	require.ErrorIs(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing), pgbaton.ErrNotAcquired)
+	require.NoError(t, client.Once(ctx, "future", time.Hour, nothing))
+	require.ErrorIs(t, client.Once(ctx, "future", time.Hour, nothing), pgbaton.ErrNotAcquired)
 	dbtest.Run(t, dsn, "UPDATE pgbaton.last_run SET ran_at = ran_at + interval '10 years'")
-	require.NoError(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing))
+	require.NoError(t, client.Once(ctx, "future", time.Hour, nothing))
 }

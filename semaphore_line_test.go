@@ -265,7 +265,7 @@ func TestSemaphore_OverCapacityBehindOthers(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 	}
 	_, err = third.Acquire(ctx, 5)
-	require.ErrorIs(t, err, pgbaton.ErrOverCapacity)
+	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 
 	told := make(chan error, 1)
 	go func() {
@@ -274,7 +274,7 @@ func TestSemaphore_OverCapacityBehindOthers(t *testing.T) {
 	}()
 	time.Sleep(200 * time.Millisecond)
 	require.NoError(t, s.Resize(ctx, 2))
-	require.ErrorIs(t, soon(t, told), pgbaton.ErrOverCapacity)
+	require.ErrorIs(t, soon(t, told), pgbaton.ErrCapacityMismatch)
 	stop()
 	waiting.Wait()
 	require.NoError(t, held.Release(ctx))
@@ -337,11 +337,11 @@ func TestSemaphore_ManyWaitsEndTogether(t *testing.T) {
 func TestSemaphore_NoneIsRefusedThatIsFree(t *testing.T) {
 	t.Parallel()
 	const clients = 6
-	s, dsn, _ := openSemaphore(t, clients, 0)
+	_, dsn, _ := openSemaphore(t, clients, 0)
 	var tries sync.WaitGroup
 	deadline := time.Now().Add(dbtest.Length(2 * time.Second))
 	for range clients {
-		other, err := newClient(t, dsn, nil).Semaphore(t.Context(), s.Name(), clients)
+		other, err := newClient(t, dsn, nil).Semaphore(t.Context(), "s", clients)
 		require.NoError(t, err)
 		tries.Go(func() {
 			for time.Now().Before(deadline) {

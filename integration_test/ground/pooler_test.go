@@ -66,6 +66,11 @@ func requireReduced(t *testing.T, through string) {
 	require.NoError(t, err)
 	_, err = client.Acquire(ctx, pgbaton.Name("reduced"))
 	require.ErrorIs(t, err, pgbaton.ErrPooler)
+	found, err := client.Diagnose(ctx)
+	require.NoError(t, err)
+	require.ErrorIs(t, found.Reduced, pgbaton.ErrPooler)
+	require.Equal(t, []string{"", "transaction"}, []string{found.Engine, found.Pooler})
+	require.Positive(t, found.Schema)
 	require.NoError(t, client.Close(ctx))
 
 	config, err := pgx.ParseConfig(through)

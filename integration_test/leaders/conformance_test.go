@@ -27,8 +27,8 @@ func TestConformance(t *testing.T) {
 			var campaigns sync.WaitGroup
 			for _, client := range clients {
 				campaigns.Go(func() {
-					err := client.Lead(ctx, "x", func(ctx context.Context, term pgbaton.Token) error {
-						terms <- term
+					err := client.Lead(ctx, "x", func(ctx context.Context, term *pgbaton.Lock) error {
+						terms <- term.Token()
 						<-ctx.Done()
 						return nil
 					})
@@ -49,7 +49,7 @@ func TestConformance(t *testing.T) {
 			const window = 400 * time.Millisecond
 			ran := map[string]int{}
 			once := func(client *pgbaton.Client, job string, window time.Duration) {
-				err := client.Once(t.Context(), pgbaton.Name(job), window,
+				err := client.Once(t.Context(), job, window,
 					func(context.Context, *pgbaton.Lock) error { ran[job]++; return nil })
 				if err != nil {
 					require.ErrorIs(t, err, pgbaton.ErrNotAcquired)

@@ -121,7 +121,7 @@ func TestOnceFrozenChild(t *testing.T) {
 	defer client.Close(context.Background())
 	armed.Store(true)
 	for range 50 { // on a busy machine the client may lose its session before it comes to the point
-		err = client.Once(t.Context(), pgbaton.Name("frozen"), freezeWindow, func(context.Context, *pgbaton.Lock) error {
+		err = client.Once(t.Context(), "frozen", freezeWindow, func(context.Context, *pgbaton.Lock) error {
 			fmt.Println("began", time.Now().UnixNano())
 			return nil
 		})
@@ -183,9 +183,9 @@ func testFrozen(t *testing.T, point freezePoint, ttl, frozen time.Duration) {
 	var began []time.Time
 	var records []time.Time
 	try := func() {
-		err := client.Once(t.Context(), pgbaton.Name("frozen"), freezeWindow, func(ctx context.Context, _ *pgbaton.Lock) error {
+		err := client.Once(t.Context(), "frozen", freezeWindow, func(ctx context.Context, _ *pgbaton.Lock) error {
 			began = append(began, time.Now())
-			last, err := client.LastRun(ctx, pgbaton.Name("frozen"))
+			last, err := client.LastRun(ctx, "frozen")
 			records = append(records, last.Began)
 			return err
 		})

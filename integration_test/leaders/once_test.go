@@ -39,10 +39,10 @@ func TestOnce_Windows(t *testing.T) {
 			late := rand.N(skew) //nolint:gosec // its clock
 			wg.Go(func() {
 				time.Sleep(time.Until(due.Add(late)))
-				err := client.Once(context.Background(), pgbaton.Name("job"), window, func(ctx context.Context, _ *pgbaton.Lock) error {
+				err := client.Once(context.Background(), "job", window, func(ctx context.Context, _ *pgbaton.Lock) error {
 					mu.Lock()
 					defer mu.Unlock()
-					last, err := client.LastRun(ctx, pgbaton.Name("job"))
+					last, err := client.LastRun(ctx, "job")
 					records = append(records, last.Began)
 					return err
 				})
@@ -61,7 +61,7 @@ func TestOnce_Windows(t *testing.T) {
 		}
 		for _, client := range clients { // all are back before the next window
 			require.NoError(t, persist(func() error {
-				return client.Once(context.Background(), pgbaton.ID(int64(w)), time.Nanosecond,
+				return client.Once(context.Background(), fmt.Sprint("of ", w), time.Nanosecond,
 					func(context.Context, *pgbaton.Lock) error { return nil })
 			}))
 		}
@@ -81,7 +81,7 @@ func TestOnce_Crash(t *testing.T) {
 	dsn := lab.DatabaseOn(t, server)
 	clients := openReplicas(t, dsn)
 	for round := range rounds {
-		key := pgbaton.Name(fmt.Sprint("job/", round))
+		key := fmt.Sprint("job/", round)
 		ran := 0
 		err := clients[round].Once(context.Background(), key, time.Hour, func(context.Context, *pgbaton.Lock) error {
 			ran++
@@ -123,7 +123,7 @@ func TestOnce_LongRuns(t *testing.T) {
 	for _, client := range clients {
 		wg.Go(func() {
 			for more() && time.Now().Before(end) {
-				err := client.Once(context.Background(), pgbaton.Name("long"), window, func(_ context.Context, lock *pgbaton.Lock) error {
+				err := client.Once(context.Background(), "long", window, func(_ context.Context, lock *pgbaton.Lock) error {
 					mu.Lock()
 					if running++; running > 1 || lock.Token() <= last {
 						t.Errorf("%d run at the same time, token %d after %d", running, lock.Token(), last)

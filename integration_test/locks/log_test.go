@@ -52,8 +52,8 @@ func TestServer_RestartInTheLog(t *testing.T) {
 	var users sync.WaitGroup
 	led := make(chan pgbaton.Token, 100)
 	users.Go(func() {
-		_ = client.Lead(ctx, "leader", func(ctx context.Context, term pgbaton.Token) error {
-			led <- term
+		_ = client.Lead(ctx, "leader", func(ctx context.Context, term *pgbaton.Lock) error {
+			led <- term.Token()
 			<-ctx.Done()
 			return nil
 		})

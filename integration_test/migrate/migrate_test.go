@@ -28,7 +28,7 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("NilPool", func(t *testing.T) {
 		t.Parallel()
-		require.ErrorContains(t, pgbaton.Migrate(t.Context(), nil), "pgbaton: migrate: the pool is nil")
+		require.ErrorContains(t, pgbaton.Migrate(t.Context(), (*pgxpool.Pool)(nil)), "pgbaton: migrate: the pool or the database is nil")
 	})
 
 	t.Run("UpToDateNeedsNoRightToWrite", func(t *testing.T) {

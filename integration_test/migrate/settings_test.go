@@ -81,13 +81,13 @@ func TestMigrate_SettingsOfTheRole(t *testing.T) {
 	for _, one := range set {
 		dbtest.Exec(t, conn, "ALTER DATABASE "+name+" SET "+one)
 	}
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+	require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	require.Equal(t, right, catalog(t, dsn))
 
 	dsn = dbtest.Empty(t)
 	url := dbtest.With(t, dbtest.With(t, dsn, "client_encoding", "LATIN1"), "options", "-cstandard_conforming_strings=off")
 	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), dbtest.With(t, url, "default_query_exec_mode", mode)), mode)
+		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, url, "default_query_exec_mode", mode)), mode)
 	}
 	require.Equal(t, right, catalog(t, dsn))
 }
@@ -95,10 +95,10 @@ func TestMigrate_SettingsOfTheRole(t *testing.T) {
 func TestMigrateDSN(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Empty(t)
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), dbtest.With(t, dsn, "pool_max_conns", "7")))
+	require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, dsn, "pool_max_conns", "7")))
 	require.Equal(t, rightCatalog(t), catalog(t, dsn))
 	for _, bad := range []string{"host=h password = geheim port=x", "postgres://u:12/geheim@h/db", dbtest.With(t, dsn, "pool_max_conns", "geheim")} {
-		err := pgbaton.MigrateDSN(t.Context(), bad)
+		err := pgbaton.Migrate(t.Context(), bad)
 		require.ErrorContains(t, err, "pgbaton: migrate: the connection ")
 		require.NotContains(t, err.Error(), "geheim")
 	}

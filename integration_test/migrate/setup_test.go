@@ -57,7 +57,7 @@ func needTemplate(t *testing.T) string {
 		dbtest.Run(t, template.server, "CREATE DATABASE "+name)
 		template.name = name
 		dsn := inDatabase(t, name)
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 		template.catalog = catalog(t, dsn)
 	}
 	return template.name

@@ -21,8 +21,8 @@ func TestLead_MadeUpNotification(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		terms, ends, done := make(chan pgbaton.Token), make(chan error), make(chan error, 1)
 		go func() {
-			done <- leader.Lead(ctx, "scheduler", func(ctx context.Context, term pgbaton.Token) error {
-				terms <- term
+			done <- leader.Lead(ctx, "scheduler", func(ctx context.Context, term *pgbaton.Lock) error {
+				terms <- term.Token()
 				<-ctx.Done()
 				ends <- context.Cause(ctx)
 				return nil

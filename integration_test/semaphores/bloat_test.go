@@ -28,7 +28,7 @@ func churn(t *testing.T, dsn, name string, more func(done int64) bool) int64 {
 	var done atomic.Int64
 	errs := make(chan error, clients)
 	for range clients {
-		s, err := lab.Client(t, dsn, nil).OpenSemaphore(ctx, name)
+		s, err := lab.Client(t, dsn, nil).Semaphore(ctx, name, 0)
 		require.NoError(t, err)
 		group.Go(func() {
 			for more(done.Load()) {

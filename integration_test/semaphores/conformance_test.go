@@ -49,7 +49,7 @@ func conform(t *testing.T, dsn string) {
 	client := lab.Client(t, dsn, &pgbaton.Config{Name: "b"})
 	_, err := client.Semaphore(ctx, "s", 4)
 	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
-	b, err := client.OpenSemaphore(ctx, "s")
+	b, err := client.Semaphore(ctx, "s", 0)
 	require.NoError(t, err)
 
 	two, err := a.Acquire(ctx, 2)
@@ -70,10 +70,10 @@ func conform(t *testing.T, dsn string) {
 	require.NoError(t, two.Release(ctx))
 	next := <-granted
 	require.Greater(t, next.Token(), two.Token())
-	holders, err := a.Holders(ctx)
+	state, err := a.State(ctx)
 	require.NoError(t, err)
-	require.Len(t, holders, 2)
-	require.Equal(t, "b", holders[0].Holder)
+	require.Len(t, state.Holders, 2)
+	require.Equal(t, "b", state.Holders[0].Holder)
 
 	require.NoError(t, a.Resize(ctx, 1))
 	require.NoError(t, one.Release(ctx))
@@ -81,7 +81,7 @@ func conform(t *testing.T, dsn string) {
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired, "two are held, and one is allowed")
 	tx, err := control.Begin(ctx)
 	require.NoError(t, err)
-	require.NoError(t, pgbaton.AssertPermit(ctx, tx, next))
+	require.NoError(t, next.Assert(ctx, tx))
 	require.NoError(t, tx.Commit(ctx))
 	require.NoError(t, next.Release(ctx))
 

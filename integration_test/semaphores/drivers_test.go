@@ -32,7 +32,7 @@ func TestDrivers_AssertPermit(t *testing.T) { //nolint:tparallel // its parts sh
 			defer db.Close()
 			tx, err := db.BeginTx(t.Context(), nil)
 			require.NoError(t, err)
-			require.NoError(t, pgbaton.AssertPermit(t.Context(), pgbaton.SQLTx(tx), permit))
+			require.NoError(t, permit.Assert(t.Context(), pgbaton.SQLTx(tx)))
 			require.NoError(t, tx.Rollback())
 		})
 	}
@@ -42,7 +42,7 @@ func TestDrivers_AssertPermit(t *testing.T) { //nolint:tparallel // its parts sh
 		require.NoError(t, err)
 		tx, err := db.BeginTx(t.Context(), nil)
 		require.NoError(t, err)
-		require.ErrorIs(t, pgbaton.AssertPermit(t.Context(), pgbaton.SQLTx(tx), permit), pgbaton.ErrNotHeld)
+		require.ErrorIs(t, permit.Assert(t.Context(), pgbaton.SQLTx(tx)), pgbaton.ErrNotHeld)
 		require.NoError(t, tx.Rollback())
 		require.NoError(t, db.Close())
 	}

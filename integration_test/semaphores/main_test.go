@@ -76,9 +76,9 @@ func requireWhole(t *testing.T, s *pgbaton.Semaphore, capacity int) {
 	require.NoError(t, err, "all permits at once")
 	lab.Note(t, "all %d permits at once after %v", capacity, time.Since(started))
 	require.NoError(t, permit.Release(context.Background()))
-	available, err := s.Available(context.Background())
+	state, err := s.State(context.Background())
 	require.NoError(t, err)
-	require.Equal(t, capacity, available)
+	require.Equal(t, capacity, state.Available)
 }
 
 // waitFor begins to wait for permits, and returns when it has had time to stand in line.

@@ -43,5 +43,5 @@ func TestResize_WaitsForRows(t *testing.T) {
 	require.NoError(t, <-resized)
 	requireWhole(t, s, 6)
 	_, err = other.Acquire(context.Background(), 7)
-	require.ErrorIs(t, err, pgbaton.ErrOverCapacity)
+	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 }

@@ -107,7 +107,7 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 		if err != nil {
 			return err
 		}
-		if err := checkSchemaVersion(answers[0]); err != nil {
+		if s.Server.Schema, err = checkSchemaVersion(answers[0]); err != nil {
 			return err
 		}
 		return firstFailure(commands, answers[1:])

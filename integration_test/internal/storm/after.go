@@ -104,7 +104,7 @@ func (f *fight) again(ctx context.Context, field *field, within time.Duration) {
 		f.violate("the keys, afterwards: %v", err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(capacities)) {
-		semaphore, err := client.OpenSemaphore(ctx, name)
+		semaphore, err := client.Semaphore(ctx, name, 0)
 		if err != nil {
 			f.violate("a semaphore cannot be opened afterwards: %v", err)
 			continue

@@ -34,6 +34,7 @@ type child struct {
 	locks      map[string]*held
 	semaphores map[[2]string]*pgbaton.Semaphore // by client and name
 	storms     map[string]*storm                // by the command's As
+	terms      sync.Map                         // *ownTerm by client/name
 }
 
 // held is a lock or a permit that a later command will use.
