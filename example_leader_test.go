@@ -53,7 +53,7 @@ func ExampleClient_RequestResign() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("leads, in a term:", leader.Holder != "" && leader.Term > 0)
+	fmt.Println("leads, in a term:", leader.Client != "" && leader.Token > 0)
 	if err := client.RequestResign(ctx, "example/rebalancer"); err != nil {
 		log.Fatal(err)
 	}

@@ -170,6 +170,16 @@ func ExamplePair() {
 }
 
 // The token came with a message, from whoever holds the lock.
+func ExampleKey_Parts() {
+	_, id, _ := pgbaton.Name("invoice/42").Parts() // to find it in pg_locks
+	fmt.Println(id)
+	_, id, _ = pgbaton.Pair(7, -1).Parts()
+	fmt.Println(int32(id>>32), int32(id)) //nolint:gosec // the halves
+	// Output:
+	// -2627838530059473662
+	// 7 -1
+}
+
 func ExampleFence() {
 	ctx := context.Background()
 	exampleClient(ctx).Close(ctx) // only for the schema

@@ -24,7 +24,7 @@ func capacityOf(ctx context.Context, s *pgbaton.Semaphore) (int, error) {
 	return state.Capacity, err
 }
 
-func holdersOf(ctx context.Context, s *pgbaton.Semaphore) ([]pgbaton.SemaphoreHolder, error) {
+func holdersOf(ctx context.Context, s *pgbaton.Semaphore) ([]pgbaton.Holder, error) {
 	state, err := s.State(ctx)
 	return state.Holders, err
 }

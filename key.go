@@ -74,6 +74,10 @@ func (k Key) String() string {
 	}
 }
 
+// Parts gives back what the key was made of: the name of [Name], else "", and its number, which for [ID] is the bigint
+// itself. With pair it is a [Pair]'s, int32(id>>32) and int32(id). The zero Key has no name and the number 0.
+func (k Key) Parts() (name string, id int64, pair bool) { return k.name, k.key.ID, k.key.Pair }
+
 // what names the lock of a key in errors.
 func (k Key) what() string {
 	if name, ok := strings.CutPrefix(k.name, leaderPrefix); ok {

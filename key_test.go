@@ -10,6 +10,28 @@ import (
 )
 
 // A key says for people what it was made of.
+func TestKey_Parts(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		key  pgbaton.Key
+		name string
+		id   int64
+		pair bool
+	}{
+		{pgbaton.Name("a"), "a", 2167400190551539809, false},
+		{pgbaton.ID(-1), "", -1, false},
+		{pgbaton.ID(0), "", 0, false},
+		{pgbaton.Pair(math.MinInt32, -1), "", math.MinInt32<<32 | math.MaxUint32, true},
+		{pgbaton.Pair(0, 7), "", 7, true},
+		{},
+	} {
+		name, id, pair := c.key.Parts()
+		require.Equal(t, []any{c.name, c.id, c.pair}, []any{name, id, pair}, c.key.String())
+	}
+	_, id, _ := pgbaton.Pair(math.MinInt32, -1).Parts()
+	require.Equal(t, []int32{math.MinInt32, -1}, []int32{int32(id >> 32), int32(id)}) //nolint:gosec // the halves
+}
+
 func TestKey_String(t *testing.T) {
 	t.Parallel()
 	for want, key := range map[string]pgbaton.Key{

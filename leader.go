@@ -14,12 +14,14 @@ import (
 // leaderPrefix begins the names of the leaders' locks: who leads "scheduler" holds Name("pgbaton/leader/scheduler").
 const leaderPrefix = "pgbaton/leader/"
 
-// LeaderInfo is a leader.
-type LeaderInfo struct {
-	Name   string
-	Holder string    // the leader's [Config.Name]
-	Since  time.Time // by the database's clock
-	Term   Token
+// Holder is a client that holds something by the database's word: a leader, or a claim of permits. Within its process,
+// permits of a claim may be handed from goroutine to goroutine.
+type Holder struct {
+	Client    string        // its [Config.Name]
+	Token     Token         // the leader's term; of a claim, and permits handed over in the process have slightly greater ones
+	Since     time.Time     // by the database's clock; of leaders only
+	Permits   int           // that the claim holds
+	ExpiresIn time.Duration // of claims only: until then it is held unless it is renewed
 }
 
 // Lead runs fn in one process of all that call Lead with the same name: it campaigns until it is elected, runs fn for
@@ -136,15 +138,15 @@ func endOf(ctx context.Context) error {
 // Leader returns the leader of a name in the client's service, or [ErrNotFound] if nobody leads. A leader that was
 // elected a moment ago may not have told its name yet, and is then nobody. One whose process has died, or is held to be
 // dead after [Config.TTL], is nobody too.
-func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
+func (c *Client) Leader(ctx context.Context, name string) (Holder, error) {
 	if _, err := c.leaderKey(name); err != nil {
-		return LeaderInfo{}, wrap(err, "leader of %q", name)
+		return Holder{}, wrap(err, "leader of %q", name)
 	}
 	info, err := c.campaigns.Leader(ctx, name)
 	if err != nil {
-		return LeaderInfo{}, wrap(pgerr.Schema(translate(err)), "leader of %q", name)
+		return Holder{}, wrap(pgerr.Schema(translate(err)), "leader of %q", name)
 	}
-	return LeaderInfo{Name: name, Holder: info.Holder, Since: info.Since, Term: Token(info.Term)}, nil
+	return Holder{Client: info.Holder, Since: info.Since, Token: Token(info.Term)}, nil
 }
 
 // RequestResign asks whoever leads a name to resign, in whichever process it is, and does not wait for it. The leader

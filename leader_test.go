@@ -72,12 +72,12 @@ func TestLead(t *testing.T) {
 		terms, done := lead(stop, a, "one")
 		first := soon(t, terms)
 		other, _ := lead(ctx, b, "one")
-		var info pgbaton.LeaderInfo
+		var info pgbaton.Holder
 		require.Eventually(t, func() bool {
 			info, err = b.Leader(ctx, "one")
 			return err == nil
 		}, dbtest.Patience, 5*time.Millisecond)
-		require.Equal(t, pgbaton.LeaderInfo{Name: "one", Holder: "a", Since: info.Since, Term: first.term}, info)
+		require.Equal(t, pgbaton.Holder{Client: "a", Since: info.Since, Token: first.term}, info)
 		require.False(t, info.Since.Before(before))
 		_, err = b.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/one"))
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired, "the leader's lock is one like any other")
@@ -132,7 +132,7 @@ func TestLead_Edges(t *testing.T) {
 			first := soon(t, terms)
 			require.Eventually(t, func() bool {
 				info, err := b.Leader(ctx, name)
-				return err == nil && info.Term == first.term && info.Name == name
+				return err == nil && info.Token == first.term
 			}, dbtest.Patience, 5*time.Millisecond)
 			require.NoError(t, b.RequestResign(ctx, name))
 			<-first.ctx.Done()
@@ -169,14 +169,14 @@ func TestLead_Lost(t *testing.T) {
 	// The session for rows is another one: the row is written again, and requests are heard.
 	require.Eventually(t, func() bool {
 		info, err := watcher.Leader(ctx, "x")
-		return err == nil && info.Term == second.term
+		return err == nil && info.Token == second.term
 	}, dbtest.Patience, time.Millisecond)
 	since := dbtest.Value[time.Time](t, control, "SELECT since FROM pgbaton.leader")
 	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
 		JOIN pgbaton.leader AS r ON (l.classid::bigint << 32 | l.objid::bigint) = r.holder`)
 	require.Eventually(t, func() bool {
 		info, err := watcher.Leader(ctx, "x")
-		return err == nil && info.Term == second.term && info.Since.Equal(since)
+		return err == nil && info.Token == second.term && info.Since.Equal(since)
 	}, dbtest.Patience, time.Millisecond)
 	require.NoError(t, second.ctx.Err(), "rows decide nothing")
 	// The old session may have been seen for a moment after it was told to end.

@@ -304,18 +304,9 @@ var errRemoved = fmt.Errorf("%w: it was removed", ErrNotFound)
 
 // SemaphoreState is what a look at a semaphore has found.
 type SemaphoreState struct {
-	Capacity  int               // how many permits there are for everybody together
-	Available int               // how many could be acquired, if nobody waited for them
-	Holders   []SemaphoreHolder // in the order of their claims
-}
-
-// SemaphoreHolder is a claim of permits. Within its process, permits of a claim may be handed from goroutine to
-// goroutine.
-type SemaphoreHolder struct {
-	Holder    string        // the client's [Config.Name]
-	Permits   int           // that the claim holds
-	Token     Token         // of the claim; permits handed over in the process have slightly greater ones
-	ExpiresIn time.Duration // until then it is held unless it is renewed
+	Capacity  int      // how many permits there are for everybody together
+	Available int      // how many could be acquired, if nobody waited for them
+	Holders   []Holder // in the order of their claims
 }
 
 // State returns how many permits there are, how many of them are free and who holds the others. While more are held
@@ -350,12 +341,12 @@ func (s *Semaphore) state(ctx context.Context) (state SemaphoreState, err error)
 	return state, err
 }
 
-func (s *Semaphore) holders(ctx context.Context) ([]SemaphoreHolder, error) {
+func (s *Semaphore) holders(ctx context.Context) ([]Holder, error) {
 	rows, err := s.client.rows(ctx, &stmtSemaphoreHolders, []byte(s.name))
 	if err != nil {
 		return nil, err
 	}
-	holders := make([]SemaphoreHolder, len(rows))
+	holders := make([]Holder, len(rows))
 	for i, row := range rows {
 		permits, err1 := strconv.Atoi(string(row[2]))
 		token, err2 := strconv.ParseInt(string(row[3]), 10, 64)
@@ -363,8 +354,8 @@ func (s *Semaphore) holders(ctx context.Context) ([]SemaphoreHolder, error) {
 		if err := errors.Join(err1, err2, err3); err != nil {
 			return nil, err
 		}
-		holders[i] = SemaphoreHolder{
-			Holder: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,
+		holders[i] = Holder{
+			Client: string(row[1]), Permits: permits, Token: Token(token), ExpiresIn: time.Duration(expires) * time.Millisecond,
 		}
 	}
 	return holders, nil

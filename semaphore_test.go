@@ -58,7 +58,7 @@ func TestSemaphore_AcquireRelease(t *testing.T) {
 	holders, err := holdersOf(ctx, s)
 	require.NoError(t, err)
 	require.Len(t, holders, 2)
-	require.Equal(t, "me", holders[1].Holder)
+	require.Equal(t, "me", holders[1].Client)
 	require.Equal(t, 2, holders[1].Permits)
 	require.Equal(t, two.Token(), holders[1].Token)
 	require.Positive(t, holders[1].ExpiresIn)

@@ -40,7 +40,7 @@ func TestConformance(t *testing.T) {
 			first := <-terms
 			lab.Eventually(t, "the request is accepted", func() bool {
 				info, err := clients[0].Leader(ctx, "x")
-				return err == nil && info.Term == first && clients[0].RequestResign(ctx, "x") == nil
+				return err == nil && info.Token == first && clients[0].RequestResign(ctx, "x") == nil
 			})
 			require.Greater(t, <-terms, first)
 			cancel()

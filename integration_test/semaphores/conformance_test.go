@@ -73,7 +73,7 @@ func conform(t *testing.T, dsn string) {
 	state, err := a.State(ctx)
 	require.NoError(t, err)
 	require.Len(t, state.Holders, 2)
-	require.Equal(t, "b", state.Holders[0].Holder)
+	require.Equal(t, "b", state.Holders[0].Client)
 
 	require.NoError(t, a.Resize(ctx, 1))
 	require.NoError(t, one.Release(ctx))
