@@ -31,12 +31,16 @@ const (
 
 	StaleToken = "PB001" // the schema's own
 
-	featureNotSupported = "0A000"
+	AdminShutdown      = "57P01" // pg_terminate_backend, or a shutdown of the server
+	CrashShutdown      = "57P02"
+	CannotConnectNow   = "57P03"
+	IdleSessionTimeout = "57P05"
 
-	completionUnknown = "40003"
-	adminShutdown     = "57P01"
-	crashShutdown     = "57P02"
-	cannotConnectNow  = "57P03"
+	OutOfMemory      = "53200" // with the hint on max_locks_per_transaction it is the lock table
+	UnknownStatement = "26000" // invalid_sql_statement_name: it was prepared, and is no longer
+
+	featureNotSupported = "0A000"
+	completionUnknown   = "40003"
 )
 
 // Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
@@ -207,7 +211,7 @@ func CommitUnknown(err error) bool {
 		return false
 	case code == "":
 		return !pgconn.SafeToRetry(err) // nothing was sent
-	case code == completionUnknown, code == adminShutdown, code == crashShutdown, code == cannotConnectNow:
+	case code == completionUnknown, code == AdminShutdown, code == CrashShutdown, code == CannotConnectNow:
 		return true
 	}
 	// Connection exceptions, system errors and internal errors.
