@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/campaign"
+	"github.com/pgbaton/pgbaton/internal/election"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
@@ -77,7 +77,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 
 // serve runs fn for a term, and says whether that was the last one.
 func (c *Client) serve(
-	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, Token) error,
+	outer context.Context, term *election.Term, lock *Lock, fn func(context.Context, Token) error,
 ) (over bool, err error) {
 	ctx, cancel := context.WithCancelCause(context.WithValue(lock.holding(), leaderLockKey{}, lock))
 	defer cancel(nil)

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/link"
-	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/semaphore"
 )
 
 // maxCapacity bounds a semaphore: each slot is a row, and a claim may look at all of them.
@@ -35,7 +35,7 @@ const maxCapacity = 10_000
 type Semaphore struct {
 	client *Client
 	name   string
-	line   *permit.Line
+	line   *semaphore.Line
 }
 
 var (

@@ -1,0 +1,34 @@
+// Package election elects leaders: it tries for the leader locks that the client wants, keeps the rows that say
+// who leads, and carries requests to resign.
+//
+// # What it guarantees
+//
+//   - A campaign that ends with an error leads nothing, and a grant that came too late for it is given back.
+//   - All campaigns of a client that do not lead are tried about once a second, in one round trip. Those of a name that
+//     was given up elsewhere are tried when the news comes, if it comes.
+//   - After a resignation the client does not try for [holdBack], so that another can lead, also when the campaign ends
+//     and another begins.
+//   - A term whose row says that it should end is told so: at once with a notification, which makes the clerk look at
+//     the row, and at the next look, within 5 s, without. A notification without such a row ends nothing.
+//
+// # What it does not
+//
+// It excludes nobody: the lock does. The rows may lag behind the lock for as long as the ledger cannot write.
+//
+// # How it works
+//
+// One goroutine, the campaigner, tries; another, the clerk, writes rows through the ledger and listens. Both run only
+// while there is a campaign.
+package election
+
+import "time"
+
+const (
+	every     = 1150 * time.Millisecond // between two tries of a campaign, ± 1/10; each takes two statements
+	holdBack  = 2 * time.Second         // after a resignation
+	spread    = 5 * time.Millisecond    // within which those who hear of a free post try
+	pollEvery = 3500 * time.Millisecond // from which on the clerk's next turn looks at the rows of the own terms: within 5 s
+	patience  = 5 * time.Second         // with the ledger, for the clerk
+	farewell  = time.Second             // for which the end of a term waits for its row
+	nod       = 20 * time.Millisecond   // the same when its context has ended
+)
