@@ -144,7 +144,7 @@ type Client struct {
 
 	ledger    *ledger.Ledger
 	permits   *semaphore.Manager
-	campaigns *election.Office
+	campaigns *election.Manager
 
 	deadlocks *waitgraph.Detector
 

@@ -65,9 +65,9 @@ func TestLead_FailureIsAResignation(t *testing.T) {
 	terms, done := lead(ctx, sick, "x")
 	first := soon(t, terms)
 	others, _ := lead(ctx, well, "x")
+	failed := time.Now() // before Lead returns: the time in which it holds back has begun by then
 	first.finish <- errors.New("no disk")
 	require.ErrorContains(t, soon(t, done), "no disk")
-	failed := time.Now()
 	terms, _ = lead(ctx, sick, "x") // as a service does
 	select {
 	case second := <-others:

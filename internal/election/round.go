@@ -11,22 +11,22 @@ import (
 	"github.com/pgbaton/pgbaton/internal/desk"
 )
 
-// campaign is the campaigner: it tries for the posts that are due, until there are no campaigns.
-func (o *Office) campaign() {
+// tryOn tries for the contests that are due, until there are no candidates.
+func (m *Manager) tryOn() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		o.mu.Lock()
-		if len(o.posts) == 0 || o.ctx.Err() != nil {
-			o.trying = false
-			o.mu.Unlock()
+		m.mu.Lock()
+		if len(m.contests) == 0 || m.ctx.Err() != nil {
+			m.trying = false
+			m.mu.Unlock()
 			return
 		}
 		now := time.Now()
-		posts, next := o.due(now)
-		o.mu.Unlock()
-		if len(posts) > 0 {
-			o.try(posts)
+		contests, next := m.due(now)
+		m.mu.Unlock()
+		if len(contests) > 0 {
+			m.try(contests)
 			continue
 		}
 		var later <-chan time.Time
@@ -36,73 +36,79 @@ func (o *Office) campaign() {
 		}
 		select {
 		case <-later:
-		case <-o.tries:
-		case <-o.stopped:
+		case <-m.tries:
+		case <-m.stopped:
 		}
 	}
 }
 
-// rest has the client hold back from a name that it has resigned from, whether its campaign goes on or another begins
+// holdOff has the client hold back from a name that it has resigned from, whether its candidate goes on or another comes
 // at once: else a process whose func fails all the time would lead again before others have heard of it. The caller
 // holds the mutex.
-func (o *Office) rest(name string) {
+func (m *Manager) holdOff(name string) {
 	now := time.Now()
-	maps.DeleteFunc(o.rested, func(_ string, until time.Time) bool { return !now.Before(until) })
-	o.rested[name] = now.Add(holdBack)
+	maps.DeleteFunc(m.heldOff, func(_ string, until time.Time) bool { return !now.Before(until) })
+	m.heldOff[name] = now.Add(holdBack)
 }
 
-// due lists the posts to be tried now, and says when there will be others; zero if somebody has to say so first.
+// due lists the contests to be tried now, and says when there will be others; zero if somebody has to say so first.
 // The caller holds the mutex.
-func (o *Office) due(now time.Time) (posts []*post, next time.Time) {
-	all := !now.Before(o.round)
+func (m *Manager) due(now time.Time) (contests []*contest, next time.Time) {
+	all := !now.Before(m.round)
 	if all {
-		o.round = now.Add(every - every/10 + rand.N(every/5)) //nolint:gosec // jitter, not a secret
+		m.round = now.Add(every - every/10 + rand.N(every/5)) //nolint:gosec // jitter, not a secret
 	}
-	for _, p := range o.posts {
-		if len(p.waiting) == 0 || p.term != nil {
+	for _, p := range m.contests {
+		if p.waiters.Len() == 0 || p.term != nil {
 			continue
 		}
 		if next.IsZero() {
-			next = o.round
+			next = m.round
 		}
 		switch {
-		case now.Before(o.rested[p.name]):
-			p.hurry = time.Time{} // others heard it too; a round will come
-		case all || (!p.hurry.IsZero() && !now.Before(p.hurry)):
-			p.hurry = time.Time{}
-			posts = append(posts, p)
-		case !p.hurry.IsZero() && p.hurry.Before(next):
-			next = p.hurry
+		case now.Before(m.heldOff[p.name]):
+			p.soon = time.Time{} // others heard it too; a round will come
+		case all || (!p.soon.IsZero() && !now.Before(p.soon)):
+			p.soon = time.Time{}
+			contests = append(contests, p)
+		case !p.soon.IsZero() && p.soon.Before(next):
+			next = p.soon
 		}
 	}
-	return posts, next
+	return contests, next
 }
 
-// try tries for posts in one round trip, and gives the terms to those who wait.
-func (o *Office) try(posts []*post) {
-	keys := make([]advisory.Key, len(posts))
-	for i, p := range posts {
+// try tries for contests in one round trip, and gives the terms to those who wait.
+func (m *Manager) try(contests []*contest) {
+	keys := make([]advisory.Key, len(contests))
+	for i, p := range contests {
 		keys[i] = p.key
 	}
-	holds, errs := o.cfg.Desk.TryMany(o.ctx, keys, advisory.Exclusive)
+	holds, errs := m.cfg.Desk.TryMany(m.ctx, keys, advisory.Exclusive)
 	var terms []*Term
+	var elected []*waiter
 	var unwanted []*desk.Hold
-	o.mu.Lock()
-	for i, p := range posts {
+	m.mu.Lock()
+	for i, p := range contests {
 		p.lastError = errs[i]
 		switch {
 		case holds[i] == nil:
-		case len(p.waiting) == 0: // they ended meanwhile
+		case p.waiters.Len() == 0: // they ended meanwhile
 			unwanted = append(unwanted, holds[i])
 		default:
-			t := &Term{Hold: holds[i], office: o, post: p, over: make(chan struct{})}
+			t := &Term{Hold: holds[i], manager: m, contest: p, over: make(chan struct{})}
 			terms = append(terms, t)
 			p.term = t
-			p.waiting[0] <- outcome{term: t}
-			p.waiting = p.waiting[1:]
+			w := p.waiters.First()
+			w.Value = t
+			p.waiters.Answer(w, nil)
+			elected = append(elected, w)
 		}
 	}
-	o.mu.Unlock()
+	m.mu.Unlock()
+	for _, w := range elected {
+		w.Wake()
+	}
 	for _, hold := range unwanted {
 		hold.GiveBack()
 	}
@@ -110,7 +116,7 @@ func (o *Office) try(posts []*post) {
 		t.Hold.OnEnd(t.finished)
 	}
 	if len(terms) > 0 {
-		chans.Signal(o.rows)
+		chans.Signal(m.rows)
 	}
 }
 
@@ -120,12 +126,12 @@ const (
 )
 
 // heardFree is told that a leader has resigned. It tries soon, but not at the very moment at which all others do.
-func (o *Office) heardFree(payload string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	p := o.posts[strings.TrimPrefix(payload, freePrefix)]
-	if p != nil && len(p.waiting) > 0 && p.term == nil {
-		p.hurry = time.Now().Add(rand.N(spread)) //nolint:gosec // jitter, not a secret
-		chans.Signal(o.tries)
+func (m *Manager) heardFree(payload string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.contests[strings.TrimPrefix(payload, freePrefix)]
+	if p != nil && p.waiters.Len() > 0 && p.term == nil {
+		p.soon = time.Now().Add(rand.N(spread)) //nolint:gosec // jitter, not a secret
+		chans.Signal(m.tries)
 	}
 }

@@ -17,45 +17,45 @@ import (
 type Term struct {
 	Hold *desk.Hold
 
-	office *Office
-	post   *post
-	over   chan struct{} // closed when the term has ended
-	result error         // of End; set before over is closed
+	manager *Manager
+	contest *contest
+	over    chan struct{} // closed when the term has ended
+	result  error         // of End; set before over is closed
 
-	// Guarded by the office's mutex.
-	cancel   context.CancelCauseFunc // tells those who work in the term; nil before Attach
-	cause    error                   // why it should end; nil while it should not
-	holder   int64                   // the ledger's holder under which the row was written last; 0 for none
-	stricken *strike                 // nil until the row is to be cleared
-	ending   bool                    // End has begun
+	// Guarded by the manager's mutex.
+	cancel context.CancelCauseFunc // tells those who work in the term; nil before Attach
+	cause  error                   // why it should end; nil while it should not
+	holder int64                   // the ledger's holder under which the row was written last; 0 for none
+	old    *oldRow                 // nil until the row is to be cleared
+	ending bool                    // End has begun
 }
 
 // Name is what is led.
-func (t *Term) Name() string { return t.post.name }
+func (t *Term) Name() string { return t.contest.name }
 
 // Attach gives the function to be called, once, when the term should end, with Resigned or the reason of the loss.
 func (t *Term) Attach(cancel context.CancelCauseFunc) {
-	o := t.office
-	o.mu.Lock()
+	m := t.manager
+	m.mu.Lock()
 	t.cancel = cancel
 	cause := t.cause
-	o.mu.Unlock()
+	m.mu.Unlock()
 	if cause != nil {
 		cancel(cause)
 	}
 }
 
-// ask tells the term to end. The first reason counts.
-func (t *Term) ask(cause error) {
-	o := t.office
-	o.mu.Lock()
+// askToEnd tells the term to end. The first reason counts.
+func (t *Term) askToEnd(cause error) {
+	m := t.manager
+	m.mu.Lock()
 	if t.cause != nil {
-		o.mu.Unlock()
+		m.mu.Unlock()
 		return
 	}
 	t.cause = cause
 	cancel := t.cancel
-	o.mu.Unlock()
+	m.mu.Unlock()
 	if cancel != nil {
 		cancel(cause)
 	}
@@ -66,72 +66,72 @@ func (t *Term) finished(reason error) {
 	if errors.Is(reason, lockerr.NotHeld) { // released
 		reason = lockerr.Resigned
 	}
-	t.ask(reason)
-	t.office.mu.Lock()
+	t.askToEnd(reason)
+	t.manager.mu.Lock()
 	ending := t.ending
-	t.office.mu.Unlock()
+	t.manager.mu.Unlock()
 	if !ending { // else End does it, when it has told the others
-		t.office.strike(t)
+		t.manager.clearRow(t)
 	}
 }
 
 // End ends the term: the lock is released, others hear of it, the row is cleared. Its error is that of the release:
 // Lost if it was not held until now. It waits for the release, whatever ctx says, but for the row only a moment when ctx
-// has ended: the clerk clears it in any case.
+// has ended: the goroutine that writes clears it in any case.
 func (t *Term) End(ctx context.Context) error {
-	o, p := t.office, t.post
-	o.mu.Lock()
+	m, p := t.manager, t.contest
+	m.mu.Lock()
 	t.ending = true
-	o.mu.Unlock()
+	m.mu.Unlock()
 	t.result = t.Hold.Release()
-	o.mu.Lock()
+	m.mu.Lock()
 	p.term = nil
 	if t.result == nil {
-		o.rest(p.name)
+		m.holdOff(p.name)
 	}
-	o.mu.Unlock()
+	m.mu.Unlock()
 	if t.result == nil { // before the row is cleared: who has it locked would delay the news
-		o.cfg.Ledger.Notify(freePrefix + p.name)
+		m.cfg.Ledger.Notify(freePrefix + p.name)
 	}
-	s := o.strike(t)
+	s := m.clearRow(t)
 	wait := farewell
 	if ctx.Err() != nil {
-		wait = nod
+		wait = farewellEnded
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-s.done:
 	case <-timer.C:
-	case <-o.stopped:
+	case <-m.stopped:
 	}
-	chans.Signal(o.tries) // there may be others who wait for it here
+	chans.Signal(m.tries) // there may be others who wait for it here
 	close(t.over)
 	return t.result
 }
 
-// lead returns the term of a name that the client leads, or nil.
-func (o *Office) lead(name string) *Term {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if p := o.posts[name]; p != nil {
+// termOf returns the term of a name that the client leads, or nil.
+func (m *Manager) termOf(name string) *Term {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.contests[name]; p != nil {
 		return p.term
 	}
 	return nil
 }
 
 // Resign ends the client's own term of a name, and waits until it has ended.
-func (o *Office) Resign(ctx context.Context, name string) error {
-	t := o.lead(name)
+func (m *Manager) Resign(ctx context.Context, name string) error {
+	t := m.termOf(name)
 	if t == nil {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if o.closed {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.closed {
 			return lockerr.Closed
 		}
 		return fmt.Errorf("%w: this client does not lead it; RequestResign asks whoever does", lockerr.NotHeld)
 	}
-	t.ask(lockerr.Resigned)
+	t.askToEnd(lockerr.Resigned)
 	select {
 	case <-t.over:
 		return t.result
@@ -142,16 +142,16 @@ func (o *Office) Resign(ctx context.Context, name string) error {
 
 // heardRequest is told that a term was asked to end. Every role that may connect can notify, so what it hears only makes the
 // clerk look at the rows now.
-func (o *Office) heardRequest(payload string) {
+func (m *Manager) heardRequest(payload string) {
 	number, name, ok := strings.Cut(strings.TrimPrefix(payload, resignPrefix), "/")
 	if !ok {
 		return
 	}
-	t := o.lead(name)
+	t := m.termOf(name)
 	if term, err := strconv.ParseInt(number, 10, 64); err == nil && t != nil && t.Hold.Token() == term {
-		o.mu.Lock()
-		o.polled = time.Time{}
-		o.mu.Unlock()
-		chans.Signal(o.rows)
+		m.mu.Lock()
+		m.polled = time.Time{}
+		m.mu.Unlock()
+		chans.Signal(m.rows)
 	}
 }

@@ -99,13 +99,12 @@ func (l *Line) enter(w *waiter, a *actions) error {
 
 // abandon takes a waiter out of the line, unless it was answered.
 func (l *Line) abandon(w *waiter) (abandoned bool) {
-	l.manager.step(func(a *actions) {
+	l.manager.step(func(*actions) {
 		first := l.waiters.First() == w
 		if abandoned = l.waiters.Abandon(w); !abandoned {
 			return
 		}
 		l.left(w)
-		l.advance(a)
 		if first {
 			chans.Signal(l.poke) // the next may want less
 		}

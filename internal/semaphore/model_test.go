@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -114,12 +115,16 @@ var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // of the clock in a bub
 // aLine is one of the semaphores.
 func (h *history) aLine() string { return []string{"a", "b"}[h.random.IntN(len(h.lines))] }
 
-func (h *history) begin(name string, n int, try bool) {
+// begin begins an acquire, at the very moment at which another one has ended, if there is one.
+func (h *history) begin(name string, n int, try bool, after *acquire) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &acquire{order: len(h.acquires), name: name, n: n, try: try, cancel: cancel}
 	h.note("%v, try %v", c, try)
 	h.acquires = append(h.acquires, c)
 	go func() {
+		for after != nil && !after.answered.Load() {
+			runtime.Gosched()
+		}
 		c.permit, c.err = h.lines[name].Acquire(ctx, n, try)
 		c.answered.Store(true)
 	}()
@@ -311,16 +316,20 @@ func (h *history) event() {
 	name := h.aLine()
 	switch e := h.random.IntN(100); {
 	case e < 16:
-		h.begin(name, 1+h.random.IntN(3), false)
+		h.begin(name, 1+h.random.IntN(3), false, nil)
 	case e < 22:
-		h.begin(name, 1+h.random.IntN(2), true)
+		h.begin(name, 1+h.random.IntN(2), true, nil)
 	case e < 28:
 		if c := h.some((*acquire).waits); c != nil {
 			h.note("%v is cancelled", c)
 			c.cut = true
 			c.cancel()
-			for range h.random.IntN(4) { // the answers race with it
+			switch h.random.IntN(4) { // they race with it
+			case 0:
 				h.statement(2)
+				h.statement(2)
+			case 1: // the head may be called off, and find somebody nevertheless
+				h.begin(c.name, 1+h.random.IntN(3), false, c)
 			}
 		}
 	case e < 42:
@@ -545,6 +554,9 @@ func (h *history) settled() {
 	}
 	h.manager.mu.Lock()
 	defer h.manager.mu.Unlock()
+	if !h.manager.returns.none() {
+		h.failf("slots are never freed")
+	}
 	for name, l := range h.lines {
 		waits := slices.ContainsFunc(h.acquires, func(c *acquire) bool { return c.name == name && c.waits() })
 		if p := h.server.semaphores[name].place.Load(); l.state.hasHead() != waits || (p != nil && p.queues() && !waits) {

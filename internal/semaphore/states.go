@@ -45,7 +45,7 @@ const (
 	none       action = iota
 	claimSlots        // for the first in line
 	claimAhead        // the same, for the head
-	sendHead          // refuse those who only try, and send the head to the queue
+	sendHead          // to the queue of the processes
 	never             // the event cannot come in the state
 )
 
@@ -91,7 +91,6 @@ func (l *Line) happens(e event, a *actions, answer chan<- int) action {
 	case claimSlots, claimAhead:
 		l.claim(a, answer)
 	case sendHead:
-		l.refuse(errNotEnough, tries, a)
 		l.send()
 	case never:
 		l.manager.cfg.Report("a line of a semaphore met an event that it cannot meet: a defect of pgbaton",

@@ -17,7 +17,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// taken is a desk on which somebody else has every key.
+// taken is a lock manager with which somebody else has every key.
 type taken struct {
 	mu     sync.Mutex
 	rounds []int // how many keys each try had
@@ -69,17 +69,17 @@ func (l *deaf) tell(prefix, payload string) {
 	f(prefix + payload)
 }
 
-// However many campaigns there are, they are one try a second.
-func TestOffice_OneTryASecond(t *testing.T) {
+// However many candidates there are, they are one try a second.
+func TestManager_OneTryASecond(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const campaigns = 100
+		const candidates = 100
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
-		o := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
+		m := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var wg sync.WaitGroup
-		for i := range campaigns {
-			run, err := o.Join(fmt.Sprint(i), advisory.Key{ID: int64(i)})
+		for i := range candidates {
+			run, err := m.Join(fmt.Sprint(i), advisory.Key{ID: int64(i)})
 			require.NoError(t, err)
 			wg.Go(func() {
 				defer run.Leave()
@@ -94,10 +94,10 @@ func TestOffice_OneTryASecond(t *testing.T) {
 		synctest.Wait()
 		require.InDelta(t, time.Minute/every, d.tries()-before, 7)
 		for _, n := range d.rounds[before:] {
-			require.Equal(t, campaigns, n)
+			require.Equal(t, candidates, n)
 		}
 
-		// Who hears that a post is free tries at once, and only for that.
+		// Who hears that a leader has resigned tries at once, and only for that.
 		before = d.tries()
 		l.tell(freePrefix, "42")
 		l.tell(freePrefix, "unknown")
@@ -110,27 +110,27 @@ func TestOffice_OneTryASecond(t *testing.T) {
 		cancel(errors.New("enough"))
 		wg.Wait()
 		synctest.Wait()
-		require.Empty(t, o.posts)
-		require.False(t, o.trying || o.keeping, "without campaigns nothing runs")
+		require.Empty(t, m.contests)
+		require.False(t, m.trying || m.writing, "without candidates nothing runs")
 		before = d.tries()
 		time.Sleep(time.Minute)
 		require.Equal(t, before, d.tries())
-		o.Close(t.Context())
+		m.Close(t.Context())
 	})
 }
 
-func TestOffice_HoldsBack(t *testing.T) {
+func TestManager_HoldsBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
-		o := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
-		before, err := o.Join("x", advisory.Key{})
+		m := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
+		before, err := m.Join("x", advisory.Key{})
 		require.NoError(t, err)
-		o.mu.Lock()
-		o.rest("x")
-		o.mu.Unlock()
+		m.mu.Lock()
+		m.holdOff("x")
+		m.mu.Unlock()
 		before.Leave()
-		run, err := o.Join("x", advisory.Key{}) // another campaign of the same client
+		run, err := m.Join("x", advisory.Key{}) // another candidate of the same client
 		require.NoError(t, err)
 		started := time.Now()
 		done := make(chan error)
@@ -146,17 +146,10 @@ func TestOffice_HoldsBack(t *testing.T) {
 		}
 		require.GreaterOrEqual(t, time.Since(started), holdBack)
 		require.Less(t, time.Since(started), holdBack+2*every)
-		o.Close(t.Context())
+		m.Close(t.Context())
 		require.ErrorIs(t, <-done, lockerr.Closed)
 		run.Leave()
-		_, err = o.Join("x", advisory.Key{})
+		_, err = m.Join("x", advisory.Key{})
 		require.ErrorIs(t, err, lockerr.Closed)
 	})
-}
-
-func TestArrays(t *testing.T) {
-	t.Parallel()
-	require.Equal(t, `{"a","b\"c\\","{,}"}`, string(texts([]string{"a", `b"c\`, "{,}"})))
-	require.Equal(t, `{}`, string(texts(nil)))
-	require.Equal(t, `{1,-2}`, string(bigints([]int64{1, -2})))
 }
