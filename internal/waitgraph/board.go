@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 )
 
 // Session runs statements in the name of a holder; see package ledger.
@@ -37,18 +37,20 @@ var (
 
 // Publish implements [Board].
 func (t Table) Publish(ctx context.Context, holder int64, waits []Wait) ([]int64, error) {
-	var names, held array
+	var names []string
+	var held []int64
 	var wanted, holds locks
 	for _, w := range waits {
-		names.text(w.Name)
+		names = append(names, w.Name)
 		wanted.add(w.Wants)
-		held.number(int64(len(w.Holds)))
+		held = append(held, int64(len(w.Holds)))
 		for _, l := range w.Holds {
 			holds.add(l)
 		}
 	}
-	rows, err := t.Query(ctx, &stmtPublish, number(holder), names.end(), wanted.keys.end(), wanted.pairs.end(),
-		wanted.shared.end(), held.end(), holds.keys.end(), holds.pairs.end(), holds.shared.end())
+	rows, err := t.Query(ctx, &stmtPublish, pgtext.Int(holder), pgtext.Texts(names), pgtext.Ints(wanted.keys),
+		pgtext.Bools(wanted.pairs), pgtext.Bools(wanted.shared), pgtext.Ints(held), pgtext.Ints(holds.keys),
+		pgtext.Bools(holds.pairs), pgtext.Bools(holds.shared))
 	if err != nil {
 		return nil, fmt.Errorf("publish waits: %w", err)
 	}
@@ -65,13 +67,9 @@ func (t Table) Publish(ctx context.Context, holder int64, waits []Wait) ([]int64
 func (t Table) Withdraw(ctx context.Context, holder int64, ids []int64) error {
 	var which []byte
 	if ids != nil {
-		var list array
-		for _, id := range ids {
-			list.number(id)
-		}
-		which = list.end()
+		which = pgtext.Ints(ids)
 	}
-	if _, err := t.Query(ctx, &stmtWithdraw, number(holder), which); err != nil {
+	if _, err := t.Query(ctx, &stmtWithdraw, pgtext.Int(holder), which); err != nil {
 		return fmt.Errorf("withdraw waits: %w", err)
 	}
 	return nil
@@ -79,7 +77,7 @@ func (t Table) Withdraw(ctx context.Context, holder int64, ids []int64) error {
 
 // Waits implements [Board].
 func (t Table) Waits(ctx context.Context, holder, look int64) ([]Wait, error) {
-	rows, err := t.Query(ctx, &stmtWaits, number(holder), number(look))
+	rows, err := t.Query(ctx, &stmtWaits, pgtext.Int(holder), pgtext.Int(look))
 	if err != nil {
 		return nil, fmt.Errorf("read waits: %w", err)
 	}
@@ -92,97 +90,54 @@ func (t Table) Waits(ctx context.Context, holder, look int64) ([]Wait, error) {
 	return all, nil
 }
 
-var errAnswer = errors.New("the server's answer does not fit the statement sent")
-
 // parse reads a row of stmtWaits.
 func parse(row [][]byte) (Wait, error) {
 	const columns = 10
 	if len(row) != columns {
-		return Wait{}, errAnswer
+		return Wait{}, pgtext.ErrAnswer
 	}
 	w := Wait{Name: string(row[3])}
-	var errs [4]error
+	var errs [7]error
+	var key int64
+	var keys []int64
+	var pairs, shared []bool
 	w.ID, errs[0] = strconv.ParseInt(string(row[0]), 10, 64)
 	w.Holder, errs[1] = strconv.ParseInt(string(row[1]), 10, 64)
 	w.Looks, errs[2] = strconv.ParseInt(string(row[2]), 10, 64)
-	w.Wants, errs[3] = parseLock(string(row[4]), string(row[5]), string(row[6]))
+	key, errs[3] = strconv.ParseInt(string(row[4]), 10, 64)
+	keys, errs[4] = pgtext.ParseInts[int64](row[7])
+	pairs, errs[5] = pgtext.ParseBools(row[8])
+	shared, errs[6] = pgtext.ParseBools(row[9])
 	if err := errors.Join(errs[:]...); err != nil {
 		return Wait{}, err
 	}
-	keys, pairs, shared := parseArray(row[7]), parseArray(row[8]), parseArray(row[9])
 	if len(keys) != len(pairs) || len(keys) != len(shared) {
-		return Wait{}, errAnswer
+		return Wait{}, pgtext.ErrAnswer
 	}
+	w.Wants = lockOf(key, string(row[5]) == "t", string(row[6]) == "t")
 	for i := range keys {
-		l, err := parseLock(keys[i], pairs[i], shared[i])
-		if err != nil {
-			return Wait{}, err
-		}
-		w.Holds = append(w.Holds, l)
+		w.Holds = append(w.Holds, lockOf(keys[i], pairs[i], shared[i]))
 	}
 	return w, nil
 }
 
-func parseLock(key, pair, shared string) (Lock, error) {
-	id, err := strconv.ParseInt(key, 10, 64)
-	l := Lock{Key: advisory.Key{ID: id, Pair: pair == "t"}}
-	if shared == "t" {
-		l.Mode = advisory.Shared
-	}
-	return l, err
-}
-
-func number(n int64) []byte { return strconv.AppendInt(nil, n, 10) }
-
-// array is the text of an array of the server's.
-type array []byte
-
-func (a *array) begin() {
-	if len(*a) == 0 {
-		*a = append(*a, '{')
-	} else {
-		*a = append(*a, ',')
-	}
-}
-
-func (a *array) number(n int64) {
-	a.begin()
-	*a = strconv.AppendInt(*a, n, 10)
-}
-
-func (a *array) boolean(b bool) {
-	a.begin()
-	*a = strconv.AppendBool(*a, b)
-}
-
-var quoting = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
-
-func (a *array) text(s string) {
-	a.begin()
-	*a = append(append(append(*a, '"'), quoting.Replace(s)...), '"')
-}
-
-// end completes the array; nothing may be added any more.
-func (a *array) end() []byte {
-	if len(*a) == 0 {
-		return []byte("{}")
-	}
-	return append(*a, '}')
-}
-
 // locks are arrays that together say which locks.
-type locks struct{ keys, pairs, shared array }
+type locks struct {
+	keys          []int64
+	pairs, shared []bool
+}
 
 func (l *locks) add(lock Lock) {
-	l.keys.number(lock.Key.ID)
-	l.pairs.boolean(lock.Key.Pair)
-	l.shared.boolean(lock.Mode == advisory.Shared)
+	l.keys = append(l.keys, lock.Key.ID)
+	l.pairs = append(l.pairs, lock.Key.Pair)
+	l.shared = append(l.shared, lock.Mode == advisory.Shared)
 }
 
-func parseArray(text []byte) []string {
-	inside := strings.Trim(string(text), "{}")
-	if inside == "" {
-		return nil
+// lockOf is one of the locks that arrays say.
+func lockOf(key int64, pair, shared bool) Lock {
+	l := Lock{Key: advisory.Key{ID: key, Pair: pair}}
+	if shared {
+		l.Mode = advisory.Shared
 	}
-	return strings.Split(inside, ",")
+	return l
 }

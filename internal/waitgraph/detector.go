@@ -17,10 +17,10 @@ type Detector struct {
 	report func(event string, err error) // for the log
 
 	// Of the goroutine that looks.
-	posts  posts
-	shared bench // the waits on the board
-	own    bench // those of this process
-	misses int   // looks in a row without the board
+	rows   ownRows
+	shared view // the waits on the board
+	own    view // those of this process
+	misses int  // looks in a row without the board
 
 	mu      sync.Mutex
 	waits   map[*Watched]bool
@@ -135,8 +135,8 @@ func (d *Detector) step() (rest time.Duration, more bool) {
 	switch {
 	case err == nil:
 		d.misses = 0
-		d.shared.local = func(w Wait) (*Watched, bool) { return processes.behind(d.posts.seat.place, w) }
-		d.shared.leave = func(Cycle) bool { return false }
+		d.shared.local = func(w Wait) (*Watched, bool) { return processes.behind(d.rows.by.place, w) }
+		d.shared.skip = func(Cycle) bool { return false }
 		d.shared.judge(d, waits, began)
 	case d.ctx.Err() == nil:
 		if d.misses++; d.misses == 1 {
@@ -151,7 +151,7 @@ func (d *Detector) step() (rest time.Duration, more bool) {
 	if len(d.waits) > 0 {
 		return pace(max(len(waits), len(here), len(mine)), time.Since(began)), true
 	}
-	if err == nil && d.posts.none() {
+	if err == nil && d.rows.none() {
 		d.looking = false
 		return 0, false
 	}
@@ -180,7 +180,7 @@ func (d *Detector) judgeOwn(here []*Watched, now time.Time) {
 		behind[w.wait.ID] = w
 	}
 	d.own.local = func(w Wait) (*Watched, bool) { return behind[w.ID], true }
-	d.own.leave = func(c Cycle) bool {
+	d.own.skip = func(c Cycle) bool {
 		members := make([]*Watched, len(c))
 		for i, w := range c {
 			members[i] = behind[w.ID]
@@ -211,5 +211,5 @@ func (d *Detector) Close(ctx context.Context) {
 	d.mu.Unlock()
 	d.stop()
 	d.workers.Wait()
-	d.leave(ctx)
+	d.farewell(ctx)
 }

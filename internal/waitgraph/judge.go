@@ -16,13 +16,13 @@ type suspicion struct {
 	seen  time.Time
 }
 
-// bench is a graph whose waits are judged, with what earlier looks at it suspect.
-type bench struct {
+// view is a graph whose waits are judged, with what earlier looks at it suspect.
+type view struct {
 	// local returns the wait of this process that an entry of the graph stands for; false if it is not one of this
 	// process, nil if it is over.
 	local func(w Wait) (*Watched, bool)
-	// leave says that a cycle is not for this bench.
-	leave func(c Cycle) bool
+	// skip says that a cycle is not for this view.
+	skip func(c Cycle) bool
 
 	suspect map[int64]suspicion // by the wait that is to end
 }
@@ -36,7 +36,7 @@ type bench struct {
 // them with y, unless one of them had ended by then. But then the other had ended y by then, too, and could not say
 // afterwards that y goes on, as the first has waited for it to say. Only a third wait that ends by itself at that
 // moment makes a difference. Within a process, a wait does not end for a cycle of which another one has ended.
-func (b *bench) judge(d *Detector, waits []Wait, now time.Time) {
+func (b *view) judge(d *Detector, waits []Wait, now time.Time) {
 	g := newGraph(waits)
 	victims := g.victims()
 	ends := map[int64]bool{}
@@ -47,7 +47,7 @@ func (b *bench) judge(d *Detector, waits []Wait, now time.Time) {
 	goesOn := func(w Wait) bool { return !ends[w.ID] }
 	for _, c := range victims {
 		w, _ := b.local(c[0])
-		if w == nil || w.detector != d || b.leave(c) {
+		if w == nil || w.detector != d || b.skip(c) {
 			continue
 		}
 		s := suspicion{c, now}
@@ -71,7 +71,7 @@ func all(waits []Wait, is func(Wait) bool) bool {
 // this process are asked. The others say by the numbers of their looks that their rows are right. They have found
 // that out a while before the number is on the board, so the first new number may come from before; the one after it
 // does not, since no look begins before the one before it was answered.
-func (b *bench) confirmed(g *graph, c Cycle) bool {
+func (b *view) confirmed(g *graph, c Cycle) bool {
 	const looks = 2
 	for k, before := range c {
 		if local, here := b.local(before); here {

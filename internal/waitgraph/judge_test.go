@@ -9,9 +9,9 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// tribunal is a bench for waits of one process; the ids of those that end are added to ended.
+// tribunal is a view for waits of one process; the ids of those that end are added to ended.
 type tribunal struct {
-	bench
+	view
 
 	detector *Detector
 	waits    map[int64]*Watched
@@ -21,7 +21,7 @@ type tribunal struct {
 func newTribunal(t *testing.T) *tribunal {
 	t.Helper()
 	c := &tribunal{detector: New(nil, t.Name, ignore), waits: map[int64]*Watched{}}
-	c.leave = func(Cycle) bool { return false }
+	c.skip = func(Cycle) bool { return false }
 	c.local = func(w Wait) (*Watched, bool) { return c.waits[w.ID], true }
 	return c
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 )
 
 // Board is where the processes that share a database publish their waits.
@@ -19,9 +21,9 @@ type Board interface {
 	Waits(ctx context.Context, holder, look int64) ([]Wait, error)
 }
 
-// posts is what a detector knows of its rows on the board.
-type posts struct {
-	seat  seat               // in whose name they are; none before the first
+// ownRows is what a detector knows of its rows on the board.
+type ownRows struct {
+	by    publisher          // in whose name they are; none before the first
 	known map[*Watched]int64 // their ids
 	// unknown are rows that nobody knows any more: the answer to their publication did not come.
 	unknown []int64
@@ -31,7 +33,7 @@ type posts struct {
 }
 
 // none says whether nothing is on the board.
-func (p *posts) none() bool { return len(p.known) == 0 && len(p.unknown) == 0 && !p.doubt }
+func (r *ownRows) none() bool { return len(r.known) == 0 && len(r.unknown) == 0 && !r.doubt }
 
 // exchange brings the board up to date with this client's waits, and returns all that are on it. When it fails
 // halfway, the next one goes on from there.
@@ -39,18 +41,18 @@ func (d *Detector) exchange(mine []*Watched) ([]Wait, error) {
 	if d.board == nil {
 		return nil, nil
 	}
-	p := &d.posts
-	if len(mine) == 0 && p.none() {
+	r := &d.rows
+	if len(mine) == 0 && r.none() {
 		return nil, nil
 	}
-	if err := d.take(); err != nil {
+	if err := d.establish(); err != nil {
 		return nil, err
 	}
 	if err := d.withdraw(mine); err != nil {
 		return nil, err
 	}
 	if len(mine) == 0 {
-		if p.doubt {
+		if r.doubt {
 			return nil, d.withdrawAll()
 		}
 		return nil, nil
@@ -60,58 +62,58 @@ func (d *Detector) exchange(mine []*Watched) ([]Wait, error) {
 	}
 	var waits []Wait
 	err := d.within(func(ctx context.Context) (err error) {
-		waits, err = d.board.Waits(ctx, p.seat.holder, p.looks+1) // the same again if there is no answer
+		waits, err = d.board.Waits(ctx, r.by.holder, r.looks+1) // the same again if there is no answer
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.looks++
-	p.size = len(waits)
+	r.looks++
+	r.size = len(waits)
 	return d.sift(waits), nil
 }
 
 // within gives a statement its time: much less than a session takes to be given up, but more when there are more rows,
 // and when less was not enough.
 func (d *Detector) within(statement func(ctx context.Context) error) error {
-	rows := max(d.posts.size, len(d.posts.known))
+	rows := max(d.rows.size, len(d.rows.known))
 	most := patience + time.Duration(rows)*patiencePerWait + time.Duration(min(d.misses, mostMisses))*patience/2
 	ctx, cancel := context.WithTimeout(d.ctx, most)
 	defer cancel()
 	return statement(ctx)
 }
 
-// take finds out in whose name rows are published. With a new session that is a new one; what the one before has
+// establish finds out in whose name rows are published. With a new session that is a new one; what the one before has
 // published might count until the server knows that its session is gone, so it is withdrawn.
-func (d *Detector) take() error {
-	p := &d.posts
+func (d *Detector) establish() error {
+	r := &d.rows
 	return d.within(func(ctx context.Context) error {
 		holder, err := d.board.Holder(ctx)
-		if err != nil || holder == p.seat.holder {
+		if err != nil || holder == r.by.holder {
 			return err
 		}
-		if !p.none() {
-			if err := d.board.Withdraw(ctx, p.seat.holder, nil); err != nil {
+		if !r.none() {
+			if err := d.board.Withdraw(ctx, r.by.holder, nil); err != nil {
 				return err
 			}
 		}
-		processes.rise(p.seat)
-		*p = posts{seat: seat{d.place(), holder}, known: map[*Watched]int64{}}
-		processes.sit(p.seat)
+		processes.withdrew(r.by)
+		*r = ownRows{by: publisher{d.place(), holder}, known: map[*Watched]int64{}}
+		processes.publishes(r.by)
 		return nil
 	})
 }
 
 // withdraw takes from the board what is over, what says something else than is true by now, and what nobody knows.
 func (d *Detector) withdraw(mine []*Watched) error {
-	p := &d.posts
+	r := &d.rows
 	goesOn := make(map[*Watched]bool, len(mine))
 	for _, w := range mine {
 		goesOn[w] = true
 	}
-	ids := slices.Clone(p.unknown)
+	ids := slices.Clone(r.unknown)
 	var gone []*Watched
-	for w, id := range p.known {
+	for w, id := range r.known {
 		if !goesOn[w] || !slices.Equal(w.published, w.holds()) {
 			ids = append(ids, id)
 			gone = append(gone, w)
@@ -121,34 +123,34 @@ func (d *Detector) withdraw(mine []*Watched) error {
 		return nil
 	}
 	for part := range slices.Chunk(ids, chunk) {
-		err := d.within(func(ctx context.Context) error { return d.board.Withdraw(ctx, p.seat.holder, part) })
+		err := d.within(func(ctx context.Context) error { return d.board.Withdraw(ctx, r.by.holder, part) })
 		if err != nil {
 			return err // all of them again the next time
 		}
 	}
 	for _, w := range gone {
-		delete(p.known, w)
+		delete(r.known, w)
 	}
-	p.unknown = nil
+	r.unknown = nil
 	return nil
 }
 
 func (d *Detector) withdrawAll() error {
-	p := &d.posts
-	err := d.within(func(ctx context.Context) error { return d.board.Withdraw(ctx, p.seat.holder, nil) })
+	r := &d.rows
+	err := d.within(func(ctx context.Context) error { return d.board.Withdraw(ctx, r.by.holder, nil) })
 	if err == nil {
-		clear(p.known)
-		p.unknown, p.doubt = nil, false
+		clear(r.known)
+		r.unknown, r.doubt = nil, false
 	}
 	return err
 }
 
 // publish puts on the board what is not there yet.
 func (d *Detector) publish(mine []*Watched) error {
-	p := &d.posts
+	r := &d.rows
 	var fresh []*Watched
 	for _, w := range mine {
-		if _, known := p.known[w]; !known {
+		if _, known := r.known[w]; !known {
 			fresh = append(fresh, w)
 		}
 	}
@@ -159,21 +161,21 @@ func (d *Detector) publish(mine []*Watched) error {
 		}
 		var ids []int64
 		err := d.within(func(ctx context.Context) (err error) {
-			ids, err = d.board.Publish(ctx, p.seat.holder, waits)
+			ids, err = d.board.Publish(ctx, r.by.holder, waits)
 			return err
 		})
 		if err == nil && len(ids) != len(part) {
-			err = errAnswer
+			err = pgtext.ErrAnswer
 		}
 		if err != nil {
-			p.doubt = true
+			r.doubt = true
 			return err
 		}
 		for i, w := range part {
 			w.published = waits[i].Holds
-			p.known[w] = ids[i]
+			r.known[w] = ids[i]
 		}
-		processes.published(p.seat, ids, part)
+		processes.published(r.by, ids, part)
 	}
 	return nil
 }
@@ -181,28 +183,28 @@ func (d *Detector) publish(mine []*Watched) error {
 // sift leaves out what the board has of this process's waits that are over, and finds rows of this detector's that
 // nobody knows.
 func (d *Detector) sift(published []Wait) []Wait {
-	p := &d.posts
-	ids := make(map[int64]bool, len(p.known))
-	for _, id := range p.known {
+	r := &d.rows
+	ids := make(map[int64]bool, len(r.known))
+	for _, id := range r.known {
 		ids[id] = true
 	}
-	p.doubt = false // what was sent before the board was read has been carried out before, or never is
+	r.doubt = false // what was sent before the board was read has been carried out before, or never is
 	return slices.DeleteFunc(published, func(w Wait) bool {
-		if w.Holder == p.seat.holder && !ids[w.ID] {
-			p.unknown = append(p.unknown, w.ID)
+		if w.Holder == r.by.holder && !ids[w.ID] {
+			r.unknown = append(r.unknown, w.ID)
 		}
-		local, here := processes.behind(p.seat.place, w)
+		local, here := processes.behind(r.by.place, w)
 		return here && local == nil
 	})
 }
 
-// leave withdraws what is left on the board. When that fails, it goes with the holder.
-func (d *Detector) leave(ctx context.Context) {
-	p := &d.posts
-	if !p.none() {
+// farewell withdraws what is left on the board. When that fails, it goes with the holder.
+func (d *Detector) farewell(ctx context.Context) {
+	r := &d.rows
+	if !r.none() {
 		bounded, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		_ = d.board.Withdraw(bounded, p.seat.holder, nil)
+		_ = d.board.Withdraw(bounded, r.by.holder, nil)
 	}
-	processes.rise(p.seat)
+	processes.withdrew(r.by)
 }

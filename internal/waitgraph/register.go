@@ -7,24 +7,24 @@ import (
 
 // processes has the waits of all clients of this process: for when there is no board to see them on, and since of
 // these it is known at any moment what has become of them.
-var processes = register{waits: map[*Watched]string{}, seats: map[seat]bool{}, rows: map[row]*Watched{}}
+var processes = register{waits: map[*Watched]string{}, publishers: map[publisher]bool{}, rows: map[row]*Watched{}}
 
 type register struct {
-	mu    sync.Mutex
-	last  int64
-	waits map[*Watched]string // with the database that they are in
-	seats map[seat]bool       // in whose names waits of this process were published
-	rows  map[row]*Watched    // by what stands for them on the board
+	mu         sync.Mutex
+	last       int64
+	waits      map[*Watched]string // with the database that they are in
+	publishers map[publisher]bool  // in whose names waits of this process were published
+	rows       map[row]*Watched    // by what stands for them on the board
 }
 
-// seat is a holder in a database.
-type seat struct {
+// publisher is a holder in a database.
+type publisher struct {
 	place  string
 	holder int64
 }
 
 type row struct {
-	seat
+	publisher
 
 	id int64
 }
@@ -45,27 +45,27 @@ func (r *register) remove(w *Watched) {
 	delete(r.rows, w.row)
 }
 
-// sit says that waits of this process are published by a holder.
-func (r *register) sit(s seat) {
+// publishes says that waits of this process are published by a holder.
+func (r *register) publishes(p publisher) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seats[s] = true
+	r.publishers[p] = true
 }
 
-// rise says that what a holder has published is of no interest any more.
-func (r *register) rise(s seat) {
+// withdrew says that what a holder has published is of no interest any more.
+func (r *register) withdrew(p publisher) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.seats, s)
+	delete(r.publishers, p)
 }
 
 // published says that waits are on the board, each with an id.
-func (r *register) published(s seat, ids []int64, waits []*Watched) {
+func (r *register) published(p publisher, ids []int64, waits []*Watched) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i, w := range waits {
 		delete(r.rows, w.row)
-		w.row = row{s, ids[i]}
+		w.row = row{p, ids[i]}
 		if _, on := r.waits[w]; on {
 			r.rows[w.row] = w
 		}
@@ -86,11 +86,11 @@ func (r *register) reach(waits []*Watched, yes bool) {
 func (r *register) behind(place string, w Wait) (*Watched, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := seat{place, w.Holder}
-	if !r.seats[s] {
+	p := publisher{place, w.Holder}
+	if !r.publishers[p] {
 		return nil, false
 	}
-	local := r.rows[row{s, w.ID}]
+	local := r.rows[row{p, w.ID}]
 	if local != nil && local.ended {
 		return nil, true
 	}
