@@ -26,7 +26,7 @@ import "time"
 const (
 	every     = 1150 * time.Millisecond // between two tries of a candidate, ± 1/10; each takes two statements
 	holdBack  = 2 * time.Second         // after a resignation
-	spread    = 5 * time.Millisecond    // within which those try who hear that a leader has resigned
+	spread    = 5 * time.Millisecond    // within which clients try that hear of a resignation
 	pollEvery = 3500 * time.Millisecond // from which on the next write looks at the rows of the own terms: within 5 s
 	patience  = 5 * time.Second         // with the sidecar session, of a write
 	farewell  = time.Second             // for which the end of a term waits for its row

@@ -85,7 +85,7 @@ func New(cfg Config) *Manager {
 	return m
 }
 
-// Busy says whether there are candidates, or rows to be written.
+// Busy reports whether there are candidates, or rows to be written.
 func (m *Manager) Busy() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -186,7 +186,7 @@ func ended(ctx context.Context, lastError error) error {
 	return lockerr.Ended(ctx, fmt.Errorf("the last try: %w", lastError))
 }
 
-// Close withdraws all candidates: those that wait get Closed, those that lead are asked to resign. It waits for the ends of
+// Close withdraws all candidates: waiters get Closed, leaders are asked to resign. It waits for the ends of
 // the terms until ctx ends, and then for the manager's goroutines.
 func (m *Manager) Close(ctx context.Context) {
 	m.mu.Lock()

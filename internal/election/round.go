@@ -78,7 +78,7 @@ func (m *Manager) due(now time.Time) (contests []*contest, next time.Time) {
 	return contests, next
 }
 
-// try tries for contests in one round trip, and gives the terms to those who wait.
+// try tries for contests in one round trip, and gives the terms to the waiters.
 func (m *Manager) try(contests []*contest) {
 	keys := make([]advisory.Key, len(contests))
 	for i, p := range contests {

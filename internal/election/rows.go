@@ -151,7 +151,7 @@ func (m *Manager) noteFailure(err error) {
 	}
 }
 
-// Leader is who leads a name.
+// Leader is the leader of a name.
 type Leader struct {
 	Holder string
 	Term   int64
@@ -165,7 +165,7 @@ var stmtLeader = &link.Statement{
 	SQL:  "SELECT holder_name, term, (extract(epoch FROM since) * 1000000)::bigint FROM pgbaton.leader_of($1)",
 }
 
-// Leader says who leads a name, as its row does. NotFound if nobody does.
+// Leader returns the leader of a name, as its row says. NotFound if there is none.
 func (m *Manager) Leader(ctx context.Context, name string) (Leader, error) {
 	rows, err := m.cfg.Ledger.Query(ctx, stmtLeader, []byte(name))
 	switch {
@@ -188,7 +188,7 @@ var stmtRequest = &link.Statement{
 	Name: "pgbaton_request_resign", SQL: "SELECT pgbaton.request_resign($1)",
 }
 
-// RequestResign asks whoever leads a name to resign. NotFound if nobody does.
+// RequestResign asks the leader of a name to resign. NotFound if there is none.
 func (m *Manager) RequestResign(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -23,7 +23,7 @@ type Term struct {
 	result  error         // of End; set before over is closed
 
 	// Guarded by the manager's mutex.
-	cancel context.CancelCauseFunc // tells those who work in the term; nil before Attach
+	cancel context.CancelCauseFunc // tells the func of the term; nil before Attach
 	cause  error                   // why it should end; nil while it should not
 	holder int64                   // the ledger's holder under which the row was written last; 0 for none
 	old    *oldRow                 // nil until the row is to be cleared
@@ -90,7 +90,7 @@ func (t *Term) End(ctx context.Context) error {
 		m.holdOff(p.name)
 	}
 	m.mu.Unlock()
-	if t.result == nil { // before the row is cleared: who has it locked would delay the news
+	if t.result == nil { // before the row is cleared: a lock on it would delay the news
 		m.cfg.Ledger.Notify(freePrefix + p.name)
 	}
 	s := m.clearRow(t)
@@ -105,7 +105,7 @@ func (t *Term) End(ctx context.Context) error {
 	case <-timer.C:
 	case <-m.stopped:
 	}
-	chans.Signal(m.tries) // there may be others who wait for it here
+	chans.Signal(m.tries) // there may be other candidates here
 	close(t.over)
 	return t.result
 }

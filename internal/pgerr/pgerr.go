@@ -123,13 +123,13 @@ func Explain(err error) error {
 	return err
 }
 
-// Retryable says whether the whole transaction that ended with err may succeed when it is run again.
+// Retryable reports whether the whole transaction that ended with err may succeed when it is run again.
 func Retryable(err error) bool {
 	code := Code(err)
 	return code == SerializationFailure || code == DeadlockDetected
 }
 
-// StalePlan says whether err is "cached plan must not change result type": the table was altered after the statement
+// StalePlan reports whether err is "cached plan must not change result type": the table was altered after the statement
 // was prepared. The server says so before the statement does anything. The name of its routine is not translated.
 func StalePlan(err error) bool {
 	if Code(err) != featureNotSupported {
@@ -191,7 +191,7 @@ type StaleDetail struct {
 	Token, Newest int64
 }
 
-// Stale says whether err is the schema's word on a stale token, and what it says.
+// Stale reports whether err is the schema's word on a stale token, and what it says.
 func Stale(err error) (detail StaleDetail, ok bool) {
 	if Code(err) != StaleToken {
 		return detail, false
@@ -202,7 +202,7 @@ func Stale(err error) (detail StaleDetail, ok bool) {
 	return detail, true
 }
 
-// CommitUnknown says whether a COMMIT that returned err may have committed. An error of the server that
+// CommitUnknown reports whether a COMMIT that returned err may have committed. An error of the server that
 // leaves the session alive says that it has not; a broken connection, or a server that goes down, says nothing.
 func CommitUnknown(err error) bool {
 	code := Code(err)

@@ -63,7 +63,7 @@ func parseRenewed(op *link.Op) (map[int32]struct{}, error) {
 	return parsePlaces(op.Rows[0][0])
 }
 
-// parsePlaces reads the places, counted from 1, of those in the arrays sent of which something is true.
+// parsePlaces reads places in the arrays that were sent, counted from 1.
 func parsePlaces(text []byte) (map[int32]struct{}, error) {
 	list, err := pgtext.ParseInts[int32](text)
 	places := make(map[int32]struct{}, len(list))

@@ -50,14 +50,14 @@
 // queue or at its turn. The events:
 //
 //   - wanted: somebody is in line, there is a session, and the semaphore is not being looked up.
-//   - served: a claim was answered, and nobody who waits was left short.
-//   - short: a claim was answered, and there was not enough for one who waits, or it failed for a reason that passes.
+//   - served: a claim was answered, and no waiter was left short.
+//   - short: a claim was answered, and there was not enough for a waiter, or it failed for a reason that passes.
 //   - look: the head wants to ask, under the conditions of wanted.
 //   - turnBegan, turnEnded: the head's turn at the gate.
 //   - headLeft: the head has gone, because nobody waits, or the manager is closed.
 //
 // A line that loses its last waiter calls its head off, in any state. Besides, a line looks its semaphore up by name, one
-// statement at a time: its capacity for those who may want more than there is, or its existence when a claim did not
+// statement at a time: its capacity for waiters that may want more than there is, or its existence when a claim did not
 // find it. While its existence is in doubt nothing is claimed.
 //
 // # The order of mutexes

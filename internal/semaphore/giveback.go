@@ -57,7 +57,7 @@ type giveBacks struct {
 // none reports whether nothing is left to free.
 func (g *giveBacks) none() bool { return len(g.fresh)+len(g.sent)+len(g.stuck) == 0 }
 
-// answer ends the waits for those of which something is true.
+// answer answers the releases that wait for slots of which something is true.
 func (g *giveBacks) answer(which func(*giveBack) bool, reason error, a *actions) {
 	for _, all := range [][]*giveBack{g.fresh, g.sent, g.stuck} {
 		for _, one := range all {
@@ -68,7 +68,7 @@ func (g *giveBacks) answer(which func(*giveBack) bool, reason error, a *actions)
 	}
 }
 
-// forget drops those of which something is true, but for those under way.
+// forget drops slots of which something is true, unless they are under way.
 func (g *giveBacks) forget(which func(*giveBack) bool) {
 	g.fresh = slices.DeleteFunc(g.fresh, which)
 	g.stuck = slices.DeleteFunc(g.stuck, which)

@@ -17,7 +17,7 @@ func (l *Line) send() {
 	})
 }
 
-// head is the goroutine that looks for slots for those who wait.
+// head is the goroutine that looks for slots for the waiters.
 type head struct {
 	line  *Line
 	ctx   context.Context //nolint:containedctx // ends when the head is called off
@@ -44,12 +44,12 @@ func (h *head) goesOn(err error) (wanted bool) {
 		}
 		l.callOff()
 		if wanted = l.waits > 0 && m.life == open; wanted {
-			h.ctx, l.callOff = context.WithCancel(m.ctx) // it may have been called off for those who have left
+			h.ctx, l.callOff = context.WithCancel(m.ctx) // it may have been called off when the last waiters left
 			return
 		}
 		l.callOff = nil
 		l.happens(headLeft, a, nil)
-		l.advance(a) // for those who only try, and have come meanwhile
+		l.advance(a) // for tries that have come meanwhile
 	})
 	return wanted
 }

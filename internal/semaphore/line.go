@@ -28,7 +28,7 @@ type Line struct {
 	missing  error // what the claim said that did not find the semaphore; for ofExistence
 	capacity int
 	waiters  waitline.Line[wish]
-	waits    int                // those of them that wait, and do not only try
+	waits    int                // waiters that do not only try
 	served   time.Time          // when the head last got something
 	callOff  context.CancelFunc // ends the head's wait, while it is away
 
@@ -122,7 +122,7 @@ func (l *Line) respond(w *waiter, p *Permit, err error, a *actions) {
 	a.wake = append(a.wake, w)
 }
 
-// left notes that a waiter has left the line. When nobody waits any more, the head is called off.
+// left notes that a waiter has left the line. With the last that does not only try the head is called off.
 func (l *Line) left(w *waiter) {
 	if !w.Value.try {
 		l.waits--
@@ -132,7 +132,7 @@ func (l *Line) left(w *waiter) {
 	}
 }
 
-// refuse answers those in line of whom something is true with an error.
+// refuse answers the waiters of which something is true with an error.
 func (l *Line) refuse(err error, which func(*waiter) bool, a *actions) {
 	for w := range l.waiters.All() {
 		if which(w) {
@@ -149,7 +149,7 @@ func (l *Line) ended(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", lockerr.NotAcquired, lockerr.Ended(ctx, lockerr.NoConnection(failure)))
 }
 
-// advance asks for slots for those in line, unless that is under way or the head's to do. The caller holds the mutex, as
+// advance asks for slots for the waiters, unless that is under way or the head's to do. The caller holds the mutex, as
 // of all that take actions.
 func (l *Line) advance(a *actions) {
 	if l.mayAsk() {
@@ -178,7 +178,7 @@ func (l *Line) Resized(capacity int) {
 	l.manager.sidecar.Notify(resizedPrefix + strconv.FormatInt(l.gate.ID, 10))
 }
 
-// resized answers those who want more than there is.
+// resized answers the waiters that want more than there is.
 func (l *Line) resized(capacity int, a *actions) {
 	l.capacity = capacity
 	for w := range l.waiters.All() {

@@ -288,7 +288,7 @@ func (m *Manager) Close(ctx context.Context) {
 // Wait waits for the manager's goroutines, after Close and when the sidecar's connection is gone.
 func (m *Manager) Wait() { m.workers.Wait() }
 
-// dismiss answers, once the manager is closed, those whose slots nobody will free any more.
+// dismiss answers, once the manager is closed, the releases whose slots nobody will free.
 func (m *Manager) dismiss(a *actions) {
 	if m.life != open && m.session == nil {
 		m.returns.answer(every, errClosed, a)

@@ -647,7 +647,7 @@ func (h *history) run() {
 	h.close()
 }
 
-func TestModel(t *testing.T) {
+func TestModel(t *testing.T) { //nolint:tparallel // Seeds waits for its own, so that the whole can be told
 	t.Parallel()
 	if *modelSeed != 0 {
 		synctest.Test(t, func(t *testing.T) {

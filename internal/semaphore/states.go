@@ -105,7 +105,7 @@ type lookup uint8
 
 const (
 	noLookup    lookup = iota
-	ofCapacity         // for those who may want more than there is
+	ofCapacity         // for waiters that may want more than there is
 	ofExistence        // the last claim did not find it: nothing is claimed before the answer
 )
 
@@ -114,7 +114,7 @@ type lifetime uint8
 
 const (
 	open    lifetime = iota
-	closing          // nobody is served any more, and slots go back
+	closing          // nobody is served, and slots go back
 	empty            // nothing is left to free, and nothing will be granted
 	ended            // and no goroutine runs
 )

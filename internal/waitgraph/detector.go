@@ -82,7 +82,7 @@ func (d *Detector) work() {
 	chans.Signal(d.nudge)
 }
 
-// Busy says whether waits are watched, or may still be on the board.
+// Busy reports whether waits are watched, or may still be on the board.
 func (d *Detector) Busy() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -262,7 +262,7 @@ func TestDetector_OverInTheProcess(t *testing.T) {
 	})
 }
 
-// Nor does what a row of this process says to be held, and is not any more.
+// Nor does what a row of this process says to be held, and no longer is.
 func TestDetector_NotHeldInTheProcess(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

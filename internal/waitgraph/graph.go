@@ -107,7 +107,7 @@ func (g *graph) victims() []Cycle {
 	return found
 }
 
-// core says which waits may be in cycles. It leaves out, again and again, those that depend on no wait that is left, or
+// core reports which waits may be in cycles. It leaves out, again and again, those that depend on no wait that is left, or
 // on which none depends: all, where there is no cycle.
 func (g *graph) core() []bool {
 	in := make([]bool, len(g.waits))
@@ -203,7 +203,7 @@ func (g *graph) wait(id int64) (Wait, bool) {
 	return g.waits[i], true
 }
 
-// has says whether a cycle of an earlier look is one of this graph, too.
+// has reports whether a cycle of an earlier look is one of this graph, too.
 func (g *graph) has(c Cycle) bool {
 	for k := range c {
 		from, here := g.wait(c[k].ID)

@@ -220,7 +220,7 @@ func without(waits []Wait, ids ...int64) []Wait {
 	return slices.DeleteFunc(slices.Clone(waits), func(w Wait) bool { return slices.Contains(ids, w.ID) })
 }
 
-// cyclic says whether there is a cycle among waits, in the way that is easiest to believe.
+// cyclic reports whether there is a cycle among waits, in the way that is easiest to believe.
 func cyclic(waits []Wait) bool {
 	n := len(waits)
 	reach := make([][]bool, n)

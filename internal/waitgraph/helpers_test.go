@@ -259,7 +259,7 @@ func settle(waits ...*waiter) {
 	synctest.Wait()
 }
 
-// busy says whether the detector looks.
+// busy reports whether the detector looks.
 func (d *Detector) busy() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -67,7 +67,7 @@ func all(waits []Wait, is func(Wait) bool) bool {
 	return !slices.ContainsFunc(waits, func(w Wait) bool { return !is(w) })
 }
 
-// confirmed says whether the waits of a cycle have gone on since the look that found it, and hold what they did. Those of
+// confirmed reports whether the waits of a cycle have gone on since the look that found it, and hold what they did. Those of
 // this process are asked. The others say by the numbers of their looks that their rows are right. They have found
 // that out a while before the number is on the board, so the first new number may come from before; the one after it
 // does not, since no look begins before the one before it was answered.

@@ -10,8 +10,8 @@ import (
 
 // Board is where the processes that share a database publish their waits.
 type Board interface {
-	// Holder is in whose name waits are published now. When it changes, what was published before does not count any
-	// more, as soon as the server knows.
+	// Holder is in whose name waits are published now. When it changes, what was published before no longer
+	// counts, as soon as the server knows.
 	Holder(ctx context.Context) (int64, error)
 	// Publish publishes waits and returns their ids, ascending. It is not called with too many for a statement.
 	Publish(ctx context.Context, holder int64, waits []Wait) (ids []int64, err error)
@@ -25,14 +25,14 @@ type Board interface {
 type ownRows struct {
 	by    publisher          // in whose name they are; none before the first
 	known map[*Watched]int64 // their ids
-	// unknown are rows that nobody knows any more: the answer to their publication did not come.
+	// unknown are rows that nobody knows: the answer to their publication did not come.
 	unknown []int64
 	doubt   bool  // there may be such rows
 	looks   int64 // how often the board has been read
 	size    int   // how many rows it had
 }
 
-// none says whether nothing is on the board.
+// none reports whether nothing is on the board.
 func (r *ownRows) none() bool { return len(r.known) == 0 && len(r.unknown) == 0 && !r.doubt }
 
 // exchange brings the board up to date with this client's waits, and returns all that are on it. When it fails

@@ -52,7 +52,7 @@ func (r *register) publishes(p publisher) {
 	r.publishers[p] = true
 }
 
-// withdrew says that what a holder has published is of no interest any more.
+// withdrew says that what a holder has published is no longer of interest.
 func (r *register) withdrew(p publisher) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,7 +72,7 @@ func (r *register) published(p publisher, ids []int64, waits []*Watched) {
 	}
 }
 
-// reach says whether what the board has of these waits is of use at the moment.
+// reach reports whether what the board has of these waits is of use at the moment.
 func (r *register) reach(waits []*Watched, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,14 +122,14 @@ func (r *register) here(place string) []*Watched {
 	return here
 }
 
-// unposted says whether one of the waits cannot be seen on the board.
+// unposted reports whether one of the waits cannot be seen on the board.
 func (r *register) unposted(waits []*Watched) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.ContainsFunc(waits, func(w *Watched) bool { return !w.posted })
 }
 
-// finish says whether a wait shall end for a cycle, and makes a note of it. It shall not if another wait of the cycle
+// finish reports whether a wait shall end for a cycle, and makes a note of it. It shall not if another wait of the cycle
 // has ended, as far as this process knows.
 func (r *register) finish(w *Watched, c Cycle, local func(w Wait) (*Watched, bool)) bool {
 	members := make([]*Watched, 0, len(c))
