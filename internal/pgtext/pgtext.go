@@ -41,7 +41,8 @@ func Texts(values []string) []byte {
 }
 
 func array[T any](values []T, element func([]byte, T) []byte) []byte {
-	text := []byte{'{'}
+	const about = 12 // bytes of an element
+	text := append(make([]byte, 0, len("{}")+about*len(values)), '{')
 	for i, value := range values {
 		if i > 0 {
 			text = append(text, ',')
@@ -79,14 +80,13 @@ func parse[T any](text []byte, element func(string) (T, error)) ([]T, error) {
 	case inside == "":
 		return nil, nil
 	}
-	words := strings.Split(inside, ",")
-	values := make([]T, len(words))
-	for i, word := range words {
+	values := make([]T, 0, 1+strings.Count(inside, ","))
+	for word := range strings.SplitSeq(inside, ",") {
 		value, err := element(word)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
 		}
-		values[i] = value
+		values = append(values, value)
 	}
 	return values, nil
 }
