@@ -12,16 +12,16 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/campaign"
-	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/dsn"
+	"github.com/pgbaton/pgbaton/internal/election"
 	"github.com/pgbaton/pgbaton/internal/journal"
 	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
-	"github.com/pgbaton/pgbaton/internal/permit"
+	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/waitgraph"
 	"github.com/pgbaton/pgbaton/internal/waitroom"
 )
 
@@ -41,10 +41,10 @@ type Client struct {
 	journal *journal.Journal
 
 	ledger    *ledger.Ledger
-	permits   *permit.Desk
-	campaigns *campaign.Office
+	permits   *semaphore.Manager
+	campaigns *election.Manager
 
-	deadlocks *deadlock.Detector
+	deadlocks *waitgraph.Detector
 
 	reduced error // why there are no locks of the client's own; nil if there are
 
@@ -143,16 +143,16 @@ func (c *Client) keepRows() {
 		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.journal.Report,
 		Dial: c.dialLedger, Hung: func() { c.budget.Give(session.Ledger) },
 	})
-	var board deadlock.Board
+	var board waitgraph.Board
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
-		board = deadlock.Table{Session: c.ledger}
+		board = waitgraph.Table{Session: c.ledger}
 	}
-	c.deadlocks = deadlock.New(board, c.home.Identity, c.journal.Report)
-	c.permits = permit.New(permit.Config{
+	c.deadlocks = waitgraph.New(board, c.home.Identity, c.journal.Report)
+	c.permits = semaphore.New(semaphore.Config{
 		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.journal.Report,
-		Queue: func(gate advisory.Key) permit.Stand { return c.room.Stand(gate) },
+		Queue: func(gate advisory.Key) semaphore.Place { return c.room.Stand(gate) },
 	})
-	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.journal.Report})
+	c.campaigns = election.New(election.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.journal.Report})
 	c.ledger.KeepWhile(c.campaigns.Busy)
 	c.ledger.KeepWhile(c.deadlocks.Busy)
 }

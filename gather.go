@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/waitgraph"
 	"github.com/pgbaton/pgbaton/internal/waitroom"
 )
 
@@ -28,7 +28,7 @@ type gathering struct {
 	end     context.CancelCauseFunc // of the wait
 	waits   Key                     // for which key it waits
 	alarm   *time.Timer             // goes off when that wait is to be watched
-	watched *deadlock.Watched
+	watched *waitgraph.Watched
 }
 
 const (
@@ -42,7 +42,7 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*desk
 	defer end(nil)
 	g := &gathering{
 		client: c, keys: keys, post: c.room.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
-		end: end, waits: failed, alarm: time.NewTimer(deadlock.After),
+		end: end, waits: failed, alarm: time.NewTimer(waitgraph.After),
 	}
 	defer g.over()
 	holds, err := g.wait(watched)
@@ -126,17 +126,17 @@ func (g *gathering) follow() {
 	if key != g.waits {
 		g.waits = key
 		g.unwatch()
-		g.alarm.Reset(deadlock.After)
+		g.alarm.Reset(waitgraph.After)
 	}
 }
 
 // watch has the wait for a key watched for deadlocks, if there is anything in the way of others.
 func (g *gathering) watch() {
 	if len(g.holds()) == 0 {
-		g.alarm.Reset(deadlock.After)
+		g.alarm.Reset(waitgraph.After)
 		return
 	}
-	wants := deadlock.Lock{Key: g.waits.key, Mode: advisory.Exclusive}
+	wants := waitgraph.Lock{Key: g.waits.key, Mode: advisory.Exclusive}
 	g.watched = g.client.deadlocks.Watch(g.waits.String(), wants, g.holds, g.end)
 }
 
@@ -148,11 +148,11 @@ func (g *gathering) unwatch() {
 }
 
 // holds is what the wait keeps from others: what its goroutine holds, and what is gathered.
-func (g *gathering) holds() []deadlock.Lock {
+func (g *gathering) holds() []waitgraph.Lock {
 	locks := g.outer.in(g.client)
 	got, _ := g.post.Got()
 	for _, key := range g.keys[:got] {
-		locks = append(locks, deadlock.Lock{Key: key.key, Mode: advisory.Exclusive})
+		locks = append(locks, waitgraph.Lock{Key: key.key, Mode: advisory.Exclusive})
 	}
 	return locks
 }

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/campaign"
+	"github.com/pgbaton/pgbaton/internal/election"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
@@ -78,7 +78,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 
 // serve runs fn for a term, and reports whether that was the last one.
 func (c *Client) serve(
-	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, *Lock) error,
+	outer context.Context, term *election.Term, lock *Lock, fn func(context.Context, *Lock) error,
 ) (over bool, err error) {
 	ctx, cancel := context.WithCancelCause(lock.holding())
 	defer cancel(nil)

@@ -6,16 +6,16 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/rowstmt"
+	"github.com/pgbaton/pgbaton/internal/semaphore"
 )
 
 // Permit is one or more permits of a semaphore that are held together. It is made by [Semaphore.Acquire] and its
 // relatives, and ended by Release, by [Client.Close], or by loss. It is safe for concurrent use.
 type Permit struct {
 	semaphore *Semaphore
-	permit    *permit.Permit
+	permit    *semaphore.Permit
 	n         int
 	parent    context.Context //nolint:containedctx // the values of the permit's own context
 

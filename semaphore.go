@@ -10,8 +10,8 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
-	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/semaphore"
 )
 
 // maxCapacity bounds a semaphore: each slot is a row, and a claim may look at all of them.
@@ -36,7 +36,7 @@ const maxCapacity = 10_000
 type Semaphore struct {
 	client *Client
 	name   string
-	line   *permit.Line
+	line   *semaphore.Line
 }
 
 var (
@@ -230,7 +230,7 @@ func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, erro
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
 
-func (s *Semaphore) take(ctx context.Context, n int, try bool) (*permit.Permit, error) {
+func (s *Semaphore) take(ctx context.Context, n int, try bool) (*semaphore.Permit, error) {
 	if err := s.made(); err != nil {
 		return nil, err
 	}

@@ -15,12 +15,12 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/permit"
+	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
 // pooledLine is the semaphore s for a client that is behind a pooler.
-func pooledLine(t *testing.T, dsn string, capacity int) *permit.Line {
+func pooledLine(t *testing.T, dsn string, capacity int) *semaphore.Line {
 	t.Helper()
 	cfg, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -28,7 +28,7 @@ func pooledLine(t *testing.T, dsn string, capacity int) *permit.Line {
 	l := ledger.New(ledger.Config{
 		TTL: dialer.TTL, Name: "pooled", Pooled: true, Report: func(string, error) {}, Dial: dialer.DialPooled, Hung: func() {},
 	})
-	d := permit.New(permit.Config{TTL: dialer.TTL, Ledger: l, Pooled: true, Report: func(string, error) {}})
+	d := semaphore.New(semaphore.Config{TTL: dialer.TTL, Ledger: l, Pooled: true, Report: func(string, error) {}})
 	t.Cleanup(func() {
 		d.Close(context.Background())
 		require.NoError(t, l.Close(context.Background()))

@@ -6,9 +6,9 @@ import (
 	"fmt"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/waitgraph"
 )
 
 // heldLocks is what a context says that its goroutine holds: the locks of one acquire, and by outer those that were
@@ -39,8 +39,8 @@ func (c *Client) holding(ctx context.Context, keys []Key, holds []*desk.Hold) co
 
 // in returns those of the locks that are held by now and that a wait of a client can collide with: what is held in
 // other databases has nothing to do with it.
-func (h *heldLocks) in(c *Client) []deadlock.Lock {
-	var locks []deadlock.Lock
+func (h *heldLocks) in(c *Client) []waitgraph.Lock {
+	var locks []waitgraph.Lock
 	for ; h != nil; h = h.outer {
 		if h.client != c && h.client.home.Identity() != c.home.Identity() {
 			continue
@@ -49,7 +49,7 @@ func (h *heldLocks) in(c *Client) []deadlock.Lock {
 			if hold.Reason() != nil {
 				continue
 			}
-			l := deadlock.Lock{Key: h.keys[i].key}
+			l := waitgraph.Lock{Key: h.keys[i].key}
 			if hold.Shared() {
 				l.Mode = advisory.Shared
 			}
@@ -70,13 +70,13 @@ func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*desk.H
 	if err != nil {
 		return nil, err
 	}
-	if request.Within(ctx, deadlock.After) || len(held.in(c)) == 0 {
+	if request.Within(ctx, waitgraph.After) || len(held.in(c)) == 0 {
 		return request.Wait(ctx)
 	}
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	wants := deadlock.Lock{Key: key.key, Mode: mode}
-	w := c.deadlocks.Watch(key.String(), wants, func() []deadlock.Lock { return held.in(c) }, end)
+	wants := waitgraph.Lock{Key: key.key, Mode: mode}
+	w := c.deadlocks.Watch(key.String(), wants, func() []waitgraph.Lock { return held.in(c) }, end)
 	hold, err := request.Wait(watched)
 	w.Over()
 	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {

@@ -1,4 +1,4 @@
-// Package backoff spaces out retries.
+// Package backoff spaces out retries, and attempts to get a connection back.
 package backoff
 
 import (
@@ -17,7 +17,50 @@ const (
 //
 // The whole range is random ("full jitter"), because those who collided once would otherwise meet again.
 func Wait(ctx context.Context, attempt int) error {
-	timer := time.NewTimer(rand.N(Bound(attempt))) //nolint:gosec // not a secret
+	return sleep(ctx, rand.N(Bound(attempt))) //nolint:gosec // not a secret
+}
+
+// Bound is the longest wait after the given attempt.
+func Bound(attempt int) time.Duration {
+	return min(first<<min(attempt, 16), longest)
+}
+
+// About is a random time between a half and three halves of d.
+func About(d time.Duration) time.Duration {
+	return d/2 + rand.N(max(d, 1)) //nolint:gosec // not a secret
+}
+
+const (
+	firstPause   = 20 * time.Millisecond
+	longestPause = 2 * time.Second
+)
+
+// Reconnect spaces out the attempts of one goroutine to get a connection back: about 20 ms after the first failure,
+// about twice as long after each further one, about 2 s at the most. The zero value has seen no failure.
+//
+// Half of a pause is certain and the rest random: a server that comes back is not met by all clients at the same moment,
+// and one that refuses at once is not asked in a hot loop.
+type Reconnect struct{ failures int }
+
+// Connected says that an attempt has succeeded: the next failure is the first again.
+func (r *Reconnect) Connected() { r.failures = 0 }
+
+// Pause returns how long to pause after an attempt that failed.
+func (r *Reconnect) Pause() time.Duration {
+	const doublings = 7 // enough for the longest
+	pause := min(firstPause<<min(r.failures, doublings), longestPause)
+	r.failures++
+	return About(pause)
+}
+
+// Failed pauses after an attempt that failed. It returns the context's error if that ends first.
+func (r *Reconnect) Failed(ctx context.Context) error { return sleep(ctx, r.Pause()) }
+
+// Soon is a first pause, without counting a failure.
+func Soon() time.Duration { return About(firstPause) }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -25,9 +68,4 @@ func Wait(ctx context.Context, attempt int) error {
 	case <-timer.C:
 		return ctx.Err() // rather fail when both are ready
 	}
-}
-
-// Bound is the longest wait after the given attempt.
-func Bound(attempt int) time.Duration {
-	return min(first<<min(attempt, 16), longest)
 }

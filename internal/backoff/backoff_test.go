@@ -33,3 +33,32 @@ func TestWait(t *testing.T) {
 		require.ErrorIs(t, backoff.Wait(ctx, 1000), context.Canceled)
 	})
 }
+
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	var r backoff.Reconnect
+	for range 2 {
+		for _, about := range []time.Duration{20, 40, 80, 160, 320, 640, 1280, 2000, 2000} {
+			pause := r.Pause()
+			require.GreaterOrEqual(t, pause, about*time.Millisecond/2)
+			require.Less(t, pause, about*time.Millisecond*3/2)
+		}
+		for range 100 {
+			require.Less(t, r.Pause(), 3*time.Second, "however often it fails")
+		}
+		r.Connected()
+	}
+	require.Less(t, backoff.Soon(), 30*time.Millisecond)
+	require.Zero(t, backoff.About(0))
+
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		require.NoError(t, r.Failed(t.Context()))
+		require.GreaterOrEqual(t, time.Since(start), 10*time.Millisecond)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		start = time.Now()
+		require.ErrorIs(t, r.Failed(ctx), context.Canceled)
+		require.Zero(t, time.Since(start))
+	})
+}

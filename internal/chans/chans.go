@@ -9,7 +9,7 @@ func Signal(ch chan struct{}) {
 	}
 }
 
-// Closed says whether a channel that nothing is sent to is closed.
+// Closed reports whether a channel that nothing is sent to is closed.
 func Closed(ch <-chan struct{}) bool {
 	select {
 	case <-ch:

@@ -3,6 +3,8 @@
 package lockerr
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -101,3 +103,24 @@ func (l *LossError) Error() string {
 
 // Unwrap returns what was seen.
 func (l *LossError) Unwrap() error { return l.Cause }
+
+// Ended is the error of a call that its context ended, with the cause of that, and with what was wrong meanwhile, if
+// anything was.
+func Ended(ctx context.Context, trouble error) error {
+	err := ctx.Err()
+	if cause := context.Cause(ctx); !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if trouble != nil {
+		err = fmt.Errorf("%w; %w", err, trouble)
+	}
+	return err
+}
+
+// NoConnection is what was wrong with a connection that could not be opened; nil if nothing was.
+func NoConnection(failure error) error {
+	if failure == nil {
+		return nil
+	}
+	return fmt.Errorf("there is no connection: %w", failure)
+}

@@ -31,12 +31,16 @@ const (
 
 	StaleToken = "PB001" // the schema's own
 
-	featureNotSupported = "0A000"
+	AdminShutdown      = "57P01" // pg_terminate_backend, or a shutdown of the server
+	CrashShutdown      = "57P02"
+	CannotConnectNow   = "57P03"
+	IdleSessionTimeout = "57P05"
 
-	completionUnknown = "40003"
-	adminShutdown     = "57P01"
-	crashShutdown     = "57P02"
-	cannotConnectNow  = "57P03"
+	OutOfMemory      = "53200" // with the hint on max_locks_per_transaction it is the lock table
+	UnknownStatement = "26000" // invalid_sql_statement_name: it was prepared, and is no longer
+
+	featureNotSupported = "0A000"
+	completionUnknown   = "40003"
 )
 
 // Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
@@ -119,13 +123,13 @@ func Explain(err error) error {
 	return err
 }
 
-// Retryable says whether the whole transaction that ended with err may succeed when it is run again.
+// Retryable reports whether the whole transaction that ended with err may succeed when it is run again.
 func Retryable(err error) bool {
 	code := Code(err)
 	return code == SerializationFailure || code == DeadlockDetected
 }
 
-// StalePlan says whether err is "cached plan must not change result type": the table was altered after the statement
+// StalePlan reports whether err is "cached plan must not change result type": the table was altered after the statement
 // was prepared. The server says so before the statement does anything. The name of its routine is not translated.
 func StalePlan(err error) bool {
 	if Code(err) != featureNotSupported {
@@ -187,7 +191,7 @@ type StaleDetail struct {
 	Token, Newest int64
 }
 
-// Stale says whether err is the schema's word on a stale token, and what it says.
+// Stale reports whether err is the schema's word on a stale token, and what it says.
 func Stale(err error) (detail StaleDetail, ok bool) {
 	if Code(err) != StaleToken {
 		return detail, false
@@ -198,7 +202,7 @@ func Stale(err error) (detail StaleDetail, ok bool) {
 	return detail, true
 }
 
-// CommitUnknown says whether a COMMIT that returned err may have committed. An error of the server that
+// CommitUnknown reports whether a COMMIT that returned err may have committed. An error of the server that
 // leaves the session alive says that it has not; a broken connection, or a server that goes down, says nothing.
 func CommitUnknown(err error) bool {
 	code := Code(err)
@@ -207,7 +211,7 @@ func CommitUnknown(err error) bool {
 		return false
 	case code == "":
 		return !pgconn.SafeToRetry(err) // nothing was sent
-	case code == completionUnknown, code == adminShutdown, code == crashShutdown, code == cannotConnectNow:
+	case code == completionUnknown, code == AdminShutdown, code == CrashShutdown, code == CannotConnectNow:
 		return true
 	}
 	// Connection exceptions, system errors and internal errors.

@@ -13,7 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
-// Record says which columns a Go type wants and where they go.
+// Record reports which columns a Go type wants and where they go.
 type Record struct {
 	// Columns are the names as they are in the database.
 	Columns []string
@@ -25,7 +25,7 @@ type Record struct {
 	fields []field // in the same order
 }
 
-// field says how a field names its column.
+// field reports how a field names its column.
 type field struct {
 	name   string // of the field, or in its db tag
 	tagged bool
@@ -197,7 +197,7 @@ func (r *Record) Changed(a, b any) map[string]any {
 // Type is the Go type that is read.
 func (r *Record) Type() reflect.Type { return r.typ }
 
-// IsStruct says whether the type's fields are columns, not the type whole.
+// IsStruct reports whether the type's fields are columns, not the type whole.
 func (r *Record) IsStruct() bool { return r.paths != nil }
 
 // String names the type for errors.
@@ -221,7 +221,7 @@ func snakeCase(name string) string {
 	return b.String()
 }
 
-// isPlural says whether the letter at i is the s that makes several of an abbreviation, as in UserIDs or URLsByID.
+// isPlural reports whether the letter at i is the s that makes several of an abbreviation, as in UserIDs or URLsByID.
 func isPlural(runes []rune, i int) bool {
 	return runes[i] == 's' && (i+1 == len(runes) || !unicode.IsLower(runes[i+1]))
 }

@@ -10,7 +10,7 @@ import (
 // maxDepth ends the comparison of values that contain themselves.
 const maxDepth = 100
 
-// same says whether two values of one type are sent as the same. It is reflect.DeepEqual except where that speaks of
+// same reports whether two values of one type are sent as the same. It is reflect.DeepEqual except where that speaks of
 // Go and not of what the server gets: NaN is NaN, 0 is not -0, a value with a driver.Valuer is what that returns, and
 // a time is its microsecond and its offset.
 func same(a, b reflect.Value, depth int) bool {
