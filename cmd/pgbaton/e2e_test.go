@@ -108,7 +108,7 @@ func TestDemo_EverythingAsExpected(t *testing.T) {
 		CREATE TABLE pgbaton_demo.employee (other text)`)
 	require.NoError(t, err)
 
-	cmd, out, errs := demoCommand(t, dsn, "-duration", "500ms", "-rounds", "2")
+	cmd, out, errs := demoCommand(t, dsn, "-duration", "1s", "-rounds", "2")
 	requireExit(t, 0, cmd.Run(), out, errs)
 	for _, want := range []string{
 		"Worker processes: 3.", "\n1 no lock ", "\n2 advisory lock ", "\n3 row lock ", "\n4 version, no retry ",

@@ -160,10 +160,10 @@ func (s *suite) lockRowWait(t *testing.T) {
 		tx := b.begin(t)
 		_, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 2}, nil)
 		require.NoError(t, err)
-		exec(ctx, t, tx, "SET LOCAL statement_timeout = '500ms'")
+		exec(ctx, t, tx, "SET LOCAL statement_timeout = '3s'")
 		_, err = pgbaton.LockRow[account](ctx, tx, b.table, key, &pgbaton.RowOpts{Wait: 30 * time.Second})
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
-		require.Equal(t, "0 500ms", queryString(ctx, t, tx, sqlSettings))
+		require.Equal(t, "0 3s", queryString(ctx, t, tx, sqlSettings))
 	})
 	t.Run("LockRowWait/EndsWithContext", func(t *testing.T) {
 		ctx, b := s.setup(t)
