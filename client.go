@@ -18,13 +18,12 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/deadlock"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/dsn"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/session"
-	"github.com/pgbaton/pgbaton/internal/waitroom"
+	"github.com/pgbaton/pgbaton/internal/sessionengine"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 const (
@@ -33,7 +32,7 @@ const (
 	maxTTL          = time.Hour
 	defaultMaxConns = 4
 	minMaxConns     = 2
-	heldPerLink     = 1000 // from which on another link is opened
+	heldPerAnchor   = 1000 // locks of a session, from which on another one is opened
 )
 
 // Config adjusts a [Client]. The zero value, or nil, means all defaults.
@@ -134,15 +133,16 @@ func (c *Config) validate() error {
 // database is enough. Make it with [New] or [Open], end it with Close.
 type Client struct {
 	cfg    Config
-	desk   *desk.Desk
-	room   *waitroom.Room
 	dialer session.Dialer
 	budget *session.Budget
 	home   *session.Home
 
+	locks    *lockmgr.Manager
+	sessions *sessionengine.Engine // of locks; nil if there is none
+
 	journal *journal
 
-	ledger    *ledger.Ledger
+	sidecar   *sidecar.Sidecar
 	permits   *permit.Desk
 	campaigns *campaign.Office
 
@@ -151,7 +151,7 @@ type Client struct {
 	reduced error // why there are no locks of the client's own; nil if there are
 
 	mu          sync.Mutex
-	protections []Protection // of the newest link
+	protections []Protection // of the newest session for locks
 	closed      bool
 	done        chan struct{} // closed when Close has ended
 }
@@ -198,24 +198,13 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	home := session.NewHome()
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
 	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: newJournal(cfg.Logger), done: make(chan struct{})}
-	c.room = waitroom.New(waitroom.Config{
-		TTL: cfg.TTL, Budget: c.budget,
-		Dial: c.dialWaiting, Report: c.report,
+	c.sessions = sessionengine.New(sessionengine.Config{
+		TTL: cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: cfg.MaxConns - 1, Budget: c.budget,
+		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.report,
 	})
-	c.budget.Wished = c.room.MakeRoom
 	var err error
-	c.desk, err = desk.New(ctx, desk.Config{
-		MaxHeld:  cfg.MaxHeld,
-		TTL:      cfg.TTL,
-		PerLink:  heldPerLink,
-		MaxLinks: cfg.MaxConns - 1,
-		Room:     c.room,
-		Dial:     c.dialLink,
-		Hung:     func() { c.budget.Give(session.Link) },
-		Report:   c.report,
-	})
+	c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: cfg.MaxHeld})
 	if err != nil {
-		c.room.Close()
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
 			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
 			reduced.keepRows()
@@ -224,9 +213,8 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 		c.journal.close()
 		return nil, wrap(err, "")
 	}
-	c.room.Desk = c.desk
 	c.keepRows()
-	if room := c.desk.Room(); cfg.MaxHeld > room {
+	if room := c.sessions.Room(); cfg.MaxHeld > room {
 		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
 			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
@@ -236,77 +224,68 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 
 // keepRows makes what works with rows. It opens nothing yet.
 func (c *Client) keepRows() {
-	c.ledger = ledger.New(ledger.Config{
+	c.sidecar = sidecar.New(sidecar.Config{
 		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.report,
-		Dial: c.dialLedger, Hung: func() { c.budget.Give(session.Ledger) },
+		Dial: c.dialSidecar, Hung: func() { c.budget.Give(session.Sidecar) },
 	})
 	var board deadlock.Board
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
-		board = deadlock.Table{Session: c.ledger}
+		board = deadlock.Table{Session: c.sidecar}
 	}
 	c.deadlocks = deadlock.New(board, c.home.Identity, c.report)
-	c.permits = permit.New(permit.Config{
-		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.report,
-		Queue: func(gate advisory.Key) permit.Stand { return c.room.Stand(gate) },
-	})
-	c.campaigns = campaign.New(campaign.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.report})
-	c.ledger.KeepWhile(c.campaigns.Busy)
-	c.ledger.KeepWhile(c.deadlocks.Busy)
+	permits := permit.Config{TTL: c.cfg.TTL, Ledger: c.sidecar, Pooled: c.reduced != nil, Report: c.report}
+	campaigns := campaign.Config{Ledger: c.sidecar, Name: c.cfg.Name, Report: c.report}
+	if c.reduced == nil {
+		permits.Queue = func(gate advisory.Key) permit.Stand { return c.sessions.AtGate(gate) }
+		campaigns.Desk = c.locks
+	}
+	c.permits, c.campaigns = permit.New(permits), campaign.New(campaigns)
+	c.sidecar.KeepWhile(c.campaigns.Busy)
+	c.sidecar.KeepWhile(c.deadlocks.Busy)
 }
 
-// dialLedger opens the session for rows.
-func (c *Client) dialLedger(ctx context.Context, commands ...session.Command) (*session.Session, error) {
-	if !c.budget.Take(session.Ledger) {
+// dialSidecar opens the session for rows.
+func (c *Client) dialSidecar(ctx context.Context, commands ...session.Command) (*session.Session, error) {
+	if !c.budget.Take(session.Sidecar) {
+		if c.sessions != nil && c.budget.Crowded() {
+			c.sessions.MakeRoom()
+		}
 		if c.budget.Lasting() {
 			return nil, fmt.Errorf("%w (%d): semaphores, leaders and Once need one; raise it, or use them before many locks are held",
-				ledger.ErrNoRoom, c.cfg.MaxConns)
+				sidecar.ErrNoRoom, c.cfg.MaxConns)
 		}
-		return nil, ledger.ErrBusy
+		return nil, sidecar.ErrBusy
 	}
 	var s *session.Session
 	var err error
 	if c.reduced != nil {
 		s, err = c.dialer.DialPooled(ctx, commands...)
 	} else {
-		s, err = c.dialer.Dial(ctx, session.Ledger, commands...)
+		s, err = c.dialer.Dial(ctx, session.Sidecar, commands...)
 	}
 	if err != nil {
-		c.budget.Give(session.Ledger)
+		c.budget.Give(session.Sidecar)
 		return nil, err
 	}
 	return s, nil
 }
 
-// dialLink opens a session that will hold locks.
-func (c *Client) dialLink(ctx context.Context, handler link.Handler) (desk.Link, int, error) {
-	if !c.budget.Take(session.Link) {
-		return nil, 0, errors.New("all connections are in use")
-	}
-	s, err := c.dialHolding(ctx)
-	if err != nil {
-		c.budget.Give(session.Link)
-		return nil, 0, err
-	}
-	c.seen(s)
-	l, err := link.New(ctx, s, c.cfg.TTL, handler)
-	if err != nil {
-		c.budget.Give(session.Link)
-		return nil, 0, err
-	}
-	return l, s.Server.LockTable, nil
-}
-
-// dialHolding opens the session of a link, and tries it out when a second connection is to be had for it: always
-// for the first link, nearly always later.
+// dialHolding opens a session that will hold locks, and tries it out when a second connection is to be had for it: always
+// for the first, nearly always later.
 func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
-	if !c.budget.Take(session.Waiting) {
-		return c.dialer.Dial(ctx, session.Link)
+	dial := c.dialer.Dial
+	if c.budget.Take(session.Waiting) {
+		defer c.budget.Give(session.Waiting)
+		dial = c.dialer.DialProbed
 	}
-	defer c.budget.Give(session.Waiting)
-	return c.dialer.DialProbed(ctx, session.Link)
+	s, err := dial(ctx, session.Holding)
+	if err == nil {
+		c.seen(s)
+	}
+	return s, err
 }
 
-// seen notes the protections of a new link, and tells the log what is odd about its server.
+// seen notes the protections of a new session for locks, and tells the log what is odd about its server.
 func (c *Client) seen(s *session.Session) {
 	c.mu.Lock()
 	c.protections = nil
@@ -392,11 +371,10 @@ func (c *Client) Close(ctx context.Context) error {
 	c.endPermits(ctx)
 	var err error
 	if c.reduced == nil {
-		c.room.Close()
-		err = c.desk.Close(ctx)
+		err = c.locks.Close(ctx)
 	}
 	c.deadlocks.Close(ctx)
-	err = also(err, c.ledger.Close(ctx))
+	err = also(err, c.sidecar.Close(ctx))
 	c.permits.Wait()
 	if err != nil {
 		return wrap(err, "")

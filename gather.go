@@ -9,9 +9,9 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/deadlock"
-	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
-	"github.com/pgbaton/pgbaton/internal/waitroom"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // gathering is a wait for several keys. A session of the waiting room takes them one after the other; when it has all,
@@ -20,7 +20,7 @@ import (
 type gathering struct {
 	client *Client
 	keys   []Key
-	post   *waitroom.Post
+	post   engine.Gathering
 	failed Key // the one that was found taken last
 	outer  *heldLocks
 	pause  time.Duration // between tries without a session
@@ -37,11 +37,11 @@ const (
 )
 
 // gatherAll waits until it holds all keys, one of which was found taken. It fails with a key that could not be had.
-func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*desk.Hold, Key, error) {
+func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lockmgr.Hold, Key, error) {
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	g := &gathering{
-		client: c, keys: keys, post: c.room.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
+		client: c, keys: keys, post: c.locks.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
 		end: end, waits: failed, alarm: time.NewTimer(deadlock.After),
 	}
 	defer g.over()
@@ -59,7 +59,7 @@ func (g *gathering) over() {
 	g.unwatch()
 }
 
-func (g *gathering) wait(ctx context.Context) ([]*desk.Hold, error) {
+func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 	for {
 		turn, err := g.next(ctx)
 		if err != nil {
@@ -81,12 +81,12 @@ func (g *gathering) wait(ctx context.Context) ([]*desk.Hold, error) {
 }
 
 // try tries all keys, in a turn before those of this process that wait for one of them.
-func (g *gathering) try(ctx context.Context, turn bool) ([]*desk.Hold, Key, error) {
-	try := g.client.desk.TryMany
+func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, error) {
+	try := g.client.locks.TryMany
 	if turn {
-		try = g.client.desk.TakeMany
+		try = g.client.locks.TakeMany
 	}
-	return g.client.allOrNone(g.keys, func(keys []advisory.Key) ([]*desk.Hold, []error) {
+	return g.client.allOrNone(g.keys, func(keys []advisory.Key) ([]*lockmgr.Hold, []error) {
 		return try(ctx, keys, advisory.Exclusive)
 	})
 }
@@ -109,10 +109,10 @@ func (g *gathering) next(ctx context.Context) (turn bool, err error) {
 		case <-g.post.Moved():
 		case <-g.alarm.C:
 			g.watch()
-		case <-g.client.room.Done():
+		case <-g.client.locks.Closing():
 			return false, lockerr.Closed
 		case <-ctx.Done():
-			return false, g.client.desk.Ended(ctx)
+			return false, g.client.locks.Ended(ctx)
 		}
 	}
 }

@@ -9,19 +9,19 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/desk"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
 // Desk grants the leaders' locks.
 type Desk interface {
-	TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*desk.Hold, []error)
+	TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*lockmgr.Hold, []error)
 }
 
 // Ledger is the session for rows and notifications.
 type Ledger interface {
-	Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error)
+	Query(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error)
 	Notify(payload string)
 	Subscribe(prefix string, f func(payload string)) (cancel func())
 	Holder(ctx context.Context) (int64, error)

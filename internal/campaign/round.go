@@ -8,7 +8,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // campaign is the campaigner: it tries for the posts that are due, until there are no campaigns.
@@ -86,7 +86,7 @@ func (o *Office) try(posts []*post) {
 	}
 	holds, errs := o.cfg.Desk.TryMany(o.ctx, keys, advisory.Exclusive)
 	var terms []*Term
-	var unwanted []*desk.Hold
+	var unwanted []*lockmgr.Hold
 	o.mu.Lock()
 	for i, p := range posts {
 		p.lastError = errs[i]

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
 // strike is a row to be cleared: its term is over.
@@ -56,10 +56,10 @@ func (o *Office) keep() {
 }
 
 var (
-	stmtKeep = &link.Statement{
+	stmtKeep = &pipeline.Statement{
 		Name: "pgbaton_keep_leaders", SQL: "SELECT pgbaton.keep_leaders($1, $2, $3, $4)",
 	}
-	stmtStrike = &link.Statement{
+	stmtStrike = &pipeline.Statement{
 		Name: "pgbaton_strike_leaders", SQL: "SELECT pgbaton.strike_leaders($1, $2)",
 	}
 )
@@ -163,7 +163,7 @@ var (
 	errNobody = fmt.Errorf("%w: nobody leads", lockerr.NotFound)
 )
 
-var stmtLeader = &link.Statement{
+var stmtLeader = &pipeline.Statement{
 	Name: "pgbaton_leader_of",
 	SQL:  "SELECT holder_name, term, (extract(epoch FROM since) * 1000000)::bigint FROM pgbaton.leader_of($1)",
 }
@@ -187,7 +187,7 @@ func (o *Office) Leader(ctx context.Context, name string) (Leader, error) {
 	return Leader{Holder: string(rows[0][0]), Term: term, Since: time.UnixMicro(since)}, nil
 }
 
-var stmtRequest = &link.Statement{
+var stmtRequest = &pipeline.Statement{
 	Name: "pgbaton_request_resign", SQL: "SELECT pgbaton.request_resign($1)",
 }
 

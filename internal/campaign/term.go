@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // Term is a time for which the client leads. It ends with End.
 type Term struct {
-	Hold *desk.Hold
+	Hold *lockmgr.Hold
 
 	office *Office
 	post   *post

@@ -10,9 +10,8 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // Stand is a place in the server's queue at a semaphore's gate. Its turn is the right to look for slots. See the
@@ -31,7 +30,7 @@ type Stand interface {
 // Config is what a desk needs.
 type Config struct {
 	TTL    time.Duration
-	Ledger *ledger.Ledger
+	Ledger *sidecar.Sidecar
 	Pooled bool                          // no session can stand at a gate
 	Queue  func(gate advisory.Key) Stand // stands at a gate; nil if Pooled
 	Report func(event string, err error) // for the log
@@ -45,7 +44,7 @@ type Desk struct {
 	lines   map[string]*Line
 	gates   map[int64]*Line
 	blocks  map[*block]struct{} // that hold slots
-	session *ledger.Session
+	session *sidecar.Session
 	failure error // why there is no session
 	leaving departures
 	renewed time.Time
@@ -61,8 +60,8 @@ type Desk struct {
 }
 
 var (
-	_ ledger.Observer = (*Desk)(nil)
-	_ ledger.Lender   = (*Desk)(nil)
+	_ sidecar.Observer = (*Desk)(nil)
+	_ sidecar.Lender   = (*Desk)(nil)
 )
 
 // New makes a desk. It opens no session before the first Line.
@@ -87,7 +86,7 @@ const (
 // actions are what a step decided to do after the desk's mutex is free.
 type actions struct {
 	now    time.Time
-	ops    []*link.Op
+	ops    []*sidecar.Op
 	wake   []*waiter
 	freed  []*Permit
 	over   []*Permit
@@ -96,7 +95,7 @@ type actions struct {
 }
 
 // run carries out what a step decided. With help, the caller will read the answers.
-func (d *Desk) run(a *actions, session *ledger.Session, help bool) {
+func (d *Desk) run(a *actions, session *sidecar.Session, help bool) {
 	for _, p := range a.over {
 		p.Finish(a.reason)
 	}
@@ -140,9 +139,9 @@ func (d *Desk) Line(id int32, name string, gate advisory.Key, capacity int) *Lin
 	return l
 }
 
-// Opened implements [ledger.Observer]. Behind a pooler the slots that an answer which was lost may have granted are
+// Opened implements [sidecar.Observer]. Behind a pooler the slots that an answer which was lost may have granted are
 // freed before anything is claimed: afterwards nobody could tell them from others.
-func (d *Desk) Opened(s *ledger.Session) {
+func (d *Desk) Opened(s *sidecar.Session) {
 	if !d.cfg.Pooled {
 		d.step(func(a *actions) { d.use(s, a) })
 		return
@@ -155,7 +154,7 @@ func (d *Desk) Opened(s *ledger.Session) {
 }
 
 // use makes a session the one to work with.
-func (d *Desk) use(s *ledger.Session, a *actions) {
+func (d *Desk) use(s *sidecar.Session, a *actions) {
 	if !s.Alive() {
 		return // it has died already, and that was told
 	}
@@ -166,8 +165,8 @@ func (d *Desk) use(s *ledger.Session, a *actions) {
 	}
 }
 
-// LetGo implements [ledger.Lender]: who holds nothing, wants nothing and has nothing under way needs no session.
-func (d *Desk) LetGo(s *ledger.Session) bool {
+// LetGo implements [sidecar.Lender]: who holds nothing, wants nothing and has nothing under way needs no session.
+func (d *Desk) LetGo(s *sidecar.Session) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.session != nil && d.session != s {
@@ -185,7 +184,7 @@ func (d *Desk) LetGo(s *ledger.Session) bool {
 	return true
 }
 
-// Failed implements [ledger.Observer].
+// Failed implements [sidecar.Observer].
 func (d *Desk) Failed(err error) {
 	d.step(func(a *actions) {
 		d.failure = err
@@ -195,8 +194,8 @@ func (d *Desk) Failed(err error) {
 	})
 }
 
-// Lost implements [ledger.Observer]. Without a pooler the end of the session gives its slots to others.
-func (d *Desk) Lost(s *ledger.Session, cause error) {
+// Lost implements [sidecar.Observer]. Without a pooler the end of the session gives its slots to others.
+func (d *Desk) Lost(s *sidecar.Session, cause error) {
 	a := actions{now: time.Now(), reason: fmt.Errorf("%w: %w", lockerr.Lost, cause)}
 	d.mu.Lock()
 	if d.session == s {

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // leave is slots that go back to the server. While the holder's session lives nobody else takes them from it, so
@@ -85,7 +85,7 @@ func (d *Desk) putBack(b *block, slots []int32, p *Permit, a *actions) {
 	d.dismiss(a)
 }
 
-var stmtFree = link.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
+var stmtFree = pipeline.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
 
 // free frees the slots that leave, in one statement, unless one is under way. Those that were stuck come after a rest,
 // when there are no others, each by itself: it may be the one whose row others have.
@@ -121,16 +121,16 @@ func (d *Desk) free(a *actions) {
 	}
 	d.writes += len(slots)
 	began := a.now
-	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtFree, First: true,
+	a.ops = append(a.ops, &sidecar.Op{
+		Statement: &stmtFree, First: true,
 		Params: [][]byte{number(d.session.Holder), array(semaphores), array(slots), array(tokens), array(gates)},
-		Owner:  ledger.Completion(func(op *link.Op) { d.freed(op, began) }),
+		Then:   func(op *sidecar.Op) { d.freed(op, began) },
 	})
 	d.tidy(a)
 }
 
 // freed takes the answer to a statement that frees.
-func (d *Desk) freed(op *link.Op, began time.Time) {
+func (d *Desk) freed(op *sidecar.Op, began time.Time) {
 	d.step(func(a *actions) {
 		f := &d.leaving
 		sent := f.sent
@@ -148,7 +148,7 @@ func (d *Desk) freed(op *link.Op, began time.Time) {
 					result = errExpired
 				}
 			}
-			if ledger.Passes(op.Err) && d.session != nil {
+			if sidecar.Passes(op.Err) && d.session != nil {
 				f.stuck = append(f.stuck, v)
 			} else {
 				v.end(result, a)
@@ -161,7 +161,7 @@ func (d *Desk) freed(op *link.Op, began time.Time) {
 				a.notify = append(a.notify, gate)
 			}
 		}
-		if ledger.Passes(op.Err) && d.session != nil {
+		if sidecar.Passes(op.Err) && d.session != nil {
 			d.rest(a.now.Sub(began))
 		}
 		d.free(a)

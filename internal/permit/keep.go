@@ -6,10 +6,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // trustSpan is for how long after a claim or renewal was sent its answer shows that the slots are held. The margin is
@@ -110,11 +110,11 @@ func blocksOf(part []kept) []*block {
 	return blocks // each once: the slots of a block stand together
 }
 
-var stmtRenew = link.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
+var stmtRenew = pipeline.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
 
 // renew renews what is held, a part at a time. With then, it frees whatever else the holder holds in the same
 // statement, and goes on with that when it was answered.
-func (d *Desk) renew(s *ledger.Session, a *actions, then func(a *actions)) {
+func (d *Desk) renew(s *sidecar.Session, a *actions, then func(a *actions)) {
 	var all []kept
 	for b := range d.blocks {
 		for slot := range b.owners {
@@ -145,25 +145,25 @@ func (d *Desk) renew(s *ledger.Session, a *actions, then func(a *actions)) {
 }
 
 // renewal is a statement that renews slots, and others that are not to be freed as unknown.
-func (d *Desk) renewal(s *ledger.Session, part, leaving []kept, r round, then func(a *actions)) *link.Op {
+func (d *Desk) renewal(s *sidecar.Session, part, leaving []kept, r round, then func(a *actions)) *sidecar.Op {
 	var semaphores, slots []int32
 	var tokens []int64
 	for _, k := range slices.Concat(part, leaving) {
 		semaphores, slots, tokens = append(semaphores, k.block.semaphore), append(slots, k.slot), append(tokens, k.block.base)
 	}
 	d.writes += len(slots)
-	return &link.Op{
-		Kind: link.Call, Call: &stmtRenew, First: true, Alone: true, // whatever the others meet
+	return &sidecar.Op{
+		Statement: &stmtRenew, First: true, Alone: true, // whatever the others meet
 		Params: [][]byte{
 			number(s.Holder), array(semaphores), array(slots), array(tokens),
 			number(d.cfg.TTL.Milliseconds()), boolean(then != nil),
 		},
-		Owner: ledger.Completion(func(op *link.Op) { d.wereRenewed(s, op, part, r, then) }),
+		Then: func(op *sidecar.Op) { d.wereRenewed(s, op, part, r, then) },
 	}
 }
 
 // wereRenewed takes the answer to a renewal. A slot that somebody still owns here and the server does not know is lost.
-func (d *Desk) wereRenewed(s *ledger.Session, op *link.Op, part []kept, r round, then func(a *actions)) {
+func (d *Desk) wereRenewed(s *sidecar.Session, op *sidecar.Op, part []kept, r round, then func(a *actions)) {
 	d.step(func(a *actions) {
 		if then != nil {
 			defer then(a) // also when it failed: what nobody knows of expires
@@ -227,7 +227,7 @@ const (
 	tidyRefused = 10 * time.Minute
 )
 
-var stmtCompact = link.Statement{Name: "pgbaton_compact", SQL: "SELECT pgbaton.compact_slots($1)"}
+var stmtCompact = pipeline.Statement{Name: "pgbaton_compact", SQL: "SELECT pgbaton.compact_slots($1)"}
 
 // tidy has the table of slots looked at when it was much written to.
 func (d *Desk) tidy(a *actions) {
@@ -235,9 +235,9 @@ func (d *Desk) tidy(a *actions) {
 		return
 	}
 	d.writes = 0
-	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtCompact, Alone: true, Params: [][]byte{number(tidyAbove)},
-		Owner: ledger.Completion(func(op *link.Op) {
+	a.ops = append(a.ops, &sidecar.Op{
+		Statement: &stmtCompact, Alone: true, Params: [][]byte{number(tidyAbove)},
+		Then: func(op *sidecar.Op) {
 			pause := time.Duration(0)
 			switch {
 			case pgerr.Code(op.Err) == pgerr.InsufficientPrivilege:
@@ -250,6 +250,6 @@ func (d *Desk) tidy(a *actions) {
 			d.mu.Lock()
 			d.compact = time.Now().Add(pause)
 			d.mu.Unlock()
-		}),
+		},
 	})
 }

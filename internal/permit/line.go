@@ -10,9 +10,9 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // Line is a semaphore as this process uses it. All but desk, id, name, gate and the channels is guarded by the
@@ -53,12 +53,12 @@ type waiter struct {
 type claim struct {
 	line      *Line
 	semaphore int32 // the id then
-	session   *ledger.Session
+	session   *sidecar.Session
 	waiters   []*waiter // that it asks for
 	answer    chan int  // for the head: how many were granted
 }
 
-var stmtClaim = link.Statement{
+var stmtClaim = pipeline.Statement{
 	Name: "pgbaton_claim", SQL: "SELECT * FROM pgbaton.claim_slots($1, $2, $3, $4, $5, $6, $7, $8)",
 }
 
@@ -169,7 +169,7 @@ func (l *Line) each(f func(w *waiter)) {
 	}
 }
 
-var stmtCapacity = link.Statement{
+var stmtCapacity = pipeline.Statement{
 	Name: "pgbaton_capacity", SQL: "SELECT id, capacity FROM pgbaton.open_semaphore($1, NULL)",
 }
 
@@ -180,14 +180,14 @@ func (l *Line) inquire(a *actions) {
 		return
 	}
 	l.inquiring = true
-	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtCapacity, Params: [][]byte{[]byte(l.name)}, Owner: ledger.Completion(l.inquired),
+	a.ops = append(a.ops, &sidecar.Op{
+		Statement: &stmtCapacity, Params: [][]byte{[]byte(l.name)}, Then: l.inquired,
 	})
 }
 
 // inquired takes the answer. A failure is left to the next claim, which will see it too. The semaphore may have another
 // id: the client has moved to another server, or somebody has removed it and made it anew.
-func (l *Line) inquired(op *link.Op) {
+func (l *Line) inquired(op *sidecar.Op) {
 	l.desk.step(func(a *actions) {
 		l.inquiring = false
 		missing := l.missing
@@ -202,7 +202,7 @@ func (l *Line) inquired(op *link.Op) {
 				return
 			}
 		}
-		if missing != nil && (op.Err == nil || !errors.Is(op.Err, lockerr.Lost) && !ledger.Passes(op.Err)) {
+		if missing != nil && (op.Err == nil || !errors.Is(op.Err, lockerr.Lost) && !sidecar.Passes(op.Err)) {
 			l.refuse(missing, func(*waiter) bool { return true }, a)
 		}
 	})
@@ -280,9 +280,9 @@ func (l *Line) claim(a *actions, answer chan int) bool {
 	}
 	l.claiming = true
 	d.writes += total
-	a.ops = append(a.ops, &link.Op{
+	a.ops = append(a.ops, &sidecar.Op{
 		// A head's may write to the semaphore's row as well: two such rows in one transaction could be a deadlock.
-		Kind: link.Call, Call: &stmtClaim, Alone: head, First: true, Owner: ledger.Completion(c.completed),
+		Statement: &stmtClaim, Alone: head, First: true, Then: c.completed,
 		Params: [][]byte{
 			number(int64(l.id)), number(l.gate.ID), number(d.session.Holder), array(wants), number(d.cfg.TTL.Milliseconds()),
 			boolean(standing), number(queue.Milliseconds()), boolean(d.cfg.Pooled),
@@ -292,7 +292,7 @@ func (l *Line) claim(a *actions, answer chan int) bool {
 }
 
 // completed takes the answer to a claim.
-func (c *claim) completed(op *link.Op) {
+func (c *claim) completed(op *sidecar.Op) {
 	l, d := c.line, c.line.desk
 	d.step(func(a *actions) {
 		l.claiming = false
@@ -343,10 +343,10 @@ func (w *waiter) tries() bool { return w.try }
 
 // take reads the answer to a claim and deals out what it grants. An error that matches NotAcquired is one that may
 // pass.
-func (c *claim) take(op *link.Op, a *actions) (int, error) {
+func (c *claim) take(op *sidecar.Op, a *actions) (int, error) {
 	l := c.line
 	switch {
-	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || ledger.Passes(op.Err)):
+	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || sidecar.Passes(op.Err)):
 		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, op.Err)
 	case op.Err != nil:
 		return 0, op.Err

@@ -8,15 +8,15 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/grant"
-	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // block is what one statement has claimed. Guarded by the desk's mutex.
 type block struct {
 	line      *Line
-	semaphore int32           // the id by which it was claimed
-	session   *ledger.Session // that claimed or, behind a pooler, last renewed it
+	semaphore int32            // the id by which it was claimed
+	session   *sidecar.Session // that claimed or, behind a pooler, last renewed it
 	holder    int64
 	base      int64 // the first of its tokens
 	used      int64 // tokens that were given out

@@ -14,17 +14,16 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // fixture is a desk that takes its session for a pooler's.
 type fixture struct {
 	*Desk
 	line   *Line
-	ledger *ledger.Ledger
+	ledger *sidecar.Sidecar
 	proxy  *dbtest.Proxy
 	admin  *pgx.Conn
 }
@@ -35,7 +34,7 @@ func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
 	proxy, cfg := dbtest.Through(t, dsn)
 	dialer := &session.Dialer{Config: cfg, TTL: ttl}
 	f := &fixture{proxy: proxy, admin: dbtest.Connect(t, dsn)}
-	f.ledger = ledger.New(ledger.Config{
+	f.ledger = sidecar.New(sidecar.Config{
 		TTL: ttl, Name: "me", Pooled: true, Report: func(string, error) {}, Dial: dialer.DialPooled, Hung: func() {},
 	})
 	f.Desk = New(Config{TTL: ttl, Ledger: f.ledger, Pooled: true, Report: func(string, error) {}})
@@ -213,7 +212,7 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 		return f.session != nil && f.session != old
 	}, 5*time.Second, time.Millisecond)
 	c := &claim{line: f.line, session: old, waiters: []*waiter{w}}
-	c.completed(&link.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
+	c.completed(&sidecar.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
 	<-w.ch
 	require.NoError(t, w.err)
 	require.NotEqual(t, token, strconv.FormatInt(w.permit.Token(), 10))

@@ -3,10 +3,9 @@ package permit
 import (
 	"errors"
 	"fmt"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"strconv"
 	"strings"
-
-	"github.com/pgbaton/pgbaton/internal/link"
 )
 
 func number(n int64) []byte { return strconv.AppendInt(nil, n, 10) }
@@ -78,7 +77,7 @@ type freedAnswer struct {
 	awaited []int64
 }
 
-func parseFreed(op *link.Op) (freedAnswer, error) {
+func parseFreed(op *sidecar.Op) (freedAnswer, error) {
 	if op.Err != nil {
 		return freedAnswer{}, op.Err
 	}
@@ -90,7 +89,7 @@ func parseFreed(op *link.Op) (freedAnswer, error) {
 	return freedAnswer{places, awaited}, errors.Join(err1, err2)
 }
 
-func parseRenewed(op *link.Op) (map[int32]struct{}, error) {
+func parseRenewed(op *sidecar.Op) (map[int32]struct{}, error) {
 	if op.Err != nil {
 		return nil, op.Err
 	}

@@ -33,10 +33,15 @@ const (
 
 	featureNotSupported = "0A000"
 
+	OutOfMemory         = "53200"
+	UndefinedPstatement = "26000" // a statement that is not prepared
+
+	AdminShutdown      = "57P01"
+	CrashShutdown      = "57P02"
+	CannotConnectNow   = "57P03"
+	IdleSessionTimeout = "57P05"
+
 	completionUnknown = "40003"
-	adminShutdown     = "57P01"
-	crashShutdown     = "57P02"
-	cannotConnectNow  = "57P03"
 )
 
 // Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
@@ -207,7 +212,7 @@ func CommitUnknown(err error) bool {
 		return false
 	case code == "":
 		return !pgconn.SafeToRetry(err) // nothing was sent
-	case code == completionUnknown, code == adminShutdown, code == crashShutdown, code == cannotConnectNow:
+	case code == completionUnknown, code == AdminShutdown, code == CrashShutdown, code == CannotConnectNow:
 		return true
 	}
 	// Connection exceptions, system errors and internal errors.
