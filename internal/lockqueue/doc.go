@@ -15,15 +15,15 @@
 //     deadlock_timeout leaves no time to wait in, there are tries instead, and no order among the processes.
 //   - When more keys wait than there are sessions, the sessions go round, longest wait first, and once a second,
 //     or more often while waits end, all keys without a session are tried in one statement.
-//   - A wait that nobody wants any more is cancelled on the server.
+//   - A wait that nobody wants any longer is cancelled on the server.
 //
 // A [Wait] waits for several keys, or at a gate alone:
 //
 //   - Its session takes the keys one after the other in the order in which everybody takes them, each after its gate,
-//     and keeps them. When it has all, it gives the keys back and keeps the gates: that is a turn, in which the link
+//     and keeps them. When it has all, it gives the keys back and keeps the gates: that is a turn, in which the owner
 //     can take all of them in one round trip. What a passer-by has taken meanwhile is waited for again, still first at
 //     all gates.
-//   - Posts cannot be in a cycle: gates and keys are taken in one order by all, and whoever waits for one
+//   - Waits cannot be in a cycle: gates and keys are taken in one order by all, and a session that waits for one
 //     key holds its gate and nothing else here.
 //   - A session that gathers is the wait's for [gatherFor] at least. When others need it then, the wait gives everything
 //     back and goes to the end of the line; the next time it has twice as long. So it does not stand in the way of

@@ -195,11 +195,3 @@ func (w *queuer) prepareSeveral(wait *Wait) error {
 	w.several = true
 	return nil
 }
-
-// fail ends a wait whose owner cannot be helped.
-func (p *Wait) fail(err error) {
-	p.queue.mu.Lock()
-	p.err = err
-	p.queue.mu.Unlock()
-	chans.Signal(p.ready)
-}

@@ -91,7 +91,7 @@ func (w *Wait) Held() bool {
 	return w.turn && !w.over
 }
 
-// Placed reports whether a session waits for the wait: else its owner should look by itself now and then.
+// Placed reports whether a session is at it: else its owner should look by itself now and then.
 func (w *Wait) Placed() bool {
 	w.queue.mu.Lock()
 	defer w.queue.mu.Unlock()
@@ -113,8 +113,8 @@ func (w *Wait) Err() error {
 	return w.err
 }
 
-// Again says that a key was taken by a passer-by. The wait waits for it, still first at the gates if the turn is on.
-// After Park it goes on waiting for a turn.
+// Again says that a key was taken by a passer-by. It is waited for, still first at the gates if the turn is on.
+// After Park the wait for a turn goes on.
 func (w *Wait) Again() {
 	q := w.queue
 	q.mu.Lock()
@@ -135,7 +135,7 @@ func (w *Wait) Park() {
 	chans.Signal(w.nudge)
 }
 
-// Pass ends a turn at a gate: the next process comes first, and the wait waits behind it.
+// Pass ends a turn at a gate: the next process comes first, and this one stands behind it.
 func (w *Wait) Pass() {
 	w.queue.mu.Lock()
 	defer w.queue.mu.Unlock()
@@ -159,4 +159,12 @@ func (w *Wait) Leave() {
 		return
 	}
 	q.unline(w.ticket)
+}
+
+// fail ends a wait whose owner cannot be helped.
+func (w *Wait) fail(err error) {
+	w.queue.mu.Lock()
+	w.err = err
+	w.queue.mu.Unlock()
+	chans.Signal(w.ready)
 }

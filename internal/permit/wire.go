@@ -3,9 +3,10 @@ package permit
 import (
 	"errors"
 	"fmt"
-	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"strconv"
 	"strings"
+
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 func number(n int64) []byte { return strconv.AppendInt(nil, n, 10) }

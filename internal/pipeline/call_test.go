@@ -88,6 +88,7 @@ func TestPipeline_AsideFails(t *testing.T) {
 	f := open(t, time.Minute, false)
 	sleep, answered := newCall(&stmtSleep), make(chan error, 1)
 	f.Ask(&stmtCount, &count{}, func(err error) { answered <- err })
+	f.Attend()
 	require.NoError(t, <-answered)
 	f.Submit(sleep)
 	f.Ask(&stmtCount, &count{}, func(err error) { answered <- err }) // in the next round trip

@@ -116,8 +116,8 @@ func TestAnchor_MendsAFailedRoundTrip(t *testing.T) {
 		}
 	}
 	select {
-	case <-f.recorder.gone:
-		require.NoError(t, f.recorder.cause)
+	case <-f.gone:
+		require.NoError(t, f.cause)
 	default:
 	}
 }
@@ -153,7 +153,7 @@ func TestAnchor_CancelledAllTheTime(t *testing.T) {
 				cancelled++
 				continue
 			}
-			require.True(t, op.OK, "%+v %v", op, f.recorder.cause)
+			require.True(t, op.OK, "%+v %v", op, f.cause)
 			want[holding{op.Key, op.Mode}] = true
 			unlocks = append(unlocks, &engine.Request{Verb: engine.Release, Key: op.Key, Mode: op.Mode})
 		}

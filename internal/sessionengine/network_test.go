@@ -129,8 +129,8 @@ func TestAnchor_PingKeepsItAlive(t *testing.T) {
 		select {
 		case <-ended:
 			alive = false
-		case <-f.recorder.gone:
-			require.NoError(t, f.recorder.cause)
+		case <-f.gone:
+			require.NoError(t, f.cause)
 		case <-time.After(10 * time.Millisecond):
 			require.True(t, f.Trusted(time.Now()))
 		}
