@@ -3,7 +3,6 @@ package lockmgr
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/engine"
@@ -12,8 +11,7 @@ import (
 
 // Answer implements [engine.Manager].
 func (m *Manager) Answer(requests []*engine.Request) {
-	a := m.answers.Get().(*actions) //nolint:forcetypeassert // there is nothing else in it
-	a.now = time.Now()
+	a := m.step()
 	m.mu.Lock()
 	for _, r := range requests {
 		if e, ok := r.Owner.(*keyState); ok && e.request == r { // else the answer comes after the loss of the anchor
@@ -22,8 +20,6 @@ func (m *Manager) Answer(requests []*engine.Request) {
 	}
 	m.mu.Unlock()
 	m.run(a, nil)
-	a.reset()
-	m.answers.Put(a)
 }
 
 // answered takes the answer to a key's request.
@@ -106,23 +102,23 @@ func (m *Manager) tried(e *keyState, r *engine.Request, a *actions) {
 
 // Lost implements [engine.Manager].
 func (m *Manager) Lost(anchor engine.Anchor, cause error, keys ...advisory.Key) {
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	if len(keys) > 0 {
 		for _, key := range keys {
 			if e := m.keys[key]; e != nil && e.anchor == anchor {
-				m.lose(e, cause, &a)
+				m.lose(e, cause, a)
 			}
 		}
 	} else {
 		for _, e := range m.keys {
 			if e.anchor == anchor {
-				m.lose(e, cause, &a)
+				m.lose(e, cause, a)
 			}
 		}
 	}
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 }
 
 // lose takes a key off its anchor, which has lost it; those who wait ask again elsewhere.
@@ -146,29 +142,29 @@ func (m *Manager) lose(e *keyState, cause error, a *actions) {
 
 // Ready implements [engine.Manager].
 func (m *Manager) Ready() {
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	m.down = nil
 	for _, e := range m.keys {
 		if e.phase == idle {
-			m.advance(e, &a)
+			m.advance(e, a)
 		}
 	}
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 }
 
 // Down implements [engine.Manager]: the tries that wait for an anchor are told that there is none.
 func (m *Manager) Down(err error) {
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	m.down = err
 	for _, e := range m.keys {
 		if e.phase == idle {
-			m.refuse(e, fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), true, &a)
+			m.refuse(e, fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), true, a)
 			m.forget(e)
 		}
 	}
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 }

@@ -3,7 +3,6 @@ package lockmgr
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
@@ -33,7 +32,7 @@ func (h *Hold) Downgrade(ctx context.Context) error {
 		return fmt.Errorf("not downgraded: %w", err)
 	}
 	m, e := h.manager, h.key
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	switch {
 	case h.cause != nil:
@@ -45,7 +44,7 @@ func (h *Hold) Downgrade(ctx context.Context) error {
 		return nil
 	case h.owner() && e.phase == held: // while it is held exclusively nothing else is under way
 		e.shift, e.shifting = &shift{done: make(chan struct{})}, h
-		m.submit(e, &a, downgrading, engine.Downgrade)
+		m.submit(e, a, downgrading, engine.Downgrade)
 	}
 	s := e.shift
 	released := e.shifting != h || !h.owner()
@@ -54,7 +53,7 @@ func (h *Hold) Downgrade(ctx context.Context) error {
 		return h.Err()
 	}
 	if len(a.requests) > 0 {
-		m.run(&a, h.anchor)
+		m.run(a, h.anchor)
 		h.anchor.Help(ctx, func() bool { return chans.Closed(s.done) })
 	}
 	select {

@@ -116,28 +116,28 @@ func (h *Hold) Forfeit(cause error) {
 		return
 	}
 	m, e := h.manager, h.key
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	if h.cause == nil { // else it was lost meanwhile, and is nobody's
 		h.cause = cause
 		e.disown(h)
-		m.advance(e, &a)
+		m.advance(e, a)
 	}
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 }
 
 // GiveBack ends a hold that its waiter did not want any more, without waiting.
 func (h *Hold) GiveBack() { _ = h.release(false) }
 
 func (h *Hold) release(wait bool) error {
-	a := actions{now: time.Now()}
-	unlocking, err := h.part(wait, &a)
+	a := h.manager.step()
+	unlocking, err := h.part(wait, a)
 	if err != nil || !unlocking {
-		h.manager.run(&a, nil)
+		h.manager.run(a, nil)
 		return err
 	}
-	h.manager.run(&a, h.anchor)
+	h.manager.run(a, h.anchor)
 	h.anchor.Help(context.Background(), func() bool { return len(h.ch) > 0 })
 	<-h.ch
 	return h.result

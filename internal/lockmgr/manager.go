@@ -32,7 +32,7 @@ type Manager struct {
 
 	signals sync.Pool // of channels that are empty and that nobody will write to
 	timers  sync.Pool // that are stopped
-	answers sync.Pool // of actions
+	steps   sync.Pool // of actions that are empty
 }
 
 var _ engine.Manager = (*Manager)(nil)
@@ -41,7 +41,7 @@ var _ engine.Manager = (*Manager)(nil)
 func New(ctx context.Context, cfg Config) (*Manager, error) {
 	m := &Manager{engine: cfg.Engine, maxHeld: cfg.MaxHeld, keys: map[advisory.Key]*keyState{}}
 	m.signals.New = func() any { return make(chan struct{}, 1) }
-	m.answers.New = func() any { return &actions{} }
+	m.steps.New = func() any { return &actions{} }
 	m.timers.New = func() any {
 		t := time.NewTimer(time.Hour)
 		t.Stop()
@@ -85,16 +85,17 @@ func (m *Manager) Begin(ctx context.Context, key advisory.Key, mode advisory.Mod
 	if mode == advisory.Shared {
 		m.catchUp(ctx, key)
 	}
-	a := actions{now: time.Now()}
-	helping, err := m.enter(key, w, &a)
+	a := m.step()
+	begun := a.now
+	helping, err := m.enter(key, w, a)
 	if err != nil {
 		return Pending{}, err
 	}
-	m.run(&a, helping)
+	m.run(a, helping)
 	if helping != nil {
-		helping.Help(ctx, func() bool { return len(w.ch) > 0 || time.Since(a.now) > longestHelp })
+		helping.Help(ctx, func() bool { return len(w.ch) > 0 || time.Since(begun) > longestHelp })
 	}
-	return Pending{m, key, w, a.now}, nil
+	return Pending{m, key, w, begun}, nil
 }
 
 // catchUp makes sure that the news of the anchor that holds a key are known: who comes may join in memory.
@@ -176,7 +177,7 @@ func (m *Manager) enter(key advisory.Key, w *waiter, a *actions) (engine.Anchor,
 
 // abandon takes a waiter out of the queue, unless it was answered.
 func (m *Manager) abandon(key advisory.Key, w *waiter) bool {
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	if w.answered {
 		m.mu.Unlock()
@@ -187,9 +188,9 @@ func (m *Manager) abandon(key advisory.Key, w *waiter) bool {
 	if e.first == nil {
 		m.unqueue(e)
 	}
-	m.advance(e, &a) // those behind may fit where it did not
+	m.advance(e, a) // those behind may fit where it did not
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 	return true
 }
 
@@ -208,7 +209,15 @@ func (m *Manager) Ended(ctx context.Context) error {
 	return err
 }
 
-// run carries out what a step decided. The caller will read the answers at the anchor of helping.
+// step returns actions for a step that begins now.
+func (m *Manager) step() *actions {
+	a := m.steps.Get().(*actions) //nolint:forcetypeassert // there is nothing else in it
+	a.now = time.Now()
+	return a
+}
+
+// run carries out what a step decided, and takes its actions back. The caller will read the answers at the anchor of
+// helping.
 func (m *Manager) run(a *actions, helping engine.Anchor) {
 	for _, w := range a.wake {
 		w.ch <- struct{}{}
@@ -236,16 +245,18 @@ func (m *Manager) run(a *actions, helping engine.Anchor) {
 	for _, anchor := range a.expire {
 		_ = anchor.Expire() // the loss is told
 	}
+	a.reset()
+	m.steps.Put(a)
 }
 
 // Close ends the manager and its engine: waiters are answered with Closed, holders lose their locks with it as the cause,
 // and the engine gives all keys back. The error says that the server did not confirm it in time.
 func (m *Manager) Close(ctx context.Context) error {
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	m.closed = true
 	for _, e := range m.keys {
-		m.refuse(e, lockerr.Closed, false, &a)
+		m.refuse(e, lockerr.Closed, false, a)
 		m.unqueue(e)
 		m.settleTurn(e, true)
 	}
@@ -256,7 +267,7 @@ func (m *Manager) Close(ctx context.Context) error {
 		}
 	}
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 	for _, h := range held { // before the server gives what they hold to others
 		h.Finish(lost(lockerr.ClosedLoss))
 	}

@@ -3,7 +3,6 @@ package lockmgr
 import (
 	"context"
 	"slices"
-	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/engine"
@@ -30,18 +29,18 @@ func (m *Manager) tryMany(ctx context.Context, keys []advisory.Key, mode advisor
 		m.endedAll(ctx, errs)
 		return holds, errs
 	}
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	for i, key := range keys {
 		w := &waiter{mode: mode, try: true, ours: ours}
-		if err := m.joinTry(key, w, ours, &a); err != nil {
+		if err := m.joinTry(key, w, ours, a); err != nil {
 			errs[i] = err
 			continue
 		}
 		waiters[i] = w
 	}
 	m.mu.Unlock()
-	m.runAll(ctx, &a, func() bool { return allAnswered(waiters) })
+	m.runAll(ctx, a, func() bool { return allAnswered(waiters) })
 	for i, w := range waiters {
 		if w == nil {
 			continue
@@ -135,16 +134,16 @@ func (a *actions) byAnchor() {
 func (m *Manager) ReleaseMany(holds []*Hold) []error {
 	errs := make([]error, len(holds))
 	mine, unlocking := make([]bool, len(holds)), make([]bool, len(holds))
-	a := actions{now: time.Now()}
+	a := m.step()
 	for i, h := range holds {
 		if h == nil {
 			continue
 		}
 		if mine[i] = h.claim(); mine[i] {
-			unlocking[i], errs[i] = h.part(true, &a)
+			unlocking[i], errs[i] = h.part(true, a)
 		}
 	}
-	m.runAll(context.Background(), &a, func() bool {
+	m.runAll(context.Background(), a, func() bool {
 		for i, h := range holds {
 			if unlocking[i] && len(h.ch) == 0 {
 				return false
@@ -170,11 +169,11 @@ func (m *Manager) ReleaseMany(holds []*Hold) []error {
 
 // GiveBackMany is [Hold.GiveBack] for many; nil holds are left out.
 func (m *Manager) GiveBackMany(holds []*Hold) {
-	a := actions{now: time.Now()}
+	a := m.step()
 	for _, h := range holds {
 		if h != nil {
-			_, _ = h.part(false, &a)
+			_, _ = h.part(false, a)
 		}
 	}
-	m.runAll(context.Background(), &a, func() bool { return true })
+	m.runAll(context.Background(), a, func() bool { return true })
 }

@@ -59,7 +59,7 @@ func (m *Manager) Need(key advisory.Key) (mode advisory.Mode, until time.Time, o
 // Turn implements [engine.Waiting].
 func (m *Manager) Turn(key advisory.Key) <-chan bool {
 	answer := make(chan bool, 1)
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	e := m.keys[key]
 	if e == nil || !e.waiting {
@@ -68,24 +68,24 @@ func (m *Manager) Turn(key advisory.Key) <-chan bool {
 		return answer
 	}
 	e.turn = answer
-	m.advance(e, &a)
+	m.advance(e, a)
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 	return answer
 }
 
 // Sweep implements [engine.Waiting].
 func (m *Manager) Sweep(keys []advisory.Key) {
-	a := actions{now: time.Now()}
+	a := m.step()
 	m.mu.Lock()
 	for _, key := range keys {
 		if m.full() {
 			break // they go on waiting: most of these tries would only find the key taken
 		}
 		if e := m.keys[key]; e != nil && e.waiting && e.phase == idle && e.first != nil {
-			m.ask(e, &a)
+			m.ask(e, a)
 		}
 	}
 	m.mu.Unlock()
-	m.run(&a, nil)
+	m.run(a, nil)
 }
