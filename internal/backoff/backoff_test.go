@@ -33,3 +33,28 @@ func TestWait(t *testing.T) {
 		require.ErrorIs(t, backoff.Wait(ctx, 1000), context.Canceled)
 	})
 }
+
+func TestRedial(t *testing.T) {
+	t.Parallel()
+	var r backoff.Redial
+	within := func(around time.Duration) {
+		t.Helper()
+		for range 100 {
+			pause := backoff.Jittered(around)
+			require.GreaterOrEqual(t, pause, around/2)
+			require.Less(t, pause, around/2+around)
+		}
+		pause := r.Failed()
+		require.GreaterOrEqual(t, pause, around/2)
+		require.Less(t, pause, around/2+around)
+	}
+	for _, around := range []time.Duration{20, 40, 80, 160, 320, 640, 1280, 2000, 2000} {
+		within(around * time.Millisecond)
+	}
+	for range 1000 {
+		r.Failed()
+	}
+	within(2 * time.Second)
+	r.Opened()
+	within(20 * time.Millisecond)
+}

@@ -15,7 +15,7 @@ type shift struct {
 	err  error         // valid then
 }
 
-// Shared says whether the hold is a shared one by now.
+// Shared reports whether the hold is a shared one by now.
 func (h *Hold) Shared() bool {
 	h.manager.mu.Lock()
 	defer h.manager.mu.Unlock()
@@ -64,7 +64,7 @@ func (h *Hold) Downgrade(ctx context.Context) error {
 	}
 }
 
-// owner says whether the hold is among its key's owners. The caller holds the manager's mutex.
+// owner reports whether the hold is among its key's owners. The caller holds the manager's mutex.
 func (h *Hold) owner() bool {
 	for o := h.key.owners; o != nil; o = o.next {
 		if o == h {

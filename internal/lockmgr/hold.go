@@ -29,7 +29,7 @@ type Hold struct {
 	mu     sync.Mutex
 	result error // of Release; valid when released is
 	state  releaseState
-	freed  chan struct{} // closed when released; made by whoever must wait for it
+	freed  chan struct{} // closed when released; made by a caller that must wait for it
 }
 
 type releaseState uint8
@@ -84,7 +84,7 @@ func (h *Hold) Release() error {
 	return err
 }
 
-// claim says whether the release is the caller's to carry out: it is the first.
+// claim reports whether the release is the caller's to carry out: it is the first.
 func (h *Hold) claim() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -103,7 +103,7 @@ func (h *Hold) settle(err error) {
 	if h.freed != nil {
 		close(h.freed)
 	}
-	if err == nil { // nobody will write to it any more
+	if err == nil { // nobody will write to it any longer
 		h.manager.signals.Put(h.ch)
 		h.ch = nil
 	}
@@ -127,7 +127,7 @@ func (h *Hold) Forfeit(cause error) {
 	m.run(a, nil)
 }
 
-// GiveBack ends a hold that its waiter did not want any more, without waiting.
+// GiveBack ends a hold that its waiter did not want any longer, without waiting.
 func (h *Hold) GiveBack() { _ = h.release(false) }
 
 func (h *Hold) release(wait bool) error {
@@ -143,17 +143,17 @@ func (h *Hold) release(wait bool) error {
 	return h.result
 }
 
-// part takes the hold from its key. With wait it says whether an unlock is among the actions now whose answer
+// part takes the hold from its key. With wait it reports whether an unlock is among the actions now whose answer
 // comes on the hold's channel.
 func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
 	if wait {
-		// What follows may be a hand-over in memory, of which the server knows nothing.
+		// A hand-over in memory may follow, of which the server knows nothing.
 		h.anchor.CatchUp(context.Background())
 	}
 	if err := h.Err(); err != nil {
 		return false, err
 	}
-	if !h.Finish(errReleased) { // it was taken away at this very moment, by whoever finished it
+	if !h.Finish(errReleased) { // it was taken away at this very moment, by the one that finished it
 		return false, h.Reason()
 	}
 	m, e := h.manager, h.key

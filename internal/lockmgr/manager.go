@@ -111,7 +111,7 @@ func (m *Manager) catchUp(ctx context.Context, key advisory.Key) {
 	}
 }
 
-// Within says whether the request is answered, or ctx has ended, within a time from its beginning. It costs nothing if
+// Within reports whether the request is answered, or ctx has ended, within a time from its beginning. It costs nothing if
 // that is so at once, and little otherwise.
 func (r Pending) Within(ctx context.Context, d time.Duration) bool {
 	if len(r.w.ch) > 0 {

@@ -99,7 +99,7 @@ func (e *keyState) drop(w *waiter) {
 	e.inLine--
 }
 
-// admits says whether a try may join the key's line: it then gets its answer from what is under way, or
+// admits reports whether a try may join the key's line: it then gets its answer from what is under way, or
 // from one try of its own. If not, it is refused at once.
 func (e *keyState) admits(mode advisory.Mode) bool {
 	if e.waiting {

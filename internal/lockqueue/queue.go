@@ -45,7 +45,7 @@ type ticket struct {
 	key    advisory.Key
 	wait   *Wait   // instead of a key
 	queuer *queuer // nil while in line
-	left   bool    // nobody wants it any more
+	left   bool    // nobody wants it any longer
 }
 
 // New makes a queue without sessions; they are opened when somebody waits.
@@ -153,7 +153,7 @@ func (q *Queue) part(st *ticket, front bool) {
 	}
 }
 
-// wanted says whether anybody still waits for the key, and whether other keys wait for a queuer.
+// wanted reports whether anybody still waits for the key, and whether other keys wait for a queuer.
 func (q *Queue) wanted(st *ticket) (wanted, others bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -226,7 +226,7 @@ func (q *Queue) MakeRoom() {
 	}
 }
 
-// Done is closed when the queue is: no wait has a turn any more.
+// Done returns a channel that is closed when the queue is: no wait has a turn any longer.
 func (q *Queue) Done() <-chan struct{} { return q.ctx.Done() }
 
 // Close ends all waits and waits for the queue's goroutines.

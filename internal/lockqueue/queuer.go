@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -64,8 +64,7 @@ const (
 func (w *queuer) run() {
 	q := w.queue
 	defer q.workers.Done()
-	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
-	pause := firstPause
+	var redial backoff.Redial
 	for {
 		st := q.next(w)
 		if st == nil {
@@ -77,14 +76,13 @@ func (w *queuer) run() {
 		err := w.serve(st)
 		q.part(st, err != nil)
 		if err == nil {
-			pause = firstPause
+			redial.Opened()
 		} else {
 			w.hangUp()
 			if q.ctx.Err() == nil {
 				q.cfg.Report("a connection that waits for locks was lost, or cannot be opened; it is tried again", err)
 			}
-			w.sleep(rand.N(pause) + pause/2) //nolint:gosec // jitter, not a secret
-			pause = min(2*pause, longestPause)
+			w.sleep(redial.Failed())
 		}
 		if (q.cfg.Budget.Crowded() || q.ctx.Err() != nil) && w.quit(true) {
 			return

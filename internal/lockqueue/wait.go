@@ -98,7 +98,7 @@ func (w *Wait) Placed() bool {
 	return w.placed
 }
 
-// Got is how many keys, of the first ones, the wait's session holds, and keeps from others. It is known that the
+// Got returns how many keys, of the first ones, the wait's session holds, and keeps from others. It is known that the
 // next one is what is waited for as soon as the session has waited for a slice.
 func (w *Wait) Got() (keys int, known bool) {
 	w.queue.mu.Lock()
@@ -106,7 +106,7 @@ func (w *Wait) Got() (keys int, known bool) {
 	return w.got, w.known
 }
 
-// Err is why there will be no turn; nil if there may be.
+// Err returns why there will be no turn; nil if there may be.
 func (w *Wait) Err() error {
 	w.queue.mu.Lock()
 	defer w.queue.mu.Unlock()

@@ -39,7 +39,7 @@ func (s *socket) open(conn any) {
 	s.look = func(fd uintptr) { s.n, s.err = peek(fd, s.buf[:]) }
 }
 
-// news says whether something is unread that nobody has asked for. At most once in lookEvery, and one at a time.
+// news reports whether something is unread that nobody has asked for. At most once in lookEvery, and one at a time.
 func (s *socket) news(now time.Duration) bool {
 	if s.conn == nil || int64(now)-s.looked.Load() < int64(lookEvery) || !s.looking.CompareAndSwap(false, true) {
 		return false

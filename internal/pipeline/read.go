@@ -87,7 +87,7 @@ func (p *Pipeline[O]) interrupt(turn uint64) {
 	}
 }
 
-// due says whether a caller may go on reading.
+// due reports whether a caller may go on reading.
 func (p *Pipeline[O]) due() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

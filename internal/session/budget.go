@@ -59,7 +59,7 @@ func (b *Budget) Take(role Role) bool {
 // minSeparate is the smallest budget with a place for a sidecar: one connection holds, one waits.
 const minSeparate = 3
 
-// Lasting says whether a sidecar will find no place, even if all waiting sessions leave but one.
+// Lasting reports whether a sidecar will find no place, even if all waiting sessions leave but one.
 func (b *Budget) Lasting() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -80,7 +80,7 @@ func (b *Budget) Give(role Role) {
 	}
 }
 
-// Crowded says whether a waiting session should leave for one that is needed more.
+// Crowded reports whether a waiting session should leave for one that is needed more.
 func (b *Budget) Crowded() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

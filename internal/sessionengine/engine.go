@@ -3,13 +3,13 @@ package sessionengine
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockqueue"
@@ -222,23 +222,21 @@ func (e *Engine) short() bool {
 // maintain opens anchors when they are wanted, with jittered pauses between failures.
 func (e *Engine) maintain(ctx context.Context) {
 	defer e.workers.Done()
-	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
-	pause := firstPause
+	var redial backoff.Redial
 	for {
 		wanted, retry := e.want, (<-chan time.Time)(nil)
 		if e.short() {
 			switch err := e.open(ctx); {
 			case err == nil:
-				pause = firstPause
+				redial.Opened()
 				e.cfg.Report("a connection for locks was opened", nil)
 				continue
 			case ctx.Err() != nil:
 				return
 			default:
 				e.failed(err)
-				wanted = nil                                // during a pause wishes wait
-				retry = time.After(rand.N(pause) + pause/2) //nolint:gosec // jitter, not a secret
-				pause = min(2*pause, longestPause)
+				wanted = nil // during a pause wishes wait
+				retry = time.After(redial.Failed())
 			}
 		}
 		select {

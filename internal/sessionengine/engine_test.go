@@ -32,7 +32,6 @@ type started struct {
 	*Engine
 	told *listener
 	fail atomic.Pointer[error] // why no session can be opened
-
 }
 
 func start(t *testing.T, cfg Config) *started {

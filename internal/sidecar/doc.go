@@ -1,4 +1,4 @@
-// Package sidecar keeps one session of the client for rows and notifications, apart from the links that hold
+// Package sidecar keeps one session of the client for rows and notifications, apart from the sessions that hold
 // locks, which must not wait for rows.
 //
 // # What it guarantees

@@ -28,7 +28,7 @@ type Op struct {
 	asked   chan struct{} // of Query, which repeats by itself: closed when answered
 }
 
-// tell gives the answer to whoever wants it.
+// tell gives the answer to the one that wants it.
 func (op *Op) tell() {
 	if op.Then != nil {
 		op.Then(op)

@@ -39,7 +39,7 @@ func (s *Session) CatchUp() { s.pipe.CatchUp(context.Background()) }
 // Jeopardy is that of the pipeline.
 func (s *Session) Jeopardy() <-chan struct{} { return s.pipe.Jeopardy() }
 
-// Alive says whether the session has not been lost.
+// Alive reports whether the session has not been lost.
 func (s *Session) Alive() bool {
 	s.sidecar.mu.Lock()
 	defer s.sidecar.mu.Unlock()

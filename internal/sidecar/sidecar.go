@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
@@ -114,7 +115,7 @@ func (c *Sidecar) Subscribe(prefix string, tell func(payload string)) (cancel fu
 func (c *Sidecar) Current() *Session {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.use() // whoever asks for it keeps it from being closed for want of use
+	c.use() // a caller that asks for it keeps it from being closed for want of use
 	if c.session == nil {
 		c.open()
 	}
@@ -158,7 +159,7 @@ func (c *Sidecar) wait(ctx context.Context, lost *Session) (*Session, error) {
 	}
 }
 
-// forGood says whether a session that could not be opened is not worth another try: somebody has to do something first.
+// forGood reports whether a session that could not be opened is not worth another try: somebody has to do something first.
 func forGood(failure error) bool {
 	for _, kind := range []error{ErrNoRoom, lockerr.Schema, lockerr.Pooler, lockerr.UnsupportedServer} {
 		if errors.Is(failure, kind) {
@@ -196,12 +197,13 @@ func (c *Sidecar) Holder(ctx context.Context) (int64, error) {
 // is opened as soon as it is lost.
 func (c *Sidecar) maintain() {
 	defer c.workers.Done()
-	const firstPause, longestPause = 20 * time.Millisecond, 2 * time.Second
+	const soon = 20 * time.Millisecond
+	var redial backoff.Redial
 	idle := time.NewTicker(c.idle() / 2)
 	defer idle.Stop()
-	tend := time.NewTicker(c.cfg.Tend/2 + rand.N(c.cfg.Tend)) //nolint:gosec // jitter, not a secret
+	tend := time.NewTicker(backoff.Jittered(c.cfg.Tend))
 	defer tend.Stop()
-	for pause := firstPause; ; {
+	for {
 		select {
 		case <-c.ctx.Done():
 			return
@@ -219,28 +221,27 @@ func (c *Sidecar) maintain() {
 		s, err := c.dial()
 		switch {
 		case err == nil:
-			pause = firstPause
-			c.seat(s)
+			redial.Opened()
+			c.present(s)
 		case c.ctx.Err() != nil:
 			return
 		case errors.Is(err, ErrNoRoom):
 			c.fail(err) // it is tried again when somebody asks again
 		case errors.Is(err, ErrBusy):
-			c.rest(firstPause)
+			c.rest(backoff.Jittered(soon))
 		default:
 			c.cfg.Report("no connection for semaphores, leaders and Once can be opened; it is tried again", err)
 			c.fail(err)
-			c.rest(pause)
-			pause = min(2*pause, longestPause)
+			c.rest(redial.Failed())
 		}
 	}
 }
 
-// rest pauses about so long, before a session is wanted again.
+// rest pauses for so long, before a session is wanted again.
 func (c *Sidecar) rest(pause time.Duration) {
 	select {
 	case <-c.ctx.Done():
-	case <-time.After(rand.N(pause) + pause/2): //nolint:gosec // jitter, not a secret
+	case <-time.After(pause):
 	}
 	chans.Signal(c.want)
 }
@@ -251,8 +252,8 @@ func (c *Sidecar) short() bool {
 	return c.session == nil && !c.resting
 }
 
-// seat makes a session the present one, unless it has died already.
-func (c *Sidecar) seat(s *Session) {
+// present makes a session the present one, unless it has died already.
+func (c *Sidecar) present(s *Session) {
 	c.mu.Lock()
 	if s.cause != nil {
 		c.mu.Unlock()
@@ -280,7 +281,7 @@ func (c *Sidecar) fail(err error) {
 	}
 }
 
-// tellChange wakes whoever waits for a session. The caller holds mu.
+// tellChange wakes those that wait for a session. The caller holds mu.
 func (c *Sidecar) tellChange() {
 	close(c.changed)
 	c.changed = make(chan struct{})

@@ -286,7 +286,7 @@ func TestSidecar_CloseWhileOpening(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- f.Close(context.Background()) }()
 	<-f.ctx.Done()
-	f.seat(s)
+	f.present(s)
 	f.workers.Done()
 	require.NoError(t, <-closed)
 	require.False(t, s.Alive())
