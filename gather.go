@@ -14,13 +14,13 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
-// gathering is a wait for several keys. A session of the waiting room takes them one after the other; when it has all,
-// it gives them back but goes on standing at their gates, so that the link can take them in one round trip. While all
-// sessions are busy, the link tries now and then.
+// gathering is a wait for several keys. A session of the lock queue takes them one after the other; when it has all,
+// it gives them back but goes on standing at their gates, so that they can be taken in one round trip. While all
+// sessions are busy, the gathering tries now and then.
 type gathering struct {
 	client *Client
 	keys   []Key
-	post   engine.Gathering
+	turns  engine.Gathering
 	failed Key // the one that was found taken last
 	outer  *heldLocks
 	pause  time.Duration // between tries without a session
@@ -41,7 +41,7 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lock
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	g := &gathering{
-		client: c, keys: keys, post: c.locks.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
+		client: c, keys: keys, turns: c.locks.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
 		end: end, waits: failed, alarm: time.NewTimer(deadlock.After),
 	}
 	defer g.over()
@@ -54,7 +54,7 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lock
 
 // over ends the wait.
 func (g *gathering) over() {
-	g.post.Leave()
+	g.turns.Leave()
 	g.alarm.Stop()
 	g.unwatch()
 }
@@ -65,8 +65,8 @@ func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 		if err != nil {
 			return nil, err
 		}
-		if turn && !g.post.Held() { // it has lasted too long already
-			g.post.Again()
+		if turn && !g.turns.Held() { // it has lasted too long already
+			g.turns.Again()
 			continue
 		}
 		holds, failed, err := g.try(ctx, turn)
@@ -75,7 +75,7 @@ func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 			return holds, err
 		}
 		if turn {
-			g.post.Again()
+			g.turns.Again()
 		}
 	}
 }
@@ -98,15 +98,15 @@ func (g *gathering) next(ctx context.Context) (turn bool, err error) {
 	for {
 		g.follow()
 		select {
-		case <-g.post.Ready():
-			return true, g.post.Err()
+		case <-g.turns.Ready():
+			return true, g.turns.Err()
 		case <-look.C:
-			if !g.post.Placed() {
+			if !g.turns.Placed() {
 				g.pause = min(2*g.pause, lastLook)
 				return false, nil
 			}
 			look.Reset(g.pause)
-		case <-g.post.Moved():
+		case <-g.turns.Moved():
 		case <-g.alarm.C:
 			g.watch()
 		case <-g.client.locks.Closing():
@@ -120,7 +120,7 @@ func (g *gathering) next(ctx context.Context) (turn bool, err error) {
 // follow takes note of the key that is waited for now.
 func (g *gathering) follow() {
 	key := g.failed
-	if got, known := g.post.Got(); known && got < len(g.keys) {
+	if got, known := g.turns.Got(); known && got < len(g.keys) {
 		key = g.keys[got]
 	}
 	if key != g.waits {
@@ -150,7 +150,7 @@ func (g *gathering) unwatch() {
 // holds is what the wait keeps from others: what its goroutine holds, and what is gathered.
 func (g *gathering) holds() []deadlock.Lock {
 	locks := g.outer.in(g.client)
-	got, _ := g.post.Got()
+	got, _ := g.turns.Got()
 	for _, key := range g.keys[:got] {
 		locks = append(locks, deadlock.Lock{Key: key.key, Mode: advisory.Exclusive})
 	}

@@ -24,16 +24,17 @@
 //
 // # How mutexes nest
 //
-// This is the outermost package with mutexes on the path of a lock. Of these, one that comes later in the list may be locked
-// while one that comes earlier is held; never the other way round:
+// This is where the path of a lock begins. Of these mutexes, one that comes later in the list may be locked while one
+// that comes earlier is held; never the other way round:
 //
-//  1. the manager's
-//  2. the lock queue's, see [engine.Engine.Queue]
-//  3. the budget's of connections
+//  1. that of sessions that enter their home, see package session: holders are told of a move with it
+//  2. the manager's
+//  3. the lock queue's, see [engine.Engine.Queue]
+//  4. the budget's of connections
 //
 // The other mutexes are leaves, under which no other one is locked: a hold's, that of a hold's end, a pipeline's, that of its
 // jeopardy, and the session engine's list of anchors. An engine calls the manager, and a pipeline its owner, without any
-// mutex; a pipeline's owner is called with the pipeline's mutex for Enqueue and Fits alone.
+// mutex but the first; the exceptions are with the methods of pipeline.Owner, which do nothing but sort.
 package lockmgr
 
 import "time"

@@ -15,7 +15,7 @@ type Owner[O any] interface {
 	// Fits returns how many of the waiting operations, at least the first, go into one round trip. The request should fit
 	// into the socket's buffer of [WriteBuffer], so that a write does not wait for the network. It is called with the mutex.
 	Fits(waiting []O) int
-	// NewRound returns a round; there are seldom more than three.
+	// NewRound returns a round; there are seldom more than three. It is called with the mutex.
 	NewRound() Round[O]
 	// Repair sets right what the operations of failed round trips have left on the server. Nothing is under way meanwhile. When
 	// it returns nil, the operations are refused, see [Round].
