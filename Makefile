@@ -21,19 +21,41 @@ demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO
 	go build -o $(BIN)/pgbaton ./cmd/pgbaton
 	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
 
-# -count=1, because go's cache of results does not know the servers. -p 1, one package at a time: many tests measure
-# times, and two packages on two cores stretch them.
+# -count=1, because go's cache of results does not know the servers. -p 1, one package at a time: that bounds how much a
+# test may be slowed down by others, not whether it passes.
+GO_TEST = $(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT)
+
 .PHONY: test
-test: test/unit test/integration ## run all tests with the race detector
+test: test/unit test/integration ## run all tests with the race detector, hammers and storms in brief
+
+.PHONY: test/full
+test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
+	$(MAKE) test/unit test/integration SHORT=
+
+# What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
+SHORT := -short
 
 .PHONY: test/unit
-test/unit: build/postgres ## run the root module's tests with the race detector
-	$(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
+test/unit: build/postgres ## run the root module's tests
+	$(GO_TEST) $(SHORT) ./...
 
 .PHONY: test/integration
-test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand) with the race detector
+test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand)
 	integration_test/ensure-pgbouncer.sh
-	cd integration_test && $(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT) ./...
+	cd integration_test && $(GO_TEST) $(SHORT) ./...
+
+# One test after the other and without the race detector, so that none is measured while others run. A machine is as fast
+# as it is: nothing fails for a figure, and the exit status is sed's.
+MEASURING = $(shell grep -rl --include='*_test.go' 'dbtest\.Figure' *_test.go internal | xargs -n 1 dirname | sort -u | sed 's,^internal,./internal,')
+
+.PHONY: figures
+figures: build/postgres ## print what the tests measure: how late, how fast, how many statements, and which targets were missed
+	@$(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
+		$(MEASURING) 2>&1 | \
+		sed -n 's/^.*: figure: /  /p'
+	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
+		./locks ./leaders ./semaphores ./frozen ./storm 2>&1 | \
+		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
 
 # Servers and clients are processes of the program's own, and end with it. It needs the server programs of the majors.
 .PHONY: storm storm/frozen

@@ -6,12 +6,13 @@ import (
 	"sync"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // Lock is a key that is held. It is made by [Client.Acquire] and its relatives, and ended by Release, by
 // [Client.Close], or by loss. It is safe for concurrent use. Locks are not re-entrant: a second Acquire of a
-// key waits for the first, also in the same goroutine.
+// key waits for the first, also in the same goroutine. A nil or zero Lock behaves as one that was released.
 //
 // # How it works
 //
@@ -63,10 +64,10 @@ func (c *Client) TryAcquireShared(ctx context.Context, key Key) (*Lock, error) {
 
 func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try bool) (*Lock, error) {
 	if err := key.validate(); err != nil {
-		return nil, fmt.Errorf("pgbaton: acquire lock: %w", err)
+		return nil, wrap(err, "acquire lock")
 	}
-	if c.reduced != nil {
-		return nil, fmt.Errorf("pgbaton: acquire lock %v: the client is reduced to what transactions can do: %w", key, c.reduced)
+	if err := c.lockable(); err != nil {
+		return nil, wrap(err, "acquire %s", key.what())
 	}
 	var hold *lockmgr.Hold
 	var err error
@@ -76,35 +77,88 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 		hold, err = c.wait(ctx, key, mode)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pgbaton: acquire lock %v: %w", key, err)
+		return nil, wrap(err, "acquire %s", key.what())
 	}
 	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
 }
 
+// lockable returns why the client cannot hold locks, if so.
+func (c *Client) lockable() error {
+	if err := c.made(); err != nil {
+		return err
+	}
+	if c.reduced != nil {
+		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
+	}
+	return nil
+}
+
+// errNoGrant is the error of a lock, set or permit that is nil or zero. Such a one behaves as one that is released.
+var errNoGrant = fmt.Errorf("%w: it is nil or zero, and was never acquired", lockerr.NotHeld)
+
+// never is the signal of a grant that was never acquired.
+var never = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// noContext is the context of a grant that was never acquired.
+func noContext() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(errNoGrant)
+	return ctx
+}
+
+// none reports whether the lock was never acquired.
+func (l *Lock) none() bool { return l == nil || l.hold == nil }
+
+// what names the lock in errors.
+func (l *Lock) what() string {
+	if l.none() {
+		return "lock"
+	}
+	return l.key.what()
+}
+
 // Key is what is locked.
-func (l *Lock) Key() Key { return l.key }
+func (l *Lock) Key() Key {
+	if l.none() {
+		return Key{}
+	}
+	return l.key
+}
 
 // Token is the grant's fencing token; see [Token].
-func (l *Lock) Token() Token { return Token(l.hold.Token()) }
+func (l *Lock) Token() Token {
+	if l.none() {
+		return 0
+	}
+	return Token(l.hold.Token())
+}
 
 // Done is closed when the lock is over: released, lost, or no longer to be trusted. On a silent network
 // or after a pause of the process that is before the server can grant the key to anybody else, once the
 // process runs. When the server ends the session it is a moment after; use the token to be safe from
 // what happens in it.
-func (l *Lock) Done() <-chan struct{} { return l.hold.Done() }
-
-// Jeopardy is closed while more than half of the time for which the client trusts the lock has passed without
-// a word from the server: a moment to pause before the lock is lost, which may be the next thing, or may
-// not. When the server answers after all, a later call returns a channel that is open. It is closed too when
-// the lock's connection is lost.
-func (l *Lock) Jeopardy() <-chan struct{} { return l.hold.Jeopardy() }
+func (l *Lock) Done() <-chan struct{} {
+	if l.none() {
+		return never
+	}
+	return l.hold.Done()
+}
 
 // Context is a context that ends when the lock is over, with [Lock.Err] as its cause. It has the
 // values of the acquire's context, but not its end. Every call returns the same.
 //
 // An acquire with this context, or one derived from it, is known to wait while the lock is held: if that is part of a
 // deadlock, it ends with [ErrDeadlock].
-func (l *Lock) Context() context.Context { return l.context.of(l.holding(), l.hold) }
+func (l *Lock) Context() context.Context {
+	if l.none() {
+		return noContext()
+	}
+	return l.context.of(l.holding(), l.hold)
+}
 
 // holding is the context of the acquire for what runs while the lock is held.
 func (l *Lock) holding() context.Context {
@@ -130,26 +184,18 @@ func (c *grantContext) of(parent context.Context, grant interface{ OnEnd(f func(
 // was released, or [ErrLost] and says why: the connection was lost, the lease expired, an operator or the
 // server ended the session. It asks no server.
 func (l *Lock) Err() error {
-	if err := l.hold.Err(); err != nil {
-		return fmt.Errorf("pgbaton: lock %v: %w", l.key, err)
+	if err := l.trouble(); err != nil {
+		return wrap(err, "%s", l.what())
 	}
 	return nil
 }
 
-// Downgrade makes an exclusive lock shared, without a gap: nobody is granted the key exclusively in between, also
-// none who waits for it. The token stays. Afterwards shared locks may join, of this process and of others, in
-// their turn: those that wait behind an exclusive one wait for it. A shared lock stays as it is.
-//
-// On failure the lock is over, and the error says so as [Lock.Err] does; or ctx has ended, and the lock is held,
-// exclusively still or shared already.
-//
-// There is no way back: two holders of a shared lock that both wait to have it exclusively would wait for one
-// another for ever. Release the lock and acquire it anew, with a new token, and look at the data anew.
-func (l *Lock) Downgrade(ctx context.Context) error {
-	if err := l.hold.Downgrade(ctx); err != nil {
-		return fmt.Errorf("pgbaton: downgrade lock %v: %w", l.key, err)
+// trouble is Err without the lock's name.
+func (l *Lock) trouble() error {
+	if l.none() {
+		return errNoGrant
 	}
-	return nil
+	return l.hold.Err()
 }
 
 // Release ends the lock. Nil means that it was held without a break until this call, as far as the server,
@@ -159,8 +205,79 @@ func (l *Lock) Downgrade(ctx context.Context) error {
 // It is safe to call twice, in defer, and after ctx has ended: a release is never cut short, and ctx is not
 // used. It returns within TTL on a dead network. A second call returns what the first did.
 func (l *Lock) Release(ctx context.Context) error {
+	if l.none() {
+		return wrap(errNoGrant, "release lock")
+	}
 	if err := l.hold.Release(); err != nil {
-		return fmt.Errorf("pgbaton: release lock %v: %w", l.key, err)
+		return wrap(err, "release %s", l.key.what())
 	}
 	return nil
+}
+
+// Do runs fn while it holds the key exclusively. The context given to fn ends with ctx, and is cancelled
+// with a cause that matches [ErrLost] when the lock is lost: fn should then stop. The lock is released
+// when fn returns, or panics.
+//
+// The error is that of the acquire, in which case fn did not run; or fn's, joined with [ErrLost]
+// when the lock was lost before fn had returned, also if fn itself saw nothing of it.
+//
+// The wait returns within 50 ms of the end of ctx, as in [Client.Acquire]. The release that follows fn does not heed ctx,
+// as [Lock.Release] says: on a dead network it takes up to [Config.TTL], and only then it is known whether the
+// lock was held until the end.
+//
+// A transaction that fn begins and commits by itself may still be under way when fn returns, if its commit ended
+// with an unknown outcome: [Client.DoTx] makes the next holder wait for it.
+func (c *Client) Do(ctx context.Context, key Key, fn func(ctx context.Context, lock *Lock) error) error {
+	return c.DoWith(ctx, key, nil, fn)
+}
+
+// DoWith is [Client.Do] with settings.
+func (c *Client) DoWith(
+	ctx context.Context, key Key, opts *LockOpts, fn func(ctx context.Context, lock *Lock) error,
+) error {
+	o, err := opts.checked(c, "DoWith", usesWait|usesShared|usesMaxHold)
+	if err != nil {
+		return wrap(err, "do with %s", key.what())
+	}
+	lock, err := c.acquireFor(ctx, key, o)
+	if err != nil {
+		return err
+	}
+	return lock.do(ctx, fn)
+}
+
+// acquireFor takes the lock for a call that has settings.
+func (c *Client) acquireFor(ctx context.Context, key Key, o LockOpts) (*Lock, error) {
+	mode := advisory.Exclusive
+	if o.Shared {
+		mode = advisory.Shared
+	}
+	wait, cancel := o.waiting(ctx)
+	defer cancel()
+	lock, err := c.acquire(wait, key, mode, o.Wait == NoWait)
+	if err != nil {
+		return nil, err
+	}
+	lock.parent = ctx // which does not end with the wait
+	if o.MaxHold > 0 {
+		limit(lock.hold, o.MaxHold)
+	}
+	return lock, nil
+}
+
+// do runs fn while the lock is held, and releases it.
+func (l *Lock) do(ctx context.Context, fn func(ctx context.Context, lock *Lock) error) (err error) {
+	defer func() { err = also(err, l.Release(ctx)) }()
+	held, cancel := context.WithCancelCause(l.holding())
+	defer cancel(nil)
+	l.hold.OnEnd(cancel)
+	return fn(held, l)
+}
+
+// limitLock applies Config.MaxHold to a lock, if it was acquired.
+func (c *Client) limitLock(lock *Lock, err error) (*Lock, error) {
+	if err == nil && c.cfg.MaxHold > 0 {
+		limit(lock.hold, c.cfg.MaxHold)
+	}
+	return lock, err
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
 // txGrace is how long after the context's deadline the server's own word on the wait is still awaited, so that
@@ -25,23 +26,28 @@ SELECT CASE
     WHEN $5 OR pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
     THEN pgbaton.lock_for_transaction($1, $2, $3, $4) ELSE -1 END`
 
-// What sqlLockForTransaction answers instead of a token.
+// Answers of sqlLockForTransaction in the place of a token.
 const (
 	refusedSnapshot = -1
 	refusedReadOnly = -2
 	refusedStandby  = -3
 )
 
-// errReadOnly says why a read-only transaction cannot take a lock that has a token.
+// errSnapshot is the reason why a transaction above READ COMMITTED cannot take a lock.
+var errSnapshot = errors.New("the transaction's snapshot may be older than the lock: " +
+	"acquire before the transaction begins, use READ COMMITTED, or set LockOpts.StaleSnapshot where no read depends on the lock")
+
+// errReadOnly is the reason why a read-only transaction cannot take a lock that has a token.
 var errReadOnly = errors.New("the transaction is read-only: every lock has a token, and to draw one is a write. " +
 	"Begin the transaction read-write, or take the lock with Client.Acquire before")
 
 // AcquireTx waits until the caller's transaction holds the key exclusively. PostgreSQL itself frees it when
 // the transaction commits or rolls back, or rolls back to a savepoint set before the call. The lock excludes
-// those of [Client.Acquire] too. tx is a pgx.Tx, or a *sql.Tx by [SQLTx].
+// those of [Client.Acquire] too. tx is a pgx.Tx, or a *sql.Tx by [SQLTx]. At most one opts may be given:
+// [LockOpts.Shared] takes the lock in the shared mode, [LockOpts.Wait] bounds the wait, or with NoWait does without.
 //
 // On success it returns a fencing token greater than that of every earlier grant of the key. The context's
-// deadline bounds the wait through a lock_timeout of this call alone: when it passes, the error matches
+// deadline, or LockOpts.Wait, bounds the wait through a lock_timeout of this call alone: when it passes, the error matches
 // [ErrNotAcquired], and the transaction stays usable. A deadline in more than 24 days is none, since the server cannot
 // count so far. A context that ends otherwise, by cancel, interrupts the connection and costs the transaction; a
 // statement_timeout that ends the wait is ErrNotAcquired and costs it, too. A deadlock that PostgreSQL finds is
@@ -54,78 +60,59 @@ var errReadOnly = errors.New("the transaction is read-only: every lock has a tok
 // wait leave none for the holder. [Client.Acquire] does not have this trouble.
 //
 // In REPEATABLE READ and SERIALIZABLE the transaction may go on reading what was there before it waited
-// for the lock, so AcquireTx refuses with [ErrStaleSnapshot]. Take a lock with [Client.Acquire] before the
-// transaction begins; or, where no read depends on the lock, say so with [AllowStaleSnapshot].
-func AcquireTx(ctx context.Context, tx Tx, key Key) (Token, error) {
-	return lockTx(ctx, tx, key, advisory.Exclusive, false)
-}
-
-// TryAcquireTx is [AcquireTx] that does not wait: a key that is taken is [ErrNotAcquired], and the
-// transaction stays usable.
-func TryAcquireTx(ctx context.Context, tx Tx, key Key) (Token, error) {
-	return lockTx(ctx, tx, key, advisory.Exclusive, true)
-}
-
-// AcquireSharedTx is [AcquireTx] for a lock that any number may share and that excludes exclusive ones.
-func AcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
-	return lockTx(ctx, tx, key, advisory.Shared, false)
-}
-
-// TryAcquireSharedTx is [AcquireSharedTx] that does not wait, as [TryAcquireTx].
-func TryAcquireSharedTx(ctx context.Context, tx Tx, key Key) (Token, error) {
-	return lockTx(ctx, tx, key, advisory.Shared, true)
-}
-
-// AllowStaleSnapshot lets [AcquireTx] and its relatives lock in a transaction above READ COMMITTED: for
-// callers whose reads do not depend on the lock.
-func AllowStaleSnapshot(tx Tx) Tx { return staleTx{tx} }
-
-type staleTx struct{ Tx }
-
-func lockTx(ctx context.Context, tx Tx, key Key, mode advisory.Mode, try bool) (Token, error) {
-	if err := key.validate(); err != nil {
-		return 0, fmt.Errorf("pgbaton: acquire lock for the transaction: %w", err)
+// for the lock, so AcquireTx refuses it in words. Take a lock with [Client.Acquire] before the
+// transaction begins; or, where no read depends on the lock, say so with [LockOpts.StaleSnapshot].
+func AcquireTx(ctx context.Context, tx Tx, key Key, opts ...*LockOpts) (Token, error) {
+	o, err := only(opts, "AcquireTx", usesWait|usesShared|usesSnapshot)
+	if err == nil {
+		err = key.validate()
 	}
-	token, err := lockForTransaction(ctx, tx, key.key, mode, try)
 	if err != nil {
-		return 0, fmt.Errorf("pgbaton: acquire lock %v for the transaction: %w", key, err)
+		return 0, wrap(err, "acquire lock for the transaction")
+	}
+	token, err := lockForTransaction(ctx, tx, key.key, o)
+	if err != nil {
+		return 0, wrap(err, "acquire %s for the transaction", key.what())
 	}
 	return token, nil
 }
 
-func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, mode advisory.Mode, try bool) (Token, error) {
+func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, o LockOpts) (Token, error) {
 	if ctx.Err() != nil {
 		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, ctx.Err())
 	}
-	var wait any // NULL: as long as the session's own lock_timeout lets it
-	query := ctx
+	query, wait, over := ctx, any(nil), context.DeadlineExceeded // NULL: as long as the session's own lock_timeout lets it
 	deadline, bounded := ctx.Deadline()
-	switch {
-	case try:
-		wait = int64(0)
-	case bounded:
-		if ms := milliseconds(time.Until(deadline)); ms > 0 {
-			wait = ms
-		}
+	if bounded && o.Wait != NoWait {
 		var stop func()
 		query, stop = graceful(ctx, deadline.Add(txGrace))
 		defer stop()
 	}
-	_, anyIsolation := tx.(staleTx)
+	if limit := rowstmt.DeadlineAfter(o.Wait); o.Wait > 0 && (!bounded || limit.Before(deadline)) {
+		deadline, bounded, over = limit, true, fmt.Errorf("%w: %w", context.DeadlineExceeded, o.waited())
+	}
+	switch {
+	case o.Wait == NoWait:
+		wait = int64(0)
+	case bounded:
+		if ms := rowstmt.Milliseconds(time.Until(deadline)); ms > 0 {
+			wait = ms
+		}
+	}
 	var token *int64
 	err := tx.QueryRow(query, sqlLockForTransaction,
-		key.ID, key.Pair, mode == advisory.Shared, wait, anyIsolation).Scan(&token)
+		key.ID, key.Pair, o.Shared, wait, o.StaleSnapshot).Scan(&token)
 	switch {
 	case err != nil:
 		return 0, pgerr.Schema(translate(waitEnded(ctx, err)))
-	case token == nil && try:
+	case token == nil && o.Wait == NoWait:
 		return 0, lockerr.NotAcquired
 	case token == nil && wait == nil:
 		return 0, fmt.Errorf("%w: the session's lock_timeout has ended the wait", lockerr.NotAcquired)
 	case token == nil:
-		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, context.DeadlineExceeded)
+		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, over)
 	case *token == refusedSnapshot:
-		return 0, lockerr.StaleSnapshot
+		return 0, errSnapshot
 	case *token == refusedReadOnly:
 		return 0, errReadOnly
 	case *token == refusedStandby:

@@ -50,14 +50,14 @@ func TestAcquireTx(t *testing.T) {
 
 func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLevel) pgbaton.Tx) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	key := pgbaton.Name("in a transaction")
 
 	// It excludes clients and other transactions, and ends with the transaction.
 	tx, other := begin(pgx.ReadCommitted), begin(pgx.ReadCommitted)
 	before, err := client.Acquire(ctx, key)
 	require.NoError(t, err)
-	_, err = pgbaton.TryAcquireTx(ctx, tx, key)
+	_, err = pgbaton.AcquireTx(ctx, tx, key, &pgbaton.LockOpts{Wait: pgbaton.NoWait})
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	require.NoError(t, before.Release(ctx))
 	token, err := pgbaton.AcquireTx(ctx, tx, key)
@@ -65,7 +65,7 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 	require.Greater(t, token, before.Token())
 	_, err = client.TryAcquire(ctx, key)
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
-	_, err = pgbaton.TryAcquireSharedTx(ctx, other, key)
+	_, err = pgbaton.AcquireTx(ctx, other, key, &pgbaton.LockOpts{Wait: pgbaton.NoWait, Shared: true})
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 
 	// A wait that times out leaves the transaction as it was.
@@ -80,9 +80,9 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 
 	// Commit gives it to the next; its token is greater.
 	require.NoError(t, tx.Commit(ctx))
-	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	wait, cancel := context.WithTimeout(ctx, dbtest.Patience)
 	defer cancel()
-	next, err := pgbaton.AcquireSharedTx(wait, other, key)
+	next, err := pgbaton.AcquireTx(wait, other, key, &pgbaton.LockOpts{Shared: true})
 	require.NoError(t, err)
 	require.Greater(t, next, token)
 	require.NoError(t, other.QueryRow(ctx, "SHOW lock_timeout").Scan(&timeout))
@@ -96,8 +96,8 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
 		tx := begin(level)
 		_, err = pgbaton.AcquireTx(ctx, tx, key)
-		require.ErrorIs(t, err, pgbaton.ErrStaleSnapshot)
-		_, err = pgbaton.AcquireTx(ctx, pgbaton.AllowStaleSnapshot(tx), key)
+		require.ErrorContains(t, err, "snapshot")
+		_, err = pgbaton.AcquireTx(ctx, tx, key, &pgbaton.LockOpts{StaleSnapshot: true})
 		require.NoError(t, err)
 		require.NoError(t, tx.Rollback(ctx))
 	}
@@ -105,7 +105,7 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 
 func TestAcquireTxErrors(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 
 	t.Run("CancelCostsTheTransaction", func(t *testing.T) {
 		t.Parallel()
@@ -168,7 +168,7 @@ func TestAcquireTxErrors(t *testing.T) {
 // so no attempt ever reads what is stale, and none fails.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	pool, err := pgxpool.New(ctx, dsn)
 	require.NoError(t, err)
@@ -177,7 +177,7 @@ func TestDoTx(t *testing.T) {
 	require.NoError(t, err)
 
 	const goroutines, rounds = 8, 20
-	opts := &pgbaton.DoOpts{Tx: pgbaton.TxOpts{Isolation: pgx.Serializable, MaxAttempts: 1}}
+	opts := &pgbaton.LockOpts{Tx: pgbaton.TxOpts{Isolation: pgx.Serializable, MaxAttempts: 1}}
 	var wg sync.WaitGroup
 	for i := range goroutines {
 		client := []*pgbaton.Client{a, b}[i%2]

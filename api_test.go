@@ -10,6 +10,7 @@ import (
 	"go/token"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +33,45 @@ func TestAPI(t *testing.T) {
 	want, err := os.ReadFile(golden)
 	require.NoError(t, err)
 	require.Equal(t, string(want), surface)
+	require.LessOrEqual(t, strings.Count(surface, "\n"), mostExported, "a surface that nobody can keep in mind")
 }
+
+// mostExported bounds the surface: functions, methods, types, constants and sentinels.
+const mostExported = 110
+
+// TestAPI_Examples holds that everything exported is shown by an example, a struct by its name or by one of its fields.
+func TestAPI_Examples(t *testing.T) {
+	t.Parallel()
+	fset := token.NewFileSet()
+	shown := map[string]bool{}
+	paths, err := filepath.Glob("example*_test.go")
+	require.NoError(t, err)
+	for _, path := range paths {
+		file, err := parser.ParseFile(fset, path, nil, 0)
+		require.NoError(t, err)
+		ast.Inspect(file, func(n ast.Node) bool {
+			if ident, ok := n.(*ast.Ident); ok {
+				shown[ident.Name] = true
+			}
+			return true
+		})
+	}
+	unshown := []string{}
+	for _, line := range exported(t) {
+		name := exportedName.FindStringSubmatch(line)[1]
+		fields := exportedField.FindAllStringSubmatch(line, -1)
+		if !shown[name] && !slices.ContainsFunc(fields, func(field []string) bool { return shown[field[1]] }) {
+			unshown = append(unshown, line)
+		}
+	}
+	require.Empty(t, unshown)
+}
+
+// exportedName finds the name in a line of exported.
+var exportedName = regexp.MustCompile(`^(?:func|type|var|const) (?:\([^)]*\) )?(\w+)`)
+
+// exportedField finds the fields of a struct in a line of exported.
+var exportedField = regexp.MustCompile(`([A-Z]\w*) [\w.*\[\]]+(?: |$)`)
 
 // TestAPI_HandlesAreCovered holds that every exported function and method that takes a Tx or a Querier is called by the
 // conformance suite, which is run over every handle: what works with pgx's types need not with lib/pq's.
@@ -57,7 +96,7 @@ func TestAPI_HandlesAreCovered(t *testing.T) {
 			}
 		}
 	}
-	require.Greater(t, handles, 10)
+	require.GreaterOrEqual(t, handles, 10)
 }
 
 // takesHandle says whether a function has a parameter of the type Tx or Querier.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
@@ -27,8 +28,8 @@ type ClaimOpts struct {
 	// Defaults to no order.
 	OrderBy constant
 
-	// Strength is how the rows are locked. Defaults to ForUpdate.
-	Strength LockStrength
+	// Strength is how the rows are locked, as by [RowOpts.Strength]. Defaults to FOR UPDATE.
+	Strength string
 
 	// Wait bounds how long the call may wait for the table itself, as [RowOpts.Wait] does: while it is locked by ALTER
 	// TABLE and the like. NoWait does not wait. Zero waits until the context ends. Defaults to zero.
@@ -64,31 +65,31 @@ func ClaimRows[T any](ctx context.Context, tx Tx, table pgx.Identifier, n int, o
 	if opts == nil {
 		opts = &ClaimOpts{}
 	}
-	wrap := func(err error) error { return fmt.Errorf("pgbaton: claim rows of %q: %w", []string(table), err) }
+	bad := func(err error) error { return wrap(err, "claim rows of %s", table.Sanitize()) }
 	if n < 1 {
-		return nil, wrap(fmt.Errorf("n is %d: at least one row", n))
+		return nil, bad(fmt.Errorf("n is %d: at least one row", n))
 	}
 	record, err := recordOf[T](opts.Column)
 	if err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	s, err := claimStatement(table, n, opts)
 	if err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
-	facts, err := factsOf(ctx, tx, s.table)
+	facts, err := rowstmt.FactsOf(ctx, tx, s.table)
 	if err == nil {
-		err = facts.refuseForeign(ctx, tx, s.table, "not to wait for rows")
+		err = facts.RefuseForeign(ctx, tx, s.table, "not to wait for rows")
 	}
 	if err == nil {
-		record, err = facts.fit(record)
+		record, err = facts.Fit(record)
 	}
 	if err != nil {
 		return nil, s.failWait(ctx, err)
 	}
 	s.text = "SELECT " + record.Select + s.text
 	var rows []T
-	err = protect(ctx, tx, facts, opts.Wait, func() (err error) {
+	err = rowstmt.Protect(ctx, tx, facts, opts.Wait, func() (err error) {
 		rows, err = collect[T](ctx, tx, record, s)
 		if err == nil && len(rows) == 0 {
 			rows, err = collect[T](ctx, tx, record, s)
@@ -99,7 +100,7 @@ func ClaimRows[T any](ctx context.Context, tx Tx, table pgx.Identifier, n int, o
 		return nil
 	})
 	if err != nil {
-		forgetTable(s.table, err)
+		rowstmt.Forget(s.table, err)
 		return nil, err
 	}
 	return rows, nil
@@ -111,7 +112,7 @@ func claimStatement(table pgx.Identifier, n int, opts *ClaimOpts) (*statement, e
 	if err != nil {
 		return nil, err
 	}
-	strength, err := opts.Strength.clause()
+	strength, err := strengthClause(opts.Strength)
 	if err != nil {
 		return nil, err
 	}

@@ -1,24 +1,22 @@
 package pgbaton
 
 import (
-	"cmp"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"slices"
-	"strings"
 	"sync"
-	"time"
-	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/campaign"
 	"github.com/pgbaton/pgbaton/internal/deadlock"
 	"github.com/pgbaton/pgbaton/internal/dsn"
+	"github.com/pgbaton/pgbaton/internal/journal"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
 	"github.com/pgbaton/pgbaton/internal/permit"
 	"github.com/pgbaton/pgbaton/internal/session"
@@ -26,108 +24,8 @@ import (
 	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
-const (
-	defaultTTL      = 15 * time.Second
-	minTTL          = time.Second
-	maxTTL          = time.Hour
-	defaultMaxConns = 4
-	minMaxConns     = 2
-	heldPerAnchor   = 1000 // locks of a session, from which on another one is opened
-)
-
-// Config adjusts a [Client]. The zero value, or nil, means all defaults.
-type Config struct {
-	// TTL is how long the server keeps the locks of a client that has fallen silent: its process frozen, its
-	// machine gone, its network cut. The client itself stops trusting its locks after 9/10 of it. While idle
-	// it shows three signs of life in each TTL. At least 1 s, at most 1 h.
-	//
-	// Defaults to 15 s.
-	TTL time.Duration
-
-	// MaxConns is the most connections that the client opens, however many locks it holds or waits for.
-	// They are its own; the caller's pool is never used for locks. At least 2. Semaphores, leaders and Once need 3:
-	// one is theirs from their first use on. A client that holds thousands of locks by then may have none left for them.
-	//
-	// Defaults to 4.
-	MaxConns int
-
-	// MaxHeld is the most keys that the client holds at the same time; further ones get
-	// [ErrTooManyLocks]. They live in the server's lock table, which all its clients share.
-	//
-	// Defaults to an eighth of the lock table.
-	MaxHeld int
-
-	// MaxHold is how long a lock, a set of locks or a permit is held at the most. Then it is lost, with the reason
-	// [LostTooLong]: the holder is told, and the lock goes to others. It is for the goroutine that hangs and lives, which no
-	// sign of life can tell from one that works; it stops nobody who looks at neither Done nor a context. A leader's
-	// term has no such bound. [DoOpts.MaxHold] is the same for one call.
-	//
-	// Defaults to zero: no bound.
-	MaxHold time.Duration
-
-	// Name says who this client is, to people who ask who holds a permit or leads.
-	//
-	// Defaults to the host's name and the process's number, host:pid.
-	Name string
-
-	// Logger gets what an operator may want to know: lost and reopened connections, protections that
-	// the server refused, a repaired token sequence.
-	//
-	// Defaults to none.
-	Logger *slog.Logger
-
-	// SessionPooler says that the client reaches the server through a pooler in session mode, and
-	// switches off the check that refuses poolers. Behind one in transaction mode locks exclude
-	// nobody.
-	//
-	// Defaults to false.
-	SessionPooler bool
-
-	// Reduced accepts ground on which the client's own locks would exclude nobody: a pooler in transaction
-	// mode, or an engine whose session locks do nothing. Acquire and its relatives then fail with the reason.
-	// What lives in the caller's transactions works there, with or without a client: [AcquireTx], row locks,
-	// versions and fences. Semaphores work too, see [Client.Semaphore].
-	//
-	// Defaults to false: New fails there.
-	Reduced bool
-}
-
-// withDefaults fills a copy.
-func (c *Config) withDefaults() Config {
-	var filled Config
-	if c != nil {
-		filled = *c
-	}
-	filled.TTL = cmp.Or(filled.TTL, defaultTTL)
-	filled.MaxConns = cmp.Or(filled.MaxConns, defaultMaxConns)
-	if filled.Name == "" {
-		host, _ := os.Hostname() // without one the number has to do
-		filled.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
-	}
-	if filled.Logger == nil {
-		filled.Logger = slog.New(slog.DiscardHandler)
-	}
-	return filled
-}
-
-func (c *Config) validate() error {
-	switch {
-	case c.TTL < minTTL:
-		return fmt.Errorf("pgbaton: Config.TTL is %v, the least is %v", c.TTL, minTTL)
-	case c.TTL > maxTTL:
-		return fmt.Errorf("pgbaton: Config.TTL is %v, the most is %v", c.TTL, maxTTL)
-	case c.MaxConns < minMaxConns:
-		return fmt.Errorf("pgbaton: Config.MaxConns is %d, the least is %d: one connection holds, one waits",
-			c.MaxConns, minMaxConns)
-	case c.MaxHold < 0:
-		return fmt.Errorf("pgbaton: Config.MaxHold is %v: give a time, or zero for no bound", c.MaxHold)
-	case !utf8.ValidString(c.Name) || strings.ContainsRune(c.Name, 0) || len(c.Name) > maxNameLength:
-		return fmt.Errorf("pgbaton: Config.Name is %.32q…: at most %d bytes of UTF-8 without NUL", c.Name, maxNameLength)
-	case c.MaxHeld < 0:
-		return fmt.Errorf("pgbaton: Config.MaxHeld is %d, the least is 1", c.MaxHeld)
-	}
-	return nil
-}
+// heldPerAnchor is how many locks a session holds before another one is opened.
+const heldPerAnchor = 1000
 
 // Client acquires locks in one database. It is safe for concurrent use; one for each process and
 // database is enough. Make it with [New] or [Open], end it with Close.
@@ -140,7 +38,7 @@ type Client struct {
 	locks    *lockmgr.Manager
 	sessions *sessionengine.Engine // of locks; nil if there is none
 
-	journal *journal
+	journal *journal.Journal
 
 	sidecar   *sidecar.Sidecar
 	permits   *permit.Desk
@@ -150,32 +48,37 @@ type Client struct {
 
 	reduced error // why there are no locks of the client's own; nil if there are
 
-	mu          sync.Mutex
-	protections []Protection // of the newest session for locks
-	closed      bool
-	done        chan struct{} // closed when Close has ended
+	mu     sync.Mutex
+	ground *ground // that the newest session of the client found; nil before the first
+	closed bool
+	done   chan struct{} // closed when Close has ended
 }
 
-// New makes a client for the database of a pool. It takes the pool's connection config, with its
-// BeforeConnect and AfterConnect for every connection, and opens connections of its own; the
-// pool itself is neither used nor altered, and may be closed before or after the client. The connections'
+// New makes a client for the database of a *pgxpool.Pool, or of a *sql.DB of pgx's driver. It opens connections of its
+// own; pool or database are not altered, and may be closed before or after the client. The connections'
 // application_name is "pgbaton/" and [Config.Name], cut to 63 bytes, unless the config has one. A tracer of the pool's
 // sees nothing of them.
 //
+// Of a pool it takes the connection config, with its BeforeConnect and AfterConnect for every connection, and no
+// connection. From a *sql.DB it takes a connection for a moment to ask it how it was opened, and keeps none: the client
+// opens its connections with the password and the address that this one had. Hooks that were given to stdlib.OpenDB are
+// not to be had; where passwords rotate, give a pool. Connections of other drivers do not say how they were opened: use
+// [Open] there, for lib/pq for example.
+//
 // All connections of a client are on one server. When the address comes to lead to another one, the client moves there
-// as soon as a new connection finds out: first it loses everything that it holds on the old server ([LostMoved]).
+// as soon as a new connection finds out: first it loses everything that it holds on the old server; see [LossReasonOf].
 //
 // New connects, and on failure returns an error that says what to do and matches [ErrPooler],
 // [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
-func New(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Client, error) {
-	if pool == nil {
-		return nil, errors.New("pgbaton: New: the pool is nil")
+func New[DB *pgxpool.Pool | *sql.DB](ctx context.Context, db DB, cfg *Config) (*Client, error) {
+	config, err := configOf(ctx, db)
+	if err != nil {
+		return nil, wrap(err, "New")
 	}
-	from := pool.Config()
 	return newClient(ctx, session.Dialer{
-		Config:        from.ConnConfig,
-		BeforeConnect: from.BeforeConnect,
-		AfterConnect:  from.AfterConnect,
+		Config:        config.ConnConfig,
+		BeforeConnect: config.BeforeConnect,
+		AfterConnect:  config.AfterConnect,
 	}, cfg)
 }
 
@@ -197,10 +100,10 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	}
 	home := session.NewHome()
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
-	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: newJournal(cfg.Logger), done: make(chan struct{})}
+	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: journal.New(cfg.Logger), done: make(chan struct{})}
 	c.sessions = sessionengine.New(sessionengine.Config{
 		TTL: cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: cfg.MaxConns - 1, Budget: c.budget,
-		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.report,
+		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
 	})
 	var err error
 	c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: cfg.MaxHeld})
@@ -210,7 +113,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 			reduced.keepRows()
 			return reduced, nil
 		}
-		c.journal.close()
+		c.journal.Close()
 		return nil, wrap(err, "")
 	}
 	c.keepRows()
@@ -225,16 +128,16 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 // keepRows makes what works with rows. It opens nothing yet.
 func (c *Client) keepRows() {
 	c.sidecar = sidecar.New(sidecar.Config{
-		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.report,
+		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.journal.Report,
 		Dial: c.dialSidecar, Hung: func() { c.budget.Give(session.Sidecar) },
 	})
 	var board deadlock.Board
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
 		board = deadlock.Table{Session: c.sidecar}
 	}
-	c.deadlocks = deadlock.New(board, c.home.Identity, c.report)
-	permits := permit.Config{TTL: c.cfg.TTL, Ledger: c.sidecar, Pooled: c.reduced != nil, Report: c.report}
-	campaigns := campaign.Config{Ledger: c.sidecar, Name: c.cfg.Name, Report: c.report}
+	c.deadlocks = deadlock.New(board, c.home.Identity, c.journal.Report)
+	permits := permit.Config{TTL: c.cfg.TTL, Ledger: c.sidecar, Pooled: c.reduced != nil, Report: c.journal.Report}
+	campaigns := campaign.Config{Ledger: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report}
 	if c.reduced == nil {
 		permits.Queue = func(gate advisory.Key) permit.Stand { return c.sessions.AtGate(gate) }
 		campaigns.Desk = c.locks
@@ -267,6 +170,9 @@ func (c *Client) dialSidecar(ctx context.Context, commands ...session.Command) (
 		c.budget.Give(session.Sidecar)
 		return nil, err
 	}
+	if c.reduced != nil { // there is no session for locks that would
+		c.note(s)
+	}
 	return s, nil
 }
 
@@ -285,44 +191,23 @@ func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
 	return s, err
 }
 
-// seen notes the protections of a new session for locks, and tells the log what is odd about its server.
+// seen notes what a new session for locks found, and tells the log what is odd about its server.
 func (c *Client) seen(s *session.Session) {
-	c.mu.Lock()
-	c.protections = nil
-	for _, p := range s.Protections {
-		c.protections = append(c.protections, Protection(p))
-	}
-	c.mu.Unlock()
+	c.note(s)
 	if s.Repaired {
-		c.journal.tell(slog.LevelWarn,
+		c.journal.Tell(slog.LevelWarn,
 			"the token sequence was in doubt (crash, restart, failover or restore) and was moved on", nil)
 	}
 	if s.Server.DirectDraws {
-		c.journal.tell(slog.LevelWarn, "other roles than the owner of the schema may draw from the sequence pgbaton.token past "+
+		c.journal.Tell(slog.LevelWarn, "other roles than the owner of the schema may draw from the sequence pgbaton.token past "+
 			"the clock, as clients of earlier versions do: when none is left, SELECT pgbaton.apply_grants()", nil)
 	}
 	for _, p := range s.Protections {
 		if p.Refused != "" {
-			c.journal.tell(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",
+			c.journal.Tell(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",
 				errors.New(p.Refused))
 		}
 	}
-}
-
-// Protection is a setting by which the server frees the locks of a client that has fallen silent.
-type Protection struct {
-	Setting string // such as idle_session_timeout
-	Value   string // what the client asks for
-	Refused string // why the server does not set it; "" if it does
-}
-
-// Protections lists the protections of the connection that was opened last. Some hosts refuse some of
-// them: locks exclude as well there, but without idle_session_timeout those of a frozen process are not
-// freed, and without the others those behind a dead network later.
-func (c *Client) Protections() []Protection {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.protections)
 }
 
 // dialWaiting opens a session that will wait.
@@ -351,6 +236,9 @@ func (c *Client) endPermits(ctx context.Context) {
 // of that time for it. It is safe to call twice; the second call waits for the first, until its own ctx ends, and
 // returns nil.
 func (c *Client) Close(ctx context.Context) error {
+	if err := c.made(); err != nil {
+		return wrap(err, "close")
+	}
 	c.mu.Lock()
 	first := !c.closed
 	c.closed = true
@@ -364,7 +252,7 @@ func (c *Client) Close(ctx context.Context) error {
 		}
 	}
 	defer close(c.done)
-	defer c.journal.close()
+	defer c.journal.Close()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL)
 	defer cancel()
 	c.endTerms(ctx)
@@ -380,4 +268,48 @@ func (c *Client) Close(ctx context.Context) error {
 		return wrap(err, "")
 	}
 	return nil
+}
+
+// made returns an error for a client that neither New nor Open has made.
+func (c *Client) made() error {
+	if c == nil || c.done == nil {
+		return fmt.Errorf("%w: it is nil or zero: New and Open make one", lockerr.Closed)
+	}
+	return nil
+}
+
+// configOf returns how the connections of a pool or a database are opened.
+func configOf(ctx context.Context, db any) (*pgxpool.Config, error) {
+	switch db := db.(type) {
+	case *pgxpool.Pool:
+		if db != nil {
+			return db.Config(), nil
+		}
+	case *sql.DB:
+		if db != nil {
+			config, err := connConfig(ctx, db)
+			return &pgxpool.Config{ConnConfig: config}, err
+		}
+	}
+	return nil, errors.New("the pool or the database is nil")
+}
+
+// connConfig returns how the connections of a database are opened.
+func connConfig(ctx context.Context, db *sql.DB) (*pgx.ConnConfig, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask a connection how it was opened: %w", err)
+	}
+	defer conn.Close()
+	var config *pgx.ConnConfig
+	err = conn.Raw(func(driver any) error {
+		known, ok := driver.(interface{ Conn() *pgx.Conn })
+		if !ok {
+			return fmt.Errorf("connections of the driver %T do not say how they were opened: use Open or Migrate with a "+
+				"connection string, or pgx's driver (github.com/jackc/pgx/v5/stdlib)", driver)
+		}
+		config = known.Conn().Config()
+		return nil
+	})
+	return config, err
 }

@@ -17,12 +17,12 @@ import (
 
 func TestNew(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 
 	t.Run("RefusesBadInput", func(t *testing.T) {
 		t.Parallel()
-		_, err := pgbaton.New(ctx, nil, nil)
-		require.ErrorContains(t, err, "pool is nil")
+		_, err := pgbaton.New(ctx, (*pgxpool.Pool)(nil), nil)
+		require.ErrorContains(t, err, "the pool or the database is nil")
 		for text, cfg := range map[string]pgbaton.Config{
 			"Config.TTL is 999ms":   {TTL: 999 * time.Millisecond},
 			"Config.TTL is 1h0m1s":  {TTL: time.Hour + time.Second},
@@ -89,7 +89,7 @@ func TestNew(t *testing.T) {
 			err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity
 				WHERE application_name = 'from the hook' AND datname = current_database()`).Scan(&named)
 			return err == nil && named == 2
-		}, 5*time.Second, 5*time.Millisecond)
+		}, dbtest.Patience, 5*time.Millisecond)
 		require.NoError(t, lock.Release(ctx))
 		require.NoError(t, client.Close(ctx))
 	})
@@ -97,7 +97,7 @@ func TestNew(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
@@ -125,7 +125,7 @@ func TestClose(t *testing.T) {
 	require.NoError(t, free.Release(ctx))
 	<-lock.Done()
 	require.ErrorIs(t, lock.Err(), pgbaton.ErrClosed)
-	require.Equal(t, pgbaton.LostClientClose, pgbaton.LossReasonOf(lock.Err()))
+	require.Equal(t, "client closed", pgbaton.LossReasonOf(lock.Err()))
 	require.ErrorIs(t, lock.Release(ctx), pgbaton.ErrLost)
 	_, err = client.Acquire(ctx, key)
 	require.ErrorIs(t, err, pgbaton.ErrClosed)
@@ -138,7 +138,7 @@ func TestClose(t *testing.T) {
 // TestServiceRole proves that the documented grant is enough, and needed.
 func TestServiceRole(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	admin := dbtest.Connect(t, dsn)
 	role := fmt.Sprintf("service_%d", time.Now().UnixNano())

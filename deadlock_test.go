@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -13,10 +14,6 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
-
-// detection bounds the time from the wait that closes a cycle to its end. The promise is 2 s; the rest is for a
-// busy machine.
-const detection = 3 * time.Second
 
 // outcome is how a wait of a ring ended.
 type outcome struct {
@@ -28,7 +25,7 @@ type outcome struct {
 // returns how the waits ended; each releases what it holds when it has what it waits for, or not.
 func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	var locks []*pgbaton.Lock
 	for i := range n {
@@ -46,7 +43,7 @@ func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcom
 				}
 			}()
 			began := time.Now()
-			inner, stop := context.WithTimeout(lock.Context(), 20*time.Second)
+			inner, stop := context.WithTimeout(lock.Context(), dbtest.Patience)
 			defer stop()
 			next, err := clients[i%len(clients)].Acquire(inner, ringKey(name, (i+1)%n))
 			outcomes[i] = outcome{err, time.Since(began)}
@@ -64,7 +61,7 @@ func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcom
 // ringKey has a name that must be quoted in an array.
 func ringKey(name string, i int) pgbaton.Key { return pgbaton.Name(fmt.Sprintf(`%s/%d, "\}`, name, i)) }
 
-// victim requires that exactly one of the waits ended as a deadlock, in time, and returns what its error says.
+// victim requires that exactly one of the waits ended as a deadlock, and returns what its error says.
 func victim(t *testing.T, outcomes []outcome) string {
 	t.Helper()
 	var found error
@@ -76,8 +73,7 @@ func victim(t *testing.T, outcomes []outcome) string {
 		require.ErrorIs(t, o.err, pgbaton.ErrNotAcquired)
 		require.NotErrorIs(t, o.err, context.Canceled)
 		require.NoError(t, found, "a second victim")
-		require.Less(t, o.took, detection)
-		t.Logf("found after %v: %v", o.took, o.err)
+		dbtest.Figure(t, "a deadlock was found after %v", o.took)
 		found = o.err
 	}
 	require.Error(t, found, "no victim")
@@ -105,8 +101,8 @@ func TestDeadlock_Rings(t *testing.T) {
 
 func TestDeadlock_ByOtherWays(t *testing.T) {
 	t.Parallel()
-	a, b, _ := pair(t)
-	ctx := t.Context()
+	a, b, dsn := pair(t)
+	ctx := dbtest.Context(t)
 
 	// cross lets acquires run that wait for one another, and returns how they ended.
 	cross := func(t *testing.T, acquires ...func() error) []outcome {
@@ -126,7 +122,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 	// nested acquires a key with a context that holds another, and gives both back.
 	nested := func(lock *pgbaton.Lock, acquire func(context.Context) (*pgbaton.Lock, error)) func() error {
 		return func() error {
-			inner, cancel := context.WithTimeout(lock.Context(), 20*time.Second)
+			inner, cancel := context.WithTimeout(lock.Context(), dbtest.Patience)
 			defer cancel()
 			second, err := acquire(inner)
 			if err == nil {
@@ -184,7 +180,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 			}
 			return lock, err
 		})
-		time.Sleep(100 * time.Millisecond) // it stands before the reader
+		queued(t, dsn, x) // before the reader
 		outcomes := cross(t,
 			nested(first, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, y) }),
 			nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.AcquireShared(ctx, x) }))
@@ -197,10 +193,15 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		lock, err := a.AcquireShared(ctx, x)
 		require.NoError(t, err)
 		writer := background(t, func() (*pgbaton.Lock, error) { return a.Acquire(ctx, x) })
-		time.Sleep(100 * time.Millisecond) // it stands before the second reader
-		began := time.Now()
-		_, err = a.AcquireShared(lock.Context(), x)
-		took := time.Since(began)
+		var took time.Duration
+		for err == nil { // until the writer stands before the second reader
+			began := time.Now()
+			var second *pgbaton.Lock
+			if second, err = a.AcquireShared(lock.Context(), x); err == nil {
+				require.NoError(t, second.Release(ctx))
+			}
+			took = time.Since(began)
+		}
 		require.NoError(t, lock.Release(ctx))
 		require.NoError(t, (<-writer).Release(ctx))
 		victim(t, []outcome{{err, took}})
@@ -214,30 +215,18 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		require.NoError(t, err)
 		both, err := a.Acquire(ctx, y)
 		require.NoError(t, err)
-		later := func(d time.Duration, f func() error) func() error {
+		// The wait through which both go is not the oldest: it would be the others that end, and both of them.
+		later := func(f func() error) func() error {
 			return func() error {
-				time.Sleep(d)
+				conn := dbtest.Connect(t, dsn)
+				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait WHERE name = $1)", y.String())
 				return f()
 			}
 		}
-		const gap = 3 * time.Millisecond // so that the one through which both go is neither the oldest nor the youngest
 		victim(t, cross(t,
 			nested(first, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, y) }),
-			later(gap, nested(both, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, x) })),
-			later(2*gap, nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, y) }))))
-	})
-	t.Run("Downgraded", func(t *testing.T) {
-		t.Parallel()
-		x, y := ringKey(t.Name(), 1), ringKey(t.Name(), 2)
-		first, err := a.Acquire(ctx, x)
-		require.NoError(t, err)
-		require.NoError(t, first.Downgrade(ctx))
-		second, err := b.Acquire(ctx, y)
-		require.NoError(t, err)
-		outcomes := cross(t,
-			nested(first, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, y) }),
-			nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.AcquireShared(ctx, x) }))
-		require.NoError(t, errors.Join(outcomes[0].err, outcomes[1].err), "shared locks do not wait for one another")
+			later(nested(both, func(ctx context.Context) (*pgbaton.Lock, error) { return a.Acquire(ctx, x) })),
+			later(nested(second, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, y) }))))
 	})
 	t.Run("AcquireAll", func(t *testing.T) {
 		t.Parallel()
@@ -263,7 +252,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		require.NoError(t, err)
 		victim(t, cross(t,
 			func() error {
-				bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
+				bounded, cancel := context.WithTimeout(ctx, dbtest.Patience)
 				defer cancel()
 				set, err := a.AcquireAll(bounded, x, y)
 				if err == nil {
@@ -272,7 +261,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 				return err
 			},
 			func() error {
-				time.Sleep(100 * time.Millisecond) // it has x by now
+				queued(t, dsn, y) // so it has x
 				return nested(lock, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, x) })()
 			}))
 	})
@@ -294,35 +283,59 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 	})
 }
 
+// queued blocks until a session waits for the key.
+func queued(t *testing.T, dsn string, key pgbaton.Key) {
+	t.Helper()
+	conn := dbtest.Connect(t, dsn)
+	var id int64
+	if _, err := fmt.Sscanf(key.String(), "id:%d", &id); err != nil {
+		name, err := strconv.Unquote(key.String())
+		require.NoError(t, err)
+		id = dbtest.Value[int64](t, conn, "SELECT pgbaton.key($1)", name)
+	}
+	dbtest.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND NOT granted
+		AND (classid::bigint << 32 | objid::bigint) = $1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, id)
+}
+
 // Waits of less than a second leave no trace, and longer ones none afterwards.
 func TestDeadlock_LeavesNoRows(t *testing.T) {
 	t.Parallel()
 	a, b, dsn := pair(t)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	conn := dbtest.Connect(t, dsn)
 	changes := func() int64 {
 		_, err := conn.Exec(ctx, "SELECT pg_stat_clear_snapshot()")
 		require.NoError(t, err)
 		return dbtest.Value[int64](t, conn, "SELECT last_value FROM pgbaton.wait_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
 	}
-	wait := func(d time.Duration) {
+	wait := func(until func()) (took time.Duration) {
 		lock, err := a.Acquire(ctx, pgbaton.Name("taken"))
 		require.NoError(t, err)
 		outer, err := b.Acquire(ctx, pgbaton.Name("outer"))
 		require.NoError(t, err)
+		began := time.Now()
 		inner := background(t, func() (*pgbaton.Lock, error) { return b.Acquire(outer.Context(), pgbaton.Name("taken")) })
-		time.Sleep(d)
+		until()
 		require.NoError(t, lock.Release(ctx))
 		require.NoError(t, (<-inner).Release(ctx))
+		took = time.Since(began)
 		require.NoError(t, outer.Release(ctx))
+		return took
 	}
-	for range 3 {
-		wait(600 * time.Millisecond)
+	for short, attempts := 0, 0; short < 3; attempts++ {
+		require.Less(t, attempts, 100, "each wait took a second")
+		before := changes()
+		if wait(func() { queued(t, dsn, pgbaton.Name("taken")) }) < time.Second {
+			short++
+			require.Equal(t, before, changes(), "a short wait")
+		}
 	}
-	require.Zero(t, changes(), "short waits")
-	wait(1500 * time.Millisecond)
-	require.Equal(t, int64(1), changes(), "one long wait")
+	before := changes()
+	wait(func() {
+		dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait)")
+	})
+	require.Equal(t, before+1, changes(), "one long wait")
 	require.Eventually(t, func() bool {
 		return dbtest.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") == 0
-	}, 5*time.Second, 10*time.Millisecond)
+	}, dbtest.Patience, 10*time.Millisecond)
 }

@@ -16,8 +16,8 @@
 //     unreachable one within [Config.TTL].
 //   - A process that waits and freezes, or cannot be reached, keeps those behind it waiting for at most a
 //     second and a half, whatever TTL is and wherever it stands: in line for a lock, exclusive or shared, for several,
-//     for permits, also behind a pooler, or to lead. Whoever is told that it is its turn takes it or loses it
-//     within a second. What is granted in the moment in which the process freezes it holds, as above. When several
+//     for permits, also behind a pooler, or to lead. A process that is told that it is its turn takes it or loses it
+//     within a second. A lock that is granted in the moment in which the process freezes is held, as above. When several
 //     freeze one after the other, each at its turn, each may cost as much.
 //   - A semaphore never has more valid permits, by the database's clock, than its capacity.
 //   - A client opens at most [Config.MaxConns] connections, however many locks it holds or waits for, and
@@ -30,7 +30,7 @@
 //     know that it has lost its lock until it runs again. When the server itself ends the session, by an
 //     operator or a crash, the next holder may be granted the key before the old one is told; README has the measured
 //     times. In between its process may hand the key on with a token older than the next holder's.
-//     Whoever writes to something that must not see two holders checks the token there.
+//     A write to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
 //     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
 //     it, a deadlock ends within 2 s, later among thousands of such waits, with [ErrDeadlock] for one side; else it lasts.
@@ -47,15 +47,17 @@
 //
 // # How it works
 //
-// One session, the link, holds all locks of the process as session-level advisory locks, and never issues a
-// statement that can wait. Requests that come while a round trip is under way share the next one. A
-// few other sessions only wait: they stand in the server's queue for a key and, when it is free, let the link
-// take it. The server ends them after a second of silence, so a place in a queue is worth nothing to one who is
-// frozen. Within the process a released key goes to the next goroutine in line without the server.
-// The link asks the server to end it when nothing was heard for TTL, and stops trusting itself after 9/10
-// of that. What is kept in rows, semaphores and leaders, uses one more session, opened when it is needed first.
-// What the schema pgbaton adds is the sequence of tokens, the means to notice that it can no longer
-// be trusted, tables, and functions for SQL; see package [github.com/pgbaton/pgbaton/migrations].
+// Goroutines of one process are arbitrated in the process; the database arbitrates between processes.
+//
+// One session holds all locks of the process as session-level advisory locks, and never issues a statement that can
+// wait. Requests that come while a round trip is under way share the next one. The sessions of the lock queue only wait:
+// they stand in the server's queue for a key and, when it is free, let the first session take it. The server ends them
+// after a second of silence, so a place in the queue is worth nothing to a process that is frozen. Within the process a
+// released key goes to the next goroutine in line without the server. The server ends the session that holds when
+// nothing was heard from it for TTL, and the client stops trusting it after 9/10 of that. Permits and elections are kept
+// in rows by one more session, opened when it is needed first. The schema pgbaton has the sequence of tokens, the means
+// to notice that it can no longer be trusted, tables, and functions for SQL; see package
+// [github.com/pgbaton/pgbaton/migrations].
 //
 // # Before the first lock
 //
@@ -74,6 +76,6 @@
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.
-//   - [AssertHeld], [Fence]: in a transaction, what keeps the writes of a holder out that was paused.
+//   - [Lock.Assert], [Permit.Assert], [Fence]: in a transaction, to keep the writes of a holder out that was paused.
 //   - [InTx]: any transaction that may fail by serialization or deadlock and can be run again.
 package pgbaton

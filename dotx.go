@@ -26,10 +26,10 @@ import (
 // has committed. So does the DoTx that follows the one of a holder that has lost its lock.
 //
 // An error that matches [ErrLost] alone means that the lock was lost after the transaction had been sent to be committed, and
-// says that it is committed: with [DoOpts.Fence] that is all right, without it another holder may have been at work.
+// says that it is committed: with [LockOpts.Fence] that is all right, without it another holder may have been at work.
 //
 // The transaction's connection comes from db; waiting for the lock occupies none. The errors are those of
-// [Client.Do] and [InTx]. A deadline, or a wait by [DoOpts.Wait], that passes before fn has run is [ErrNotAcquired].
+// [Client.Do] and [InTx]. A deadline, or a wait by [LockOpts.Wait], that passes before fn has run is [ErrNotAcquired].
 //
 // # How it works
 //
@@ -44,7 +44,7 @@ func (c *Client) DoTx(
 		BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 	},
 	key Key,
-	opts *DoOpts,
+	opts *LockOpts,
 	fn func(ctx context.Context, tx pgx.Tx, lock *Lock) error,
 ) error {
 	return doTx(ctx, c, key, opts, func(tx *TxOpts) *runner[pgx.Tx] { return pgxRunner(db, tx) },
@@ -53,7 +53,7 @@ func (c *Client) DoTx(
 
 // DoSQLTx is [Client.DoTx] for a *sql.DB, as [InSQLTx] is [InTx] for one.
 func (c *Client) DoSQLTx(
-	ctx context.Context, db *sql.DB, key Key, opts *DoOpts,
+	ctx context.Context, db *sql.DB, key Key, opts *LockOpts,
 	fn func(ctx context.Context, tx *sql.Tx, lock *Lock) error,
 ) error {
 	return doTx(ctx, c, key, opts, func(tx *TxOpts) *runner[*boundSQLTx] { return sqlRunner(db, tx) },
@@ -62,18 +62,18 @@ func (c *Client) DoSQLTx(
 
 // doTx is DoTx over handles of a kind H, which fn knows as F.
 func doTx[H Tx, F any](
-	ctx context.Context, c *Client, key Key, opts *DoOpts,
+	ctx context.Context, c *Client, key Key, opts *LockOpts,
 	newRunner func(opts *TxOpts) *runner[H], handle func(H) F,
 	fn func(ctx context.Context, tx F, lock *Lock) error,
 ) error {
 	began := time.Now()
-	o, err := opts.forLocks(c, true)
+	o, err := opts.checked(c, "DoTx", usesWait|usesShared|usesMaxHold|usesTx)
 	var txOpts *TxOpts
 	if err == nil {
 		txOpts, err = o.Tx.withDefaults()
 	}
 	if err != nil {
-		return fmt.Errorf("%s lock %v: %w", doing, key, err)
+		return wrap(err, "do with %s", key.what())
 	}
 	lock, err := c.acquireFor(ctx, key, o)
 	if err != nil {
@@ -94,7 +94,7 @@ func doTx[H Tx, F any](
 		r.fn = func(ctx context.Context, tx H) error {
 			ran = true
 			if o.Fence {
-				if err := AssertHeld(ctx, tx, lock); err != nil {
+				if err := lock.Assert(ctx, tx); err != nil {
 					return err
 				}
 			}

@@ -16,7 +16,7 @@ import (
 )
 
 // doTxOn runs DoTx or DoSQLTx on a database behind a config, with a function that both know.
-type doTxOn func(ctx context.Context, opts *pgbaton.DoOpts, fn func(ctx context.Context, tx pgbaton.Tx) error) error
+type doTxOn func(ctx context.Context, opts *pgbaton.LockOpts, fn func(ctx context.Context, tx pgbaton.Tx) error) error
 
 // eachDoTx returns the kinds of DoTx, over connections that cfg describes.
 func eachDoTx(t *testing.T, client *pgbaton.Client, key pgbaton.Key, cfg *pgx.ConnConfig) map[string]doTxOn {
@@ -30,10 +30,10 @@ func eachDoTx(t *testing.T, client *pgbaton.Client, key pgbaton.Key, cfg *pgx.Co
 	db := stdlib.OpenDB(*cfg)
 	t.Cleanup(func() { _ = db.Close() })
 	return map[string]doTxOn{
-		"DoTx": func(ctx context.Context, opts *pgbaton.DoOpts, fn func(context.Context, pgbaton.Tx) error) error {
+		"DoTx": func(ctx context.Context, opts *pgbaton.LockOpts, fn func(context.Context, pgbaton.Tx) error) error {
 			return client.DoTx(ctx, pool, key, opts, func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error { return fn(ctx, tx) })
 		},
-		"DoSQLTx": func(ctx context.Context, opts *pgbaton.DoOpts, fn func(context.Context, pgbaton.Tx) error) error {
+		"DoSQLTx": func(ctx context.Context, opts *pgbaton.LockOpts, fn func(context.Context, pgbaton.Tx) error) error {
 			return client.DoSQLTx(ctx, db, key, opts, func(ctx context.Context, tx *sql.Tx, _ *pgbaton.Lock) error {
 				return fn(ctx, pgbaton.SQLTx(tx))
 			})
@@ -62,14 +62,14 @@ func TestDoTx_CommitUnknown(t *testing.T) {
 
 func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	control := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, control, lateCommit)
 	dbtest.Exec(t, control, "SELECT pg_advisory_lock(4711)")
 	proxy, through := dbtest.Through(t, dsn)
 	key := pgbaton.Name("late")
-	opts := &pgbaton.DoOpts{Tx: pgbaton.TxOpts{Isolation: level}}
+	opts := &pgbaton.LockOpts{Tx: pgbaton.TxOpts{Isolation: level}}
 
 	patience, giveUp := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -91,7 +91,9 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 	for _, wait := range []time.Duration{pgbaton.NoWait, 300 * time.Millisecond} {
 		limited := *opts
 		limited.Wait = wait
-		err = next(ctx, &limited, func(context.Context, pgbaton.Tx) error { panic("the last one is not over") })
+		err = enoughTime(&limited.Wait, "not over yet", func() error {
+			return next(ctx, &limited, func(context.Context, pgbaton.Tx) error { panic("the last one is not over") })
+		})
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 		require.ErrorContains(t, err, "not over yet")
 	}
@@ -122,16 +124,16 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 // A transaction that shares its lock shares the turn as well; an exclusive one does not.
 func TestDoTx_Shared(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
-	key, shared := pgbaton.ID(5), &pgbaton.DoOpts{Shared: true}
+	key, shared := pgbaton.ID(5), &pgbaton.LockOpts{Shared: true}
 	second := eachDoTx(t, b, key, direct)
 	for kind, first := range eachDoTx(t, a, key, direct) {
 		require.NoError(t, first(ctx, shared, func(ctx context.Context, _ pgbaton.Tx) error {
-			err := second[kind](ctx, &pgbaton.DoOpts{Wait: pgbaton.NoWait}, func(context.Context, pgbaton.Tx) error { panic("shared") })
+			err := second[kind](ctx, &pgbaton.LockOpts{Wait: pgbaton.NoWait}, func(context.Context, pgbaton.Tx) error { panic("shared") })
 			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 			return second[kind](ctx, shared, func(context.Context, pgbaton.Tx) error { return nil })
 		}))
@@ -141,7 +143,7 @@ func TestDoTx_Shared(t *testing.T) {
 // Fence refuses a transaction whose lock is an old one.
 func TestDoTx_Fence(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -149,14 +151,14 @@ func TestDoTx_Fence(t *testing.T) {
 	other := eachDoTx(t, b, key, direct)
 	for kind, do := range eachDoTx(t, a, key, direct) {
 		var seen int64
-		require.NoError(t, do(ctx, &pgbaton.DoOpts{Fence: true}, func(ctx context.Context, tx pgbaton.Tx) error {
+		require.NoError(t, do(ctx, &pgbaton.LockOpts{Fence: true}, func(ctx context.Context, tx pgbaton.Tx) error {
 			return tx.QueryRow(ctx, "SELECT token FROM pgbaton.fence").Scan(&seen)
 		}))
 		require.Positive(t, seen)
 		pool := dbtest.Pool(t, dsn)
 		_, err := pool.Exec(ctx, "UPDATE pgbaton.fence SET token = 9007199254740990")
 		require.NoError(t, err)
-		err = other[kind](ctx, &pgbaton.DoOpts{Fence: true}, func(context.Context, pgbaton.Tx) error { panic("stale") })
+		err = other[kind](ctx, &pgbaton.LockOpts{Fence: true}, func(context.Context, pgbaton.Tx) error { panic("stale") })
 		require.ErrorIs(t, err, pgbaton.ErrStaleToken)
 		_, err = pool.Exec(ctx, "DELETE FROM pgbaton.fence")
 		require.NoError(t, err)
@@ -190,7 +192,7 @@ func (t losingTx) Commit(ctx context.Context) error {
 // A lock that is lost behind the commit is an error that says what has become of the transaction.
 func TestDoTx_LostBehindTheCommit(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	admin := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, admin, "CREATE TABLE done (n int)")

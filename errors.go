@@ -7,39 +7,34 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// ErrNotAcquired says that the lock was not granted: somebody else holds it (TryAcquire and its
-// relatives), or the context ended while waiting. In the second case the error matches the context's
+// ErrNotAcquired says that nothing was granted: somebody else holds it (TryAcquire and its
+// relatives), or the context ended during the wait. In the second case the error matches the context's
 // error as well.
 var ErrNotAcquired = lockerr.NotAcquired
 
-// ErrLost says that a lock ended before it was released: the connection or the server was lost, its lease
-// ran out, or an operator ended its session. Somebody else may hold the lock by now. [LossReasonOf] says
-// which.
+// ErrLost says that a lock, permit or term ended before it was released: the connection or the server was lost, its lease
+// ran out, or an operator ended its session. Somebody else may hold it by now. [LossReasonOf]
+// says which.
 var ErrLost = lockerr.Lost
 
-// LossReason says in which way a lock was lost.
-type LossReason string
-
-// The ways in which a lock is lost.
-const (
-	LostConnection  = LossReason(lockerr.ConnectionLost)
-	LostLease       = LossReason(lockerr.LeaseExpired)    // the process, the network or the server stood still
-	LostTerminated  = LossReason(lockerr.Terminated)      // pg_terminate_backend, or a shutdown
-	LostRestart     = LossReason(lockerr.ServerRestarted) // after a crash
-	LostStandby     = LossReason(lockerr.BecameStandby)
-	LostMoved       = LossReason(lockerr.ServerChanged) // the address leads to another server: the client has moved there
-	LostClientClose = LossReason(lockerr.ClientClosed)
-	LostUnlocked    = LossReason(lockerr.NotThere)       // the server did not know of it
-	LostTokens      = LossReason(lockerr.TokensWentBack) // somebody altered the sequence; it is repaired by now
-	LostTooLong     = LossReason(lockerr.HeldTooLong)    // Config.MaxHold, or that of the call, has passed
-)
-
-// LossReasonOf says in which way the lock was lost that an error of [Lock.Err], [Lock.Release] or a context's
-// cause tells of; "" for other errors.
-func LossReasonOf(err error) LossReason {
+// LossReasonOf returns in which way something was lost that an error of [Lock.Err], [Lock.Release], their relatives or a
+// context's cause tells of; "" for other errors. The reasons are texts that stay as they are, so they serve as labels of
+// a metric as well:
+//
+//	connection lost
+//	lease expired              the process, the network or the server stood still
+//	terminated by an operator or by the server's shutdown
+//	server restarted after a crash
+//	server became a standby
+//	moved to another server    the address leads to another one: the client has moved there
+//	client closed
+//	not held on the server     the server did not know of it
+//	token sequence went back   somebody altered the sequence; it is repaired by now
+//	held too long              Config.MaxHold, or that of the call, has passed
+func LossReasonOf(err error) string {
 	var loss *lockerr.LossError
 	if errors.As(err, &loss) {
-		return LossReason(loss.Reason)
+		return string(loss.Reason)
 	}
 	return ""
 }
@@ -86,25 +81,23 @@ var ErrClosed = lockerr.Closed
 // ErrResigned is the cause with which the context of a leader's func ends when it should resign; see [Client.Lead].
 var ErrResigned = lockerr.Resigned
 
-// ErrNotHeld says that a lock was released already, or that the client does not lead what it should resign from.
+// ErrNotHeld says that a lock, a set or a permit was released already, or was never acquired.
 var ErrNotHeld = lockerr.NotHeld
 
 // ErrConflict says that a row was changed by somebody else since it was read, or that PostgreSQL could not
 // serialize the transaction (SQLSTATE 40001). Above read committed the transaction is aborted with it.
-// [UpdateVersion] and [DeleteVersion] return it as a [*ConflictError].
+// [UpdateVersion] and [DeleteVersion] return it with a [*ConflictError] beside it.
 var ErrConflict = lockerr.Conflict
 
 // ErrStaleToken says that a newer fencing token has been seen than the one that was shown: the lock behind it
-// was lost, and somebody else has held it since. [AssertHeld] and [Fence] return it as a [*StaleTokenError]; the error
+// was lost, and somebody else has held it since. [Lock.Assert] and [Fence] return it with a [*StaleTokenError]; the error
 // of a write to a table that a trigger of pgbaton.fence_guard() guards matches it after [Translate], or when [InTx]
 // has returned it.
 var ErrStaleToken = lockerr.StaleToken
 
-// ErrCapacityMismatch says that a semaphore exists with another capacity than the one given. The message has both.
+// ErrCapacityMismatch says that a semaphore has another capacity than the one given, or less than the permits that were
+// asked for at once. The message has both numbers.
 var ErrCapacityMismatch = lockerr.CapacityMismatch
-
-// ErrOverCapacity says that more permits were asked for at once than the semaphore has.
-var ErrOverCapacity = lockerr.OverCapacity
 
 // ErrNotFound says that no row has the key, that there is no semaphore of the name, or that nobody leads.
 var ErrNotFound = lockerr.NotFound
@@ -113,10 +106,6 @@ var ErrNotFound = lockerr.NotFound
 // its answer came. The transaction may be committed or not, so [InTx] does not retry it: look before doing it
 // again.
 var ErrCommitUnknown = lockerr.CommitUnknown
-
-// ErrStaleSnapshot says that a lock for a transaction above READ COMMITTED was refused: what the transaction
-// reads may date from before the grant. See [AcquireTx] and [AllowStaleSnapshot].
-var ErrStaleSnapshot = lockerr.StaleSnapshot
 
 // wrap adds to an error what failed, which may be nothing. Unlike those of fmt, its text has the library's prefix once, at its front, also when
 // the error has it because it came out of the library into a func of the user's.

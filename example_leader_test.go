@@ -7,6 +7,8 @@ import (
 	"log"
 	"time"
 
+	_ "github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/pgbaton/pgbaton"
 )
 
@@ -15,8 +17,8 @@ func ExampleClient_Lead() {
 	client := exampleClient(ctx)
 	defer client.Close(context.Background())
 
-	err := client.Lead(ctx, "example/scheduler", func(ctx context.Context, term pgbaton.Token) error {
-		fmt.Println("this process leads; has a term:", term > 0)
+	err := client.Lead(ctx, "example/scheduler", func(ctx context.Context, lock *pgbaton.Lock) error {
+		fmt.Println("this process leads; has a term:", lock.Token() > 0)
 		shutdown() // as the signal to end the process would
 		<-ctx.Done()
 		return nil
@@ -27,61 +29,38 @@ func ExampleClient_Lead() {
 	// campaigns no more: true
 }
 
-// A leader that pauses while it does not know whether it still leads, and ends when it does not.
-func ExampleLeaderLock() {
-	ctx := context.Background()
-	client := exampleClient(ctx)
-	defer client.Close(ctx)
-
-	done := errors.New("all done")
-	err := client.Lead(ctx, "example/dispatcher", func(ctx context.Context, _ pgbaton.Token) error {
-		lock := pgbaton.LeaderLock(ctx)
-		for range 3 {
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx) // ErrLost or ErrResigned
-			case <-lock.Jeopardy():
-				// Nothing was heard from the server for some time. Wait: either the term is lost, or all is well.
-				select {
-				case <-ctx.Done():
-				case <-time.After(time.Second):
-				}
-			default:
-				fmt.Println("dispatching")
-			}
-		}
-		return done
-	})
-	fmt.Println(errors.Is(err, done))
-	// Output:
-	// dispatching
-	// dispatching
-	// dispatching
-	// true
-}
-
-func ExampleClient_Resign() {
+// An operator's program asks the leader to resign, whichever process it is in.
+func ExampleClient_RequestResign() {
 	ctx, shutdown := context.WithCancel(context.Background())
 	client := exampleClient(ctx)
 	defer client.Close(context.Background())
 
-	leading, over := make(chan bool), make(chan bool)
+	over := make(chan bool)
 	go func() {
 		defer close(over)
-		_ = client.Lead(ctx, "example/rebalancer", func(ctx context.Context, _ pgbaton.Token) error {
-			leading <- true
+		_ = client.Lead(ctx, "example/rebalancer", func(ctx context.Context, _ *pgbaton.Lock) error {
 			<-ctx.Done()
 			fmt.Println("told to resign:", errors.Is(context.Cause(ctx), pgbaton.ErrResigned))
+			shutdown()
 			return nil
 		})
 	}()
-	<-leading
-	fmt.Println("resigned:", client.Resign(ctx, "example/rebalancer") == nil)
-	shutdown()
+	leader, err := client.Leader(ctx, "example/rebalancer")
+	for errors.Is(err, pgbaton.ErrNotFound) { // not elected yet
+		time.Sleep(10 * time.Millisecond)
+		leader, err = client.Leader(ctx, "example/rebalancer")
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("leads, in a term:", leader.Client != "" && leader.Token > 0)
+	if err := client.RequestResign(ctx, "example/rebalancer"); err != nil {
+		log.Fatal(err)
+	}
 	<-over
 	// Output:
+	// leads, in a term: true
 	// told to resign: true
-	// resigned: true
 }
 
 // What cron calls in every replica, once an hour.
@@ -90,9 +69,9 @@ func ExampleClient_Once() {
 	client := exampleClient(ctx)
 	defer client.Close(ctx)
 
-	key := pgbaton.Name(fmt.Sprint("example/hourly/", time.Now().UnixNano())) // in life: "hourly"
+	name := fmt.Sprint("example/hourly/", time.Now().UnixNano()) // in life: "hourly"
 	for range 3 {
-		err := client.Once(ctx, key, 30*time.Minute, func(context.Context, *pgbaton.Lock) error {
+		err := client.Once(ctx, name, 30*time.Minute, func(context.Context, *pgbaton.Lock) error {
 			fmt.Println("running")
 			return nil
 		})
@@ -108,4 +87,30 @@ func ExampleClient_Once() {
 	// running
 	// not again before 30m0s have passed
 	// not again before 30m0s have passed
+}
+
+func ExampleClient_OnceWith() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	const job = "example/nightly/with"
+	_ = client.ForgetRun(ctx, job) // as if it had never run
+
+	run := func(outcome error) error {
+		opts := &pgbaton.LockOpts{RetryFailed: true}
+		return client.OnceWith(ctx, job, 24*time.Hour, opts, func(context.Context, *pgbaton.Lock) error { return outcome })
+	}
+	fmt.Println("first:", run(errors.New("disk full")))
+	last, err := client.LastRun(ctx, job)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("failed:", last.Failed, last.Error)
+	fmt.Println("again:", run(nil))
+	fmt.Println("done for today:", errors.Is(run(nil), pgbaton.ErrNotAcquired))
+	// Output:
+	// first: disk full
+	// failed: true disk full
+	// again: <nil>
+	// done for today: true
 }

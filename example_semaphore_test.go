@@ -5,7 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"os"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/pgbaton/pgbaton"
 )
@@ -37,12 +42,12 @@ func ExampleClient_Semaphore() {
 	case <-permit.Done():
 		fmt.Println("lost:", permit.Err())
 	case <-time.After(time.Millisecond):
-		fmt.Println("rendered with", permit.N(), "permits")
+		fmt.Println("rendered with a token:", permit.Token() > 0)
 	}
 	if err := permit.Release(ctx); err != nil { // ErrLost: more than eight may have been at work
 		log.Fatal(err)
 	}
-	// Output: rendered with 2 permits
+	// Output: rendered with a token: true
 }
 
 func ExampleSemaphore_TryAcquire() {
@@ -63,14 +68,37 @@ func ExampleSemaphore_TryAcquire() {
 	if err := permit.Release(ctx); err != nil {
 		log.Fatal(err)
 	}
-	available, err := partner.Available(ctx)
+	state, err := partner.State(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("free now:", available)
+	fmt.Println("free now:", state.Available, "of", state.Capacity)
 	// Output:
 	// none is free: true
-	// free now: 1
+	// free now: 1 of 1
+}
+
+// The capacity has been 8, then 12, and is 10 now: whoever changed it in the code has counted.
+func ExampleSemaphoreOpts() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	crawl, err := client.Semaphore(ctx, "example/crawl", 10, &pgbaton.SemaphoreOpts{Revision: 3})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := crawl.Acquire(ctx, 4); err != nil {
+		log.Fatal(err)
+	}
+	state, err := crawl.State(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, holder := range state.Holders {
+		fmt.Println("somebody has", holder.Permits, "of", state.Capacity)
+	}
+	// Output: somebody has 4 of 10
 }
 
 func ExampleSemaphore_Resize() {
@@ -87,19 +115,72 @@ func ExampleSemaphore_Resize() {
 	}
 	_, err = client.Semaphore(ctx, "example/mail", 2)
 	fmt.Println("another capacity than it has:", errors.Is(err, pgbaton.ErrCapacityMismatch))
-	opened, err := client.OpenSemaphore(ctx, "example/mail") // whatever its capacity is
+	opened, err := client.Semaphore(ctx, "example/mail", 0) // whatever its capacity is
 	if err != nil {
 		log.Fatal(err)
 	}
-	available, err := opened.Available(ctx)
+	state, err := opened.State(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("free:", available)
+	fmt.Println("free:", state.Available)
 	if err := opened.Resize(ctx, 2); err != nil {
 		log.Fatal(err)
 	}
 	// Output:
 	// another capacity than it has: true
 	// free: 5
+}
+
+func ExampleSemaphore_Do() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	partner, err := client.Semaphore(ctx, "example/partner/do", 2)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	err = partner.Do(ctx, 1, &pgbaton.LockOpts{Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Permit) error {
+		fmt.Println("the partner is called")
+		return nil
+	})
+	if errors.Is(err, pgbaton.ErrNotAcquired) {
+		fmt.Println("two are calling it")
+	}
+	// Output: the partner is called
+}
+
+// A transaction that counts on a permit: it fails when the permit has expired, and until it ends nobody else is
+// given its place.
+func ExamplePermit_Assert() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	imports, err := client.Semaphore(ctx, "example/imports", 3)
+	if err != nil {
+		log.Fatal(err)
+	}
+	permit, err := imports.Acquire(ctx, 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer permit.Release(ctx)
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if err := permit.Assert(ctx, tx); err != nil {
+			return err // ErrStaleToken, or ErrLost
+		}
+		fmt.Println("importing")
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output: importing
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/pgbaton/pgbaton"
 )
@@ -41,6 +42,34 @@ func Example() {
 	// Output: only one process is here; has a token: true
 }
 
+// A program that only migrates, as a step of a deploy: it connects as the role that owns the schema.
+func ExampleMigrate() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := pgbaton.Migrate(ctx, os.Getenv("DATABASE_URL")); err != nil {
+		log.Fatal(err) // it says what is in the way, and what to do
+	}
+	fmt.Println("the schema is there")
+	// Output: the schema is there
+}
+
+// What an operator may want to see at the start of a program.
+func ExampleClient_Diagnose() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	found, err := client.Diagnose(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("engine:", found.Engine, "pooler:", found.Pooler)
+	for setting, why := range found.Refused {
+		fmt.Println("locks may outlive their holders longer: ", setting, why)
+	}
+	// Output: engine: session pooler: none
+}
+
 // exampleClient is a client on a database with the schema, as the first example makes it.
 func exampleClient(ctx context.Context) *pgbaton.Client {
 	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
@@ -58,7 +87,7 @@ func exampleClient(ctx context.Context) *pgbaton.Client {
 	return client
 }
 
-func ExampleAssertHeld() {
+func ExampleLock_Assert() {
 	ctx := context.Background()
 	client := exampleClient(ctx)
 	defer client.Close(ctx)
@@ -70,7 +99,7 @@ func ExampleAssertHeld() {
 
 	key := pgbaton.Name("example/ledger/42")
 	err = client.DoTx(ctx, pool, key, nil, func(ctx context.Context, tx pgx.Tx, lock *pgbaton.Lock) error {
-		if err := pgbaton.AssertHeld(ctx, tx, lock); err != nil { // before the first write
+		if err := lock.Assert(ctx, tx); err != nil { // before the first write
 			return err
 		}
 		_, err := tx.Exec(ctx, "CREATE TEMP TABLE ledger ON COMMIT DROP AS SELECT 42 AS id, 10 AS balance")
@@ -78,6 +107,99 @@ func ExampleAssertHeld() {
 	})
 	fmt.Println("written by a holder that nobody has overtaken:", err == nil)
 	// Output: written by a holder that nobody has overtaken: true
+}
+
+// What a program may want to tell apart when it cannot have a client.
+func ExampleOpen() {
+	ctx := context.Background()
+	exampleClient(ctx).Close(ctx) // only for the schema
+	client, err := pgbaton.Open(ctx, os.Getenv("DATABASE_URL"), &pgbaton.Config{Name: "billing", TTL: 10 * time.Second})
+	switch {
+	case errors.Is(err, pgbaton.ErrSchema):
+		log.Fatal("migrate first: ", err)
+	case errors.Is(err, pgbaton.ErrPooler), errors.Is(err, pgbaton.ErrStandby), errors.Is(err, pgbaton.ErrUnsupportedServer):
+		log.Fatal("another address is needed: ", err)
+	case err != nil:
+		log.Fatal(err)
+	}
+	fmt.Println("closed:", client.Close(ctx))
+	_, err = client.Acquire(ctx, pgbaton.Name("example/late"))
+	fmt.Println("it locks no more:", errors.Is(err, pgbaton.ErrClosed))
+	// Output:
+	// closed: <nil>
+	// it locks no more: true
+}
+
+// A lock that is held for too long is lost, and the error says so.
+func ExampleLossReasonOf() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	opts := &pgbaton.LockOpts{MaxHold: 50 * time.Millisecond}
+	err := client.DoWith(ctx, pgbaton.Name("example/hangs"), opts, func(ctx context.Context, _ *pgbaton.Lock) error {
+		<-ctx.Done()
+		return nil
+	})
+	fmt.Println(errors.Is(err, pgbaton.ErrLost), pgbaton.LossReasonOf(err))
+	// Output: true held too long
+}
+
+// Keys of other programs that use PostgreSQL's advisory locks.
+func ExamplePair() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	for _, key := range []pgbaton.Key{pgbaton.ID(4711), pgbaton.Pair(8, 15)} {
+		lock, err := client.TryAcquireShared(ctx, key)
+		if errors.Is(err, pgbaton.ErrTooManyLocks) {
+			log.Fatal("raise Config.MaxHeld: ", err)
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(lock.Key().String(), lock.Release(ctx))
+		fmt.Println("held:", !errors.Is(lock.Err(), pgbaton.ErrNotHeld))
+	}
+	// Output:
+	// id:4711 <nil>
+	// held: false
+	// pair:8,15 <nil>
+	// held: false
+}
+
+// The token came with a message, from whoever holds the lock.
+func ExampleKey_Parts() {
+	_, id, _ := pgbaton.Name("invoice/42").Parts() // to find it in pg_locks
+	fmt.Println(id)
+	_, id, _ = pgbaton.Pair(7, -1).Parts()
+	fmt.Println(int32(id>>32), int32(id)) //nolint:gosec // the halves
+	// Output:
+	// -2627838530059473662
+	// 7 -1
+}
+
+func ExampleFence() {
+	ctx := context.Background()
+	exampleClient(ctx).Close(ctx) // only for the schema
+	conn := mustConnect(ctx)
+	defer conn.Close(ctx)
+
+	write := func(token pgbaton.Token) error {
+		return pgbaton.InTx(ctx, conn, nil, func(ctx context.Context, tx pgx.Tx) error {
+			if err := pgbaton.Fence(ctx, tx, "example/archive", token); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, "UPDATE accounts SET balance = 0 WHERE id = 1")
+			return err
+		})
+	}
+	fmt.Println("newer:", write(8))
+	fmt.Println("older is refused:", errors.Is(write(7), pgbaton.ErrStaleToken))
+	// Output:
+	// newer: <nil>
+	// older is refused: true
 }
 
 func ExampleClient_Acquire() {
@@ -170,4 +292,67 @@ func ExampleAcquireTx() {
 		log.Fatal(err)
 	}
 	// Output: held until the commit, with a token: true
+}
+
+func ExampleClient_DoWith() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	opts := &pgbaton.LockOpts{
+		Wait:    5 * time.Second, // for the lock; the work may take longer
+		MaxHold: time.Minute,     // after which a func that hangs has lost it
+	}
+	err := client.DoWith(ctx, pgbaton.Name("example/report"), opts, func(context.Context, *pgbaton.Lock) error {
+		fmt.Println("the report is written")
+		return nil
+	})
+	if errors.Is(err, pgbaton.ErrNotAcquired) {
+		fmt.Println("somebody else had it for 5 s")
+	}
+	// Output: the report is written
+}
+
+func ExampleClient_DoAll() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	accounts := []pgbaton.Key{pgbaton.Name("example/account/7"), pgbaton.Name("example/account/3")}
+	err := client.DoAll(ctx, accounts, nil, func(_ context.Context, locks *pgbaton.LockSet) error {
+		for _, key := range accounts {
+			fmt.Println(key, "is held, with a token:", locks.Lock(key).Token() > 0)
+		}
+		return locks.Err()
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// "example/account/7" is held, with a token: true
+	// "example/account/3" is held, with a token: true
+}
+
+// A transfer between two accounts, in whichever direction.
+func ExampleClient_AcquireAll() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	from, to := pgbaton.Name("example/account/7"), pgbaton.Name("example/account/3")
+	locks, err := client.AcquireAll(ctx, from, to)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer locks.Release(ctx)
+
+	fmt.Println("both are held:", locks.Lock(to).Token() > 0 && locks.Err() == nil)
+	_, err = client.TryAcquireAll(ctx, from, pgbaton.Name("example/account/9"))
+	fmt.Println("by nobody else:", errors.Is(err, pgbaton.ErrNotAcquired))
+	if err := locks.Release(ctx); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// both are held: true
+	// by nobody else: true
 }

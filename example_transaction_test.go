@@ -54,7 +54,7 @@ func ExampleInSQLTx() {
 		if err != nil {
 			return err
 		}
-		opts := &pgbaton.RowOpts{Strength: pgbaton.ForShare, Column: "title"}
+		opts := &pgbaton.RowOpts{Strength: "FOR SHARE", Column: "title"}
 		title, err := pgbaton.LockRow[string](ctx, pgbaton.SQLTx(tx), pgx.Identifier{"books"}, pgbaton.Values{"id": 1}, opts)
 		fmt.Println(title)
 		return err
@@ -92,4 +92,26 @@ func ExampleTranslate() {
 		fmt.Println("too late:", stale.Token, "is older than", stale.Newest)
 	}
 	// Output: too late: 4000 is older than 4711
+}
+
+func ExampleClient_DoSQLTx() {
+	ctx := context.Background()
+	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	client, err := pgbaton.New(ctx, db, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close(ctx)
+
+	key, opts := pgbaton.Name("example/balance"), &pgbaton.LockOpts{Fence: true}
+	err = client.DoSQLTx(ctx, db, key, opts, func(ctx context.Context, tx *sql.Tx, _ *pgbaton.Lock) error {
+		_, err := tx.ExecContext(ctx, "CREATE TEMP TABLE balance ON COMMIT DROP AS SELECT 42 AS id")
+		return err
+	})
+	fmt.Println("committed, by a holder that nobody has overtaken:", err == nil)
+	// Output: committed, by a holder that nobody has overtaken: true
 }

@@ -9,17 +9,18 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
-// keyResource begins the names of the resources that [AssertHeld] fences.
+// keyResource begins the names of the resources that [Lock.Assert] fences.
 const keyResource = "pgbaton:"
 
 // maxToken is the greatest number that is a token.
 const maxToken Token = 1<<53 - 1
 
-// StaleTokenError is the [ErrStaleToken] of a resource that has seen a newer token.
+// StaleTokenError says beside an [ErrStaleToken] which newer token a resource has seen.
 type StaleTokenError struct {
-	// Resource is the name given to [Fence], "pgbaton:" and the key for [AssertHeld], or the table that a
+	// Resource is the name given to [Fence], "pgbaton:" and the key for [Lock.Assert], or the table that a
 	// trigger of pgbaton.fence_guard() guards.
 	Resource string
 	// Token is the one that was refused; zero if a guarded row was to be deleted without one.
@@ -29,22 +30,19 @@ type StaleTokenError struct {
 }
 
 func (e *StaleTokenError) Error() string {
-	return fmt.Sprintf("%v: %d for %q, the newest seen is %d", lockerr.StaleToken, e.Token, e.Resource, e.Newest)
+	return fmt.Sprintf("%d for %q, the newest seen is %d", e.Token, e.Resource, e.Newest)
 }
 
-// Unwrap makes the error match [ErrStaleToken].
-func (e *StaleTokenError) Unwrap() error { return lockerr.StaleToken }
-
-// AssertHeld makes the caller's transaction safe from the holder's own delays: call it before the
+// Assert makes the caller's transaction safe from the holder's own delays: call it before the
 // transaction's first write. tx is a pgx.Tx, or a *sql.Tx by [SQLTx], in any database with the schema pgbaton.
 //
-// On success no newer exclusive token of the key has been seen by an AssertHeld there, this one is recorded if it
-// is exclusive, and the AssertHeld of a newer holder waits until tx has ended: whatever tx writes is
+// On success no newer exclusive token of the key has been seen by an Assert there, this one is recorded if it
+// is exclusive, and the Assert of a newer holder waits until tx has ended: whatever tx writes is
 // committed before, and seen by, whatever newer holders write. A shared lock's token is compared and not
 // recorded, and shared holders do not wait for one another. So the lock may even be lost before the commit.
 //
 // On failure roll back. The error matches [ErrLost] or [ErrNotHeld] if the lock is known to be over (nothing
-// was sent); [ErrStaleToken], as a [*StaleTokenError], if a newer token has been seen; [ErrConflict] if,
+// was sent); [ErrStaleToken], with a [*StaleTokenError], if a newer token has been seen; [ErrConflict] if,
 // above READ COMMITTED, another transaction fenced the key after this one's snapshot: run it again, as
 // [InTx] does, and the next attempt tells whether the token is stale. While it waits for another transaction it
 // ends with ctx, which costs the connection, or with [ErrNotAcquired] by the session's lock_timeout or
@@ -58,38 +56,35 @@ func (e *StaleTokenError) Unwrap() error { return lockerr.StaleToken }
 // A row for each key in the table pgbaton.fence, by the SQL function pgbaton.fence(resource, token, shared), holds
 // the newest exclusive token that was seen, and is locked until tx ends. pgbaton.prune_fences(interval) removes
 // rows that were not used for so long; a key without a row accepts any token.
-func AssertHeld(ctx context.Context, tx Tx, lock *Lock) error {
-	if err := lock.hold.Err(); err != nil {
-		return fmt.Errorf("pgbaton: assert held: lock %v: %w", lock.key, err)
+func (l *Lock) Assert(ctx context.Context, tx Tx) error {
+	err := l.trouble()
+	if err == nil {
+		err = fence(ctx, tx, l.key.resource(), l.Token(), l.hold.Shared())
 	}
-	if err := fence(ctx, tx, lock.key.resource(), lock.Token(), lock.hold.Shared()); err != nil {
-		return fmt.Errorf("pgbaton: assert held: lock %v: %w", lock.key, err)
+	if err != nil {
+		return wrap(err, "assert %s", l.what())
 	}
 	return nil
 }
 
-// Fence is [AssertHeld] for the exclusive token of a lock that is not at hand: it came with a message, in a
+// Fence is [Lock.Assert] for the exclusive token of a lock that is not at hand: it came with a message, in a
 // header, or from another language. The resource is what all writers of a thing agree to call it, 1 to 512
-// bytes of UTF-8 without NUL that do not begin with "pgbaton:"; it is not the key of a lock, and AssertHeld
+// bytes of UTF-8 without NUL that do not begin with "pgbaton:"; it is not the key of a lock, and [Lock.Assert]
 // does not see it. Tokens of one resource must come from locks on one key.
 //
+// The token of a shared lock needs [LockOpts.Shared]: it is compared and not recorded. At most one opts may be given.
+//
 // A token is above zero and below 2^53: zero, which means none, is an error of its own.
-func Fence(ctx context.Context, tx Tx, resource string, token Token) error {
-	return fenceResource(ctx, tx, resource, token, false)
-}
-
-// FenceShared is [Fence] for the token of a shared lock: it is compared and not recorded.
-func FenceShared(ctx context.Context, tx Tx, resource string, token Token) error {
-	return fenceResource(ctx, tx, resource, token, true)
-}
-
-func fenceResource(ctx context.Context, tx Tx, resource string, token Token, shared bool) error {
-	err := validateFence(resource, token)
+func Fence(ctx context.Context, tx Tx, resource string, token Token, opts ...*LockOpts) error {
+	o, err := only(opts, "Fence", usesShared)
 	if err == nil {
-		err = fence(ctx, tx, resource, token, shared)
+		err = validateFence(resource, token)
+	}
+	if err == nil {
+		err = fence(ctx, tx, resource, token, o.Shared)
 	}
 	if err != nil {
-		return fmt.Errorf("pgbaton: fence: %w", err)
+		return wrap(err, "fence")
 	}
 	return nil
 }
@@ -103,7 +98,7 @@ func validateFence(resource string, token Token) error {
 	case !utf8.ValidString(resource) || strings.ContainsRune(resource, 0):
 		return fmt.Errorf("resource %q is not UTF-8 without NUL", resource)
 	case strings.HasPrefix(resource, keyResource):
-		return fmt.Errorf("resource %q begins with %q, which is for the keys of AssertHeld", resource, keyResource)
+		return fmt.Errorf("resource %q begins with %q, which is for the keys of locks", resource, keyResource)
 	case token == 0:
 		return errors.New("token 0 means none: there is nothing to compare")
 	case token < 0 || token > maxToken:
@@ -115,7 +110,7 @@ func validateFence(resource string, token Token) error {
 const sqlFence = `SELECT pgbaton.fence($1, $2, $3)`
 
 func fence(ctx context.Context, tx Tx, resource string, token Token, shared bool) error {
-	err := run(ctx, tx, sqlFence, resource, int64(token), shared)
+	err := rowstmt.Exec(ctx, tx, sqlFence, resource, int64(token), shared)
 	switch ctxErr := ctx.Err(); {
 	case err == nil:
 		return nil
@@ -140,12 +135,12 @@ func (k Key) resource() string {
 }
 
 // Translate adds the library's sentinels to an error of the server that came from a statement of the caller's own, not
-// through pgbaton: [ErrStaleToken], as a [*StaleTokenError], from a write to a table that a trigger of
+// through pgbaton: [ErrStaleToken], with a [*StaleTokenError], from a write to a table that a trigger of
 // pgbaton.fence_guard() guards or from pgbaton.fence in SQL; [ErrDeadlock], [ErrConflict] for SQLSTATE 40001, and
 // [ErrNotAcquired] for a lock_timeout or NOWAIT. Other errors, nil, and one that has been translated are returned as
 // they are. It reads the errors of pgx and of lib/pq.
 //
-// What pgbaton's own functions return is translated, and so is what [InTx] and [InSQLTx] return when the transaction
+// Errors of pgbaton's own functions are translated, and so are those of [InTx] and [InSQLTx] when the transaction
 // ended with such an error.
 func Translate(err error) error { return translate(err) }
 
@@ -155,7 +150,7 @@ func translate(err error) error {
 	if !ok || errors.Is(err, lockerr.StaleToken) {
 		return pgerr.Translate(err)
 	}
-	return fmt.Errorf("%w: %w", &StaleTokenError{
+	return fmt.Errorf("%w: %w: %w", lockerr.StaleToken, &StaleTokenError{
 		Resource: stale.Resource, Token: Token(stale.Token), Newest: Token(stale.Newest),
 	}, err)
 }

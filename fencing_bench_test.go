@@ -40,10 +40,12 @@ func BenchmarkFence(b *testing.B) {
 	}{
 		{"bare", func(pgx.Tx) error { return nil }},
 		{"SELECT-1", func(tx pgx.Tx) error { return tx.QueryRow(ctx, "SELECT 1").Scan(new(int)) }},
-		{"AssertHeld", func(tx pgx.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) }},
+		{"AssertHeld", func(tx pgx.Tx) error { return lock.Assert(ctx, tx) }},
 		{"Fence", func(tx pgx.Tx) error { return pgbaton.Fence(ctx, tx, "same", lock.Token()) }},
 		{"Fence-new-token", func(tx pgx.Tx) error { token++; return pgbaton.Fence(ctx, tx, "rising", token) }},
-		{"FenceShared", func(tx pgx.Tx) error { return pgbaton.FenceShared(ctx, tx, "same", lock.Token()) }},
+		{"FenceShared", func(tx pgx.Tx) error {
+			return pgbaton.Fence(ctx, tx, "same", lock.Token(), &pgbaton.LockOpts{Shared: true})
+		}},
 	}
 	times := make([][]time.Duration, len(variants))
 	b.ResetTimer()

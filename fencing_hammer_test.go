@@ -29,7 +29,7 @@ func TestFence_Hammer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			violations := hammerFence(t, mutant)
-			for rounds := 1; name != "None" && violations == 0 && rounds < 10; rounds++ {
+			for rounds := 1; name != "None" && violations == 0 && rounds < 50; rounds++ {
 				violations = hammerFence(t, mutant)
 			}
 			t.Logf("%d violations", violations)
@@ -40,7 +40,7 @@ func TestFence_Hammer(t *testing.T) {
 
 func hammerFence(t *testing.T, mutant string) (violations int) {
 	t.Helper()
-	ctx, dsn := t.Context(), dbtest.Migrated(t)
+	ctx, dsn := dbtest.Context(t), dbtest.Migrated(t)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	config.MaxConns = 8
@@ -97,11 +97,7 @@ func hammerFence(t *testing.T, mutant string) (violations int) {
 
 func fencedWrite(ctx context.Context, pool *pgxpool.Pool, opts *pgbaton.TxOpts, token pgbaton.Token, shared bool) error {
 	return pgbaton.InTx(ctx, pool, opts, func(ctx context.Context, tx pgx.Tx) error {
-		fence := pgbaton.Fence
-		if shared {
-			fence = pgbaton.FenceShared
-		}
-		if err := fence(ctx, tx, "log", token); err != nil {
+		if err := pgbaton.Fence(ctx, tx, "log", token, &pgbaton.LockOpts{Shared: shared}); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, "INSERT INTO log (token, shared) VALUES ($1, $2)", token, shared)

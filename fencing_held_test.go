@@ -19,9 +19,9 @@ func TestAssertHeld(t *testing.T) {
 	t.Parallel()
 	client, other, dsn := pair(t)
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	held := func(lock *pgbaton.Lock) error {
-		return begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) })
+		return begin.once(t, func(tx pgbaton.Tx) error { return lock.Assert(ctx, tx) })
 	}
 
 	for key, resource := range map[pgbaton.Key]string{
@@ -67,14 +67,14 @@ func TestAssertHeld_Shared(t *testing.T) {
 	t.Parallel()
 	client, _, dsn := pair(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	var readers []*pgbaton.Lock
 	var open []pgbaton.Tx
 	for range 3 {
 		lock, err := client.AcquireShared(ctx, pgbaton.ID(7))
 		require.NoError(t, err)
 		tx := begin(t, pgx.ReadCommitted)
-		require.NoError(t, pgbaton.AssertHeld(ctx, tx, lock))
+		require.NoError(t, lock.Assert(ctx, tx))
 		readers, open = append(readers, lock), append(open, tx)
 	}
 	writer := begin(t, pgx.ReadCommitted)
@@ -90,7 +90,7 @@ func TestAssertHeld_Shared(t *testing.T) {
 	require.NoError(t, <-done)
 	require.NoError(t, writer.Commit(ctx))
 	for _, lock := range readers {
-		err := begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.AssertHeld(ctx, tx, lock) })
+		err := begin.once(t, func(tx pgbaton.Tx) error { return lock.Assert(ctx, tx) })
 		require.ErrorIs(t, err, pgbaton.ErrStaleToken)
 	}
 }
@@ -105,66 +105,67 @@ func TestFenceGuard(t *testing.T) {
 	t.Parallel()
 	const stale, done = "PB001", ""
 	for column, argument := range map[string]string{`fence`: ``, `"last Token"`: `'last Token'`} {
-		for _, c := range []struct {
-			name, row, sql string // row is the token of the row that is there
-			code           string
-			after          any
-		}{
-			{"Newer", "5", "UPDATE ledger SET COL = 9", done, 9},
-			{"Same", "5", "UPDATE ledger SET COL = 5", done, 5},
-			{"Older", "5", "UPDATE ledger SET COL = 4", stale, 5},
-			{"Removed", "5", "UPDATE ledger SET COL = NULL", stale, 5},
-			{"FirstToken", "NULL", "UPDATE ledger SET COL = 5", done, 5},
-			{"Mended", "5", "UPDATE ledger SET balance = 7", done, 5},
-			{"ShownNewer", "5", "SET LOCAL pgbaton.token = 9; UPDATE ledger SET balance = 7", done, 9},
-			{"ShownSame", "5", "SET LOCAL pgbaton.token = 5; UPDATE ledger SET balance = 7", done, 5},
-			{"ShownOlder", "5", "SET LOCAL pgbaton.token = 4; UPDATE ledger SET balance = 7", stale, 5},
-			{"Fenced", "5", "SELECT pgbaton.fence('x', 9); UPDATE ledger SET balance = 7", done, 9},
-			{"FencedTwice", "5", "SELECT pgbaton.fence('x', 9), pgbaton.fence('x', 9); UPDATE ledger SET balance = 7", done, 9},
-			{"FencedOlder", "5", "SELECT pgbaton.fence('x', 4); UPDATE ledger SET balance = 7", stale, 5},
-			{"FencedByTwo", "5", "SELECT pgbaton.fence('x', 4), pgbaton.fence('y', 9); DELETE FROM ledger", stale, 5},
-			{"FencedShared", "5", "SELECT pgbaton.fence('x', 9, shared => true); DELETE FROM ledger", stale, 5},
-			{"Insert", "5", "INSERT INTO ledger (id, COL) VALUES (2, 4)", done, 5},
-			{"InsertStamped", "5", "SET LOCAL pgbaton.token = 9; DELETE FROM ledger; INSERT INTO ledger (id) VALUES (2)", done, 9},
-			{"Upsert", "5", "INSERT INTO ledger (id, COL) VALUES (1, 9) ON CONFLICT (id) DO UPDATE SET COL = excluded.COL", done, 9},
-			{"UpsertOlder", "5", "INSERT INTO ledger (id, COL) VALUES (1, 4) ON CONFLICT (id) DO UPDATE SET COL = excluded.COL", stale, 5},
-			{"UpsertShownOlder", "5", "SET LOCAL pgbaton.token = 4; INSERT INTO ledger VALUES (1) ON CONFLICT (id) DO UPDATE SET balance = 7", stale, 5},
-			{"Delete", "5", "SET LOCAL pgbaton.token = 9; DELETE FROM ledger", done, nil},
-			{"DeleteOlder", "5", "SET LOCAL pgbaton.token = 4; DELETE FROM ledger", stale, 5},
-			{"DeleteWithout", "5", "DELETE FROM ledger", stale, 5},
-			{"DeleteWithoutAny", "NULL", "DELETE FROM ledger", done, nil},
-		} {
-			t.Run(column+"/"+c.name, func(t *testing.T) {
-				t.Parallel()
-				ctx := t.Context()
-				dsn := dbtest.Migrated(t)
-				conn := dbtest.Connect(t, dsn)
-				run := func(sql string) error { // all of it is one transaction
-					_, err := conn.PgConn().Exec(ctx, strings.ReplaceAll(sql, "COL", column)).ReadAll()
-					return err
-				}
-				require.NoError(t, run(fmt.Sprintf(sqlLedger, argument)))
-				require.NoError(t, run("INSERT INTO ledger (id, COL) VALUES (1, "+c.row+")"))
-				err := run(c.sql)
-				if c.code != "" {
-					var pgErr *pgconn.PgError
-					require.ErrorAs(t, err, &pgErr)
-					require.Equal(t, c.code, pgErr.Code)
-					require.Equal(t, "ledger", pgErr.TableName)
-					require.Contains(t, pgErr.Detail, `"newest": 5`)
-				} else {
-					require.NoError(t, err)
-				}
-				var after *int
-				require.NoError(t, conn.QueryRow(ctx, strings.ReplaceAll("SELECT max(COL) FROM ledger", "COL", column)).Scan(&after))
-				if c.after == nil {
-					require.Nil(t, after)
-				} else {
-					require.Equal(t, c.after, *after)
-				}
-				require.NoError(t, run("UPDATE ledger SET balance = 8"), "the setting ended with the transaction")
-			})
-		}
+		t.Run(column, func(t *testing.T) {
+			t.Parallel()
+			ctx, conn := dbtest.Context(t), dbtest.Connect(t, dbtest.Migrated(t))
+			for _, c := range []struct {
+				name, row, sql string // row is the token of the row that is there
+				code           string
+				after          any
+			}{
+				{"Newer", "5", "UPDATE ledger SET COL = 9", done, 9},
+				{"Same", "5", "UPDATE ledger SET COL = 5", done, 5},
+				{"Older", "5", "UPDATE ledger SET COL = 4", stale, 5},
+				{"Removed", "5", "UPDATE ledger SET COL = NULL", stale, 5},
+				{"FirstToken", "NULL", "UPDATE ledger SET COL = 5", done, 5},
+				{"Mended", "5", "UPDATE ledger SET balance = 7", done, 5},
+				{"ShownNewer", "5", "SET LOCAL pgbaton.token = 9; UPDATE ledger SET balance = 7", done, 9},
+				{"ShownSame", "5", "SET LOCAL pgbaton.token = 5; UPDATE ledger SET balance = 7", done, 5},
+				{"ShownOlder", "5", "SET LOCAL pgbaton.token = 4; UPDATE ledger SET balance = 7", stale, 5},
+				{"Fenced", "5", "SELECT pgbaton.fence('x', 9); UPDATE ledger SET balance = 7", done, 9},
+				{"FencedTwice", "5", "SELECT pgbaton.fence('x', 9), pgbaton.fence('x', 9); UPDATE ledger SET balance = 7", done, 9},
+				{"FencedOlder", "5", "SELECT pgbaton.fence('x', 4); UPDATE ledger SET balance = 7", stale, 5},
+				{"FencedByTwo", "5", "SELECT pgbaton.fence('x', 4), pgbaton.fence('y', 9); DELETE FROM ledger", stale, 5},
+				{"FencedShared", "5", "SELECT pgbaton.fence('x', 9, shared => true); DELETE FROM ledger", stale, 5},
+				{"Insert", "5", "INSERT INTO ledger (id, COL) VALUES (2, 4)", done, 5},
+				{"InsertStamped", "5", "SET LOCAL pgbaton.token = 9; DELETE FROM ledger; INSERT INTO ledger (id) VALUES (2)", done, 9},
+				{"Upsert", "5", "INSERT INTO ledger (id, COL) VALUES (1, 9) ON CONFLICT (id) DO UPDATE SET COL = excluded.COL", done, 9},
+				{"UpsertOlder", "5", "INSERT INTO ledger (id, COL) VALUES (1, 4) ON CONFLICT (id) DO UPDATE SET COL = excluded.COL", stale, 5},
+				{"UpsertShownOlder", "5", "SET LOCAL pgbaton.token = 4; INSERT INTO ledger VALUES (1) ON CONFLICT (id) DO UPDATE SET balance = 7", stale, 5},
+				{"Delete", "5", "SET LOCAL pgbaton.token = 9; DELETE FROM ledger", done, nil},
+				{"DeleteOlder", "5", "SET LOCAL pgbaton.token = 4; DELETE FROM ledger", stale, 5},
+				{"DeleteWithout", "5", "DELETE FROM ledger", stale, 5},
+				{"DeleteWithoutAny", "NULL", "DELETE FROM ledger", done, nil},
+			} {
+				t.Run(c.name, func(t *testing.T) {
+					run := func(sql string) error { // all of it is one transaction
+						_, err := conn.PgConn().Exec(ctx, strings.ReplaceAll(sql, "COL", column)).ReadAll()
+						return err
+					}
+					require.NoError(t, run("DROP TABLE IF EXISTS ledger; TRUNCATE pgbaton.fence"))
+					require.NoError(t, run(fmt.Sprintf(sqlLedger, argument)))
+					require.NoError(t, run("INSERT INTO ledger (id, COL) VALUES (1, "+c.row+")"))
+					err := run(c.sql)
+					if c.code != "" {
+						var pgErr *pgconn.PgError
+						require.ErrorAs(t, err, &pgErr)
+						require.Equal(t, c.code, pgErr.Code)
+						require.Equal(t, "ledger", pgErr.TableName)
+						require.Contains(t, pgErr.Detail, `"newest": 5`)
+					} else {
+						require.NoError(t, err)
+					}
+					var after *int
+					require.NoError(t, conn.QueryRow(ctx, strings.ReplaceAll("SELECT max(COL) FROM ledger", "COL", column)).Scan(&after))
+					if c.after == nil {
+						require.Nil(t, after)
+					} else {
+						require.Equal(t, c.after, *after)
+					}
+					require.NoError(t, run("UPDATE ledger SET balance = 8"), "the setting ended with the transaction")
+				})
+			}
+		})
 	}
 }
 
@@ -173,7 +174,7 @@ func TestFenceGuard_Errors(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	conn := dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	_, err := conn.PgConn().Exec(ctx, fmt.Sprintf(sqlLedger, "")+"; INSERT INTO ledger (id, fence) VALUES (1, 9)").ReadAll()
 	require.NoError(t, err)
 	ledger, key := pgx.Identifier{"ledger"}, pgbaton.Values{"id": 1}

@@ -64,7 +64,7 @@ func inBackground(t *testing.T, observer *pgx.Conn, call func() error) <-chan er
 		err := observer.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits)
 		return err == nil && waits
-	}, 20*time.Second, 2*time.Millisecond)
+	}, dbtest.Patience, 2*time.Millisecond)
 	return done
 }
 
@@ -73,7 +73,7 @@ func TestFence(t *testing.T) {
 	for name, begins := range map[string]func(dsn string) beginner{"pgx.Tx": beginPgx, "sql.Tx": beginSQL} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx := t.Context()
+			ctx := dbtest.Context(t)
 			dsn := dbtest.Migrated(t)
 			begin := begins(dsn)
 			fence := func(resource string, token pgbaton.Token) error {
@@ -104,7 +104,7 @@ func TestFence(t *testing.T) {
 
 func TestFence_Refuses(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	tx := beginPgx(dbtest.Migrated(t))(t, pgx.ReadCommitted)
 	for _, c := range []struct {
 		resource string
@@ -115,13 +115,13 @@ func TestFence_Refuses(t *testing.T) {
 		{strings.Repeat("x", 513), 1, "has 513 bytes"},
 		{"a\x00", 1, "not UTF-8 without NUL"},
 		{"\xff", 1, "not UTF-8 without NUL"},
-		{"pgbaton:key:1", 1, "which is for the keys of AssertHeld"},
+		{"pgbaton:key:1", 1, "which is for the keys of locks"},
 		{"a", 0, "token 0 means none"},
 		{"a", -1, "-1 is not a token"},
 		{"a", 1 << 53, "is not a token"},
 	} {
 		require.ErrorContains(t, pgbaton.Fence(ctx, tx, c.resource, c.token), c.text)
-		require.ErrorContains(t, pgbaton.FenceShared(ctx, tx, c.resource, c.token), c.text)
+		require.ErrorContains(t, pgbaton.Fence(ctx, tx, c.resource, c.token, &pgbaton.LockOpts{Shared: true}), c.text)
 	}
 	require.NoError(t, pgbaton.Fence(ctx, tx, "a", 1), "none of these was sent")
 
@@ -135,7 +135,7 @@ func TestFence_Waits(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	for _, known := range []bool{false, true} {
 		for _, commit := range []bool{false, true} {
 			resource := fmt.Sprintf("known %v, commit %v", known, commit)
@@ -186,7 +186,7 @@ func TestFenceShared(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
 		for _, known := range []bool{false, true} {
 			resource := fmt.Sprintf("known %v, %s", known, level)
@@ -194,9 +194,9 @@ func TestFenceShared(t *testing.T) {
 				require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, 1) }))
 			}
 			first, second, writer := begin(t, level), begin(t, level), begin(t, pgx.ReadCommitted)
-			require.NoError(t, pgbaton.FenceShared(ctx, first, resource, 7))
-			require.NoError(t, pgbaton.FenceShared(ctx, second, resource, 5))
-			require.NoError(t, pgbaton.FenceShared(ctx, first, resource, 7))
+			require.NoError(t, pgbaton.Fence(ctx, first, resource, 7, &pgbaton.LockOpts{Shared: true}))
+			require.NoError(t, pgbaton.Fence(ctx, second, resource, 5, &pgbaton.LockOpts{Shared: true}))
+			require.NoError(t, pgbaton.Fence(ctx, first, resource, 7, &pgbaton.LockOpts{Shared: true}))
 			done := inBackground(t, observer, func() error { return pgbaton.Fence(ctx, writer, resource, 6) })
 			require.NoError(t, first.Commit(ctx))
 			require.Empty(t, done, "the second has not ended")
@@ -204,10 +204,10 @@ func TestFenceShared(t *testing.T) {
 			require.NoError(t, <-done, "7 was not recorded")
 
 			late := begin(t, pgx.ReadCommitted)
-			done = inBackground(t, observer, func() error { return pgbaton.FenceShared(ctx, late, resource, 5) })
+			done = inBackground(t, observer, func() error { return pgbaton.Fence(ctx, late, resource, 5, &pgbaton.LockOpts{Shared: true}) })
 			require.NoError(t, writer.Commit(ctx))
 			require.ErrorIs(t, <-done, pgbaton.ErrStaleToken)
-			require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.FenceShared(ctx, tx, resource, 7) }))
+			require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, 7, &pgbaton.LockOpts{Shared: true}) }))
 		}
 	}
 }
@@ -217,10 +217,9 @@ func TestFence_Isolation(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := t.Context()
-	type call func(context.Context, pgbaton.Tx, string, pgbaton.Token) error
+	ctx := dbtest.Context(t)
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
-		for name, fence := range map[string]call{"Exclusive": pgbaton.Fence, "Shared": pgbaton.FenceShared} {
+		for name, opts := range map[string]*pgbaton.LockOpts{"Exclusive": nil, "Shared": {Shared: true}} {
 			for _, known := range []bool{false, true} {
 				resource := fmt.Sprintf("%s, %s, known %v", level, name, known)
 				if known {
@@ -235,7 +234,7 @@ func TestFence_Isolation(t *testing.T) {
 					if attempts == 1 {
 						require.NoError(t, begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, 9) }))
 					}
-					err := fence(ctx, tx, resource, 5)
+					err := pgbaton.Fence(ctx, tx, resource, 5, opts)
 					if attempts == 1 {
 						require.ErrorIs(t, err, pgbaton.ErrConflict)
 						require.NotErrorIs(t, err, pgbaton.ErrStaleToken)

@@ -14,7 +14,7 @@ import (
 // nearly always a payload given by mistake.
 const maxNameLength = 512
 
-// Key says what is locked. It is a value: make one with [Name], [ID] or [Pair], compare it with ==.
+// Key is what is locked. It is a value: make one with [Name], [ID] or [Pair], compare it with ==.
 // The zero Key is invalid.
 //
 // Keys are global to a database, whatever the schema or role: services that share a database should prefix
@@ -74,27 +74,19 @@ func (k Key) String() string {
 	}
 }
 
-// Name is the name that the key was made of by [Name]; false for other keys.
-func (k Key) Name() (name string, ok bool) { return k.name, k.kind == keyName }
+// Parts gives back what the key was made of: the name of [Name], else "", and its number, which for [ID] is the bigint
+// itself. With pair it is a [Pair]'s, int32(id>>32) and int32(id). The zero Key has no name and the number 0.
+func (k Key) Parts() (name string, id int64, pair bool) { return k.name, k.key.ID, k.key.Pair }
 
-// ID is the key's number in PostgreSQL's space of bigint keys: that of [ID], or what a [Name] comes to. False for a pair.
-func (k Key) ID() (id int64, ok bool) {
-	if k.kind != keyID && k.kind != keyName {
-		return 0, false
+// what names the lock of a key in errors.
+func (k Key) what() string {
+	if name, ok := strings.CutPrefix(k.name, leaderPrefix); ok {
+		return fmt.Sprintf("term of %q", name)
 	}
-	return k.key.ID, true
+	return "lock " + k.String()
 }
 
-// Pair is the two numbers that the key was made of by [Pair]; false for other keys.
-func (k Key) Pair() (a, b int32, ok bool) {
-	if k.kind != keyPair {
-		return 0, 0, false
-	}
-	a, b = k.key.Halves()
-	return a, b, true
-}
-
-// validate says what is wrong with a key, for people.
+// validate returns what is wrong with a key, for people.
 func (k Key) validate() error {
 	switch k.kind {
 	case keyInvalid:
@@ -106,7 +98,7 @@ func (k Key) validate() error {
 	}
 }
 
-// validateName says what is wrong with the name of something, for people.
+// validateName returns what is wrong with the name of something, for people.
 func validateName(of, name string, most int) error {
 	switch {
 	case name == "":

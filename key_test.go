@@ -9,28 +9,41 @@ import (
 	"github.com/pgbaton/pgbaton"
 )
 
-// A key gives back what it was made of, and only that.
+// A key says for people what it was made of.
 func TestKey_Parts(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		key    pgbaton.Key
-		name   string
-		named  bool
-		id     int64
-		single bool
-		a, b   int32
-		pair   bool
+		key  pgbaton.Key
+		name string
+		id   int64
+		pair bool
 	}{
-		{key: pgbaton.Name("a"), name: "a", named: true, id: 2167400190551539809, single: true},
-		{key: pgbaton.ID(-1), id: -1, single: true},
-		{key: pgbaton.ID(0), single: true},
-		{key: pgbaton.Pair(math.MinInt32, -1), a: math.MinInt32, b: -1, pair: true},
-		{key: pgbaton.Pair(0, 7), b: 7, pair: true},
+		{pgbaton.Name("a"), "a", 2167400190551539809, false},
+		{pgbaton.ID(-1), "", -1, false},
+		{pgbaton.ID(0), "", 0, false},
+		{pgbaton.Pair(math.MinInt32, -1), "", math.MinInt32<<32 | math.MaxUint32, true},
+		{pgbaton.Pair(0, 7), "", 7, true},
 		{},
 	} {
-		name, named := c.key.Name()
-		id, single := c.key.ID()
-		a, b, pair := c.key.Pair()
-		require.Equal(t, []any{c.name, c.named, c.id, c.single, c.a, c.b, c.pair}, []any{name, named, id, single, a, b, pair}, c.key.String())
+		name, id, pair := c.key.Parts()
+		require.Equal(t, []any{c.name, c.id, c.pair}, []any{name, id, pair}, c.key.String())
 	}
+	_, id, _ := pgbaton.Pair(math.MinInt32, -1).Parts()
+	require.Equal(t, []int32{math.MinInt32, -1}, []int32{int32(id >> 32), int32(id)}) //nolint:gosec // the halves
+}
+
+func TestKey_String(t *testing.T) {
+	t.Parallel()
+	for want, key := range map[string]pgbaton.Key{
+		`"a"`:                 pgbaton.Name("a"),
+		`"gr\xffße"`:          pgbaton.Name("gr\xffße"),
+		"id:-1":               pgbaton.ID(-1),
+		"id:0":                pgbaton.ID(0),
+		"pair:-2147483648,-1": pgbaton.Pair(math.MinInt32, -1),
+		"pair:0,7":            pgbaton.Pair(0, 7),
+		"invalid key":         {},
+	} {
+		require.Equal(t, want, key.String())
+	}
+	require.NotEqual(t, pgbaton.ID(7), pgbaton.Pair(0, 7))
 }

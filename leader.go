@@ -14,12 +14,14 @@ import (
 // leaderPrefix begins the names of the leaders' locks: who leads "scheduler" holds Name("pgbaton/leader/scheduler").
 const leaderPrefix = "pgbaton/leader/"
 
-// LeaderInfo says who leads.
-type LeaderInfo struct {
-	Name   string
-	Holder string    // the leader's [Config.Name]
-	Since  time.Time // by the database's clock
-	Term   Token
+// Holder is a client that holds something by the database's word: a leader, or a claim of permits. Within its process,
+// permits of a claim may be handed from goroutine to goroutine.
+type Holder struct {
+	Client    string        // its [Config.Name]
+	Token     Token         // the leader's term; of a claim, and permits handed over in the process have slightly greater ones
+	Since     time.Time     // by the database's clock; of leaders only
+	Permits   int           // that the claim holds
+	ExpiresIn time.Duration // of claims only: until then it is held unless it is renewed
 }
 
 // Lead runs fn in one process of all that call Lead with the same name: it campaigns until it is elected, runs fn for
@@ -27,14 +29,14 @@ type LeaderInfo struct {
 // while its context has not ended, Lead resigns and returns that error; when fn returns nil, that is a resignation,
 // and the campaign goes on. [Client.Close] ends Lead with [ErrClosed].
 //
-// The term is the fencing token of the leader's lock: each is greater than those before. fn's context ends with ctx,
+// fn gets the leader's lock, whose token is the term: each is greater than those before. fn's context ends with ctx,
 // and before that with a cause that matches [ErrLost] when the lock is lost, or [ErrResigned] when somebody asked the
 // leader to resign; fn should then return soon, for the next leader may run already in the first case and waits
 // in the second. Until it has returned, this client does not campaign for the name.
 //
-// What is true of a holder of a lock, see [Lock.Done], is true of a leader: a process that stood still may believe for
-// a moment that it leads. Where that matters, use the term with [Fence], or [LeaderLock] with [AssertHeld].
-// [LeaderLock] also gives fn a warning before the loss.
+// A leader is a holder of a lock, see [Lock.Done]: a process that stood still may believe for
+// a moment that it leads. Where that matters, use [Lock.Assert], or the term with [Fence]. To release the lock is to
+// resign.
 //
 // After a resignation, also by an error, the client holds back from the name for 2 s, so that another one leads if there
 // is one. When a leader resigns, others have the term within milliseconds, when its process dies within a second and a
@@ -51,22 +53,21 @@ type LeaderInfo struct {
 //
 // The leader holds the exclusive lock of the key Name("pgbaton/leader/" + name). All campaigns of a client that do not
 // lead are tried together about once a second, however many there are, and at once when a leader that resigns notifies
-// them. A row in the table pgbaton.leader says who leads, for [Client.Leader] and for whoever asks the leader to
-// resign; it decides nothing. The client looks at the rows of its own terms at least every 5 s.
-func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Context, term Token) error) error {
+// them. A row in the table pgbaton.leader says who leads, for [Client.Leader] and [Client.RequestResign]; it decides nothing. The client looks at the rows of its own terms at least every 5 s.
+func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Context, lock *Lock) error) error {
 	key, err := c.leaderKey(name)
 	if err != nil {
-		return fmt.Errorf("pgbaton: lead: %w", err)
+		return wrap(err, "term of %q", name)
 	}
 	run, err := c.campaigns.Join(name, key.key)
 	if err != nil {
-		return fmt.Errorf("pgbaton: lead %q: %w", name, err)
+		return wrap(err, "term of %q", name)
 	}
 	defer run.Leave()
 	for {
 		term, err := run.Elect(ctx)
 		if err != nil {
-			return fmt.Errorf("pgbaton: lead %q: %w", name, err)
+			return wrap(err, "term of %q", name)
 		}
 		lock := &Lock{client: c, key: key, hold: term.Hold, parent: ctx}
 		if over, err := c.serve(ctx, term, lock, fn); over {
@@ -75,11 +76,11 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 	}
 }
 
-// serve runs fn for a term, and says whether that was the last one.
+// serve runs fn for a term, and reports whether that was the last one.
 func (c *Client) serve(
-	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, Token) error,
+	outer context.Context, term *campaign.Term, lock *Lock, fn func(context.Context, *Lock) error,
 ) (over bool, err error) {
-	ctx, cancel := context.WithCancelCause(context.WithValue(lock.holding(), leaderLockKey{}, lock))
+	ctx, cancel := context.WithCancelCause(lock.holding())
 	defer cancel(nil)
 	term.Attach(cancel)
 	var cause error
@@ -89,14 +90,14 @@ func (c *Client) serve(
 		case over:
 			err = also(err, lost)
 		case lost != nil && !errors.Is(cause, ErrLost): // else those who work in it were told
-			c.report("a leader's term was lost", lost)
+			c.journal.Report("a leader's term was lost", lost)
 		}
 	}()
-	err = fn(ctx, lock.Token())
+	err = fn(ctx, lock)
 	cause = context.Cause(ctx)
 	switch {
 	case outer.Err() != nil:
-		ended := fmt.Errorf("pgbaton: lead %q: %w", term.Name(), endOf(outer))
+		ended := wrap(endOf(outer), "term of %q", term.Name())
 		if saysOnly(err, outer.Err(), context.Cause(outer)) {
 			return true, ended
 		}
@@ -104,13 +105,13 @@ func (c *Client) serve(
 	case cause == nil && err != nil:
 		return true, err
 	case !saysOnly(err, context.Canceled, cause):
-		c.report("a leader's func failed after its term", err)
+		c.journal.Report("a leader's func failed after its term", err)
 	}
 	return false, nil
 }
 
-// saysOnly says whether an error is nil or made of nothing but others, with words around them: what a func says whose
-// context has ended. What is joined with them is something else.
+// saysOnly reports whether an error is nil or made of nothing but others, with words around them: so is that of a func
+// whose context has ended. An error that is joined with them is something else.
 func saysOnly(err error, others ...error) bool {
 	switch wrapper := err.(type) { //nolint:errorlint // each layer in its turn
 	case nil:
@@ -134,43 +135,18 @@ func endOf(ctx context.Context) error {
 	return err
 }
 
-type leaderLockKey struct{}
-
-// LeaderLock is the lock behind the term for whose func ctx was made: for [AssertHeld], and for [Lock.Jeopardy], which
-// warns before the term is lost. To release it is to resign. Nil if ctx does not come from [Client.Lead].
-func LeaderLock(ctx context.Context) *Lock {
-	lock, _ := ctx.Value(leaderLockKey{}).(*Lock)
-	return lock
-}
-
-// Leader says who leads a name in the client's service, or [ErrNotFound] if nobody does. A leader that was elected a moment ago may not
-// have told its name yet, and is then nobody. One whose process has died, or is held to be dead after
-// [Config.TTL], is nobody too.
-func (c *Client) Leader(ctx context.Context, name string) (LeaderInfo, error) {
+// Leader returns the leader of a name in the client's service, or [ErrNotFound] if nobody leads. A leader that was
+// elected a moment ago may not have told its name yet, and is then nobody. One whose process has died, or is held to be
+// dead after [Config.TTL], is nobody too.
+func (c *Client) Leader(ctx context.Context, name string) (Holder, error) {
 	if _, err := c.leaderKey(name); err != nil {
-		return LeaderInfo{}, fmt.Errorf("pgbaton: leader: %w", err)
+		return Holder{}, wrap(err, "leader of %q", name)
 	}
 	info, err := c.campaigns.Leader(ctx, name)
 	if err != nil {
-		return LeaderInfo{}, fmt.Errorf("pgbaton: leader of %q: %w", name, pgerr.Schema(translate(err)))
+		return Holder{}, wrap(pgerr.Schema(translate(err)), "leader of %q", name)
 	}
-	return LeaderInfo{Name: name, Holder: info.Holder, Since: info.Since, Term: Token(info.Term)}, nil
-}
-
-// Resign ends this client's own term of a name: the context of the func in [Client.Lead] ends with [ErrResigned], and
-// Resign waits until the func has returned and the lock is released, or ctx ends. The func itself resigns by
-// returning nil; it must not wait for itself here.
-//
-// On failure the error matches [ErrNotHeld] if this client does not lead the name, [ErrLost] if the term was lost
-// before its end, or ctx's error: then the term has been asked to end and has not yet.
-func (c *Client) Resign(ctx context.Context, name string) error {
-	if _, err := c.leaderKey(name); err != nil {
-		return fmt.Errorf("pgbaton: resign: %w", err)
-	}
-	if err := c.campaigns.Resign(ctx, name); err != nil {
-		return fmt.Errorf("pgbaton: resign %q: %w", name, err)
-	}
-	return nil
+	return Holder{Client: info.Holder, Since: info.Since, Token: Token(info.Term)}, nil
 }
 
 // RequestResign asks whoever leads a name to resign, in whichever process it is, and does not wait for it. The leader
@@ -178,10 +154,10 @@ func (c *Client) Resign(ctx context.Context, name string) error {
 // during the call, the leader may have been asked.
 func (c *Client) RequestResign(ctx context.Context, name string) error {
 	if _, err := c.leaderKey(name); err != nil {
-		return fmt.Errorf("pgbaton: request to resign: %w", err)
+		return wrap(err, "request that the leader of %q resign", name)
 	}
 	if err := c.campaigns.RequestResign(ctx, name); err != nil {
-		return fmt.Errorf("pgbaton: request that the leader of %q resign: %w", name, pgerr.Schema(translate(err)))
+		return wrap(pgerr.Schema(translate(err)), "request that the leader of %q resign", name)
 	}
 	return nil
 }
@@ -194,16 +170,22 @@ func (c *Client) leaderKey(name string) (Key, error) {
 	return Name(leaderPrefix + name), c.sideSession()
 }
 
-// sideSession says why the client has no connection for rows and notifications, if so.
+// sideSession returns why the client has no connection for rows and notifications, if so.
 func (c *Client) sideSession() error {
+	if err := c.made(); err != nil {
+		return err
+	}
 	if c.reduced != nil {
 		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
 	}
 	return c.thirdConnection()
 }
 
-// thirdConnection says whether the client may have one for rows, besides those that hold locks and wait.
+// thirdConnection returns why the client has none for rows, besides those that hold locks and wait, if so.
 func (c *Client) thirdConnection() error {
+	if err := c.made(); err != nil {
+		return err
+	}
 	if c.cfg.MaxConns <= minMaxConns {
 		return fmt.Errorf("semaphores, leaders and Once need a third connection, and Config.MaxConns is %d: raise it",
 			c.cfg.MaxConns)

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
@@ -27,13 +25,11 @@ import (
 // keys' numbers, not that in which they are given.
 type LockSet struct {
 	client *Client
-	keys   []Key // as given, each lock once
-	locks  []*Lock
+	locks  []*Lock         // in the common order
 	parent context.Context //nolint:containedctx // the values of the set's own context
 
 	context grantContext
 	end     grant.End
-	danger  danger
 }
 
 // AcquireAll waits until it holds all keys exclusively, or ctx ends. Keys may be given in any order, and more
@@ -54,20 +50,20 @@ func (c *Client) TryAcquireAll(ctx context.Context, keys ...Key) (*LockSet, erro
 }
 
 func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet, error) {
-	given, ordered, err := distinct(keys)
-	if err != nil {
-		return nil, fmt.Errorf("pgbaton: acquire locks: %w", err)
+	ordered, err := distinct(keys)
+	if err == nil {
+		err = c.lockable()
 	}
-	if c.reduced != nil {
-		return nil, fmt.Errorf("pgbaton: acquire locks: the client is reduced to what transactions can do: %w", c.reduced)
+	if err != nil {
+		return nil, wrap(err, "acquire locks")
 	}
 	for {
 		holds, failed, err := c.holdAll(ctx, ordered, try)
 		if err != nil {
-			return nil, fmt.Errorf("pgbaton: acquire locks: lock %v: %w", failed, err)
+			return nil, wrap(err, "acquire locks: %s", failed.what())
 		}
 		if !slices.ContainsFunc(holds, func(h *lockmgr.Hold) bool { return h.Err() != nil }) {
-			return c.newLockSet(ctx, given, ordered, holds), nil
+			return c.newLockSet(ctx, ordered, holds), nil
 		}
 		c.locks.GiveBackMany(holds) // one was lost while others were granted: from the start
 	}
@@ -113,24 +109,23 @@ func numbers(keys []Key) []advisory.Key {
 	return all
 }
 
-// distinct checks keys and returns each lock once: as given, and in the order in which everybody takes them.
-func distinct(keys []Key) (given, ordered []Key, err error) {
+// distinct checks keys and returns each lock once, in the order in which everybody takes them.
+func distinct(keys []Key) (ordered []Key, err error) {
 	if len(keys) == 0 {
-		return nil, nil, errors.New("no keys to acquire")
+		return nil, errors.New("no keys to acquire")
 	}
 	seen := map[advisory.Key]bool{}
 	for _, key := range keys {
 		if err := key.validate(); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if !seen[key.key] {
 			seen[key.key] = true
-			given = append(given, key)
+			ordered = append(ordered, key)
 		}
 	}
-	ordered = slices.Clone(given)
 	slices.SortFunc(ordered, inCommonOrder)
-	return given, ordered, nil
+	return ordered, nil
 }
 
 // inCommonOrder compares keys in the order in which every client takes them. It must never change: clients of
@@ -145,22 +140,25 @@ func inCommonOrder(a, b Key) int {
 	return -1
 }
 
-func (c *Client) newLockSet(ctx context.Context, given, ordered []Key, holds []*lockmgr.Hold) *LockSet {
-	s := &LockSet{client: c, keys: given, parent: ctx}
+func (c *Client) newLockSet(ctx context.Context, ordered []Key, holds []*lockmgr.Hold) *LockSet {
+	s := &LockSet{client: c, parent: ctx}
 	for i, key := range ordered {
 		lock := &Lock{client: c, key: key, hold: holds[i], parent: ctx}
 		s.locks = append(s.locks, lock)
-		lock.hold.OnEnd(func(reason error) { s.end.Finish(fmt.Errorf("lock %v: %w", key, reason)) })
+		lock.hold.OnEnd(func(reason error) { s.end.Finish(fmt.Errorf("%s: %w", key.what(), reason)) })
 	}
 	return s
 }
 
-// Keys are the keys of the set, each once, in the order in which they were given.
-func (s *LockSet) Keys() []Key { return slices.Clone(s.keys) }
+// none reports whether the set was never acquired.
+func (s *LockSet) none() bool { return s == nil || len(s.locks) == 0 }
 
-// Lock is the lock on one of the set's keys, for [AssertHeld] and whoever else wants a single lock; nil if the
-// set does not have the key. The set is over as soon as one of its locks is released by itself.
+// Lock returns the lock on one of the set's keys, which has the token; nil if the set does not have the key. The set is
+// over as soon as one of its locks is released by itself.
 func (s *LockSet) Lock(key Key) *Lock {
+	if s.none() {
+		return nil
+	}
 	for _, lock := range s.locks {
 		if lock.key.key == key.key {
 			return lock
@@ -169,30 +167,32 @@ func (s *LockSet) Lock(key Key) *Lock {
 	return nil
 }
 
-// Token is the fencing token of one of the set's keys; false if the set does not have the key.
-func (s *LockSet) Token(key Key) (Token, bool) {
-	lock := s.Lock(key)
-	if lock == nil {
-		return 0, false
-	}
-	return lock.Token(), true
-}
-
 // Done is closed when the set is over: released, or one of its locks is lost or no longer to be trusted; see
 // [Lock.Done].
-func (s *LockSet) Done() <-chan struct{} { return s.end.Done() }
+func (s *LockSet) Done() <-chan struct{} {
+	if s.none() {
+		return never
+	}
+	return s.end.Done()
+}
 
 // Context is a context that ends when the set is over, with [LockSet.Err] as its cause. It has the values of the
 // acquire's context, but not its end. Every call returns the same. Deadlocks are found as with [Lock.Context].
 func (s *LockSet) Context() context.Context {
+	if s.none() {
+		return noContext()
+	}
 	return s.context.of(s.client.holding(s.parent, s.ordered(), s.holds()), &s.end)
 }
 
 // Err is nil while all locks of the set are held and can be trusted. Afterwards it says, as [Lock.Err] does, what
 // happened to the first that was not. It asks no server.
 func (s *LockSet) Err() error {
+	if s.none() {
+		return wrap(errNoGrant, "locks")
+	}
 	if over := s.end.Reason(); over != nil {
-		return fmt.Errorf("pgbaton: %w", over)
+		return wrap(over, "")
 	}
 	for _, lock := range s.locks {
 		if err := lock.Err(); err != nil { // the clock knows it first
@@ -206,10 +206,13 @@ func (s *LockSet) Err() error {
 // this call; otherwise the error says which were not, as [Lock.Release] does. It is safe to call twice, in
 // defer, and after ctx has ended. A second call returns what the first did.
 func (s *LockSet) Release(ctx context.Context) error {
+	if s.none() {
+		return wrap(errNoGrant, "release locks")
+	}
 	var all error
 	for i, err := range s.client.locks.ReleaseMany(s.holds()) {
 		if err != nil {
-			all = also(all, fmt.Errorf("pgbaton: release lock %v: %w", s.locks[i].key, err))
+			all = also(all, wrap(err, "release %s", s.locks[i].key.what()))
 		}
 	}
 	return all
@@ -232,46 +235,40 @@ func (s *LockSet) holds() []*lockmgr.Hold {
 	return holds
 }
 
-// danger is the jeopardy of locks on several connections.
-type danger struct {
-	mu     sync.Mutex
-	signal chan struct{} // closed when one of the locks is in jeopardy
+// DoAll is [Client.DoWith] for several keys, which are held together as by [Client.AcquireAll].
+func (c *Client) DoAll(
+	ctx context.Context, keys []Key, opts *LockOpts, fn func(ctx context.Context, locks *LockSet) error,
+) (err error) {
+	o, err := opts.checked(c, "DoAll", usesWait|usesMaxHold)
+	if err != nil {
+		return wrap(err, "do with locks")
+	}
+	wait, cancel := o.waiting(ctx)
+	set, err := c.acquireAll(wait, keys, o.Wait == NoWait)
+	cancel()
+	if err != nil {
+		return err
+	}
+	set.parent = ctx
+	for _, lock := range set.locks {
+		lock.parent = ctx
+		if o.MaxHold > 0 {
+			limit(lock.hold, o.MaxHold)
+		}
+	}
+	defer func() { err = also(err, set.Release(ctx)) }()
+	ctx, stop := context.WithCancelCause(c.holding(ctx, set.ordered(), set.holds()))
+	defer stop(nil)
+	set.end.OnEnd(stop)
+	return fn(ctx, set)
 }
 
-// Jeopardy is closed while one of the set's locks is in jeopardy, see [Lock.Jeopardy].
-func (s *LockSet) Jeopardy() <-chan struct{} {
-	first := s.locks[0].Jeopardy()
-	signals := []<-chan struct{}{first}
-	for _, lock := range s.locks[1:] {
-		if signal := lock.Jeopardy(); !slices.Contains(signals, signal) {
-			signals = append(signals, signal)
+// limitSet applies Config.MaxHold to a set, if it was acquired.
+func (c *Client) limitSet(set *LockSet, err error) (*LockSet, error) {
+	if err == nil && c.cfg.MaxHold > 0 {
+		for _, lock := range set.locks {
+			limit(lock.hold, c.cfg.MaxHold)
 		}
 	}
-	for _, signal := range signals {
-		if len(signals) == 1 || chans.Closed(signal) {
-			return signal
-		}
-	}
-	d := &s.danger
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.signal != nil && !chans.Closed(d.signal) {
-		return d.signal // the connections' signals are open, so they are those that it watches
-	}
-	combined := make(chan struct{})
-	d.signal = combined
-	var once sync.Once
-	for _, signal := range signals {
-		go func() { // it ends with the set
-			select {
-			case <-signal:
-			case <-combined:
-			case <-s.end.Done():
-			}
-			if chans.Closed(signal) {
-				once.Do(func() { close(combined) })
-			}
-		}()
-	}
-	return combined
+	return set, err
 }

@@ -2,8 +2,7 @@ package pgbaton
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"database/sql"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -41,7 +40,8 @@ import (
 // schema and table only if they belong to the role that migrates, to the database's owner or to a superuser. To add to an
 // existing schema it must be the owner (or a superuser, if the owner is one).
 //
-// Migrate opens one connection of its own, made as the pool makes them, and closes it. A pooler in transaction mode is
+// The database is given by a pool, by a *sql.DB of pgx's driver, or by a connection string or URL as pgx knows it.
+// Migrate opens one connection of its own, made as [New] makes them, and closes it. A pooler in transaction mode is
 // [ErrPooler], a standby [ErrStandby].
 //
 // The role needs CREATE on the database and on current_schema(); it will own the schema. It is usually not
@@ -49,30 +49,28 @@ import (
 // without rights on the version table, cannot) call Migrate:
 //
 //	SELECT pgbaton.grant_service('app');
-func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
-	if pool == nil {
-		return errors.New("pgbaton: migrate: the pool is nil")
-	}
-	return migrate(ctx, pool.Config())
-}
-
-// MigrateDSN is [Migrate] without a pool: it takes a connection string or URL as pgx knows it.
-func MigrateDSN(ctx context.Context, connString string) error {
-	config, err := dsn.Parse(connString)
-	if err != nil {
-		return fmt.Errorf("pgbaton: migrate: %w", err)
-	}
-	return migrate(ctx, config)
-}
-
-func migrate(ctx context.Context, config *pgxpool.Config) error {
-	conn, err := migrator.Connect(ctx, config)
-	if err != nil {
-		return fmt.Errorf("pgbaton: migrate: %w", err)
-	}
-	defer migrator.Close(ctx, conn)
-	if err := migrator.Run(ctx, conn, migrations.FS); err != nil {
-		return fmt.Errorf("pgbaton: migrate: %w", err)
+func Migrate[DB *pgxpool.Pool | *sql.DB | string](ctx context.Context, db DB) error {
+	if err := migrate(ctx, db); err != nil {
+		return wrap(err, "migrate")
 	}
 	return nil
+}
+
+func migrate(ctx context.Context, db any) error {
+	var config *pgxpool.Config
+	var err error
+	if connString, ok := db.(string); ok {
+		config, err = dsn.Parse(connString)
+	} else {
+		config, err = configOf(ctx, db)
+	}
+	if err != nil {
+		return err
+	}
+	conn, err := migrator.Connect(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer migrator.Close(ctx, conn)
+	return migrator.Run(ctx, conn, migrations.FS)
 }

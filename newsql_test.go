@@ -17,14 +17,14 @@ import (
 // A service with a *sql.DB has a client, which takes nothing from it.
 func TestNewSQL(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)
 	defer db.Close()
 	db.SetMaxOpenConns(1)
 
-	client, err := pgbaton.NewSQL(ctx, db, nil)
+	client, err := pgbaton.New(ctx, db, nil)
 	require.NoError(t, err)
 	require.Zero(t, db.Stats().InUse)
 	require.NoError(t, client.DoSQLTx(ctx, db, pgbaton.Name("x"), nil, func(ctx context.Context, tx *sql.Tx, _ *pgbaton.Lock) error {
@@ -53,16 +53,16 @@ func (strangeConn) Close() error { return nil }
 
 func TestNewSQL_Refuses(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
-	_, err := pgbaton.NewSQL(ctx, nil, nil)
+	ctx := dbtest.Context(t)
+	_, err := pgbaton.New(ctx, (*sql.DB)(nil), nil)
 	wellSaid(t, err, "is nil")
 	strange := sql.OpenDB(connector{})
 	defer strange.Close()
-	_, err = pgbaton.NewSQL(ctx, strange, nil)
+	_, err = pgbaton.New(ctx, strange, nil)
 	wellSaid(t, err, "strangeConn", "use Open")
 	require.Zero(t, strange.Stats().InUse)
 	broken := sql.OpenDB(connector{errors.New("no route")})
 	defer broken.Close()
-	_, err = pgbaton.NewSQL(ctx, broken, nil)
+	_, err = pgbaton.New(ctx, broken, nil)
 	wellSaid(t, err, "no route")
 }

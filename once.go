@@ -9,13 +9,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
-// NotDueError is the [ErrNotAcquired] of [Client.Once].
+// NotDueError says beside the [ErrNotAcquired] of [Client.Once] when a run was and when the next may be.
 type NotDueError struct {
-	Key     Key
+	Name    string
 	Running bool      // the window has passed, but somebody else runs it, or is about to; else nobody has looked
 	Last    time.Time // when the last run began, by the database's clock; zero if it is not known
 	Next    time.Time // when the next one may begin; zero if it is not known
@@ -24,45 +25,27 @@ type NotDueError struct {
 func (e *NotDueError) Error() string {
 	switch {
 	case e.Running && e.Last.IsZero():
-		return fmt.Sprintf("%v: somebody else is running it", ErrNotAcquired)
+		return "somebody else is running it"
 	case e.Running:
-		return fmt.Sprintf("%v: somebody else is running it; the last run that is known began at %s",
-			ErrNotAcquired, stamp(e.Last))
+		return "somebody else is running it; the last run that is known began at " + stamp(e.Last)
 	}
-	return fmt.Sprintf("%v: its last run began at %s, the next may at %s", ErrNotAcquired, stamp(e.Last), stamp(e.Next))
+	return fmt.Sprintf("its last run began at %s, the next may at %s", stamp(e.Last), stamp(e.Next))
 }
-
-// Unwrap makes the error match [ErrNotAcquired].
-func (e *NotDueError) Unwrap() error { return ErrNotAcquired }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// OnceOpts are the settings of [Client.OnceWith]. Nil means the defaults.
-type OnceOpts struct {
-	// RetryFailed lets a run begin in the window of a run that has failed: its func returned an error or panicked, its lock
-	// was lost, or nobody has said how it ended, because its process died or the server was away then.
-	//
-	// Defaults to false: a run that failed was the window's run.
-	RetryFailed bool
-
-	// Force runs fn whenever the last run was, if nobody runs it now.
-	//
-	// Defaults to false.
-	Force bool
-}
-
-// Once runs fn if the key's last run began at least atLeast ago, by the database's clock, and nobody runs it now. It is
+// Once runs fn if the name's last run began at least every ago, by the database's clock, and nobody runs it now. It is
 // for what cron calls in every replica: let each call Once at the scheduled time, with a window that is longer than the
 // replicas' clocks differ and shorter than the time between two runs; exactly one runs fn.
 //
-// The others return at once, with a [*NotDueError], which matches [ErrNotAcquired] and says when the last run was and when
-// the next may be. Where fn takes longer than the window, runs still do not overlap: fn runs under the key's
-// exclusive lock, as in [Client.Do], and its context ends with a cause that matches [ErrLost] when that is lost.
+// The others return at once, with [ErrNotAcquired] and a [*NotDueError], which says when the last run was and when
+// the next may be. Where fn takes longer than the window, runs still do not overlap: fn runs under the exclusive lock of
+// [Name](name), as in [Client.Do], and its context ends with a cause that matches [ErrLost] when that is lost.
 // The error of a run is fn's, joined with [ErrLost] when the lock was lost before fn had returned.
 //
 // A run is recorded before fn begins, and the record is on the server's disk by then. So there is at most one run in a
 // window, also when fn fails or the process dies in it; it is not tried again before the next, unless
-// [OnceOpts.RetryFailed] says so. (An asynchronous standby that is promoted may not know of the last runs.) An error that
+// [LockOpts.RetryFailed] says so. (An asynchronous standby that is promoted may not know of the last runs.) An error that
 // is neither fn's nor ErrNotAcquired says that fn did not run; the run may be recorded all the same.
 //
 // While the server cannot be reached, Once tries until ctx ends. It returns within 50 ms of the end of ctx as long as fn has
@@ -71,7 +54,7 @@ type OnceOpts struct {
 //
 // # How it works
 //
-// The table pgbaton.last_run has a row for each key, under the name by which [AssertHeld] fences it. The SQL function
+// The table pgbaton.last_run has a row for each name, called as [Lock.Assert] fences its key. The SQL function
 // pgbaton.start_run compares and writes it in one statement, pgbaton.end_run says how the run has ended. A client looks at the
 // row before it tries for the lock, so that only clients that find a run due try.
 //
@@ -84,54 +67,57 @@ type OnceOpts struct {
 //     goes on, it does not begin fn if its lock is lost, or if more than half of the window has passed since the record was
 //     sent: a run that began that late would nearly meet the next one. Such a run counts as failed.
 //   - after its last look at the lock and the clock, which is the statement before fn's first, a process that stands still is
-//     one that stands still in fn: its context has ended when it goes on, and [AssertHeld] refuses what it writes.
+//     one that stands still in fn: its context has ended when it goes on, and [Lock.Assert] refuses what it writes.
 //   - a record whose answer was lost with the connection is sent again, with the same token, and counts once.
 //
 // So the records of two runs are at least a window apart, and the beginnings of their funcs half a window, where that is
 // at least a second. Between shorter windows a slow network alone may use up the difference.
 func (c *Client) Once(
-	ctx context.Context, key Key, atLeast time.Duration, fn func(ctx context.Context, lock *Lock) error,
+	ctx context.Context, name string, every time.Duration, fn func(ctx context.Context, lock *Lock) error,
 ) error {
-	return c.OnceWith(ctx, key, atLeast, nil, fn)
+	return c.OnceWith(ctx, name, every, nil, fn)
 }
 
 // OnceWith is [Client.Once] with settings.
 func (c *Client) OnceWith(
-	ctx context.Context, key Key, atLeast time.Duration, opts *OnceOpts, fn func(ctx context.Context, lock *Lock) error,
+	ctx context.Context, name string, every time.Duration, opts *LockOpts, fn func(ctx context.Context, lock *Lock) error,
 ) error {
-	job := job{client: c, key: key, atLeast: atLeast}
-	if opts != nil {
-		job.OnceOpts = *opts
+	job := job{client: c, name: name, every: every}
+	err := c.runnable(name)
+	if err == nil {
+		job.LockOpts, err = opts.checked(c, "OnceWith", usesMaxHold|usesRun)
 	}
-	err := c.runKey(key)
-	if err == nil && atLeast <= 0 {
-		err = fmt.Errorf("the window is %v, the least is 1µs", atLeast)
+	if err == nil && every <= 0 {
+		err = fmt.Errorf("the window is %v, the least is 1µs", every)
 	}
 	var lock *Lock
 	if err == nil {
 		lock, err = job.begin(ctx)
 	}
 	if err != nil {
-		return wrap(err, "once %v", key)
+		return wrap(err, "run of %q", name)
 	}
 	return job.run(ctx, lock, fn)
 }
 
-// runKey says what is wrong with a key or the client for calls about runs.
-func (c *Client) runKey(key Key) error {
-	if err := key.validate(); err != nil {
+// runnable returns what is wrong with a name or the client for calls about runs.
+func (c *Client) runnable(name string) error {
+	if err := validateName("run", name, maxNameLength); err != nil {
 		return err
 	}
 	return c.sideSession()
 }
 
+// runResource returns under which name the runs of a name are recorded.
+func runResource(name string) []byte { return []byte(Name(name).resource()) }
+
 // job is a call of Once.
 type job struct {
-	OnceOpts
+	LockOpts
 
-	client  *Client
-	key     Key
-	atLeast time.Duration
+	client *Client
+	name   string
+	every  time.Duration
 
 	seen NotDueError // the last run, as of the last look
 	sent time.Time   // when the record was sent
@@ -140,7 +126,7 @@ type job struct {
 // begin takes the lock of a run that is due and is recorded.
 func (j *job) begin(ctx context.Context) (*Lock, error) {
 	if due, err := j.start(ctx, nil); err != nil || !due {
-		return nil, cmp.Or[error](err, &j.seen)
+		return nil, cmp.Or(err, j.notDue())
 	}
 	lock, err := j.acquire(ctx)
 	if err != nil {
@@ -153,16 +139,22 @@ func (j *job) begin(ctx context.Context) (*Lock, error) {
 	return lock, nil
 }
 
+// notDue is the error of a run that is not due.
+func (j *job) notDue() error { return fmt.Errorf("%w: %w", ErrNotAcquired, &j.seen) }
+
 // acquire tries for the lock, again while the server cannot be reached.
 func (j *job) acquire(ctx context.Context) (*Lock, error) {
 	for attempt := 1; ; attempt++ {
-		lock, err := j.client.TryAcquire(ctx, j.key)
+		lock, err := j.client.acquire(ctx, Name(j.name), advisory.Exclusive, true)
 		switch {
 		case err == nil:
+			if j.MaxHold > 0 {
+				limit(lock.hold, j.MaxHold)
+			}
 			return lock, nil
 		case errors.Unwrap(err) == ErrNotAcquired: //nolint:errorlint // with another reason beside it nobody need be running it
 			j.seen.Running = true
-			return nil, &j.seen
+			return nil, j.notDue()
 		case ctx.Err() != nil, !errors.Is(err, ErrNotAcquired):
 			return nil, err
 		}
@@ -172,7 +164,7 @@ func (j *job) acquire(ctx context.Context) (*Lock, error) {
 	}
 }
 
-// record writes that the run begins, unless it is not due any more.
+// record writes that the run begins, unless it is no longer due.
 func (j *job) record(ctx context.Context, lock *Lock) error {
 	j.sent = time.Now()
 	due, err := j.start(ctx, lock)
@@ -180,12 +172,12 @@ func (j *job) record(ctx context.Context, lock *Lock) error {
 		return err
 	}
 	// An answer may have been lost, and the record been there when it was sent again.
-	last, err := j.client.lastRun(ctx, j.key)
+	last, err := j.client.lastRun(ctx, j.name)
 	switch {
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return err
 	case err != nil || last.Token != lock.Token():
-		return &j.seen
+		return j.notDue()
 	}
 	return nil
 }
@@ -193,7 +185,7 @@ func (j *job) record(ctx context.Context, lock *Lock) error {
 // leastLate is how late a run may begin at the least: shorter windows than two of it are not told from a slow network.
 const leastLate = time.Second / 2
 
-// run runs fn under the lock, and says how it has ended.
+// run runs fn under the lock, and records how it has ended.
 func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, lock *Lock) error) (err error) {
 	failed, reason := true, "the func panicked"
 	defer func() {
@@ -206,11 +198,11 @@ func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, 
 	if lock.Err() != nil {
 		return nil // but for what the release says
 	}
-	if late := time.Since(j.sent); late > max(j.atLeast/2, leastLate) {
+	if late := time.Since(j.sent); late > max(j.every/2, leastLate) {
 		err = fmt.Errorf("%w: it was recorded and did not begin within half of the window, %v: "+
-			"this process, the network or the server stood still for %v", ErrNotAcquired, j.atLeast/2, late)
+			"this process, the network or the server stood still for %v", ErrNotAcquired, j.every/2, late)
 		reason = err.Error()
-		return wrap(err, "once %v", j.key)
+		return wrap(err, "run of %q", j.name)
 	}
 	err = fn(held, lock)
 	if failed = err != nil; failed {
@@ -227,12 +219,12 @@ var stmtStartRun = &pipeline.Statement{
 
 // start looks whether a run is due, and with a lock records that it begins.
 func (j *job) start(ctx context.Context, lock *Lock) (due bool, err error) {
-	window := strconv.FormatFloat(max(j.atLeast, time.Microsecond).Seconds(), 'f', -1, 64)
+	window := strconv.FormatFloat(max(j.every, time.Microsecond).Seconds(), 'f', -1, 64)
 	var token []byte
 	if lock != nil {
 		token = strconv.AppendInt(nil, int64(lock.Token()), 10)
 	}
-	rows, err := j.client.rows(ctx, stmtStartRun, []byte(j.key.resource()), []byte(window), token,
+	rows, err := j.client.rows(ctx, stmtStartRun, runResource(j.name), []byte(window), token,
 		strconv.AppendBool(nil, j.RetryFailed), strconv.AppendBool(nil, j.Force))
 	if err == nil && (len(rows) != 1 || len(rows[0]) != 4) { //nolint:mnd // as in the statement
 		err = errRunAnswer
@@ -240,10 +232,10 @@ func (j *job) start(ctx context.Context, lock *Lock) (due bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	j.seen = NotDueError{Key: j.key, Last: micros(rows[0][1]), Next: micros(rows[0][2])}
+	j.seen = NotDueError{Name: j.name, Last: micros(rows[0][1]), Next: micros(rows[0][2])}
 	if string(rows[0][3]) == "t" {
-		j.client.report("the last run of a job lies in the future by the database's clock, and is not believed",
-			fmt.Errorf("%v: %s", j.key, stamp(j.seen.Last)))
+		j.client.journal.Report("the last run of a job lies in the future by the database's clock, and is not believed",
+			fmt.Errorf("%q: %s", j.name, stamp(j.seen.Last)))
 	}
 	return string(rows[0][0]) == "t", nil
 }
@@ -255,22 +247,22 @@ var stmtEndRun = &pipeline.Statement{Name: "pgbaton_end_run", SQL: "SELECT pgbat
 // maxRunError is how many bytes of a run's error are sent. The schema keeps somewhat less.
 const maxRunError = 4000
 
-// end says how the run has ended, also after ctx has, as long as the lock is held: a run that has lost it failed.
+// end records how the run has ended, also after ctx has, as long as the lock is held: a run that has lost it failed.
 func (j *job) end(ctx context.Context, lock *Lock, failed bool, reason string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.client.cfg.TTL)
 	defer cancel()
 	lock.hold.OnEnd(func(error) { cancel() })
 	reason = strings.ReplaceAll(strings.ToValidUTF8(reason[:min(len(reason), maxRunError)], ""), "\x00", "")
-	_, err := j.client.rows(ctx, stmtEndRun, []byte(j.key.resource()), strconv.AppendInt(nil, int64(lock.Token()), 10),
+	_, err := j.client.rows(ctx, stmtEndRun, runResource(j.name), strconv.AppendInt(nil, int64(lock.Token()), 10),
 		strconv.AppendBool(nil, failed), []byte(reason))
 	if err != nil {
-		j.client.report("the end of a run could not be recorded; it counts as failed", fmt.Errorf("%v: %w", j.key, err))
+		j.client.journal.Report("the end of a run could not be recorded; it counts as failed", fmt.Errorf("%q: %w", j.name, err))
 	}
 }
 
-// Run is the last run of a key by [Client.Once].
+// Run is the last run of a name by [Client.Once].
 type Run struct {
-	Key    Key
+	Name   string
 	Token  Token     // of the lock under which it ran
 	Began  time.Time // by the database's clock
 	Ended  time.Time // zero if it goes on, or nobody has said that it has ended
@@ -284,22 +276,22 @@ var stmtLookRun = &pipeline.Statement{
 		"failed, error FROM pgbaton.look_run($1)",
 }
 
-// LastRun says when the key's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] says that
-// there is none that is known.
-func (c *Client) LastRun(ctx context.Context, key Key) (Run, error) {
-	err := c.runKey(key)
+// LastRun returns when the name's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] says
+// that there is none that is known.
+func (c *Client) LastRun(ctx context.Context, name string) (Run, error) {
+	err := c.runnable(name)
 	var last Run
 	if err == nil {
-		last, err = c.lastRun(ctx, key)
+		last, err = c.lastRun(ctx, name)
 	}
 	if err != nil {
-		return Run{}, wrap(err, "last run of %v", key)
+		return Run{}, wrap(err, "last run of %q", name)
 	}
 	return last, nil
 }
 
-func (c *Client) lastRun(ctx context.Context, key Key) (Run, error) {
-	rows, err := c.rows(ctx, stmtLookRun, []byte(key.resource()))
+func (c *Client) lastRun(ctx context.Context, name string) (Run, error) {
+	rows, err := c.rows(ctx, stmtLookRun, runResource(name))
 	switch {
 	case err != nil:
 		return Run{}, err
@@ -314,26 +306,26 @@ func (c *Client) lastRun(ctx context.Context, key Key) (Run, error) {
 		return Run{}, errRunAnswer
 	}
 	return Run{
-		Key: key, Token: Token(token), Began: micros(row[1]), Ended: micros(row[2]),
+		Name: name, Token: Token(token), Began: micros(row[1]), Ended: micros(row[2]),
 		Failed: string(row[3]) == "t", Error: string(row[4]),
 	}, nil
 }
 
 var stmtForgetRun = &pipeline.Statement{Name: "pgbaton_forget_run", SQL: "SELECT pgbaton.forget_run($1)"}
 
-// ForgetRun forgets the key's last run, so that the next may begin at once. A run that goes on is not stopped, and keeps its
+// ForgetRun forgets the name's last run, so that the next may begin at once. A run that goes on is not stopped, and keeps its
 // lock: until it has ended, no other begins. [ErrNotFound] says that there was none that is known.
-func (c *Client) ForgetRun(ctx context.Context, key Key) error {
-	err := c.runKey(key)
+func (c *Client) ForgetRun(ctx context.Context, name string) error {
+	err := c.runnable(name)
 	var rows [][][]byte
 	if err == nil {
-		rows, err = c.rows(ctx, stmtForgetRun, []byte(key.resource()))
+		rows, err = c.rows(ctx, stmtForgetRun, runResource(name))
 	}
 	if err == nil && (len(rows) != 1 || string(rows[0][0]) != "t") {
 		err = fmt.Errorf("%w: no run of it is known", ErrNotFound)
 	}
 	if err != nil {
-		return wrap(err, "forget the last run of %v", key)
+		return wrap(err, "forget the last run of %q", name)
 	}
 	return nil
 }

@@ -16,68 +16,67 @@ import (
 
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
 
 	t.Run("OncePerWindow", func(t *testing.T) {
 		t.Parallel()
-		const window = 400 * time.Millisecond
-		key := pgbaton.Name("window")
+		const window, short = time.Hour, 400 * time.Millisecond
+		key := "window"
 		var token pgbaton.Token
+		began := time.Now()
 		require.NoError(t, a.Once(ctx, key, window, func(ctx context.Context, lock *pgbaton.Lock) error {
 			require.NoError(t, ctx.Err())
 			require.NoError(t, lock.Err())
 			token = lock.Token()
 			return nil
 		}))
-		began := time.Now()
 		for _, client := range []*pgbaton.Client{a, b} {
 			err := client.Once(ctx, key, window, never)
 			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 			var notDue *pgbaton.NotDueError
 			require.ErrorAs(t, err, &notDue)
-			require.Equal(t, key, notDue.Key)
+			require.Equal(t, key, notDue.Name)
 			require.Equal(t, window, notDue.Next.Sub(notDue.Last))
 			require.False(t, notDue.Running)
 			require.ErrorContains(t, err, "the next may at")
 		}
 		require.Eventually(t, func() bool {
-			return b.Once(ctx, key, window, func(_ context.Context, lock *pgbaton.Lock) error {
+			return b.Once(ctx, key, short, func(_ context.Context, lock *pgbaton.Lock) error {
 				require.Greater(t, lock.Token(), token)
 				return nil
 			}) == nil
-		}, 10*time.Second, 10*time.Millisecond)
-		require.GreaterOrEqual(t, time.Since(began), window/2)
+		}, dbtest.Patience, 10*time.Millisecond)
+		require.GreaterOrEqual(t, time.Since(began), short)
 		require.ErrorIs(t, a.Once(ctx, key, window, never), pgbaton.ErrNotAcquired)
 	})
 
 	t.Run("Failure", func(t *testing.T) {
 		t.Parallel()
 		broken := errors.New("broken")
-		key := pgbaton.ID(42)
+		key := "fails"
 		err := a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error { return broken })
 		require.ErrorIs(t, err, broken)
 		require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired, "a run that failed was one")
 
-		key = pgbaton.Pair(1, 2)
+		key = "panics"
 		require.PanicsWithValue(t, "own", func() {
 			_ = a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error { panic("own") })
 		})
 		require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired)
-		lock, err := b.TryAcquire(ctx, key)
+		lock, err := b.TryAcquire(ctx, pgbaton.Name(key))
 		require.NoError(t, err, "the lock was released")
 		require.NoError(t, lock.Release(ctx))
 	})
 
 	t.Run("LongerThanTheWindow", func(t *testing.T) {
 		t.Parallel()
-		key := pgbaton.Name("long")
+		key := "long"
 		inside, leave, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 		go func() {
-			done <- a.Once(ctx, key, time.Millisecond, func(context.Context, *pgbaton.Lock) error {
+			done <- a.Once(ctx, key, time.Hour, func(context.Context, *pgbaton.Lock) error {
 				close(inside)
 				<-leave
 				return nil
@@ -92,36 +91,45 @@ func TestOnce(t *testing.T) {
 		require.ErrorContains(t, err, "somebody else is running it")
 		close(leave)
 		require.NoError(t, soon(t, done))
-		require.NoError(t, b.Once(ctx, key, time.Millisecond, nothing))
+		runs(t, b, key, time.Millisecond)
 	})
 
 	t.Run("BadInput", func(t *testing.T) {
 		t.Parallel()
-		require.Error(t, a.Once(ctx, pgbaton.Key{}, time.Second, never))
-		require.Error(t, a.Once(ctx, pgbaton.Name(""), time.Second, never))
+		require.Error(t, a.Once(ctx, "", time.Second, never))
 		for _, window := range []time.Duration{0, -time.Second} {
-			require.ErrorContains(t, a.Once(ctx, pgbaton.Name("x"), window, never), "the window is")
+			require.ErrorContains(t, a.Once(ctx, "x", window, never), "the window is")
 		}
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		require.ErrorIs(t, a.Once(ended, pgbaton.Name("x"), time.Second, never), context.Canceled)
-		require.NoError(t, a.Once(ctx, pgbaton.Name("extremes"), time.Nanosecond, nothing))
-		require.NoError(t, a.Once(ctx, pgbaton.Name("extremes"), time.Nanosecond, nothing))
-		err := a.Once(ctx, pgbaton.Name("extremes"), 1<<63-1, never)
+		require.ErrorIs(t, a.Once(ended, "x", time.Second, never), context.Canceled)
+		runs(t, a, "extremes", time.Nanosecond)
+		runs(t, a, "extremes", time.Nanosecond)
+		err := a.Once(ctx, "extremes", 1<<63-1, never)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	})
+}
+
+// runs calls Once until it has run: with a short window, a run that a busy machine begins late is given up.
+func runs(t *testing.T, client *pgbaton.Client, name string, window time.Duration) {
+	t.Helper()
+	var err error
+	require.Eventually(t, func() bool {
+		err = client.Once(t.Context(), name, window, func(context.Context, *pgbaton.Lock) error { return nil })
+		return err == nil
+	}, dbtest.Patience, time.Millisecond, "%v", err)
 }
 
 // The lock is lost during the run: fn is told, and the error says so.
 func TestOnce_Lost(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	control := dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
-	err := client.Once(ctx, pgbaton.ID(7), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
+	err := client.Once(ctx, "lost", time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
 		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid) FROM pg_locks
-			WHERE locktype = 'advisory' AND objid = 7 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+			WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('lost') & 4294967295 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		<-ctx.Done()
 		require.ErrorIs(t, context.Cause(ctx), pgbaton.ErrLost)
 		return nil
@@ -132,17 +140,17 @@ func TestOnce_Lost(t *testing.T) {
 // The lock is lost while the run is being recorded: fn does not run, though the run is recorded.
 func TestOnce_LostBeforeTheRun(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
 	client := newClient(t, dsn, nil)
 	const window = time.Millisecond
-	require.NoError(t, client.Once(ctx, pgbaton.ID(8), window, func(context.Context, *pgbaton.Lock) error { return nil }))
+	runs(t, client, "early", window)
 	for attempt := range 10 {
 		dbtest.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 		ran, done := false, make(chan error, 1)
 		go func() {
-			done <- client.Once(ctx, pgbaton.ID(8), window, func(context.Context, *pgbaton.Lock) error {
+			done <- client.Once(ctx, "early", window, func(context.Context, *pgbaton.Lock) error {
 				ran = true
 				return nil
 			})
@@ -150,7 +158,7 @@ func TestOnce_LostBeforeTheRun(t *testing.T) {
 		dbtest.WaitFor(t, control, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database "+
 			"WHERE datname = current_database())) OR EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid')")
 		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
-			WHERE locktype = 'advisory' AND objid = 8 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+			WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('early') & 4294967295 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		dbtest.Exec(t, other, "COMMIT")
 		err := soon(t, done)
 		require.False(t, ran)
@@ -169,7 +177,7 @@ func TestOnce_Replicas(t *testing.T) {
 	t.Parallel()
 	const (
 		replicas = 8
-		windows  = 5
+		windows  = 4
 		period   = 1500 * time.Millisecond
 		window   = 900 * time.Millisecond
 		skew     = 200 * time.Millisecond
@@ -189,7 +197,7 @@ func TestOnce_Replicas(t *testing.T) {
 				// Its clock is wrong by something else each time.
 				late := skew * time.Duration((replica*5+w*3)%replicas) / replicas
 				time.Sleep(time.Until(start.Add(time.Duration(w)*period + late)))
-				err := client.Once(t.Context(), pgbaton.Name("job"), window, func(ctx context.Context, _ *pgbaton.Lock) error {
+				err := client.Once(t.Context(), "job", window, func(ctx context.Context, _ *pgbaton.Lock) error {
 					var at time.Time
 					err := pool.QueryRow(ctx, "SELECT ran_at FROM pgbaton.last_run").Scan(&at)
 					mu.Lock()
@@ -204,7 +212,7 @@ func TestOnce_Replicas(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.GreaterOrEqual(t, len(began), windows/2)
+	require.NotEmpty(t, began)
 	for i, at := range began[1:] {
 		require.GreaterOrEqual(t, at.Sub(began[i]), window)
 	}
@@ -220,16 +228,16 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		run   func(context.Context, func(context.Context) error) error
 	}{
 		"Lead": {pgbaton.Name("pgbaton/leader/x"), func(ctx context.Context, work func(context.Context) error) error {
-			return a.Lead(ctx, "x", func(ctx context.Context, _ pgbaton.Token) error { return work(ctx) })
+			return a.Lead(ctx, "x", func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
 		}},
 		"Once": {pgbaton.Name("job"), func(ctx context.Context, work func(context.Context) error) error {
-			return a.Once(ctx, pgbaton.Name("job"), time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
+			return a.Once(ctx, "job", time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error { return work(ctx) })
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			key := pgbaton.Name("inner/" + name)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 			defer cancel()
 			over := errors.New("over")
 			inner, err := b.Acquire(ctx, key)
@@ -261,12 +269,12 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 // A run that failed is tried again in its window when the option says so; what became of it can be read, and forgotten.
 func TestOnceWith(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	a, b := newClient(t, dsn, nil), newClient(t, dsn, nil)
-	key := pgbaton.Name("job")
+	const key = "job"
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
-	retry, force := &pgbaton.OnceOpts{RetryFailed: true}, &pgbaton.OnceOpts{Force: true}
+	retry, force := &pgbaton.LockOpts{RetryFailed: true}, &pgbaton.LockOpts{Force: true}
 
 	_, err := a.LastRun(ctx, key)
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
@@ -290,7 +298,7 @@ func TestOnceWith(t *testing.T) {
 	last, err := b.LastRun(ctx, key)
 	require.NoError(t, err)
 	require.Equal(t, pgbaton.Run{
-		Key: key, Token: token, Began: last.Began, Ended: last.Ended, Failed: true, Error: "broken ",
+		Name: key, Token: token, Began: last.Began, Ended: last.Ended, Failed: true, Error: "broken ",
 	}, last)
 	require.False(t, last.Ended.Before(last.Began))
 	require.ErrorIs(t, b.Once(ctx, key, time.Hour, never), pgbaton.ErrNotAcquired, "without the option it was the window's run")
@@ -323,12 +331,12 @@ func TestOnceWith(t *testing.T) {
 // A run that claims the future holds nobody up.
 func TestOnce_Future(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	dsn := dbtest.Migrated(t)
 	client := newClient(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
-	require.NoError(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing))
-	require.ErrorIs(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing), pgbaton.ErrNotAcquired)
+	require.NoError(t, client.Once(ctx, "future", time.Hour, nothing))
+	require.ErrorIs(t, client.Once(ctx, "future", time.Hour, nothing), pgbaton.ErrNotAcquired)
 	dbtest.Run(t, dsn, "UPDATE pgbaton.last_run SET ran_at = ran_at + interval '10 years'")
-	require.NoError(t, client.Once(ctx, pgbaton.ID(1), time.Hour, nothing))
+	require.NoError(t, client.Once(ctx, "future", time.Hour, nothing))
 }

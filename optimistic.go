@@ -1,6 +1,7 @@
 package pgbaton
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/record"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
@@ -23,7 +25,7 @@ type VersionOpts struct {
 	MaxAttempts int
 }
 
-// ConflictError is the [ErrConflict] of a row that has another version than expected.
+// ConflictError says beside an [ErrConflict] which version the row has.
 type ConflictError struct {
 	// Expected is the version that the caller gave.
 	Expected int64
@@ -32,11 +34,8 @@ type ConflictError struct {
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("%v: version is %d, expected %d", lockerr.Conflict, e.Current, e.Expected)
+	return fmt.Sprintf("version is %d, expected %d", e.Current, e.Expected)
 }
-
-// Unwrap makes the error match [ErrConflict].
-func (e *ConflictError) Unwrap() error { return lockerr.Conflict }
 
 // UpdateVersion sets columns of the row that has the key, if it still has the version, and returns its new
 // version: the old one plus one.
@@ -119,12 +118,12 @@ func Mutate[T any](
 	if err != nil {
 		return zero, v.wrap(err)
 	}
-	facts, err := factsOf(ctx, db, v.table)
+	facts, err := rowstmt.FactsOf(ctx, db, v.table)
 	if err == nil {
-		r, err = facts.fit(r)
+		r, err = facts.Fit(r)
 	}
 	if err != nil {
-		return zero, fmt.Errorf("mutate row of %s: %w", v.table, translate(err))
+		return zero, v.wrap(translate(err))
 	}
 	_, inTx := db.(Tx)
 	for attempt := 1; ; attempt++ {
@@ -132,16 +131,16 @@ func Mutate[T any](
 		if err == nil {
 			return row, nil
 		}
-		forgetTable(v.table, err)
+		rowstmt.Forget(v.table, err)
 		retry := errors.Is(err, errChanged) || !inTx && (pgerr.Retryable(err) || pgerr.StalePlan(err))
 		switch {
 		case !retry:
 			return zero, err
 		case attempt == v.maxAttempts:
-			return zero, fmt.Errorf("mutate row of %s: %d attempts: %w", v.table, attempt, err)
+			return zero, wrap(err, "%d attempts", attempt)
 		}
 		if ctxErr := backoff.Wait(ctx, attempt); ctxErr != nil {
-			return zero, fmt.Errorf("mutate row of %s: %w: %w", v.table, err, ctxErr)
+			return zero, also(err, ctxErr)
 		}
 	}
 }
@@ -150,7 +149,7 @@ func Mutate[T any](
 var errChanged = fmt.Errorf("%w: changed meanwhile", lockerr.Conflict)
 
 func mutateOnce[T any](
-	ctx context.Context, db Querier, v *versioned, r *record.Record, facts *tableFacts, fn func(row *T) error,
+	ctx context.Context, db Querier, v *versioned, r *record.Record, facts *rowstmt.Facts, fn func(row *T) error,
 ) (T, error) {
 	var zero T
 	before, row, version, err := readVersioned[T](ctx, db, v, r)
@@ -173,7 +172,7 @@ func mutateOnce[T any](
 	}
 	c.text = c.mutate + r.Select
 	var rows []T
-	err = protect(ctx, db, facts, 0, func() (err error) {
+	err = rowstmt.Protect(ctx, db, facts, 0, func() (err error) {
 		rows, err = collect[T](ctx, db, r, &c.statement)
 		switch {
 		case err != nil:
@@ -186,7 +185,7 @@ func mutateOnce[T any](
 	var conflict *ConflictError
 	switch {
 	case errors.As(err, &conflict):
-		return zero, errChanged
+		return zero, v.wrap(errChanged)
 	case err != nil:
 		return zero, err
 	}
@@ -237,5 +236,169 @@ func readVersioned[T any](
 	return before, row, version, nil
 }
 
-// defaultAttempts bounds the retries of Mutate and InTx.
-const defaultAttempts = 10
+// versioned addresses a row that has a version.
+type versioned struct {
+	verb        string
+	table       string // quoted
+	key         Values
+	keyColumns  []string
+	column      string // of the version
+	maxAttempts int
+}
+
+func newVersioned(verb string, table pgx.Identifier, key Values, opts *VersionOpts) (*versioned, error) {
+	if opts == nil {
+		opts = &VersionOpts{}
+	}
+	v := &versioned{
+		verb:        verb,
+		key:         key,
+		column:      cmp.Or(opts.Column, "version"),
+		maxAttempts: cmp.Or(opts.MaxAttempts, defaultAttempts),
+	}
+	bad := func(err error) error { return wrap(err, "%s %s", verb, table.Sanitize()) }
+	var err error
+	if v.table, err = sqltext.Table(table); err != nil {
+		return nil, bad(err)
+	}
+	if err = sqltext.CheckName(v.column); err != nil {
+		return nil, bad(fmt.Errorf("VersionOpts.Column: %w", err))
+	}
+	if v.maxAttempts < 1 {
+		return nil, bad(fmt.Errorf("VersionOpts.MaxAttempts is %d: give one or more", v.maxAttempts))
+	}
+	if v.keyColumns, err = sqltext.KeyColumns(key); err != nil {
+		return nil, bad(err)
+	}
+	return v, nil
+}
+
+func (v *versioned) wrap(err error) error {
+	return wrap(err, "%s %s", v.verb, v.table)
+}
+
+// change makes the write of some columns, or of none for a DELETE, that depends on a version.
+func (v *versioned) change(set Values, version int64) (*change, error) {
+	setColumns, err := sqltext.SetColumns(set)
+	if err != nil {
+		return nil, v.wrap(err)
+	}
+	var args sqltext.Args
+	if err = args.AddAll(v.keyColumns, v.key); err != nil {
+		return nil, v.wrap(err)
+	}
+	if _, err = args.Add(version); err != nil {
+		return nil, v.wrap(err)
+	}
+	if err = args.AddAll(setColumns, set); err != nil {
+		return nil, v.wrap(err)
+	}
+	c := &change{
+		statement:   statement{verb: v.verb, table: v.table, args: args.Values()},
+		changeTexts: v.texts(setColumns),
+		keyArgs:     len(v.keyColumns),
+	}
+	return c, nil
+}
+
+// change is a write that depends on a version. Its args are the key, the version and the values to set.
+type change struct {
+	statement
+	*changeTexts
+
+	keyArgs int // so many of the args, from the first, are the key
+}
+
+// changeTexts are the texts for one set of names. They are kept, because to build them would take
+// longer than all else that is done on the way to the driver.
+type changeTexts struct {
+	update string // returns the version
+	mutate string // the same without what is to be returned
+	delete string // returns the version
+	look   string // how many rows have the key, and the version of one
+}
+
+var changeCache sqltext.Cache[*changeTexts]
+
+func (v *versioned) texts(setColumns []string) *changeTexts {
+	var buffer [256]byte
+	key := sqltext.AppendKey(buffer[:0], v.table, v.column)
+	key = sqltext.AppendKey(key, v.keyColumns...)
+	key = sqltext.AppendKey(key, setColumns...)
+	if texts, ok := changeCache.Get(key); ok {
+		return texts
+	}
+	column := sqltext.Quote(v.column)
+	hasKey := sqltext.Equations(v.keyColumns, 1, " AND ")
+	unchanged := "\nWHERE " + hasKey + " AND " + column + " = " + sqltext.Placeholder(len(v.keyColumns)+1) +
+		" AND " + onlyOne(v.table, hasKey)
+	set := sqltext.Equations(setColumns, len(v.keyColumns)+2, ", ") + ", " + column + " = " + column + " + 1"
+	update := "UPDATE " + v.table + "\nSET " + set + unchanged + "\nRETURNING "
+	texts := &changeTexts{
+		update: update + column,
+		mutate: update,
+		delete: "DELETE FROM " + v.table + unchanged + "\nRETURNING " + column,
+		look:   "SELECT pg_catalog.count(*), pg_catalog.max(" + column + ")\nFROM " + v.table + "\nWHERE " + hasKey,
+	}
+	changeCache.Put(key, texts)
+	return texts
+}
+
+// run runs the write, update or delete, and returns the version of the row that it wrote.
+func (c *change) run(ctx context.Context, db Querier, text string, expected int64) (int64, error) {
+	facts, err := rowstmt.FactsOf(ctx, db, c.table)
+	if err != nil {
+		return 0, c.fail(err)
+	}
+	c.text = text
+	var version int64
+	err = rowstmt.Protect(ctx, db, facts, 0, func() error {
+		written, err := rowstmt.QueryRow(ctx, db, []any{&version}, c.text, c.args...)
+		switch {
+		case err != nil:
+			return c.fail(err)
+		case !written:
+			return c.explain(ctx, db, expected)
+		}
+		return nil
+	})
+	if err != nil {
+		rowstmt.Forget(c.table, err)
+		return 0, err
+	}
+	return version, nil
+}
+
+// contradiction returns why a row could not be written, or nil if a look shows no reason.
+func contradiction(count int64, current *int64, expected int64) error {
+	switch {
+	case count == 0:
+		return lockerr.NotFound
+	case count > 1:
+		return severalRows(count)
+	case current == nil:
+		return errors.New("the row's version is NULL")
+	case *current != expected:
+		return fmt.Errorf("%w: %w", lockerr.Conflict, &ConflictError{Expected: expected, Current: *current})
+	}
+	return nil
+}
+
+// explain looks why a write changed nothing. Its own snapshot could not tell: the row may have been changed or deleted
+// while the write waited for it.
+func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
+	s := c.statement
+	s.text, s.args = c.look, s.args[:c.keyArgs]
+	var (
+		count   int64
+		current *int64
+	)
+	if _, err := rowstmt.QueryRow(ctx, db, []any{&count, &current}, s.text, s.args...); err != nil {
+		return s.fail(err)
+	}
+	if err := contradiction(count, current, expected); err != nil {
+		return s.fail(err)
+	}
+	return &rowstmt.UnsettledError{Err: s.fail(errors.New("the row is there and has the version, " +
+		"but a policy of row security, a trigger or a rule keeps it from being written"))}
+}

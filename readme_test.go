@@ -27,6 +27,6 @@ func TestReadme(t *testing.T) {
 	snippets := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
 	require.NotEmpty(t, snippets)
 	for _, snippet := range snippets {
-		require.Contains(t, examples.String(), snippet[1])
+		require.True(t, strings.Contains(examples.String(), snippet[1]), "in no example:\n%s", snippet[1]) //nolint:testifylint // the examples are long
 	}
 }

@@ -10,44 +10,34 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/record"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
-// LockStrength is how a row is locked, in PostgreSQL's words. Each conflicts with [ForUpdate].
-type LockStrength uint8
-
-const (
-	// ForUpdate lets nobody else lock, change or delete the row, nor add a row that refers to it.
-	ForUpdate LockStrength = iota
-	// ForNoKeyUpdate is ForUpdate, but rows that refer to it by a foreign key can be added meanwhile.
-	ForNoKeyUpdate
-	// ForShare lets others share the row and nobody change it.
-	ForShare
-	// ForKeyShare only keeps the row's existence and its key.
-	ForKeyShare
-)
-
-func (s LockStrength) clause() (string, error) {
-	switch s {
-	case ForUpdate:
-		return "FOR UPDATE", nil
-	case ForNoKeyUpdate:
-		return "FOR NO KEY UPDATE", nil
-	case ForShare:
-		return "FOR SHARE", nil
-	case ForKeyShare:
-		return "FOR KEY SHARE", nil
+// strengthClause returns the clause of a strength that is given in PostgreSQL's words.
+func strengthClause(strength string) (string, error) {
+	for _, clause := range []string{"FOR UPDATE", "FOR NO KEY UPDATE", "FOR SHARE", "FOR KEY SHARE"} {
+		if strength == clause || strength == "" {
+			return clause, nil
+		}
 	}
-	return "", fmt.Errorf("lock strength %d is none of ForUpdate to ForKeyShare", s)
+	return "", fmt.Errorf("strength %q is none of FOR UPDATE, FOR NO KEY UPDATE, FOR SHARE and FOR KEY SHARE", strength)
 }
 
-// NoWait as [RowOpts.Wait] or [ClaimOpts.Wait] does not wait for what is taken.
+// NoWait as [LockOpts.Wait], [RowOpts.Wait] or [ClaimOpts.Wait] does not wait for what is taken.
 const NoWait time.Duration = -1
 
 // RowOpts are the settings of [LockRow] and [LockRows]. Nil means the defaults.
 type RowOpts struct {
-	// Strength is how the row is locked. Defaults to ForUpdate.
-	Strength LockStrength
+	// Strength is how the row is locked, in PostgreSQL's words:
+	//
+	//	FOR UPDATE         nobody else locks, changes or deletes the row, nor adds one that refers to it
+	//	FOR NO KEY UPDATE  the same, but rows that refer to it by a foreign key can be added
+	//	FOR SHARE          others may share the row, and nobody changes it
+	//	FOR KEY SHARE      only the row's existence and its key are kept
+	//
+	// Defaults to FOR UPDATE.
+	Strength string
 
 	// Wait bounds the whole call, in steps of 1 ms, whether rows are taken or the table itself is locked, as by
 	// ALTER TABLE; NoWait waits for neither. Longer than 24 days is no limit. Zero waits until the context ends (or
@@ -135,25 +125,25 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 		opts = &RowOpts{}
 	}
 	lock := &rowLock{statement: statement{verb: verb}, count: len(keys), wait: opts.Wait}
-	wrap := func(err error) error { return fmt.Errorf("pgbaton: %s %q: %w", verb, []string(table), err) }
+	bad := func(err error) error { return wrap(err, "%s %s", verb, table.Sanitize()) }
 	var err error
 	if lock.table, err = sqltext.Table(table); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	if err = checkWait("RowOpts.Wait", opts.Wait); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	if lock.record, err = recordOf[T](opts.Column); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
-	if lock.strength, err = opts.Strength.clause(); err != nil {
-		return nil, wrap(err)
+	if lock.strength, err = strengthClause(opts.Strength); err != nil {
+		return nil, bad(err)
 	}
 	if len(keys) == 0 {
-		return nil, wrap(errors.New("no keys"))
+		return nil, bad(errors.New("no keys"))
 	}
 	if lock.columns, err = sqltext.KeyColumns(keys[0]); err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	var args sqltext.Args
 	if len(keys) == 1 {
@@ -162,7 +152,7 @@ func newRowLock[T any](verb string, table pgx.Identifier, keys []Values, opts *R
 		lock.keys, err = sqltext.Keys(&args, lock.table, lock.columns, keys)
 	}
 	if err != nil {
-		return nil, wrap(err)
+		return nil, bad(err)
 	}
 	lock.args = args.Values()
 	return lock, nil
@@ -184,24 +174,24 @@ const (
 
 // lockRows locks and returns the row of each key.
 func lockRows[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error) {
-	facts, err := factsOf(ctx, tx, lock.table)
+	facts, err := rowstmt.FactsOf(ctx, tx, lock.table)
 	if err == nil && lock.wait == NoWait {
-		err = facts.refuseForeign(ctx, tx, lock.table, "NoWait")
+		err = facts.RefuseForeign(ctx, tx, lock.table, "NoWait")
 	}
 	if err != nil {
 		return nil, lock.failWait(ctx, err)
 	}
-	if lock.record, err = facts.fit(lock.record); err != nil {
+	if lock.record, err = facts.Fit(lock.record); err != nil {
 		return nil, lock.fail(err)
 	}
 	var rows []T
-	err = protect(ctx, tx, facts, lock.wait, func() error {
+	err = rowstmt.Protect(ctx, tx, facts, lock.wait, func() error {
 		var err error
 		rows, err = lockRowsOnce[T](ctx, tx, lock)
 		return err
 	})
 	if err != nil {
-		forgetTable(lock.table, err)
+		rowstmt.Forget(lock.table, err)
 		return nil, err
 	}
 	return rows, nil
@@ -222,9 +212,9 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 	case err != nil:
 		return nil, err
 	case taken == waiting && filtered:
-		return nil, &unsettledError{lock.fail(errPolicy)}
+		return nil, &rowstmt.UnsettledError{Err: lock.fail(errPolicy)}
 	case taken == waiting:
-		return nil, &unsettledError{lock.fail(fmt.Errorf("%w: a row was replaced by another, again and again", lockerr.NotAcquired))}
+		return nil, &rowstmt.UnsettledError{Err: lock.fail(fmt.Errorf("%w: a row was replaced by another, again and again", lockerr.NotAcquired))}
 	case filtered:
 		taken = failing // says which rows are taken, where SKIP LOCKED says as little as a policy does
 	}
@@ -234,12 +224,12 @@ func lockRowsOnce[T any](ctx context.Context, tx Tx, lock *rowLock) ([]T, error)
 	case len(rows) == lock.count || err != nil:
 		return rows, err
 	case filtered:
-		return nil, &unsettledError{lock.fail(errPolicy)}
+		return nil, &rowstmt.UnsettledError{Err: lock.fail(errPolicy)}
 	}
 	return nil, lock.fail(lockerr.NotAcquired)
 }
 
-// errPolicy says why a row that can be seen cannot be locked.
+// errPolicy is the reason why a row that can be seen cannot be locked.
 var errPolicy = errors.New("the row is there, but a policy of row security (or a view) keeps this role from locking it")
 
 // selectLocked returns the locked row of each key: another number if keys have none or several.
@@ -315,7 +305,7 @@ func onlyOne(table, where string) string {
 	return "(SELECT pg_catalog.count(*) FROM " + table + " WHERE " + where + ") = 1"
 }
 
-// sqlFiltered says whether the role may see rows and not be able to lock them. A view does not tell about its tables.
+// sqlFiltered is true if the role may see rows and not be able to lock them. A view does not tell about its tables.
 const sqlFiltered = `(SELECT pg_catalog.bool_or(c.relkind = 'v' OR pg_catalog.row_security_active(c.oid))
     FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid)`
 
@@ -351,7 +341,7 @@ func (l *rowLock) explain(ctx context.Context, tx Tx) (filtered bool, err error)
 	return filtered, nil
 }
 
-// failKey says how many rows a key has, counted from 1.
+// failKey returns an error with the number of rows that a key has; keys are counted from 1.
 func (l *rowLock) failKey(key int, count int64) error {
 	err := lockerr.NotFound
 	if count > 1 {

@@ -3,6 +3,7 @@ package pgbaton_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -34,21 +35,18 @@ var hammerMethods = map[string]struct {
 	updates int
 	add     func(ctx context.Context, pool *pgxpool.Pool) error
 }{
-	"LockRow":       {20_000, addByLockRow},
-	"LockRows":      {20_000, addByLockRows},
-	"ClaimRows":     {20_000, addByClaimRows},
-	"UpdateVersion": {20_000, addByUpdateVersion},
-	"Mutate":        {20_000, addByMutate},
-	"InTx":          {20_000, addBySerializable},
-	"Deadlocks":     {400, addCrosswise}, // most cost a deadlock_timeout
+	"LockRow":       {4_000, addByLockRow},
+	"LockRows":      {4_000, addByLockRows},
+	"ClaimRows":     {4_000, addByClaimRows},
+	"UpdateVersion": {4_000, addByUpdateVersion},
+	"Mutate":        {4_000, addByMutate},
+	"InTx":          {4_000, addBySerializable},
+	"Deadlocks":     {200, addCrosswise}, // most cost a deadlock_timeout
 }
 
 // TestRowsHammer lets 64 goroutines of 8 processes change ten rows by each method. The balances are exact at the
 // end only if no update was lost or done twice, and no error is left only if every deadlock was resolved.
 func TestRowsHammer(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a minute")
-	}
 	dsn := dbtest.Migrated(t)
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, dsn)
@@ -64,17 +62,18 @@ func TestRowsHammer(t *testing.T) {
 			_, err = conn.Exec(ctx, "INSERT INTO accounts SELECT i, 0, 1 FROM generate_series(1, $1::int) i", hammerRows)
 			require.NoError(t, err)
 			start := time.Now()
-			runHammer(t, dsn, name)
+			updates := dbtest.Rounds(method.updates) / hammerProcesses * hammerProcesses
+			runHammer(t, dsn, name, updates/hammerProcesses)
 			var sum, versions int
 			require.NoError(t, conn.QueryRow(ctx, "SELECT sum(balance), sum(version - 1) FROM accounts").Scan(&sum, &versions))
-			require.Equal(t, method.updates, sum)
-			t.Logf("%d updates in %v, %d of them by version", sum, time.Since(start).Round(time.Millisecond), versions)
+			require.Equal(t, updates, sum)
+			dbtest.Figure(t, "%s: %d updates in %v, %d of them by version", name, sum, time.Since(start).Round(time.Millisecond), versions)
 		})
 	}
 }
 
-// runHammer runs the test binary again, as several processes at once.
-func runHammer(t *testing.T, dsn, method string) {
+// runHammer runs the test binary again, as several processes at once, each of which makes so many updates.
+func runHammer(t *testing.T, dsn, method string, each int) {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -84,8 +83,8 @@ func runHammer(t *testing.T, dsn, method string) {
 		outputs   [hammerProcesses][]byte
 	)
 	for i := range hammerProcesses {
-		worker := exec.Command(self, "-test.run=^TestRowsHammerWorker$", "-test.timeout=5m")
-		worker.Env = append(os.Environ(), "PGBATON_HAMMER_METHOD="+method, "PGBATON_HAMMER_DSN="+dsn)
+		worker := exec.CommandContext(t.Context(), self)
+		worker.Env = append(os.Environ(), "PGBATON_HAMMER_METHOD="+method, "PGBATON_HAMMER_DSN="+dsn, "PGBATON_HAMMER_UPDATES="+strconv.Itoa(each))
 		processes.Go(func() { outputs[i], errs[i] = worker.CombinedOutput() })
 	}
 	processes.Wait()
@@ -94,25 +93,42 @@ func runHammer(t *testing.T, dsn, method string) {
 	}
 }
 
-// TestRowsHammerWorker is one process of TestRowsHammer.
-func TestRowsHammerWorker(t *testing.T) {
-	name := os.Getenv("PGBATON_HAMMER_METHOD")
-	if name == "" {
-		t.Skip("started by TestRowsHammer")
+// TestMain runs the tests, or is one process of TestRowsHammer.
+func TestMain(m *testing.M) {
+	method := os.Getenv("PGBATON_HAMMER_METHOD")
+	if method == "" {
+		os.Exit(m.Run())
 	}
+	if err := hammer(method); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// hammer makes this process's share of the updates by a method.
+func hammer(name string) error {
 	method := hammerMethods[name]
-	ctx := context.Background()
+	updates, err := strconv.ParseInt(os.Getenv("PGBATON_HAMMER_UPDATES"), 10, 64)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*dbtest.Patience)
+	defer cancel()
 	config, err := pgxpool.ParseConfig(os.Getenv("PGBATON_HAMMER_DSN"))
-	require.NoError(t, err)
+	if err != nil {
+		return err
+	}
 	config.MaxConns = hammerGoroutines
 	config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
 	config.ConnConfig.RuntimeParams["deadlock_timeout"] = strconv.Itoa(20 + rand.IntN(20))
 	pool, err := pgxpool.NewWithConfig(ctx, config)
-	require.NoError(t, err)
+	if err != nil {
+		return err
+	}
 	defer pool.Close()
 
 	var left atomic.Int64
-	left.Store(int64(method.updates / hammerProcesses))
+	left.Store(updates)
 	var goroutines sync.WaitGroup
 	errs := make([]error, hammerGoroutines)
 	for i := range hammerGoroutines {
@@ -123,7 +139,7 @@ func TestRowsHammerWorker(t *testing.T) {
 		})
 	}
 	goroutines.Wait()
-	require.NoError(t, errors.Join(errs...))
+	return errors.Join(errs...)
 }
 
 type hammerRow struct {

@@ -17,19 +17,19 @@ import (
 func TestSemaphoreRevision(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	clients := []*pgbaton.Client{newClient(t, dsn, nil), newClient(t, dsn, nil)}
 	capacity := func() int {
-		s, err := clients[0].OpenSemaphore(ctx, "s")
+		s, err := clients[0].Semaphore(ctx, "s", 0)
 		require.NoError(t, err)
-		has, err := s.Capacity(ctx)
+		has, err := capacityOf(ctx, s)
 		require.NoError(t, err)
 		return has
 	}
-	_, err := clients[0].SemaphoreRevision(ctx, "s", 8, 0)
+	_, err := clients[0].Semaphore(ctx, "s", 8, &pgbaton.SemaphoreOpts{Revision: -1})
 	require.ErrorContains(t, err, "the least is 1")
-	_, err = clients[0].SemaphoreRevision(ctx, "s", 0, 1)
-	require.ErrorContains(t, err, "the least is 1")
+	_, err = clients[0].Semaphore(ctx, "s", 0, &pgbaton.SemaphoreOpts{Revision: 1})
+	require.ErrorContains(t, err, "has no capacity")
 
 	oldest, err := clients[0].Semaphore(ctx, "s", 8) // before anybody counted
 	require.NoError(t, err)
@@ -48,10 +48,10 @@ func TestSemaphoreRevision(t *testing.T) {
 						err = nil // it came first, or last
 					}
 					if err == nil && i == 1 {
-						_, err = client.SemaphoreRevision(ctx, "s", wanted, revision)
+						_, err = client.Semaphore(ctx, "s", wanted, &pgbaton.SemaphoreOpts{Revision: revision})
 					}
 					if err == nil && revision > 1 {
-						_, err = client.SemaphoreRevision(ctx, "s", 12, 1)
+						_, err = client.Semaphore(ctx, "s", 12, &pgbaton.SemaphoreOpts{Revision: 1})
 					}
 					if err != nil {
 						t.Error(err)
@@ -69,14 +69,14 @@ func TestSemaphoreRevision(t *testing.T) {
 	}
 
 	// Two changes with one number are found; a Resize by hand lasts until the next change.
-	_, err = clients[0].SemaphoreRevision(ctx, "s", 6, 3)
+	_, err = clients[0].Semaphore(ctx, "s", 6, &pgbaton.SemaphoreOpts{Revision: 3})
 	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 	require.ErrorContains(t, err, "revision 3 came with 5")
 	require.NoError(t, oldest.Resize(ctx, 7))
-	_, err = clients[0].SemaphoreRevision(ctx, "s", 5, 3)
+	_, err = clients[0].Semaphore(ctx, "s", 5, &pgbaton.SemaphoreOpts{Revision: 3})
 	require.NoError(t, err)
 	require.Equal(t, 7, capacity())
-	_, err = clients[0].SemaphoreRevision(ctx, "s", 4, 4)
+	_, err = clients[0].Semaphore(ctx, "s", 4, &pgbaton.SemaphoreOpts{Revision: 4})
 	require.NoError(t, err)
 	require.Equal(t, 4, capacity())
 }

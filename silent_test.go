@@ -36,7 +36,7 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 			defer cancel()
 			dsn := dbtest.Migrated(t)
 			proxy, cfg := dbtest.Through(t, dbtest.Named(t, dsn, "silent"))
@@ -46,7 +46,7 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 			pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 			require.NoError(t, err)
 			defer pool.Close()
-			silent, err := pgbaton.New(ctx, pool, nil)
+			silent, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: time.Hour}) // nobody waits for its end
 			require.NoError(t, err)
 			holder, next := newClient(t, dsn, nil), newClient(t, dbtest.Named(t, dsn, "next"), nil)
 			held, err := way(holder)(ctx)
@@ -65,7 +65,8 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 			}
 			conn := dbtest.Connect(t, dsn)
 			stands := func(name string) {
-				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND query ~ 'wait_for_turn')", name)
+				dbtest.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+					WHERE application_name = $1 AND datname = current_database() AND query ~ 'wait_for_turn' AND locktype = 'advisory')`, name)
 			}
 			lost := begin(stopped, silent)
 			stands("silent")
@@ -75,14 +76,11 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 			released := time.Now()
 			require.NoError(t, held.Release(ctx))
 			require.NoError(t, <-got)
-			t.Logf("behind a silent waiter: %v", time.Since(released))
-			require.Less(t, time.Since(released), 5*time.Second)
+			dbtest.Figure(t, "behind a silent waiter the next holder of a %s had it after %v", name, time.Since(released))
 			stop()
 			err = <-lost
 			require.ErrorIs(t, err, context.Canceled)
-			if name != "Semaphore" { // that may still have been being opened
-				require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
-			}
+			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 			proxy.Stall(false)
 			require.NoError(t, silent.Close(ctx))
 		})

@@ -29,19 +29,19 @@ func TestStorm_ByKind(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 
-	ctx, over := context.WithTimeout(t.Context(), 6*time.Second)
+	s, err := client.Semaphore(dbtest.Context(t), "storm", 2)
+	require.NoError(t, err)
+	ctx, over := context.WithTimeout(t.Context(), dbtest.Length(6*time.Second))
 	defer over()
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	lost, tried := pgbaton.ErrLost, pgbaton.ErrNotAcquired
 	key := func(name string) pgbaton.Key { return pgbaton.Name("storm/" + name) }
-	s, err := client.Semaphore(ctx, "storm", 2)
-	require.NoError(t, err)
 	calls := map[string]struct {
 		call    func() error
 		allowed []error
 	}{
 		"Do":  {func() error { return client.Do(ctx, key("do"), nothing) }, []error{lost}},
-		"Try": {func() error { return client.DoWith(ctx, key("try"), &pgbaton.DoOpts{Wait: pgbaton.NoWait}, nothing) }, []error{lost, tried}},
+		"Try": {func() error { return client.DoWith(ctx, key("try"), &pgbaton.LockOpts{Wait: pgbaton.NoWait}, nothing) }, []error{lost, tried}},
 		"All": {func() error {
 			return client.DoAll(ctx, []pgbaton.Key{key("1"), key("2")}, nil, func(context.Context, *pgbaton.LockSet) error { return nil })
 		}, []error{lost}},
@@ -51,17 +51,17 @@ func TestStorm_ByKind(t *testing.T) {
 		"DoSQLTx": {func() error {
 			return client.DoSQLTx(ctx, db, key("tx"), nil, func(context.Context, *sql.Tx, *pgbaton.Lock) error { return nil })
 		}, []error{lost}},
-		"Once":          {func() error { return client.Once(ctx, key("once"), time.Millisecond, nothing) }, []error{lost, tried}},
-		"LastRun":       {func() error { _, err := client.LastRun(ctx, key("once")); return err }, []error{pgbaton.ErrNotFound}},
+		"Once":          {func() error { return client.Once(ctx, "once", time.Millisecond, nothing) }, []error{lost, tried}},
+		"LastRun":       {func() error { _, err := client.LastRun(ctx, "once"); return err }, []error{pgbaton.ErrNotFound}},
 		"Lead":          {func() error { return leadOnce(ctx, client) }, []error{lost}},
 		"Leader":        {func() error { _, err := client.Leader(ctx, "storm"); return err }, []error{pgbaton.ErrNotFound}},
 		"RequestResign": {func() error { return client.RequestResign(ctx, "storm") }, []error{pgbaton.ErrNotFound}},
 		"Semaphore":     {func() error { _, err := client.Semaphore(ctx, "storm", 2); return err }, nil},
-		"Available":     {func() error { _, err := s.Available(ctx); return err }, nil},
-		"Holders":       {func() error { _, err := s.Holders(ctx); return err }, nil},
-		"Permit":        {func() error { return s.Do(ctx, 1, func(context.Context, *pgbaton.Permit) error { return nil }) }, []error{lost}},
+		"Available":     {func() error { _, err := availableOf(ctx, s); return err }, nil},
+		"Holders":       {func() error { _, err := holdersOf(ctx, s); return err }, nil},
+		"Permit":        {func() error { return s.Do(ctx, 1, nil, func(context.Context, *pgbaton.Permit) error { return nil }) }, []error{lost}},
 		"TryPermit": {func() error {
-			return s.DoWith(ctx, 1, &pgbaton.DoOpts{Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Permit) error { return nil })
+			return s.Do(ctx, 1, &pgbaton.LockOpts{Wait: pgbaton.NoWait}, func(context.Context, *pgbaton.Permit) error { return nil })
 		}, []error{lost, tried}},
 	}
 	var users sync.WaitGroup
@@ -91,7 +91,7 @@ var errServed = errors.New("served")
 
 // leadOnce leads for one term.
 func leadOnce(ctx context.Context, client *pgbaton.Client) error {
-	err := client.Lead(ctx, "storm", func(context.Context, pgbaton.Token) error { return errServed })
+	err := client.Lead(ctx, "storm", func(context.Context, *pgbaton.Lock) error { return errServed })
 	if errors.Is(err, errServed) && !errors.Is(err, pgbaton.ErrLost) {
 		return nil
 	}

@@ -10,7 +10,7 @@ package pgbaton
 // They have gaps, and stay below 2^53, so they survive JSON numbers. As JSON a token is a number, as text a decimal.
 // Zero means none; no grant has it.
 //
-// [AssertHeld] and [Fence] do the comparison in a transaction, pgbaton.fence in SQL, and a trigger of
+// [Lock.Assert] and [Fence] do the comparison in a transaction, pgbaton.fence in SQL, and a trigger of
 // pgbaton.fence_guard() for every writer of a table. docs/fencing.md says how, and how it is done outside of the
 // database.
 type Token int64

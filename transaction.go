@@ -21,6 +21,9 @@ import (
 // rollbackTimeout bounds what is done after the caller's context may have ended.
 const rollbackTimeout = 5 * time.Second
 
+// defaultAttempts bounds the retries of Mutate and InTx.
+const defaultAttempts = 10
+
 // TxOpts are the settings of [InTx] and [InSQLTx]. Nil means the defaults.
 type TxOpts struct {
 	// Isolation is the isolation level: pgx.ReadCommitted, pgx.RepeatableRead or pgx.Serializable.
@@ -266,7 +269,7 @@ const observeTimeout = time.Second
 
 var firstNumber = regexp.MustCompile(`^\D*(\d+)`)
 
-// deadlockStatements says what the parties of a deadlock ran. The server writes their statements to its log
+// deadlockStatements returns what the parties of a deadlock ran. The server writes their statements to its log
 // only; its answer names the processes, one in each line of the detail ("Process 4711 waits for …", or the same
 // in another language). Our own session still shows its failed statement until it is rolled back.
 func deadlockStatements(ctx context.Context, observer Querier, err error) string {

@@ -17,7 +17,7 @@ import (
 // holder waits for x. There is no cycle, and neither wait ends before its time.
 func notHeld(t *testing.T, waiter, client *pgbaton.Client, inner *pgbaton.Lock, x, z pgbaton.Key) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	third, err := client.Acquire(ctx, x)
 	require.NoError(t, err)
@@ -47,7 +47,7 @@ func TestDeadlock_WhatIsNotHeldDoesNotCount(t *testing.T) {
 	t.Parallel()
 	a, b, _ := pair(t)
 	c, d, _ := pair(t)
-	ctx := t.Context()
+	ctx := dbtest.Context(t)
 	t.Run("Released", func(t *testing.T) {
 		t.Parallel()
 		x, y, z := ringKey(t.Name(), 1), ringKey(t.Name(), 2), ringKey(t.Name(), 3)
@@ -83,7 +83,7 @@ func TestDeadlock_WhatIsNotHeldDoesNotCount(t *testing.T) {
 			wg.Go(func() {
 				began := time.Now()
 				key, client := []pgbaton.Key{y, x}[i], []*pgbaton.Client{d, c}[i] // not by which it holds the other
-				bounded, cancel := context.WithTimeout(lock.Context(), 20*time.Second)
+				bounded, cancel := context.WithTimeout(lock.Context(), dbtest.Patience)
 				defer cancel()
 				got, err := client.Acquire(bounded, key)
 				outcomes[i] = outcome{err, time.Since(began)}
@@ -101,10 +101,10 @@ func TestDeadlock_WhatIsNotHeldDoesNotCount(t *testing.T) {
 // A cycle is found also where thousands wait, each in a lock's context, for a key that is held elsewhere.
 func TestDeadlock_AmongManyWaits(t *testing.T) {
 	t.Parallel()
-	const crowd = 2500
+	crowd := dbtest.Rounds(2500)
 	a, b, dsn := pair(t)
 	conn := dbtest.Connect(t, dsn)
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
 	defer cancel()
 	busy, err := b.Acquire(ctx, pgbaton.Name("busy"))
 	require.NoError(t, err)
@@ -120,13 +120,12 @@ func TestDeadlock_AmongManyWaits(t *testing.T) {
 		})
 	}
 	rows := func() int { return dbtest.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") }
-	require.Eventually(t, func() bool { return rows() == crowd }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return rows() == crowd }, dbtest.Patience, 50*time.Millisecond)
 	found := 0
 	for _, o := range ring(t, t.Name(), 2, a, b) {
 		if o.err != nil {
 			require.ErrorIs(t, o.err, pgbaton.ErrDeadlock)
-			require.Less(t, o.took, 10*time.Second)
-			t.Logf("found after %v", o.took)
+			dbtest.Figure(t, "among %d waits a deadlock was found after %v", crowd, o.took)
 			found++
 		}
 	}
@@ -134,7 +133,7 @@ func TestDeadlock_AmongManyWaits(t *testing.T) {
 	require.LessOrEqual(t, dbtest.Value[int](t, conn, "SELECT last_value::int FROM pgbaton.wait_id_seq"), crowd+2, "each once")
 	stop()
 	wg.Wait()
-	require.Eventually(t, func() bool { return rows() == 0 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return rows() == 0 }, dbtest.Patience, 50*time.Millisecond)
 	require.NoError(t, outer.Release(ctx))
 	require.NoError(t, busy.Release(ctx))
 }
@@ -147,7 +146,7 @@ func TestDeadlock_AFreeKeyCostsNothing(t *testing.T) { // not parallel: it count
 	plain, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	allocations := func(ctx context.Context) float64 {
-		return testing.AllocsPerRun(500, func() {
+		return testing.AllocsPerRun(100, func() {
 			lock, err := client.Acquire(ctx, pgbaton.Name("inner"))
 			if err == nil {
 				err = lock.Release(ctx)
@@ -158,6 +157,10 @@ func TestDeadlock_AFreeKeyCostsNothing(t *testing.T) { // not parallel: it count
 		})
 	}
 	allocations(plain) // what is kept is made
-	require.LessOrEqual(t, allocations(outer.Context()), allocations(plain)+1, "1 for what goes on besides")
+	free, within := allocations(plain), allocations(outer.Context())
+	for range 8 { // the least of each, because something may go on besides
+		free, within = min(free, allocations(plain)), min(within, allocations(outer.Context()))
+	}
+	require.LessOrEqual(t, within, free)
 	require.NoError(t, outer.Release(t.Context()))
 }

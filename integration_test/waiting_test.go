@@ -22,7 +22,7 @@ func ownServer(t *testing.T, opts ...pgserver.Option) (*pgserver.Server, string)
 	server, err := pgserver.StartBinaries(t.Context(), dirs[0], append(opts, pgserver.WithSetting("fsync", "off"))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Stop(context.Background())) })
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), server.URL()))
+	require.NoError(t, pgbaton.Migrate(t.Context(), server.URL()))
 	return server, server.URL()
 }
 

@@ -1,5 +1,6 @@
 // Package frozen tests that a waiter which freezes, wherever it stands, costs those behind it a second and a half at the
-// most: clients run in processes of their own, which are stopped by a signal. TTL is the default everywhere.
+// most: clients run in processes of their own, which are stopped by a signal. TTL is a minute everywhere, so that what is
+// served in less was not served by that.
 package frozen
 
 import (
@@ -24,10 +25,9 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	ttl = 15 * time.Second
-	// law is what a frozen waiter may cost. What the tests fail at is far below TTL and far above any busy machine's delay.
-	law   = 1500 * time.Millisecond
-	bound = 5 * time.Second
+	ttl = time.Minute
+	// law is what a frozen waiter may cost.
+	law = 1500 * time.Millisecond
 )
 
 // scene is a database with processes, each known by the name of its sessions.
@@ -73,17 +73,17 @@ func (s *scene) thaw() {
 // stands waits until a session with a name waits for an advisory lock.
 func (s *scene) stands(name string) {
 	s.t.Helper()
-	lab.Eventually(s.t, 10*time.Second, name+" stands in the server's queue",
+	lab.Eventually(s.t, name+" stands in the server's queue",
 		func() bool { return lab.Waiting(s.t, s.control, name) > 0 })
 }
 
 // heads waits until a session with a name stands at the gate of the semaphore s, be it the first there or not.
 func (s *scene) heads(name string) {
 	s.t.Helper()
-	lab.Eventually(s.t, 10*time.Second, name+" stands at the gate", func() bool {
+	lab.Eventually(s.t, name+" stands at the gate", func() bool {
 		return dbtest.Value[bool](s.t, s.control, `SELECT EXISTS (
 			SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-			 WHERE a.application_name = $1 AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
+			 WHERE a.application_name = $1 AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
 			   AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/semaphore/s'))`, name)
 	})
 }
@@ -93,8 +93,7 @@ func (s *scene) cost(what string, from int64, call *worker.Call) {
 	s.t.Helper()
 	r := call.Wait().Result
 	require.True(s.t, r.OK(), r.Err)
-	lab.Note(s.t, "%s: %v (the law's bound is %v)", what, time.Duration(r.At-from), law)
-	require.Less(s.t, time.Duration(r.At-from), bound, what)
+	lab.Report(s.t, what, lab.NewSpread([]int64{r.At - from}), law)
 }
 
 func acquire(key string, shared bool, permits int) worker.Command {

@@ -13,6 +13,7 @@ import (
 
 // A pooler that has no room is named, and what to raise.
 func TestPooler_Full(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		settings []string
 		others   int // connections that others have, each in a session
@@ -23,6 +24,7 @@ func TestPooler_Full(t *testing.T) {
 		"ClientsAtMost": {[]string{"max_client_conn = 2"}, 2, "the connection pooler takes no more clients"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			through := lab.PgBouncer(t, lab.Database(t), "session", c.settings...)
 			time.Sleep(200 * time.Millisecond) // the connection that has looked whether the pooler is there is gone
 			for range c.others {

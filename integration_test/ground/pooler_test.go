@@ -66,6 +66,11 @@ func requireReduced(t *testing.T, through string) {
 	require.NoError(t, err)
 	_, err = client.Acquire(ctx, pgbaton.Name("reduced"))
 	require.ErrorIs(t, err, pgbaton.ErrPooler)
+	found, err := client.Diagnose(ctx)
+	require.NoError(t, err)
+	require.ErrorIs(t, found.Reduced, pgbaton.ErrPooler)
+	require.Equal(t, []string{"", "transaction"}, []string{found.Engine, found.Pooler})
+	require.Positive(t, found.Schema)
 	require.NoError(t, client.Close(ctx))
 
 	config, err := pgx.ParseConfig(through)
@@ -89,7 +94,7 @@ func requireNoTrace(t *testing.T, dsn string) {
 	require.Eventually(t, func() bool {
 		return dbtest.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
-	}, 5*time.Second, 10*time.Millisecond)
+	}, lab.Hang, 10*time.Millisecond)
 }
 
 // TestPooler_TransactionModeGrantsTwice is the control: it shows, with bare SQL, the double grant that the

@@ -44,7 +44,7 @@ func TestRecipe_ClientDirectPoolBehindAPooler(t *testing.T) {
 	for range 20 {
 		err = client.Do(ctx, pgbaton.Name("account/1"), func(ctx context.Context, lock *pgbaton.Lock) error {
 			return pgbaton.InTx(ctx, pool, nil, func(ctx context.Context, tx pgx.Tx) error {
-				if err := pgbaton.AssertHeld(ctx, tx, lock); err != nil {
+				if err := lock.Assert(ctx, tx); err != nil {
 					return err
 				}
 				_, err := tx.Exec(ctx, "UPDATE account SET balance = balance - 1 WHERE id = 1")

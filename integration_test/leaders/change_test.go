@@ -16,14 +16,18 @@ import (
 
 // A leader that resigns, by itself or because another process asked for it, is replaced within milliseconds.
 func TestChange_Resign(t *testing.T) {
-	const rounds = 3
+	t.Parallel()
+	rounds := lab.Brief(3, 1)
 	f := newFleet(t, lab.Database(t), 0, 3, worker.Command{Key: "resign", Count: 15})
 	for _, name := range f.names() {
 		f.after(name, 0)
 	}
 	time.Sleep(200 * time.Millisecond) // all rows are written, all listen
 	var own, asked []int64
-	for range rounds {
+	for round := range rounds {
+		if round > 0 {
+			time.Sleep(2500 * time.Millisecond) // until nobody holds back any more
+		}
 		for i, name := range f.names() {
 			old := f.newest(name)
 			if i%2 == 0 {
@@ -34,24 +38,29 @@ func TestChange_Resign(t *testing.T) {
 				require.True(t, r.OK(), r.Err)
 			}
 			next := f.after(name, old.Token)
-			require.NotSame(t, old.process, next.process, "who has resigned holds back")
 			span := next.Got - f.end(name, old.Token)
+			if span < int64(holdsBack) {
+				require.NotSame(t, old.process, next.process, "who has resigned holds back")
+			}
 			if i%2 == 0 {
 				own = append(own, span)
 			} else {
 				asked = append(asked, span)
 			}
 		}
-		time.Sleep(2500 * time.Millisecond) // until nobody holds back any more
 	}
 	for what, spans := range map[string][]int64{"Resign": own, "RequestResign": asked} {
 		s := lab.NewSpread(spans)
-		lab.Note(t, "%s, from the end of the func to the next leader's: %v", what, s)
-		require.LessOrEqual(t, s.At(90), 50*time.Millisecond) // one or two of so few may hit a busy machine
-		require.LessOrEqual(t, s.Max(), 1500*time.Millisecond, "without the notification a round finds it")
+		lab.Report(t, what+", from the end of the func to the next leader's", s, 1500*time.Millisecond) // at the next round without the notification
+		if lab.Figures() {
+			require.LessOrEqual(t, s.At(90), 50*time.Millisecond)
+		}
 	}
 	require.Empty(t, f.judge(), "resignations do not overlap")
 }
+
+// holdsBack is less than for how long who has resigned leaves the others the precedence.
+const holdsBack = time.Second
 
 // end is when a term ended, as its leader saw it.
 func (f *fleet) end(name string, token int64) int64 {
@@ -70,7 +79,8 @@ func (f *fleet) end(name string, token int64) int64 {
 
 // A leader that is killed is replaced at the next round of the others.
 func TestChange_Kill(t *testing.T) {
-	const rounds = 5
+	t.Parallel()
+	rounds := lab.Brief(5, 2)
 	f := newFleet(t, lab.Database(t), 0, 3, worker.Command{Key: "kill", Count: 10})
 	var spans []int64
 	for _, name := range f.names() {
@@ -98,10 +108,9 @@ func TestChange_Kill(t *testing.T) {
 // A leader that stands still is replaced within a TTL and a second, and is told when it runs again. What it writes
 // late is refused.
 func TestChange_Freeze(t *testing.T) {
-	const (
-		rounds = 4
-		ttl    = time.Second
-	)
+	t.Parallel()
+	const ttl = 2 * time.Second
+	rounds := lab.Brief(4, 2)
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
@@ -117,12 +126,12 @@ func TestChange_Freeze(t *testing.T) {
 		time.Sleep(100 * time.Millisecond) // it writes
 		thawed := history.Now()
 		old.process.Signal(syscall.SIGCONT)
-		lab.Eventually(t, 5*time.Second, "the old leader is told", func() bool {
+		lab.Eventually(t, "the old leader is told", func() bool {
 			return f.end("freeze", old.Token) < history.Now()
 		})
 		told = append(told, f.end("freeze", old.Token)-thawed)
 	}
-	lab.Report(t, "SIGSTOP of the leader to the next leader's func, TTL 1 s", lab.NewSpread(spans), ttl+1200*time.Millisecond)
+	lab.Report(t, "SIGSTOP of the leader to the next leader's func, TTL 2 s", lab.NewSpread(spans), ttl+1200*time.Millisecond)
 	lab.Report(t, "SIGCONT to the old leader told", lab.NewSpread(told), time.Second)
 	f.judge()
 	requireOrder(t, dsn)
@@ -140,10 +149,9 @@ SELECT count(*) FROM (SELECT term < max(term) OVER (PARTITION BY name ORDER BY s
 // Leaders are killed, frozen and asked to resign at random: terms rise, no two leaders believe in themselves at
 // once but for what a loss explains, and their fenced writes are in order.
 func TestChange_Chaos(t *testing.T) {
-	const (
-		ttl  = time.Second
-		load = 12 * time.Second
-	)
+	t.Parallel()
+	const ttl = time.Second
+	load := lab.Brief(12*time.Second, 5*time.Second)
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")

@@ -78,7 +78,7 @@ func (f *fleet) newest(name string) (newest reign) {
 // after waits for a term of a name that is newer than a token.
 func (f *fleet) after(name string, token int64) (next reign) {
 	f.t.Helper()
-	lab.Eventually(f.t, 20*time.Second, "somebody leads "+name, func() bool {
+	lab.Eventually(f.t, "somebody leads "+name, func() bool {
 		next = f.newest(name)
 		return next.Grant != nil && next.Token > token
 	})

@@ -18,7 +18,7 @@ const (
 )
 
 // chaos starts processes that do everything at random on a few keys.
-func chaos(t *testing.T, dsn string, processes int) ([]*worker.Process, []*worker.Call) {
+func chaos(t *testing.T, dsn string, processes int, load time.Duration) ([]*worker.Process, []*worker.Call) {
 	t.Helper()
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -27,44 +27,44 @@ func chaos(t *testing.T, dsn string, processes int) ([]*worker.Process, []*worke
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Hammer, Kind: worker.Chaos, DSN: dsn, Key: "chaos", Keys: chaosKeys,
-			Clients: 2, Goroutines: 8, For: chaosLoad, MaxConns: 3, Hold: 300 * time.Microsecond, Faults: true,
+			Clients: 2, Goroutines: 8, For: load, MaxConns: 3, Hold: 300 * time.Microsecond, Faults: true,
 		}))
 	}
 	return workers, calls
 }
 
-// shoot ends or cancels a random session of the clients every few milliseconds, until the first of the calls
-// is answered. It returns how often it hit.
-func shoot(t *testing.T, dsn, function string, pause time.Duration, until *worker.Call) (hits int) {
+// shoot ends or cancels a random session of the clients every few milliseconds, from when all are at work, and then
+// lets them end. It returns how often it hit.
+func shoot(t *testing.T, dsn, function string, pause time.Duration, workers []*worker.Process) (hits int) {
 	t.Helper()
 	control := dbtest.Connect(t, dsn)
-	lab.Eventually(t, 10*time.Second, "all clients are open and at work", func() bool {
+	lab.Eventually(t, "all clients are open and at work", func() bool {
 		return dbtest.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
-			WHERE application_name = 'chaos' AND query LIKE '%wait_for_turn%'`) >= 6
+			WHERE application_name = 'chaos' AND datname = current_database() AND query LIKE '%wait_for_turn%'`) >= 6
 	})
-	ticker := time.NewTicker(pause)
-	defer ticker.Stop()
-	end := time.Now().Add(30 * time.Second)
-	for time.Now().Before(end) {
-		select {
-		case <-ticker.C:
-			tag, err := control.Exec(context.Background(), "SELECT "+function+`(pid) FROM pg_stat_activity
-				WHERE application_name = 'chaos' AND datname = current_database() AND pid <> pg_backend_pid()
-				ORDER BY random() LIMIT 1`)
-			require.NoError(t, err)
-			hits += int(tag.RowsAffected())
-		case <-until.Settled():
-			return hits
-		}
+	begun := time.Now()
+	lab.Eventually(t, "sessions are hit for a while", func() bool {
+		time.Sleep(pause)
+		tag, err := control.Exec(context.Background(), "SELECT "+function+`(pid) FROM pg_stat_activity
+			WHERE application_name = 'chaos' AND datname = current_database() AND pid <> pg_backend_pid()
+			ORDER BY random() LIMIT 1`)
+		require.NoError(t, err)
+		hits += int(tag.RowsAffected())
+		return hits >= 10 && time.Since(begun) > chaosLoad
+	})
+	for _, p := range workers {
+		p.Do(worker.Command{Do: worker.Stop})
 	}
-	return hits // what hangs is found by who waits for the answer
+	return hits
 }
 
 // Histories of everything at once, without faults, with sessions that are ended, with statements that are
 // cancelled, and with a process that is killed in the middle.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	t.Run("calm", func(t *testing.T) {
-		workers, calls := chaos(t, lab.Database(t), 3)
+		t.Parallel()
+		workers, calls := chaos(t, lab.Database(t), 3, chaosLoad)
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"])
 		}
@@ -72,20 +72,22 @@ func TestChaos(t *testing.T) {
 		require.Empty(t, overlaps)
 	})
 	t.Run("cancel", func(t *testing.T) {
+		t.Parallel()
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3)
-		hits := shoot(t, dsn, "pg_cancel_backend", 3*time.Millisecond, calls[0])
+		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3, lab.Hang)
+		hits := shoot(t, dsn, "pg_cancel_backend", 3*time.Millisecond, workers)
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"], "a cancelled statement costs no lock")
 		}
-		require.NotZero(t, hits)
+		lab.Note(t, "statements cancelled: %d", hits)
 		overlaps := judge(t, workers...)
 		require.Empty(t, overlaps)
 	})
 	t.Run("terminate", func(t *testing.T) {
+		t.Parallel()
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3)
-		hits := shoot(t, dsn, "pg_terminate_backend", 20*time.Millisecond, calls[0])
+		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3, lab.Hang)
+		hits := shoot(t, dsn, "pg_terminate_backend", 20*time.Millisecond, workers)
 		lost := int64(0)
 		for _, call := range calls {
 			a := call.Wait()
@@ -97,7 +99,8 @@ func TestChaos(t *testing.T) {
 		lab.Report(t, "overlap after pg_terminate_backend", lab.NewSpread(overlaps), 250*time.Millisecond)
 	})
 	t.Run("kill", func(t *testing.T) {
-		workers, calls := chaos(t, lab.Database(t), 4)
+		t.Parallel()
+		workers, calls := chaos(t, lab.Database(t), 4, chaosLoad)
 		for i, call := range calls {
 			if i == 0 {
 				// Any moment in the middle of its work will do.

@@ -15,8 +15,12 @@ import (
 
 // What must work on every PostgreSQL: exclusion, shared locks, hand-over, loss, a killed holder.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, server := range lab.Servers(t) {
-		t.Run(fmt.Sprint("PostgreSQL ", server.Major()), func(t *testing.T) { conform(t, server) })
+		t.Run(fmt.Sprint("PostgreSQL ", server.Major()), func(t *testing.T) {
+			t.Parallel()
+			conform(t, server)
+		})
 	}
 }
 

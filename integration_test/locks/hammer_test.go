@@ -67,10 +67,9 @@ func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 // Laws 1 and 2, for each operation: a counter that only exclusion keeps right is exact at the end, and each
 // change was made with a greater token than the one before.
 func TestHammer(t *testing.T) {
-	const (
-		processes = 4
-		load      = 1500 * time.Millisecond
-	)
+	t.Parallel()
+	const processes = 4
+	load := lab.Brief(1500*time.Millisecond, 700*time.Millisecond)
 	for _, c := range []struct {
 		kind                      string
 		clients, goroutines, keys int
@@ -82,6 +81,7 @@ func TestHammer(t *testing.T) {
 		{worker.ByHandover, 2, 16, 1},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
+			t.Parallel()
 			dsn := lab.Database(t)
 			control := dbtest.Connect(t, dsn)
 			lab.Counters(t, control, "hammer", c.keys)

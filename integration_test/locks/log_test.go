@@ -37,10 +37,11 @@ func (l *lines) all() []string {
 // A client that uses everything goes through restarts for some seconds. Its log says so in a few lines, of which none
 // speaks of what the library is made of.
 func TestServer_RestartInTheLog(t *testing.T) {
+	t.Parallel()
 	server := lab.OwnServer(t, nil)
 	dsn := dbtest.MigratedOn(t, server.URL())
 	log := &lines{}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 	defer cancel()
 	client, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{TTL: 3 * time.Second, Logger: slog.New(slog.NewTextHandler(log, nil))})
 	require.NoError(t, err)
@@ -51,8 +52,8 @@ func TestServer_RestartInTheLog(t *testing.T) {
 	var users sync.WaitGroup
 	led := make(chan pgbaton.Token, 100)
 	users.Go(func() {
-		_ = client.Lead(ctx, "leader", func(ctx context.Context, term pgbaton.Token) error {
-			led <- term
+		_ = client.Lead(ctx, "leader", func(ctx context.Context, term *pgbaton.Lock) error {
+			led <- term.Token()
 			<-ctx.Done()
 			return nil
 		})

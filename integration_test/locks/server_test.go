@@ -63,7 +63,8 @@ func (s *survivors) recover(t *testing.T) {
 
 // What a server goes through: the crash of one of its processes, of all, and a clean restart. Every holder is
 // told, clients come back by themselves, and tokens rise.
-func TestServer(t *testing.T) {
+func TestServer(t *testing.T) { //nolint:tparallel // one thing after the other happens to its server
+	t.Parallel()
 	server := lab.OwnServer(t, map[string]string{"wal_writer_delay": "10s", "restart_after_crash": "on"})
 	dsn := lab.DatabaseOn(t, server)
 	t.Run("kill -9 of one unrelated backend", func(t *testing.T) {
@@ -118,6 +119,7 @@ func crashUnflushed(t *testing.T, server *pgserver.Server, dsn string) {
 
 // A synchronous standby that is away stops commits, but neither acquire nor release nor hand-over.
 func TestServer_SynchronousStandbyAway(t *testing.T) {
+	t.Parallel()
 	server := lab.OwnServer(t, nil)
 	dsn := lab.DatabaseOn(t, server)
 	a, b := worker.Start(t), worker.Start(t)
@@ -126,12 +128,12 @@ func TestServer_SynchronousStandbyAway(t *testing.T) {
 	dbtest.Exec(t, control, "SET synchronous_commit = local")
 	dbtest.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
 	dbtest.Exec(t, control, "SELECT pg_reload_conf()")
-	lab.Eventually(t, 5*time.Second, "the setting counts", func() bool {
+	lab.Eventually(t, "the setting counts", func() bool {
 		return dbtest.Value[string](t, control, "SHOW synchronous_standby_names") == "nobody"
 	})
 	a.Open("c", dsn, 0)
 	b.Open("c", dbtest.Named(t, dsn, "b"), 0)
-	for i := range 20 {
+	for i := range lab.Brief(20, 8) {
 		key := fmt.Sprint("sync/", i)
 		a.Hold("c", key)
 		call := wait(t, control, b, "b", key)
@@ -147,6 +149,7 @@ func TestServer_SynchronousStandbyAway(t *testing.T) {
 
 // A full lock table gives ErrTooManyLocks, no grant that is none, and is forgotten when there is room again.
 func TestServer_LockTableFull(t *testing.T) {
+	t.Parallel()
 	server := lab.OwnServer(t, map[string]string{"max_locks_per_transaction": "10", "max_connections": "25"})
 	dsn := lab.DatabaseOn(t, server)
 	control := dbtest.Connect(t, dsn)
@@ -159,7 +162,7 @@ func TestServer_LockTableFull(t *testing.T) {
 		_, err = filler.Exec(context.Background(), "SELECT pg_advisory_lock(42, g) FROM generate_series($1::int, $1 + 9) AS g", i*10)
 	}
 	require.ErrorContains(t, err, "53200")
-	steps := p.Do(worker.Command{Do: worker.AcquireAll, Client: "c", Key: "full", Count: 50, Within: 5 * time.Second}).Steps
+	steps := p.Do(worker.Command{Do: worker.AcquireAll, Client: "c", Key: "full", Count: 50, Within: lab.Hang}).Steps
 	granted, refused := 0, 0
 	for _, r := range steps {
 		switch {

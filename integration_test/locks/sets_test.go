@@ -38,14 +38,15 @@ func takeSets(t *testing.T, dsn, kind string, load time.Duration) map[string]int
 		}
 	}
 	judge(t, workers...)
-	require.Positive(t, counts["sets"], "nobody got anything")
 	return counts
 }
 
 // Sets in random order never deadlock, and exclude like single locks.
 func TestSets(t *testing.T) {
-	const load = 3 * time.Second
+	t.Parallel()
+	load := lab.Brief(3*time.Second, 1500*time.Millisecond)
 	counts := takeSets(t, lab.Database(t), worker.BySet, load)
+	require.Positive(t, counts["sets"], "nobody got anything")
 	require.Zero(t, counts["deadlocks"])
 	lab.Note(t, "AcquireAll of 5 of 50 keys, 64 goroutines in 4 processes: %.0f sets/s", float64(counts["sets"])/load.Seconds())
 }
@@ -53,11 +54,8 @@ func TestSets(t *testing.T) {
 // The same by hand, one key after the other in random order: deadlocks all the time, each of which ends with
 // ErrDeadlock for one side, while the rest goes on. Who is in none waits for those who are, so there is little progress.
 func TestSets_ByHand(t *testing.T) {
-	const (
-		load = 12 * time.Second
-		// A wait is published after 1 s; half a second later the cycle that it closes should have ended.
-		bound = 3 * time.Second
-	)
+	t.Parallel()
+	load := lab.Brief(12*time.Second, 5*time.Second)
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -72,8 +70,9 @@ func TestSets_ByHand(t *testing.T) {
 	require.Positive(t, counts["deadlocks"])
 	lab.Note(t, "5 of 50 keys one by one in random order, 64 goroutines in 4 processes: %.1f sets/s, %d deadlocks",
 		float64(counts["sets"])/load.Seconds(), counts["deadlocks"])
-	lab.Note(t, "%d cycles seen in the table of waits, the longest for %v", cycles, longest.Round(time.Millisecond))
-	require.Less(t, longest, bound)
+	lab.Note(t, "%d cycles seen in the table of waits", cycles)
+	// A wait is published after 1 s; half a second later the cycle that it closes should have ended.
+	lab.Report(t, "longest cycle seen in the table of waits", lab.Spread{longest}, 3*time.Second)
 	// Everybody waits for one key, which one holds, so cycles have no wait in common: each has one victim, and there is none
 	// without a cycle. A cycle is in the table for at least 0.3 s; who looks less often may miss some.
 	if gap < 250*time.Millisecond {

@@ -53,7 +53,8 @@ func (s *sweep) attempt(t *testing.T, client *pgbaton.Client, key pgbaton.Key, r
 
 // Law 3: wherever in an acquire its context ends, nothing stays behind, no grant is lost, and the error comes
 // soon.
-func TestCancelSweep(t *testing.T) {
+func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a client
+	t.Parallel()
 	dsn := lab.Database(t)
 	control := dbtest.Connect(t, dsn)
 	client, err := pgbaton.Open(context.Background(), dbtest.Named(t, dsn, "sweep"), nil)
@@ -65,11 +66,11 @@ func TestCancelSweep(t *testing.T) {
 		rounds int
 		run    func(t *testing.T, s *sweep, round int)
 	}{
-		{"free", 1500, func(t *testing.T, s *sweep, round int) {
+		{"free", lab.Brief(1500, 600), func(t *testing.T, s *sweep, round int) {
 			t.Helper()
 			s.attempt(t, client, pgbaton.Name("free"), round, nil)
 		}},
-		{"held in the process", 1500, func(t *testing.T, s *sweep, round int) {
+		{"held in the process", lab.Brief(1500, 600), func(t *testing.T, s *sweep, round int) {
 			t.Helper()
 			lock, err := client.Acquire(context.Background(), pgbaton.Name("inside"))
 			require.NoError(t, err)
@@ -80,7 +81,7 @@ func TestCancelSweep(t *testing.T) {
 			})
 			require.NoError(t, <-released)
 		}},
-		{"held by another process", 300, func(t *testing.T, s *sweep, round int) {
+		{"held by another process", lab.Brief(300, 120), func(t *testing.T, s *sweep, round int) {
 			t.Helper()
 			key := fmt.Sprint("outside/", round%8)
 			other.Hold("c", key)
@@ -100,7 +101,7 @@ func TestCancelSweep(t *testing.T) {
 			require.Less(t, s.hits, c.rounds+1)
 			lab.Note(t, "%d of %d contexts ended first", s.hits, c.rounds)
 			lab.Report(t, "error after the context's end", lab.NewSpread(s.late), 50*time.Millisecond)
-			lab.Eventually(t, time.Second, "pg_locks is empty", func() bool { return lab.HeldBy(t, control, "sweep") == 0 })
+			lab.Eventually(t, "pg_locks is empty", func() bool { return lab.HeldBy(t, control, "sweep") == 0 })
 		})
 	}
 	for i := range 8 { // the key is to be had

@@ -30,7 +30,7 @@ func TestCopies_RestoreOfAPart(t *testing.T) {
 			run(t, server.BinDir(), "pg_dump", append([]string{"-Fc", "-f", dump, "-d", source}, part...)...)
 			target := dbtest.EmptyOn(t, server.URL())
 			run(t, server.BinDir(), "pg_restore", "--exit-on-error", "-d", target, dump)
-			require.NoError(t, pgbaton.MigrateDSN(t.Context(), target))
+			require.NoError(t, pgbaton.Migrate(t.Context(), target))
 			require.Equal(t, fmt.Sprintf("{(%d,f)}", newest), versionRows(t, dbtest.Connect(t, target)))
 			useEverything(t, target, target, "copy")
 		})
@@ -97,7 +97,7 @@ func TestCopies_Publication(t *testing.T) {
 	useEverything(t, source, source, "published")
 	dbtest.WaitFor(t, copied, "SELECT EXISTS (SELECT FROM pgbaton.fence WHERE resource = 'of published')")
 	dbtest.WaitFor(t, copied, "SELECT EXISTS (SELECT FROM pgbaton.semaphore WHERE name = 'published')")
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), target))
+	require.NoError(t, pgbaton.Migrate(t.Context(), target))
 
 	// Sequences do not follow: on a subscriber that takes over, the next semaphore would get a number that is taken.
 	dbtest.Exec(t, copied, "ALTER SUBSCRIPTION copy DISABLE; ALTER SUBSCRIPTION copy SET (slot_name = NONE)")

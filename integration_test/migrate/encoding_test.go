@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
@@ -20,7 +21,7 @@ func TestMigrate_Encodings(t *testing.T) {
 	for encoding, name := range map[string]string{
 		"LATIN1": "größe", "KOI8R": "ключ", "EUC_JP": "鍵", "WIN1251": "ключ", "SQL_ASCII": "größe", "UTF8": "größe 鍵",
 	} {
-		for _, client := range []string{"", encoding} {
+		for _, client := range lab.Brief([]string{"", encoding}, []string{encoding}) {
 			t.Run(encoding+"/"+client, func(t *testing.T) {
 				t.Parallel()
 				dsn := encoded(t, encoding)
@@ -28,7 +29,7 @@ func TestMigrate_Encodings(t *testing.T) {
 				if client != "" {
 					url = dbtest.With(t, dsn, "client_encoding", client)
 				}
-				require.NoError(t, pgbaton.MigrateDSN(t.Context(), url))
+				require.NoError(t, pgbaton.Migrate(t.Context(), url))
 				conn := dbtest.Connect(t, dsn)
 				require.Equal(t, encoding, dbtest.Value[string](t, conn, "SHOW server_encoding"))
 				useEverything(t, url, dsn, name)
@@ -61,11 +62,10 @@ func useEverything(t *testing.T, one, other, name string) {
 	conn := dbtest.Connect(t, other)
 	dbtest.Exec(t, conn, "SET client_encoding = 'UTF8'")
 	require.False(t, dbtest.Value[bool](t, conn, "SELECT pg_try_advisory_lock(pgbaton.key($1))", name))
-	require.NoError(t, lock.Downgrade(ctx))
+	require.NoError(t, lock.Release(ctx))
 	shared, err := b.AcquireShared(ctx, pgbaton.Name(name))
 	require.NoError(t, err)
 	require.NoError(t, shared.Release(ctx))
-	require.NoError(t, lock.Release(ctx))
 	set, err := b.AcquireAll(ctx, pgbaton.Name(name), pgbaton.Name(name+"/2"))
 	require.NoError(t, err)
 	require.NoError(t, set.Release(ctx))
@@ -78,10 +78,10 @@ func useEverything(t *testing.T, one, other, name string) {
 	require.NoError(t, err)
 	_, err = two.TryAcquire(ctx, 1)
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
-	holders, err := two.Holders(ctx)
+	state, err := two.State(ctx)
 	require.NoError(t, err)
-	require.Len(t, holders, 1)
-	require.Equal(t, name, holders[0].Holder)
+	require.Len(t, state.Holders, 1)
+	require.Equal(t, name, state.Holders[0].Client)
 	require.NoError(t, permit.Release(ctx))
 
 	inTx(t, conn, func(tx pgx.Tx) {
@@ -98,9 +98,9 @@ func useEverything(t *testing.T, one, other, name string) {
 
 	ran := 0
 	job := func(context.Context, *pgbaton.Lock) error { ran++; return nil }
-	require.NoError(t, a.Once(ctx, pgbaton.Name("once "+name), time.Hour, job))
+	require.NoError(t, a.Once(ctx, "once "+name, time.Hour, job))
 	var notDue *pgbaton.NotDueError
-	require.ErrorAs(t, b.Once(ctx, pgbaton.Name("once "+name), time.Hour, job), &notDue)
+	require.ErrorAs(t, b.Once(ctx, "once "+name, time.Hour, job), &notDue)
 	require.Equal(t, 1, ran)
 
 	useLeader(t, a, b, name)
@@ -134,7 +134,7 @@ func useLeader(t *testing.T, a, b *pgbaton.Client, name string) {
 	leads := make(chan struct{})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- a.Lead(ctx, name, func(ctx context.Context, _ pgbaton.Token) error {
+		ended <- a.Lead(ctx, name, func(ctx context.Context, _ *pgbaton.Lock) error {
 			close(leads)
 			<-ctx.Done()
 			return nil
@@ -142,8 +142,8 @@ func useLeader(t *testing.T, a, b *pgbaton.Client, name string) {
 	}()
 	<-leads
 	require.Eventually(t, func() bool {
-		leader, err := b.Leader(t.Context(), name)
-		return err == nil && leader.Name == name
+		_, err := b.Leader(t.Context(), name)
+		return err == nil
 	}, time.Minute, 10*time.Millisecond)
 	resign()
 	if err := <-ended; err != nil {

@@ -43,14 +43,14 @@ func gooseOf(t *testing.T, dsn string) *goose.Provider {
 
 func TestMigrate_Goose(t *testing.T) {
 	t.Parallel()
-	right := catalog(t, migrated(t))
+	right := rightCatalog(t)
 
 	t.Run("IsTakenOver", func(t *testing.T) {
 		t.Parallel()
 		dsn := dbtest.Empty(t)
 		_, err := gooseOf(t, dsn).Up(t.Context())
 		require.NoError(t, err)
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 		require.Equal(t, right, catalog(t, dsn))
 	})
 
@@ -62,10 +62,10 @@ func TestMigrate_Goose(t *testing.T) {
 			tool := gooseOf(t, dsn)
 			_, err := tool.Up(t.Context())
 			require.NoError(t, err)
-			require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+			require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 			_, err = tool.DownTo(t.Context(), int64(to))
 			require.NoError(t, err)
-			require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+			require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 			require.Equal(t, right, catalog(t, dsn))
 		})
 	}
@@ -84,7 +84,7 @@ func TestMigrate_Goose(t *testing.T) {
 		applied, err := tool.Up(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, applied)
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 		require.Equal(t, right, catalog(t, dsn))
 	})
 }

@@ -22,7 +22,7 @@ func TestMigrate_Pooler(t *testing.T) {
 			dsn := dbtest.Empty(t)
 			through := lab.PgBouncer(t, dsn, mode)
 			for range 3 {
-				err := pgbaton.MigrateDSN(t.Context(), through)
+				err := pgbaton.Migrate(t.Context(), through)
 				if mode == "session" {
 					require.NoError(t, err)
 					continue
@@ -32,7 +32,7 @@ func TestMigrate_Pooler(t *testing.T) {
 				require.False(t, dbtest.Value[bool](t, dbtest.Connect(t, dsn), "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
 			}
 			if mode == "session" {
-				require.Equal(t, catalog(t, migrated(t)), catalog(t, dsn))
+				require.Equal(t, rightCatalog(t), catalog(t, dsn))
 				// What is set for migrating is not left behind on the pooler's sessions.
 				var errs []error
 				for range 8 {
@@ -52,11 +52,11 @@ func TestMigrate_Pooler(t *testing.T) {
 func TestMigrate_Standby(t *testing.T) {
 	t.Parallel()
 	server := lab.OwnServer(t, nil)
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), server.URL()))
+	require.NoError(t, pgbaton.Migrate(t.Context(), server.URL()))
 	// Recovery of its own log, without a primary, is a standby as any other.
 	require.NoError(t, exec.CommandContext(t.Context(), "touch", filepath.Join(server.DataDir(), "standby.signal")).Run())
 	require.NoError(t, server.Restart(t.Context(), "fast"))
-	err := pgbaton.MigrateDSN(t.Context(), server.URL())
+	err := pgbaton.Migrate(t.Context(), server.URL())
 	require.ErrorIs(t, err, pgbaton.ErrStandby)
 	require.ErrorContains(t, err, "pgbaton: migrate: the server is a standby: connect to the primary")
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
@@ -127,14 +128,14 @@ func TestMigrate_Hostile(t *testing.T) {
 				s := newScene(t, server)
 				dbtest.Exec(t, s.stranger, trap)
 				for range 2 {
-					err := pgbaton.MigrateDSN(t.Context(), s.dsn)
+					err := pgbaton.Migrate(t.Context(), s.dsn)
 					require.False(t, s.caught(t), "the stranger's code ran: %v", err)
 					require.ErrorIs(t, err, pgbaton.ErrSchema)
 					require.ErrorContains(t, err, s.name)
 				}
 				// Once the stranger's things are gone, it works.
 				dbtest.Exec(t, s.conn, "SET client_min_messages = error; DROP OWNED BY "+s.name+" CASCADE")
-				require.NoError(t, pgbaton.MigrateDSN(t.Context(), s.dsn))
+				require.NoError(t, pgbaton.Migrate(t.Context(), s.dsn))
 			})
 		}
 	})
@@ -152,7 +153,7 @@ func TestMigrate_HostileTableOfTheRole(t *testing.T) {
 				t.Parallel()
 				s := newScene(t, server)
 				dbtest.Exec(t, s.conn, "CREATE SCHEMA IF NOT EXISTS lair;"+trap)
-				err := pgbaton.MigrateDSN(t.Context(), s.dsn)
+				err := pgbaton.Migrate(t.Context(), s.dsn)
 				require.False(t, s.caught(t), "code of the table ran: %v", err)
 				require.ErrorIs(t, err, pgbaton.ErrSchema)
 				require.ErrorContains(t, err, "is not touched")
@@ -189,8 +190,8 @@ func TestMigrate_HostileSwap(t *testing.T) {
 				}
 			}
 		})
-		for range 100 {
-			err := pgbaton.MigrateDSN(t.Context(), s.dsn)
+		for range lab.Brief(100, 20) {
+			err := pgbaton.Migrate(t.Context(), s.dsn)
 			if err == nil {
 				continue
 			}
@@ -214,7 +215,7 @@ func TestMigrate_HostileNames(t *testing.T) {
 					dbtest.Exec(t, s.stranger, strings.ReplaceAll(shadows, "SCHEMA", schema))
 				}
 				for range 2 {
-					require.NoError(t, pgbaton.MigrateDSN(t.Context(), dbtest.With(t, s.dsn, "search_path", path)))
+					require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, s.dsn, "search_path", path)))
 					require.False(t, s.caught(t))
 				}
 				require.Equal(t, catalog(t, migratedOn(t, server)), catalog(t, s.dsn))
@@ -259,11 +260,11 @@ func TestMigrate_AnothersSchema(t *testing.T) {
 		t.Cleanup(func() { dbtest.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO postgres") })
 		dbtest.Exec(t, s.stranger, "SET check_function_bodies = off;"+sqlOf(t, 4)+`
 			CREATE TRIGGER t BEFORE INSERT OR UPDATE OR DELETE ON pgbaton.slot EXECUTE FUNCTION lair.on_write()`)
-		err := pgbaton.MigrateDSN(t.Context(), s.dsn)
+		err := pgbaton.Migrate(t.Context(), s.dsn)
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
 		require.ErrorContains(t, err, "migrate as \""+s.name+"\"")
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), owner))
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), s.dsn), "there is nothing left to do")
+		require.NoError(t, pgbaton.Migrate(t.Context(), owner))
+		require.NoError(t, pgbaton.Migrate(t.Context(), s.dsn), "there is nothing left to do")
 		require.False(t, s.caught(t))
 
 		// A function of somebody else in the schema of the role that migrates.
@@ -272,11 +273,11 @@ func TestMigrate_AnothersSchema(t *testing.T) {
 		dbtest.Exec(t, conn, sqlOf(t, 4)+"GRANT CREATE, USAGE ON SCHEMA pgbaton TO "+s.name)
 		dbtest.Exec(t, dbtest.Connect(t, dbtest.As(t, dsn, s.name)),
 			"CREATE FUNCTION pgbaton.planted(name) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint'")
-		err = pgbaton.MigrateDSN(t.Context(), dsn)
+		err = pgbaton.Migrate(t.Context(), dsn)
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
 		require.ErrorContains(t, err, "function planted")
 		dbtest.Exec(t, conn, "DROP FUNCTION pgbaton.planted")
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	})
 }
 
@@ -294,13 +295,13 @@ func TestMigrate_DatabaseOwner(t *testing.T) {
 		})
 		dsn := dbtest.As(t, s.dsn, owner)
 		errs := atOnce([]func() error{
-			func() error { return pgbaton.MigrateDSN(t.Context(), dsn) },
-			func() error { return pgbaton.MigrateDSN(t.Context(), dsn) },
+			func() error { return pgbaton.Migrate(t.Context(), dsn) },
+			func() error { return pgbaton.Migrate(t.Context(), dsn) },
 		})
 		require.NoError(t, errors.Join(errs...))
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), s.dsn), "a superuser looks")
+		require.NoError(t, pgbaton.Migrate(t.Context(), s.dsn), "a superuser looks")
 		// The stranger's own Migrate does nothing and says so.
-		err := pgbaton.MigrateDSN(t.Context(), dbtest.As(t, s.dsn, s.name))
+		err := pgbaton.Migrate(t.Context(), dbtest.As(t, s.dsn, s.name))
 		requireServicesNeedNot(t, err, s.name)
 	})
 }
@@ -308,6 +309,6 @@ func TestMigrate_DatabaseOwner(t *testing.T) {
 func migratedOn(t *testing.T, server *pgserver.Server) string {
 	t.Helper()
 	dsn := dbtest.EmptyOn(t, server.URL())
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+	require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	return dsn
 }

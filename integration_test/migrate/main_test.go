@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -11,14 +12,18 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(lab.Run{M: m}.Run())
+	code := lab.Run{M: m}.Run()
+	if err := dropTemplate(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
 }
 
 // oldestAndNewest runs a test on the oldest and on the newest PostgreSQL at hand.
 func oldestAndNewest(t *testing.T, test func(t *testing.T, server *pgserver.Server)) {
 	t.Helper()
-	servers := slices.Clone(lab.Servers(t))
-	slices.SortFunc(servers, func(a, b *pgserver.Server) int { return a.Major() - b.Major() })
+	servers := lab.Servers(t)
 	for _, server := range slices.Compact([]*pgserver.Server{servers[0], servers[len(servers)-1]}) {
 		t.Run("PostgreSQL"+strconv.Itoa(server.Major()), func(t *testing.T) {
 			t.Parallel()

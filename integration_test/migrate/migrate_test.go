@@ -28,7 +28,7 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("NilPool", func(t *testing.T) {
 		t.Parallel()
-		require.ErrorContains(t, pgbaton.Migrate(t.Context(), nil), "pgbaton: migrate: the pool is nil")
+		require.ErrorContains(t, pgbaton.Migrate(t.Context(), (*pgxpool.Pool)(nil)), "pgbaton: migrate: the pool or the database is nil")
 	})
 
 	t.Run("UpToDateNeedsNoRightToWrite", func(t *testing.T) {
@@ -169,7 +169,7 @@ func TestMigrate_Adopts(t *testing.T) {
 		setup(t, dsn)
 		pool := dbtest.Pool(t, dsn)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
-		require.Equal(t, catalog(t, migrated(t)), catalog(t, dsn))
+		require.Equal(t, rightCatalog(t), catalog(t, dsn))
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 		require.NoError(t, golangMigrate(t, dsn).Down())
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
@@ -45,7 +46,7 @@ var settings = []string{
 func TestMigrate_Settings(t *testing.T) {
 	t.Parallel()
 	const sqlOther = "CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler" // heap under another name
-	right := catalog(t, migrated(t))
+	right := rightCatalog(t)
 	for _, set := range settings {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
@@ -54,7 +55,7 @@ func TestMigrate_Settings(t *testing.T) {
 			dbtest.Exec(t, conn, sqlOther)
 			pool := poolWith(t, dsn, set)
 			jobs := []func() error{}
-			for range 3 {
+			for range lab.Brief(3, 2) {
 				jobs = append(jobs, func() error { return pgbaton.Migrate(t.Context(), pool) })
 			}
 			require.NoError(t, errors.Join(atOnce(jobs)...))
@@ -69,7 +70,7 @@ func TestMigrate_Settings(t *testing.T) {
 // The same by a role's, a database's and a URL's settings.
 func TestMigrate_SettingsOfTheRole(t *testing.T) {
 	t.Parallel()
-	right := catalog(t, migrated(t))
+	right := rightCatalog(t)
 	set := []string{
 		"client_encoding = 'LATIN1'", "default_transaction_isolation = 'serializable'", "check_function_bodies = 'off'",
 		"transform_null_equals = 'on'", "DateStyle = 'German'", "default_transaction_read_only = 'on'", "lock_timeout = '1'",
@@ -80,13 +81,13 @@ func TestMigrate_SettingsOfTheRole(t *testing.T) {
 	for _, one := range set {
 		dbtest.Exec(t, conn, "ALTER DATABASE "+name+" SET "+one)
 	}
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), dsn))
+	require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	require.Equal(t, right, catalog(t, dsn))
 
 	dsn = dbtest.Empty(t)
 	url := dbtest.With(t, dbtest.With(t, dsn, "client_encoding", "LATIN1"), "options", "-cstandard_conforming_strings=off")
 	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
-		require.NoError(t, pgbaton.MigrateDSN(t.Context(), dbtest.With(t, url, "default_query_exec_mode", mode)), mode)
+		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, url, "default_query_exec_mode", mode)), mode)
 	}
 	require.Equal(t, right, catalog(t, dsn))
 }
@@ -94,10 +95,10 @@ func TestMigrate_SettingsOfTheRole(t *testing.T) {
 func TestMigrateDSN(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Empty(t)
-	require.NoError(t, pgbaton.MigrateDSN(t.Context(), dbtest.With(t, dsn, "pool_max_conns", "7")))
-	require.Equal(t, catalog(t, migrated(t)), catalog(t, dsn))
+	require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, dsn, "pool_max_conns", "7")))
+	require.Equal(t, rightCatalog(t), catalog(t, dsn))
 	for _, bad := range []string{"host=h password = geheim port=x", "postgres://u:12/geheim@h/db", dbtest.With(t, dsn, "pool_max_conns", "geheim")} {
-		err := pgbaton.MigrateDSN(t.Context(), bad)
+		err := pgbaton.Migrate(t.Context(), bad)
 		require.ErrorContains(t, err, "pgbaton: migrate: the connection ")
 		require.NotContains(t, err.Error(), "geheim")
 	}

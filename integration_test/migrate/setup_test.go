@@ -2,11 +2,13 @@ package migrate_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"io/fs"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/golang-migrate/migrate/v4"
@@ -21,12 +23,66 @@ import (
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
+// template is a database that [pgbaton.Migrate] has made. Most tests begin with a copy of it.
+var template struct {
+	sync.Mutex
+	server, name string
+	catalog      []string
+}
+
 // migrated makes a database with the schema by [pgbaton.Migrate].
 func migrated(t *testing.T) string {
 	t.Helper()
-	dsn := dbtest.Empty(t)
-	require.NoError(t, pgbaton.Migrate(context.Background(), dbtest.Pool(t, dsn)))
-	return dsn
+	source, name := needTemplate(t), "pgbaton_test_"+strings.ToLower(rand.Text())
+	dbtest.Run(t, dbtest.Server(t), "CREATE DATABASE "+name+" TEMPLATE "+source)
+	t.Cleanup(func() { dbtest.Run(t, dbtest.Server(t), "DROP DATABASE "+name+" WITH (FORCE)") })
+	return inDatabase(t, name)
+}
+
+// rightCatalog is the catalog of what [pgbaton.Migrate] makes.
+func rightCatalog(t *testing.T) []string {
+	t.Helper()
+	needTemplate(t)
+	return template.catalog
+}
+
+// needTemplate makes the template when it is first asked for, and returns its name.
+func needTemplate(t *testing.T) string {
+	t.Helper()
+	template.Lock()
+	defer template.Unlock()
+	if template.name == "" {
+		name := "pgbaton_template_" + strings.ToLower(rand.Text())
+		template.server = dbtest.Server(t)
+		dbtest.Run(t, template.server, "CREATE DATABASE "+name)
+		template.name = name
+		dsn := inDatabase(t, name)
+		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
+		template.catalog = catalog(t, dsn)
+	}
+	return template.name
+}
+
+// dropTemplate is for the end of all tests.
+func dropTemplate() error {
+	if template.name == "" {
+		return nil
+	}
+	conn, err := pgx.Connect(context.Background(), template.server)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(context.Background(), "DROP DATABASE "+template.name+" WITH (FORCE)")
+	return err
+}
+
+func inDatabase(t *testing.T, name string) string {
+	t.Helper()
+	u, err := url.Parse(dbtest.Server(t))
+	require.NoError(t, err)
+	u.Path = "/" + name
+	return u.String()
 }
 
 // golangMigrate is golang-migrate on the embedded files, over a database/sql handle.
@@ -97,7 +153,9 @@ FROM pg_sequence JOIN relations AS r ON r.oid = seqrelid
 UNION ALL
 SELECT format('version %s dirty %s', version, dirty) FROM public.pgbaton_schema_migrations
 ORDER BY 1`
-	conn := dbtest.Connect(t, dsn)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
 	rows, err := conn.Query(t.Context(), sqlCatalog)
 	require.NoError(t, err)
 	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
@@ -20,8 +21,8 @@ func TestLead_MadeUpNotification(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		terms, ends, done := make(chan pgbaton.Token), make(chan error), make(chan error, 1)
 		go func() {
-			done <- leader.Lead(ctx, "scheduler", func(ctx context.Context, term pgbaton.Token) error {
-				terms <- term
+			done <- leader.Lead(ctx, "scheduler", func(ctx context.Context, term *pgbaton.Lock) error {
+				terms <- term.Token()
 				<-ctx.Done()
 				ends <- context.Cause(ctx)
 				return nil
@@ -31,7 +32,7 @@ func TestLead_MadeUpNotification(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := asker.Leader(ctx, "scheduler")
 			return err == nil
-		}, 30*time.Second, 10*time.Millisecond)
+		}, lab.Hang, 10*time.Millisecond)
 
 		guest := w.connect("guest")
 		for range 20 {

@@ -128,5 +128,5 @@ func TestStartBinaries_TellsWhatIsWrong(t *testing.T) {
 	begin := time.Now()
 	_, err = StartBinaries(ctx, dirs[0])
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Less(t, time.Since(begin), 10*time.Second)
+	require.Less(t, time.Since(begin), time.Minute)
 }

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -63,10 +64,14 @@ func ensureImage(ctx context.Context, image string) error {
 	return pullIfMissing(ctx, engine, image)
 }
 
+// silence keeps testcontainers-go from reporting every step on stderr. Its logger is a plain variable, and servers are started
+// side by side.
+var silence = sync.OnceFunc(func() { log.SetDefault(log.NewNoopLogger()) })
+
 // connectDocker finds the engine the way testcontainers-go does and asks whether it is well. The search
 // itself can hang on a bad engine and takes no context, so it runs aside and is left behind if need be.
 func connectDocker(ctx context.Context) (*testcontainers.DockerProvider, error) {
-	log.SetDefault(log.NewNoopLogger()) // it would report every step on stderr
+	silence()
 	ctx, cancel := context.WithTimeout(ctx, dockerHealthTimeout)
 	defer cancel()
 	type answer struct {

@@ -60,5 +60,5 @@ func TestDocker_ContainerOfAKilledProcessIsRemoved(t *testing.T) {
 			closeConn(t.Context(), conn)
 		}
 		return err != nil
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }

@@ -53,7 +53,7 @@ func TestWatchdog_EndsTheServerOfAKilledProcess(t *testing.T) {
 	_, pid, dir := startHelper(t, cmd)
 
 	require.NoError(t, cmd.Process.Kill())
-	require.Eventually(t, func() bool { return gone(pid, dir) }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return gone(pid, dir) }, time.Minute, 20*time.Millisecond)
 }
 
 func TestWatchdog_CleansUpAfterAStartThatWasKilled(t *testing.T) {
@@ -75,7 +75,7 @@ func TestWatchdog_CleansUpAfterAStartThatWasKilled(t *testing.T) {
 			require.Eventually(t, func() bool {
 				left, err := os.ReadDir(tmp)
 				return err == nil && len(left) == 0 && !dataDirInUse(tmp)
-			}, 30*time.Second, 50*time.Millisecond)
+			}, time.Minute, 50*time.Millisecond)
 		})
 	}
 }

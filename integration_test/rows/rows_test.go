@@ -3,8 +3,10 @@
 package rows
 
 import (
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -71,10 +73,15 @@ func plain(t *testing.T, dsn string) string {
 
 func TestRows(t *testing.T) {
 	t.Parallel()
-	for _, server := range lab.Servers(t) {
+	servers := lab.Servers(t)
+	for i, server := range servers {
 		t.Run(version(t, server.URL()), func(t *testing.T) {
 			t.Parallel()
-			for name, open := range ways {
+			for j, name := range slices.Sorted(maps.Keys(ways)) {
+				if testing.Short() && j%len(servers) != i {
+					continue // each way on one of them
+				}
+				open := ways[name]
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
 					rowtest.Run(t, server.URL(), open)
@@ -90,9 +97,10 @@ var modes = []string{"cache_describe", "describe_exec", "exec", "simple_protocol
 // TestRows_ExecModes runs the suite in each mode, over a pool and over database/sql.
 func TestRows_ExecModes(t *testing.T) {
 	t.Parallel()
-	server := lab.Servers(t)[0].URL()
-	for _, mode := range modes {
-		for _, name := range []string{"PgxPool", "StdlibDB"} {
+	server := lab.Server(t).URL()
+	for i, mode := range modes {
+		both := []string{"PgxPool", "StdlibDB"}
+		for _, name := range lab.Brief(both, both[i%2:][:1]) {
 			t.Run(mode+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				rowtest.Run(t, server, func(t *testing.T, dsn string) rowtest.Way {

@@ -2,10 +2,12 @@ package schema_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
@@ -17,6 +19,19 @@ func newDatabase(t *testing.T) (owner, app string) {
 	owner = dbtest.Migrated(t)
 	dbtest.Exec(t, dbtest.Connect(t, owner), "SELECT pgbaton.grant_service('"+role+"')")
 	return owner, dbtest.As(t, owner, role)
+}
+
+// racing returns what says whether calls that race with others go on: for so many rounds, a sixth of them with -short, and
+// until the rarest result was there more than 50 times, or 10. How often each comes depends on the machine.
+func racing(t *testing.T, rounds int) (again func(rarest int) bool) {
+	t.Helper()
+	limit, done, end := lab.Brief(rounds, rounds/6), 0, time.Now().Add(lab.Hang)
+	return func(rarest int) bool {
+		done++
+		enough := rarest > lab.Brief(50, 10)
+		require.True(t, enough || done <= limit || time.Now().Before(end), "the race is not one: the rarest result came %d times", rarest)
+		return done <= limit || !enough
+	}
 }
 
 func pidOf(conn *pgx.Conn) uint32 { return conn.PgConn().PID() }

@@ -86,7 +86,7 @@ func TestWaitForTurns_HoldsWhatItSays(t *testing.T) {
 			stop := startTraffic(t, ownerURL, cancels, pidOf(waiter))
 			defer stop()
 			gates, keys, turns, partial := 0, 0, 0, 0
-			for range 3000 {
+			for again := racing(t, 3000); again(min(turns, partial)); {
 				nowGates, nowKeys, err := waitSeveral(t.Context(), waiter, gates, keys, rand.IntN(4))
 				held := advisoryLocks(t, observer, pidOf(waiter))
 				var pgErr *pgconn.PgError
@@ -111,8 +111,6 @@ func TestWaitForTurns_HoldsWhatItSays(t *testing.T) {
 				}
 			}
 			t.Log(turns, partial)
-			require.Greater(t, turns, 50, "the race is not one")
-			require.Greater(t, partial, 50, "the race is not one")
 		})
 	}
 }

@@ -119,7 +119,7 @@ func TestWaitForTurn_HoldsWhatItSays(t *testing.T) {
 
 			results := map[string]int{}
 			held := []int64{}
-			for range 3000 {
+			for again := racing(t, 3000); again(min(results["0"], results["1"], results["2"])); {
 				call := waitCall{
 					shared: rand.IntN(2) == 0, keepGate: rand.IntN(2) == 0, atGate: len(held) > 0, waitMS: 1 + rand.IntN(3),
 				}
@@ -132,9 +132,6 @@ func TestWaitForTurn_HoldsWhatItSays(t *testing.T) {
 				}
 			}
 			t.Log(results)
-			for _, result := range []string{"0", "1", "2"} {
-				require.Greater(t, results[result], 50, "the race is not one: %v", results)
-			}
 		})
 	}
 }

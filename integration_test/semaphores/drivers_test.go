@@ -14,7 +14,8 @@ import (
 )
 
 // A permit of several slots is asserted in the transactions of every driver.
-func TestDrivers_AssertPermit(t *testing.T) {
+func TestDrivers_AssertPermit(t *testing.T) { //nolint:tparallel // its parts share a permit
+	t.Parallel()
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 4)
 	permit, err := s.Acquire(t.Context(), 3)
@@ -31,7 +32,7 @@ func TestDrivers_AssertPermit(t *testing.T) {
 			defer db.Close()
 			tx, err := db.BeginTx(t.Context(), nil)
 			require.NoError(t, err)
-			require.NoError(t, pgbaton.AssertPermit(t.Context(), pgbaton.SQLTx(tx), permit))
+			require.NoError(t, permit.Assert(t.Context(), pgbaton.SQLTx(tx)))
 			require.NoError(t, tx.Rollback())
 		})
 	}
@@ -41,7 +42,7 @@ func TestDrivers_AssertPermit(t *testing.T) {
 		require.NoError(t, err)
 		tx, err := db.BeginTx(t.Context(), nil)
 		require.NoError(t, err)
-		require.ErrorIs(t, pgbaton.AssertPermit(t.Context(), pgbaton.SQLTx(tx), permit), pgbaton.ErrNotHeld)
+		require.ErrorIs(t, permit.Assert(t.Context(), pgbaton.SQLTx(tx)), pgbaton.ErrNotHeld)
 		require.NoError(t, tx.Rollback())
 		require.NoError(t, db.Close())
 	}

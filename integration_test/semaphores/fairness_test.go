@@ -14,6 +14,7 @@ import (
 
 // Law 8: three processes want more permits than there are, and each gets its part.
 func TestFairness_Processes(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 2)
 	var workers []*worker.Process
@@ -22,7 +23,7 @@ func TestFairness_Processes(t *testing.T) {
 		p := worker.Start(t)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 6, For: 3 * time.Second, Hold: time.Millisecond,
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 6, For: lab.Brief(3*time.Second, 1500*time.Millisecond), Hold: time.Millisecond,
 		}))
 	}
 	var grants []int64
@@ -34,11 +35,14 @@ func TestFairness_Processes(t *testing.T) {
 	}
 	lab.Note(t, "fairness: grants by process %v", grants)
 	for _, n := range grants {
-		require.Greater(t, n, total/12, "a process hardly got a turn: %v", grants)
+		require.Positive(t, n, "a process got no turn: %v", grants)
+		if lab.Figures() {
+			require.Greater(t, n, total/12, "a process hardly got a turn: %v", grants)
+		}
 	}
 	lab.Report(t, "fairness: waits", waits(workers...), 3*time.Second)
 	judge(t, fixed(2), workers...)
-	requireWhole(t, s, 2, time.Second)
+	requireWhole(t, s, 2)
 }
 
 // waits are the times from call to grant.
@@ -56,7 +60,9 @@ func waits(workers ...*worker.Process) lab.Spread {
 // Who wants all permits gets them, however many others come and go with one each, in its own process and in
 // others.
 func TestFairness_Weighted(t *testing.T) {
-	const capacity, rounds = 4, 5
+	t.Parallel()
+	const capacity = 4
+	rounds := lab.Brief(5, 2)
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", capacity)
 	var workers []*worker.Process
@@ -66,7 +72,7 @@ func TestFairness_Weighted(t *testing.T) {
 		p.Open("c", dsn, 0)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 8, For: 4 * time.Second, Hold: 4 * time.Millisecond,
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 8, For: lab.Hang, Hold: 4 * time.Millisecond,
 		}))
 	}
 	apart := worker.Start(t)
@@ -81,17 +87,19 @@ func TestFairness_Weighted(t *testing.T) {
 		}
 		lab.Report(t, "all permits at once, "+what+", among small ones", lab.NewSpread(spans), 3*time.Second)
 	}
-	for _, call := range calls {
+	for i, call := range calls {
+		workers[i].Do(worker.Command{Do: worker.Stop})
 		require.Positive(t, call.Wait().Counts["granted"])
 	}
 	peak, _ := judge(t, fixed(capacity), append(workers, apart)...)
 	require.Equal(t, capacity, peak)
-	requireWhole(t, s, capacity, time.Second)
+	requireWhole(t, s, capacity)
 }
 
 // A release passes permits on at once: waiters in other processes do not sleep until the next poll.
 func TestHandOver(t *testing.T) {
-	const rounds = 20
+	t.Parallel()
+	rounds := lab.Brief(20, 8)
 	dsn := lab.Database(t)
 	create(t, dsn, "s", 2)
 	a, b := worker.Start(t), worker.Start(t)
@@ -117,7 +125,9 @@ func TestHandOver(t *testing.T) {
 // Laws 7 and 9: a thousand goroutines wait for one permit, on four connections and with few statements, and each
 // gets it when it is its turn.
 func TestCrowd(t *testing.T) {
-	const goroutines, watched = 1000, 3 * time.Second
+	t.Parallel()
+	const goroutines = 1000
+	watched := lab.Brief(3*time.Second, 2*time.Second)
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 1)
 	control := dbtest.Connect(t, dsn)
@@ -128,17 +138,17 @@ func TestCrowd(t *testing.T) {
 	call := crowd.Begin(worker.Command{
 		Do: worker.Permits, DSN: dbtest.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
 	})
-	lab.Eventually(t, 20*time.Second, "all goroutines wait", func() bool {
+	lab.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()
 		return counts.Tried == goroutines
 	})
 	statements, most := lab.Statements(t, control, "crowd", watched)
 	perSecond := float64(statements) / watched.Seconds()
-	lab.Note(t, "crowd: %d connections, %.1f statements a second", most, perSecond)
+	lab.Note(t, "crowd: %d connections", most)
 	require.LessOrEqual(t, most, 4, "connections")
-	require.LessOrEqual(t, perSecond, 20.0, "statements a second")
+	lab.RequireFew(t, perSecond)
 	require.True(t, holder.Release("s").OK())
 	require.EqualValues(t, goroutines, call.Wait().Counts["granted"])
 	judge(t, fixed(1), holder, crowd)
-	requireWhole(t, s, 1, time.Second)
+	requireWhole(t, s, 1)
 }

@@ -17,7 +17,6 @@ import (
 )
 
 const (
-	hammerTTL       = 2 * time.Second
 	hammerProcesses = 8
 	hammerCapacity  = 8
 	hammerWeight    = 3 // the most permits at once; the capacity never falls below it
@@ -113,11 +112,12 @@ func (c *control) working() bool {
 // Law 1 for semaphores, invariant I2: processes that are killed and started again take 1 to 3 permits at a time, while
 // the capacity shrinks and grows. Never are there more holders than permits, and at the end none is missing.
 func TestHammer(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	total := loadSize(t)
 	c := &control{conn: dbtest.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
 	c.command = worker.Command{
-		Do: worker.Permits, DSN: dsn, TTL: hammerTTL, Key: "hammer", N: hammerWeight,
+		Do: worker.Permits, DSN: dsn, Key: "hammer", N: hammerWeight,
 		Goroutines: 4, Count: total / hammerProcesses, Hold: 300 * time.Microsecond,
 	}
 	for range hammerProcesses {
@@ -154,6 +154,6 @@ func TestHammer(t *testing.T) {
 	lab.Note(t, "hammer: waits %v", waits(c.workers...))
 	_, overlaps := judge(t, c.resizes, c.workers...)
 	require.Empty(t, overlaps)
-	requireWhole(t, c.semaphore, c.capacity(), hammerTTL+time.Second)
+	requireWhole(t, c.semaphore, c.capacity())
 	require.Zero(t, dbtest.Value[int](t, c.conn, sqlHeld, "hammer"))
 }

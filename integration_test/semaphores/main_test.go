@@ -30,7 +30,7 @@ func loadSize(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv(loadVariable)
 	if text == "" {
-		return 6_000
+		return lab.Brief(6_000, 2_400)
 	}
 	n, err := strconv.Atoi(text)
 	require.NoError(t, err, loadVariable)
@@ -66,19 +66,19 @@ func judge(t *testing.T, resizes []history.Resize, processes ...*worker.Process)
 
 func fixed(capacity int) []history.Resize { return []history.Resize{{Capacity: capacity}} }
 
-// requireWhole makes sure that no permit was lost on the way: within a time all of them can be had at once.
-func requireWhole(t *testing.T, s *pgbaton.Semaphore, capacity int, within time.Duration) {
+// requireWhole makes sure that no permit was lost on the way: all of them can be had at once, before a TTL has passed.
+func requireWhole(t *testing.T, s *pgbaton.Semaphore, capacity int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Slow)
 	defer cancel()
 	started := time.Now()
 	permit, err := s.Acquire(ctx, capacity)
 	require.NoError(t, err, "all permits at once")
 	lab.Note(t, "all %d permits at once after %v", capacity, time.Since(started))
 	require.NoError(t, permit.Release(context.Background()))
-	available, err := s.Available(context.Background())
+	state, err := s.State(context.Background())
 	require.NoError(t, err)
-	require.Equal(t, capacity, available)
+	require.Equal(t, capacity, state.Available)
 }
 
 // waitFor begins to wait for permits, and returns when it has had time to stand in line.
@@ -86,7 +86,7 @@ func waitFor(t *testing.T, p *worker.Process, name string, n int) *worker.Call {
 	t.Helper()
 	_, before := p.History()
 	call := p.Begin(worker.Command{Do: worker.Acquire, Client: "c", Key: name, As: name, N: n})
-	lab.Eventually(t, 10*time.Second, "the waiter has called", func() bool {
+	lab.Eventually(t, "the waiter has called", func() bool {
 		_, counts := p.History()
 		return counts.Tried > before.Tried
 	})

@@ -52,8 +52,10 @@ const patience = 10
 // What the hammer and the test of compaction look for they find, when it is there: each known mistake is one that
 // their checks see.
 func TestMutants(t *testing.T) {
+	t.Parallel()
 	for name, mutant := range mutants {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			started, violation := time.Now(), ""
 			for round := 0; round == 0 || (mutant != "" && violation == "" && round < patience); round++ { // a mistake shows by chance
 				dsn := lab.Database(t)
@@ -88,7 +90,7 @@ func disturbed(t *testing.T, dsn string) string {
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Permits, DSN: dsn, Key: "s", N: hammerWeight, Goroutines: 6, For: 2 * time.Second,
-			Hold: time.Millisecond, TTL: hammerTTL, Faults: true,
+			Hold: time.Millisecond, Faults: true,
 		}))
 	}
 	ticker := time.NewTicker(50 * time.Millisecond)
@@ -122,7 +124,7 @@ func disturbed(t *testing.T, dsn string) string {
 	case lost > 0:
 		return fmt.Sprintf("%d permits were lost, %d of them overlapped with others", lost, len(overlaps))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	capacity := resizes[len(resizes)-1].Capacity
 	permit, err := s.Acquire(ctx, capacity)

@@ -15,6 +15,7 @@ import (
 // A change of capacity needs all rows. It waits for one that somebody has locked for longer than the client's
 // sessions wait for locks, does not hold up others meanwhile, and ends with its context.
 func TestResize_WaitsForRows(t *testing.T) {
+	t.Parallel()
 	dsn := lab.Database(t)
 	s, other := create(t, dsn, "s", 4), create(t, dsn, "s", 4)
 	locker := dbtest.Connect(t, dsn)
@@ -40,7 +41,7 @@ func TestResize_WaitsForRows(t *testing.T) {
 	require.Empty(t, resized)
 	dbtest.Exec(t, locker, "COMMIT")
 	require.NoError(t, <-resized)
-	requireWhole(t, s, 6, time.Second)
+	requireWhole(t, s, 6)
 	_, err = other.Acquire(context.Background(), 7)
-	require.ErrorIs(t, err, pgbaton.ErrOverCapacity)
+	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 }

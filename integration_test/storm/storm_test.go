@@ -25,16 +25,31 @@ const seed = 20250701
 // options are of a short storm: small, since every process of it has the race detector.
 func options(kind storm.Kind, server *pgserver.Server) storm.Options {
 	return storm.Options{
-		Kind: kind, Server: server, For: 3 * time.Second, TTL: 2 * time.Second,
-		Processes: 2, Clients: 1, Seed: seed, Bound: time.Minute, // a slow machine takes its time to tell a holder
+		Kind: kind, Server: server, For: lab.Brief(3*time.Second, 1500*time.Millisecond), TTL: ttl,
+		// A slow machine takes its time to tell a holder, and to move.
+		Processes: 2, Clients: 1, Seed: seed, Bound: time.Minute, Strict: ttl, Both: lab.Slow,
 	}
 }
 
+const ttl = 2 * time.Second
+
+// places bounds how many storms there are at the same time.
+var places = make(chan struct{}, 4)
+
+// take waits for a place, until the test ends.
+func take(t *testing.T) {
+	t.Helper()
+	places <- struct{}{}
+	t.Cleanup(func() { <-places })
+}
+
 func TestStorm(t *testing.T) {
-	server := lab.OwnServer(t, nil)
+	t.Parallel()
 	for _, kind := range storm.Kinds {
 		t.Run(string(kind), func(t *testing.T) {
-			opts := options(kind, server)
+			t.Parallel()
+			take(t)
+			opts := options(kind, lab.OwnServer(t, nil)) // its sessions are ended, and found by name
 			if kind == storm.Moved {
 				opts.Other, opts.For = lab.OwnServer(t, nil), 2*opts.For
 			}
@@ -52,13 +67,15 @@ func TestStorm(t *testing.T) {
 // A service that does not listen to the loss of its locks, and one that leaves a lock behind, must be found out: else the
 // storm would prove nothing.
 func TestStorm_FindsMistakes(t *testing.T) {
-	server := lab.OwnServer(t, nil)
+	t.Parallel()
 	for mutant, sign := range map[string]string{
 		worker.Deaf: "was held by two at once",
 		worker.Leak: "advisory locks were left behind",
 	} {
 		t.Run(mutant, func(t *testing.T) {
-			opts := options(storm.Terminate, server)
+			t.Parallel()
+			take(t)
+			opts := options(storm.Terminate, lab.OwnServer(t, nil))
 			opts.Mutant = mutant
 			outcome := storm.Run(t.Context(), t, opts)
 			require.Contains(t, outcome.Text(), sign)
@@ -66,14 +83,15 @@ func TestStorm_FindsMistakes(t *testing.T) {
 	}
 }
 
-// The law of frozen waiters at the default TTL.
+// The law of frozen waiters, at a TTL that is far from it.
 func TestFrozen(t *testing.T) {
-	results := storm.Freeze(t.Context(), t, lab.OwnServer(t, nil), storm.Lines, 1, 15*time.Second)
+	t.Parallel()
+	results := storm.Freeze(t.Context(), t, lab.OwnServer(t, nil), storm.Lines, 1, time.Minute)
 	for _, result := range results {
-		t.Logf("FIGURE behind a frozen waiter, %s: %v", result.Line, result.Max)
+		t.Logf("figure: behind a frozen waiter, %s: %v", result.Line, result.Max)
 	}
 	for _, result := range results {
 		require.Equal(t, 1, result.Rounds, result.Line)
-		require.Less(t, result.Max, 7*time.Second, "%s: the others waited until the server gave the frozen one up", result.Line)
+		require.Less(t, result.Max, lab.Slow, "%s: the others waited until the server gave the frozen one up", result.Line)
 	}
 }

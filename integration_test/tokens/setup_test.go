@@ -91,12 +91,16 @@ func (h *history) grant(t *testing.T, dsn string) {
 	require.NoError(t, client.Close(t.Context()))
 }
 
-// everyMajor runs a test on a durable server of each PostgreSQL of which there are binaries.
+// everyMajor runs a test on a durable server of each PostgreSQL of which there are binaries; with -short of the newest and
+// the oldest.
 func everyMajor(t *testing.T, test func(t *testing.T, bindir string)) {
 	t.Helper()
 	dirs := pgserver.BinDirs()
 	if len(dirs) == 0 {
 		leaveOut(t, "there are no PostgreSQL programs on this machine")
+	}
+	if testing.Short() && len(dirs) > 2 {
+		dirs = []string{dirs[0], dirs[len(dirs)-1]}
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(filepath.Dir(dir)), func(t *testing.T) {

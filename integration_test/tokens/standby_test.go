@@ -104,7 +104,7 @@ func twoHolders(t *testing.T, primary, standby string, h *history) {
 			if resource != "" {
 				return pgbaton.Fence(ctx, tx, resource, lock.Token())
 			}
-			return pgbaton.AssertHeld(ctx, tx, lock)
+			return lock.Assert(ctx, tx)
 		})
 	}
 	const keys, writes = 3, 10

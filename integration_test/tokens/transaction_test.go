@@ -22,7 +22,9 @@ func TestStandby_RefusesTransactionLocks(t *testing.T) {
 		require.NoError(t, err)
 		for _, acquire := range []func() (pgbaton.Token, error){
 			func() (pgbaton.Token, error) { return pgbaton.AcquireTx(t.Context(), tx, pgbaton.ID(1)) },
-			func() (pgbaton.Token, error) { return pgbaton.TryAcquireSharedTx(t.Context(), tx, pgbaton.ID(1)) },
+			func() (pgbaton.Token, error) {
+				return pgbaton.AcquireTx(t.Context(), tx, pgbaton.ID(1), &pgbaton.LockOpts{Wait: pgbaton.NoWait, Shared: true})
+			},
 		} {
 			_, err = acquire()
 			require.ErrorIs(t, err, pgbaton.ErrStandby)

@@ -160,8 +160,8 @@ func Value[T any](tb testing.TB, conn *pgx.Conn, sql string, args ...any) T {
 // such as that a session waits.
 func WaitFor(tb testing.TB, conn *pgx.Conn, sql string, args ...any) {
 	tb.Helper()
-	for end := time.Now().Add(30 * time.Second); !Value[bool](tb, conn, sql, args...); {
-		require.True(tb, time.Now().Before(end), "not true after 30 s: %s", sql)
+	for end := time.Now().Add(Patience); !Value[bool](tb, conn, sql, args...); {
+		require.True(tb, time.Now().Before(end), "not true after a minute: %s", sql)
 		Exec(tb, conn, "SELECT pg_sleep(0.005)")
 	}
 }

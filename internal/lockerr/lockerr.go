@@ -44,10 +44,10 @@ var (
 	CommitUnknown     = sentinel("outcome of the commit is unknown")
 	Closed            = sentinel("client closed")
 	Resigned          = sentinel("resigned")
-	CapacityMismatch  = sentinel("the semaphore has another capacity")
-	OverCapacity      = sentinel("more permits wanted than the semaphore has")
-	StaleSnapshot     = sentinel("the transaction's snapshot may be older than the lock: " +
-		"acquire before the transaction begins, or use READ COMMITTED")
+	CapacityMismatch  = sentinel("another capacity")
+
+	// OverCapacity is CapacityMismatch for a wish that can never be met.
+	OverCapacity = fmt.Errorf("%w: more permits wanted than there are", CapacityMismatch)
 )
 
 // Line is the text of an error on one line, without the prefix.

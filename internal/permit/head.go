@@ -58,19 +58,25 @@ func (l *Line) lead(ctx context.Context, cancel context.CancelFunc) {
 // because all sessions that could are busy, looks every now and then.
 func (l *Line) takeTurn(ctx context.Context, stand *Stand) error {
 	d := l.desk
-	if _, err := d.cfg.Ledger.Holder(ctx); err != nil {
+	leave := func() {
 		if *stand != nil {
 			(*stand).Leave()
 			*stand = nil
 		}
-		l.pause(ctx, pollEvery)
-		return nil
+	}
+	if d.cfg.Ledger.Current() == nil {
+		leave()
+		if _, err := d.cfg.Ledger.Holder(ctx); err != nil {
+			l.pause(ctx, pollEvery)
+			return nil
+		}
 	}
 	if d.cfg.Pooled {
 		l.look(ctx, nil)
 		return nil
 	}
-	if l.isClaiming() { // for a head before this one, who has left: a turn could not be used
+	if l.isClaiming() { // for a wait that has ended: a turn could not be used before the answer
+		leave()
 		l.pause(ctx, pollPooled/8)
 		return nil
 	}

@@ -112,7 +112,7 @@ func (l *Line) enter(w *waiter, a *actions) error {
 		l.waits++
 	}
 	l.advance(a)
-	if w.n > l.capacity && l.heading {
+	if w.n > l.capacity && (l.heading || l.first() != w) {
 		l.inquire(a) // else it would hear of it when it is its turn
 	}
 	return nil

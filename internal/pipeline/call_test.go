@@ -112,9 +112,9 @@ func TestPipeline_AsideFails(t *testing.T) {
 // An error is an answer too: a pipeline of which every statement fails lives all the same.
 func TestPipeline_ErrorsAreAnswers(t *testing.T) {
 	t.Parallel()
-	const ttl = time.Second
+	const ttl = 4 * time.Second
 	f := open(t, ttl, false)
-	for end := time.Now().Add(2 * ttl); time.Now().Before(end); time.Sleep(ttl / 20) {
+	for end := time.Now().Add(3 * ttl / 2); time.Now().Before(end); time.Sleep(ttl / 20) {
 		c := newCall(&stmtFail, "0")
 		f.do(c)
 		require.ErrorContains(t, c.err, "division by zero")
@@ -125,7 +125,7 @@ func TestPipeline_ErrorsAreAnswers(t *testing.T) {
 // Where another session may run each transaction, nothing stays prepared.
 func TestPipeline_Pooled(t *testing.T) {
 	t.Parallel()
-	f := open(t, time.Second, true)
+	f := open(t, 3*time.Second, true)
 	require.True(t, f.Pooled())
 	for range 2 {
 		c, other := newCall(&stmtEcho, "a", "1"), newCall(&stmtXact)
@@ -135,7 +135,7 @@ func TestPipeline_Pooled(t *testing.T) {
 	prepared := newCall(&Statement{Name: "prepared", SQL: "SELECT count(*) FROM pg_prepared_statements"})
 	f.do(prepared)
 	require.Equal(t, "0", string(prepared.rows[0][0][:1]))
-	time.Sleep(time.Second) // it pings
+	time.Sleep(3 * time.Second) // it pings
 	f.do(newCall(&stmtXact))
 	require.NoError(t, f.Close(t.Context(), nil))
 }

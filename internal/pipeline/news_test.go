@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
 func TestSocket_News(t *testing.T) {
@@ -43,7 +45,7 @@ func TestSocket_News(t *testing.T) {
 		now := time.Duration(0)
 		look := func() bool { now += lookEvery; return s.news(now) }
 		if test.news {
-			for end := time.Now().Add(10 * time.Second); !look(); time.Sleep(time.Millisecond) {
+			for end := time.Now().Add(dbtest.Patience); !look(); time.Sleep(time.Millisecond) {
 				require.True(t, time.Now().Before(end), name)
 			}
 			require.False(t, s.news(now), "not twice in a moment")

@@ -11,8 +11,8 @@ import (
 	"github.com/pgbaton/pgbaton"
 )
 
-// waits are the ways in which a row lock may wait.
-var waits = []time.Duration{0, pgbaton.NoWait, time.Second}
+// waits are the ways in which a row lock may wait. The last is not over before the call on any machine.
+var waits = []time.Duration{0, pgbaton.NoWait, 30 * time.Second}
 
 // twins makes a table in which the id alone names two rows, of two tenants.
 func (b *bundle) twins(ctx context.Context, t *testing.T) pgx.Identifier {
@@ -115,7 +115,7 @@ func (s *suite) severalRows(t *testing.T) {
 				"t": time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), "i": i,
 			})
 		}
-		for _, wait := range waits {
+		for _, wait := range []time.Duration{0, pgbaton.NoWait, time.Second} {
 			got, err := pgbaton.LockRows[int](ctx, b.begin(t), table, keys, &pgbaton.RowOpts{Column: "i", Wait: wait})
 			if wait == pgbaton.NoWait { // the first transaction has them
 				require.ErrorIs(t, err, pgbaton.ErrNotAcquired)

@@ -89,7 +89,7 @@ type bundle struct {
 func (s *suite) setup(t *testing.T) (context.Context, *bundle) {
 	t.Helper()
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*dbtest.Patience)
 	t.Cleanup(cancel)
 	b := &bundle{s, pgx.Identifier{"s " + strings.ToLower(rand.Text()[:12]), `a"b.Accounts`}}
 	b.exec(ctx, t, "CREATE SCHEMA "+pgx.Identifier{b.table[0]}.Sanitize())
@@ -155,7 +155,7 @@ func (b *bundle) awaitWaiter(ctx context.Context, t *testing.T, holder pgx.Tx) {
 		err := b.pool.QueryRow(ctx, `SELECT EXISTS (
 			SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))`, int32(pid)).Scan(&waits)
 		return err == nil && waits
-	}, 20*time.Second, 5*time.Millisecond)
+	}, dbtest.Patience, 5*time.Millisecond)
 }
 
 func exec(ctx context.Context, t *testing.T, q pgbaton.Querier, sql string) {

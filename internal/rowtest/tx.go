@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync"
 	"testing"
 	"time"
@@ -179,40 +180,46 @@ func (s *suite) requireRetries(
 // with more, both come through.
 func (s *suite) deadlock(t *testing.T) {
 	ctx, b := s.setup(t)
-	for _, attempts := range []int{1, 10} {
-		var (
-			both, done sync.WaitGroup
-			errs       [2]error
-		)
-		both.Add(2)
-		for i := range 2 {
-			first := true
-			done.Go(func() {
-				opts := &pgbaton.TxOpts{MaxAttempts: attempts}
-				errs[i] = s.way.InTx(ctx, opts, func(ctx context.Context, tx pgbaton.Tx) error {
-					if _, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 1 + i}, nil); err != nil {
-						return err
-					}
-					if first {
-						first = false
-						both.Done()
-						both.Wait()
-					}
-					_, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 2 - i}, nil)
-					return err
-				})
-			})
-		}
-		done.Wait()
-		err := errors.Join(errs[:]...)
-		if attempts > 1 {
-			require.NoError(t, err)
-			continue
-		}
+	require.NoError(t, s.crosswise(ctx, b, 10))
+	ran := regexp.MustCompile(`process \d+ ran: SELECT "id", .* FOR UPDATE`)
+	for attempts := 0; ; attempts++ {
+		err := s.crosswise(ctx, b, 1)
 		require.ErrorIs(t, err, pgbaton.ErrDeadlock)
 		require.Regexp(t, `(?s)Process \d+ waits for .*Process \d+ waits for `, err.Error())
-		require.Regexp(t, `process \d+ ran: SELECT "id", .* FOR UPDATE`, err.Error())
+		if ran.MatchString(err.Error()) {
+			return
+		}
+		require.Less(t, attempts, 10, err.Error()) // the statements are looked for during a second, which may be over
 	}
+}
+
+// crosswise locks two rows in two transactions, in either order, each of which makes so many attempts.
+func (s *suite) crosswise(ctx context.Context, b *bundle, attempts int) error {
+	var (
+		both, done sync.WaitGroup
+		errs       [2]error
+	)
+	both.Add(2)
+	for i := range 2 {
+		first := true
+		done.Go(func() {
+			opts := &pgbaton.TxOpts{MaxAttempts: attempts}
+			errs[i] = s.way.InTx(ctx, opts, func(ctx context.Context, tx pgbaton.Tx) error {
+				if _, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 1 + i}, nil); err != nil {
+					return err
+				}
+				if first {
+					first = false
+					both.Done()
+					both.Wait()
+				}
+				_, err := pgbaton.LockRow[account](ctx, tx, b.table, pgbaton.Values{"id": 2 - i}, nil)
+				return err
+			})
+		})
+	}
+	done.Wait()
+	return errors.Join(errs[:]...)
 }
 
 func (s *suite) badInput(t *testing.T) {

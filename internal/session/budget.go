@@ -88,3 +88,10 @@ func (b *Budget) Crowded() bool {
 }
 
 func (b *Budget) wished() bool { return !b.asked.IsZero() && time.Since(b.asked) < wish }
+
+// Taken returns how many places are taken.
+func (b *Budget) Taken() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.holding + b.waiting + b.sidecars
+}

@@ -26,6 +26,7 @@ const oldestMajor = 14
 type Server struct {
 	Identity        string // of this run of this server, and of the database
 	Version         int    // server_version_num
+	Schema          int    // the schema's version
 	DeadlockTimeout time.Duration
 	LockTable       int  // how many locks fit into the server's lock table
 	DirectDraws     bool // other roles than the schema's owner may use the token sequence itself
@@ -175,7 +176,8 @@ var schemaChecks = []Command{
 
 // check takes the answers to schemaChecks.
 func (s *Session) check(answers []answer) error {
-	if err := checkSchemaVersion(answers[0]); err != nil {
+	var err error
+	if s.Server.Schema, err = checkSchemaVersion(answers[0]); err != nil {
 		return err
 	}
 	if err := firstFailure(schemaChecks, answers); err != nil {
@@ -188,28 +190,28 @@ func (s *Session) check(answers []answer) error {
 	}
 	s.Server.Identity = identity[0]
 	s.Repaired = tokens[0] == "t"
-	var err error
 	if s.Drawn, err = strconv.ParseInt(tokens[1], 10, 64); err != nil {
 		return fmt.Errorf("check the token sequence: %w", err)
 	}
 	return nil
 }
 
-func checkSchemaVersion(a answer) error {
+// checkSchemaVersion returns the version of a schema that serves this client.
+func checkSchemaVersion(a answer) (int, error) {
 	row, err := a.only()
 	if err != nil {
-		return fmt.Errorf("read the schema's version: %w", pgerr.Schema(err))
+		return 0, fmt.Errorf("read the schema's version: %w", pgerr.Schema(err))
 	}
 	version, err1 := strconv.Atoi(row[0])
 	oldest, err2 := strconv.Atoi(row[1])
 	switch err := errors.Join(err1, err2); {
 	case err != nil:
-		return fmt.Errorf("%w: read its version: %w", lockerr.Schema, err)
+		return 0, fmt.Errorf("%w: read its version: %w", lockerr.Schema, err)
 	case version < ClientVersion:
-		return fmt.Errorf("%w: it has version %d, this client needs %d: run the migrations", lockerr.Schema, version, ClientVersion)
+		return 0, fmt.Errorf("%w: it has version %d, this client needs %d: run the migrations", lockerr.Schema, version, ClientVersion)
 	case oldest > ClientVersion:
-		return fmt.Errorf("%w: it serves clients from version %d on, this one is %d: upgrade the library",
+		return 0, fmt.Errorf("%w: it serves clients from version %d on, this one is %d: upgrade the library",
 			lockerr.Schema, oldest, ClientVersion)
 	}
-	return nil
+	return version, nil
 }

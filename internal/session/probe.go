@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -120,8 +121,9 @@ func (w *witness) testify(
 const sayTryOut = "try out the server's advisory locks"
 
 // judge takes the answers to the commands of testify, which the session that is probed has run on the server of an
-// identity. Some engines accept the functions and do nothing.
-func (w *witness) judge(identity string, answers []answer) error {
+// identity. Some engines accept the functions and do nothing. That one key was granted to two sessions is believed only
+// if the witness still holds the key: the server may have ended the witness' session meanwhile.
+func (w *witness) judge(ctx context.Context, identity string, answers []answer) error {
 	if w.identity != "" && w.identity != identity {
 		return fmt.Errorf("two connections to one address reached two servers, %s and %s", identity, w.identity)
 	}
@@ -131,10 +133,27 @@ func (w *witness) judge(identity string, answers []answer) error {
 			return fmt.Errorf("%s: %w", sayTryOut, err)
 		}
 		if want := [...]string{"f", "t", "t"}[i]; row[0] != want {
+			if i == 0 {
+				if err := w.holds(ctx); err != nil {
+					return err
+				}
+			}
 			return fmt.Errorf("%w: it %s", lockerr.UnsupportedServer, [...]string{
 				"grants one key to two sessions", "refuses a lock on a free key", "has forgotten a lock that was just granted",
 			}[i])
 		}
+	}
+	return nil
+}
+
+// holds returns an error if the witness' session no longer lives or no longer has its key.
+func (w *witness) holds(ctx context.Context) error {
+	row, err := queryRow(ctx, w.conn.PgConn(), "SELECT pg_catalog.pg_advisory_unlock("+w.key+")")
+	if err == nil && row[0] != "t" {
+		err = errors.New("the session is no longer the same")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: the second connection, which the locks were to be tried out with, was lost: %w", sayTryOut, err)
 	}
 	return nil
 }

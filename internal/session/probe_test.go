@@ -26,15 +26,16 @@ func TestProbe(t *testing.T) {
 		require.NoError(t, err)
 		answers, err := fly(ctx, witnessed.PgConn(), commands)
 		require.NoError(t, err)
-		return w.judge(w.identity, answers)
+		return w.judge(ctx, w.identity, answers)
 	}
 	require.NoError(t, try(one))
 	left := dbtest.Value[int64](t, dbtest.Connect(t, dsn),
 		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1", int32(one.PgConn().PID())) //nolint:gosec // a pid
 	require.Zero(t, left)
 
-	w := &witness{key: "4711", identity: "here"}
-	require.ErrorContains(t, w.judge("there", nil), "reached two servers")
+	third := dbtest.Connect(t, dsn)
+	w := &witness{key: "4712", identity: "here", conn: third}
+	require.ErrorContains(t, w.judge(ctx, "there", nil), "reached two servers")
 	yes := answer{rows: [][][]byte{{[]byte("t")}}}
 	no := answer{rows: [][][]byte{{[]byte("f")}}}
 	for says, answers := range map[string][]answer{
@@ -42,9 +43,17 @@ func TestProbe(t *testing.T) {
 		"refuses a lock on a free key":               {no, no, yes},
 		"has forgotten a lock that was just granted": {no, yes, no},
 	} {
-		err := w.judge("here", answers)
+		dbtest.Exec(t, third, "SELECT pg_advisory_lock(4712)")
+		err := w.judge(ctx, "here", answers)
 		require.ErrorIs(t, err, lockerr.UnsupportedServer)
 		require.ErrorContains(t, err, says)
+	}
+	dbtest.Exec(t, third, "SELECT pg_advisory_unlock_all()")
+	for range 2 { // a session that no longer has the key, and one that is no more
+		err := w.judge(ctx, "here", []answer{yes, yes, yes})
+		require.NotErrorIs(t, err, lockerr.UnsupportedServer)
+		require.ErrorContains(t, err, "was lost")
+		dbtest.Exec(t, one, "SELECT pg_terminate_backend($1)", int32(third.PgConn().PID())) //nolint:gosec // a pid
 	}
 
 	require.NoError(t, probePooler(ctx, one.PgConn(), two.PgConn(), pid(one), 2))

@@ -107,7 +107,7 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 		if err != nil {
 			return err
 		}
-		if err := checkSchemaVersion(answers[0]); err != nil {
+		if s.Server.Schema, err = checkSchemaVersion(answers[0]); err != nil {
 			return err
 		}
 		return firstFailure(commands, answers[1:])
@@ -258,7 +258,7 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness,
 		return err
 	}
 	if w != nil {
-		return w.judge(s.Server.Identity, answers)
+		return w.judge(ctx, s.Server.Identity, answers)
 	}
 	return nil
 }

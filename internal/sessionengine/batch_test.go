@@ -127,7 +127,7 @@ func TestAnchor_MendsAFailedRoundTrip(t *testing.T) {
 func TestAnchor_CancelledAllTheTime(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute)
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), dbtest.Length(3*time.Second))
 	defer cancel()
 	stopped := make(chan struct{})
 	canceller := dbtest.Connect(t, f.dsn)

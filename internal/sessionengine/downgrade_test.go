@@ -77,7 +77,7 @@ func TestAnchor_DowngradeInAFailedRoundTrip(t *testing.T) {
 func TestAnchor_DowngradeCancelledAllTheTime(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), dbtest.Length(2*time.Second))
 	defer cancel()
 	stopped := make(chan struct{})
 	canceller := dbtest.Connect(t, f.dsn)

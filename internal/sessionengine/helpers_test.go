@@ -17,7 +17,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
-const patience = 10 * time.Second
+const patience = dbtest.Patience
 
 // recorder is an [engine.Manager] that counts the answers.
 type recorder struct {

@@ -45,6 +45,6 @@ UPDATE pgbaton.slot SET holder = -1, token = 32, lease = 5000, expires_at = cloc
 		mu.Lock()
 		defer mu.Unlock()
 		return len(reports) == 1
-	}, 30*time.Second, 5*time.Millisecond)
+	}, dbtest.Patience, 5*time.Millisecond)
 	require.Contains(t, reports[0], `semaphore "s": 1`)
 }

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -19,24 +20,45 @@ import (
 	"github.com/pgbaton/pgbaton/internal/dbtest"
 )
 
-var shared struct {
+// pool is what a package's tests share: servers that are started when they are first asked for, and stopped by [Run].
+var pool struct {
 	sync.Mutex
-	started bool
-	servers []*pgserver.Server
+	main    *pgserver.Server
+	every   []*pgserver.Server
 	err     error
+	started []*pgserver.Server
 }
 
-// Servers are all servers of the test run, one a major. They are started once, and stopped by [Run].
+// Server returns the server of tests that need no certain major.
+func Server(tb testing.TB) *pgserver.Server {
+	tb.Helper()
+	pool.Lock()
+	defer pool.Unlock()
+	if pool.main == nil {
+		server, err := pgserver.Start(context.Background())
+		require.NoError(tb, err, "this test needs a PostgreSQL")
+		pool.main, pool.started = server, append(pool.started, server)
+	}
+	return pool.main
+}
+
+// Servers returns the servers for what must hold on every PostgreSQL: one of each major at hand, the oldest first. With
+// -short they are the oldest and the newest.
 func Servers(tb testing.TB) []*pgserver.Server {
 	tb.Helper()
-	shared.Lock()
-	defer shared.Unlock()
-	if !shared.started {
-		shared.started = true
-		shared.servers, shared.err = pgserver.StartAll(context.Background())
+	main := Server(tb)
+	pool.Lock()
+	defer pool.Unlock()
+	if pool.every == nil && pool.err == nil {
+		pool.every, pool.err = pgserver.StartAll(context.Background(), main, testing.Short())
+		for _, server := range pool.every {
+			if server != main {
+				pool.started = append(pool.started, server)
+			}
+		}
 	}
-	require.NoError(tb, shared.err, "this test needs a PostgreSQL")
-	return shared.servers
+	require.NoError(tb, pool.err, "this test needs a PostgreSQL")
+	return pool.every
 }
 
 // Run is a package's tests; it stops the servers after them.
@@ -45,12 +67,12 @@ type Run struct{ *testing.M }
 // Run runs the tests.
 func (r Run) Run() int {
 	code := r.M.Run()
-	shared.Lock()
-	defer shared.Unlock()
-	for _, server := range shared.servers {
+	pool.Lock()
+	defer pool.Unlock()
+	for _, server := range pool.started {
 		if err := server.Stop(context.Background()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			return max(code, 1)
+			code = max(code, 1)
 		}
 	}
 	return code
@@ -61,7 +83,7 @@ func (r Run) Run() int {
 func OwnServer(tb testing.TB, settings map[string]string) *pgserver.Server {
 	tb.Helper()
 	dirs := pgserver.BinDirs()
-	if len(dirs) == 0 && strings.HasPrefix(Servers(tb)[0].Origin(), "Docker") {
+	if len(dirs) == 0 && strings.HasPrefix(Server(tb).Origin(), "Docker") {
 		const why = "this test kills a server of its own, and there are no PostgreSQL programs on this machine"
 		if os.Getenv("CI") != "" {
 			tb.Fatal(why)
@@ -82,7 +104,7 @@ func OwnServer(tb testing.TB, settings map[string]string) *pgserver.Server {
 // Database makes a migrated database on the server that every test may use.
 func Database(tb testing.TB) string {
 	tb.Helper()
-	return DatabaseOn(tb, Servers(tb)[0])
+	return DatabaseOn(tb, Server(tb))
 }
 
 // DatabaseOn makes a migrated database on a server.
@@ -91,18 +113,27 @@ func DatabaseOn(tb testing.TB, server *pgserver.Server) string {
 	return dbtest.MigratedOn(tb, server.URL())
 }
 
-// Client opens a client in this process, closed with the test.
+// Client opens a client in this process, closed with the test. Its TTL is longer than a busy machine keeps it from the server,
+// unless the config says another.
 func Client(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	tb.Helper()
-	client, err := pgbaton.Open(context.Background(), dsn, cfg)
+	var own pgbaton.Config
+	if cfg != nil {
+		own = *cfg
+	}
+	own.TTL = cmp.Or(own.TTL, time.Minute)
+	client, err := pgbaton.Open(context.Background(), dsn, &own)
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), Hang)
 		defer cancel()
 		require.NoError(tb, client.Close(ctx))
 	})
 	return client
 }
+
+// here leaves out the sessions of other tests, in databases of their own, that may have the same name.
+const here = " AND datname = current_database()"
 
 // Session is a session of a client, as pg_stat_activity shows it.
 type Session struct {
@@ -115,7 +146,7 @@ type Session struct {
 func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
 	tb.Helper()
 	rows, err := conn.Query(context.Background(),
-		"SELECT pid, query !~ 'wait_for_turn|unlock_all', query FROM pg_stat_activity WHERE application_name = $1 ORDER BY pid", name)
+		"SELECT pid, query !~ 'wait_for_turn|unlock_all', query FROM pg_stat_activity WHERE application_name = $1"+here+" ORDER BY pid", name)
 	require.NoError(tb, err)
 	sessions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Session])
 	require.NoError(tb, err)
@@ -126,14 +157,14 @@ func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
 func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
 	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-		WHERE l.locktype = 'advisory' AND a.application_name = $1`, name)
+		WHERE l.locktype = 'advisory' AND a.application_name = $1`+here, name)
 }
 
 // Waiting counts the sessions with an application_name that wait for an advisory lock.
 func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
 	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
-		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`, name)
+		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`+here, name)
 }
 
 // Statements looks at the sessions with an application_name for a while, often enough to see each of their
@@ -145,7 +176,7 @@ func Statements(tb testing.TB, control *pgx.Conn, name string, watched time.Dura
 	defer ticker.Stop()
 	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
 		rows, err := control.Query(context.Background(),
-			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NOT NULL", name)
+			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NOT NULL"+here, name)
 		require.NoError(tb, err)
 		sessions := 0
 		var pid int
@@ -165,13 +196,10 @@ func Statements(tb testing.TB, control *pgx.Conn, name string, watched time.Dura
 }
 
 // Eventually waits until a condition that only the server can tell of holds.
-func Eventually(tb testing.TB, within time.Duration, what string, condition func() bool) {
+func Eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
-	for end := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
-		if condition() {
-			return
-		}
-		require.True(tb, time.Now().Before(end), "not within %v: %s", within, what)
+	for end := time.Now().Add(Hang); !condition(); time.Sleep(2 * time.Millisecond) {
+		require.True(tb, time.Now().Before(end), "not within %v: %s", Hang, what)
 	}
 }
 

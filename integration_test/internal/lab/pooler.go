@@ -76,6 +76,6 @@ ignore_startup_parameters = extra_float_digits
 			return false
 		}
 		return conn.Close(context.Background()) == nil
-	}, 10*time.Second, 20*time.Millisecond)
+	}, Hang, 20*time.Millisecond)
 	return through.String()
 }

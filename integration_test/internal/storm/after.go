@@ -57,7 +57,7 @@ func (f *fight) leftovers(ctx context.Context) {
 	if f.away != nil {
 		fields = append(fields, f.away)
 	}
-	patience := 2*f.opts.TTL + 10*time.Second
+	patience := 2*f.opts.TTL + 20*time.Second
 	for _, field := range fields {
 		c := &control{field: field}
 		f.gone(ctx, c, patience, "sessions", "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'storm-client-%'")
@@ -104,7 +104,7 @@ func (f *fight) again(ctx context.Context, field *field, within time.Duration) {
 		f.violate("the keys, afterwards: %v", err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(capacities)) {
-		semaphore, err := client.OpenSemaphore(ctx, name)
+		semaphore, err := client.Semaphore(ctx, name, 0)
 		if err != nil {
 			f.violate("a semaphore cannot be opened afterwards: %v", err)
 			continue

@@ -1,6 +1,7 @@
 package storm
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"time"
@@ -43,14 +44,12 @@ type split struct {
 	told       bool
 }
 
-// tooLong is for how long a client may be on both servers: while it moves, or dials one to refuse it.
-const tooLong = time.Second
-
 // watchBoth looks all the time whether a client has sessions on both servers for longer than a move takes.
 func (f *fight) watchBoth(ctx context.Context) {
 	home, away := &control{field: f.home}, &control{field: f.away}
 	defer home.close()
 	defer away.close()
+	tooLong := cmp.Or(f.opts.Both, time.Second)
 	splits := map[string]*split{}
 	for rest(ctx, 50*time.Millisecond) {
 		here, err := look(ctx, home)
@@ -73,8 +72,8 @@ func (f *fight) watchBoth(ctx context.Context) {
 				splits[name] = &split{home: h.pid, away: a.pid, since: time.Now()}
 			case !s.told && time.Since(s.since) > tooLong:
 				s.told = true
-				f.violate("%s has been on two servers for a second: %d advisory locks on one, %d on the other",
-					strings.TrimPrefix(name, worker.StormClient), h.locks, a.locks)
+				f.violate("%s has been on two servers for %v: %d advisory locks on one, %d on the other",
+					strings.TrimPrefix(name, worker.StormClient), tooLong, h.locks, a.locks)
 			}
 		}
 	}

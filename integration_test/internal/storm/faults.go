@@ -252,7 +252,7 @@ func (f *fight) move(ctx context.Context, r *rand.Rand) {
 			most, fullest = []int{0, 1, 1, 2, 100}[r.IntN(5)], r.IntN(3) > 0
 		}
 		times = 1 + r.IntN(3)
-		rest(ctx, tooLong+f.opts.TTL/2)
+		rest(ctx, time.Second+f.opts.TTL/2)
 		old, other = other, old
 	}
 	stop()

@@ -185,7 +185,7 @@ func (q *queue) signal(sig syscall.Signal) {
 func (q *queue) linedUp(ctx context.Context, i int) {
 	const seen = `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 		WHERE l.locktype = 'advisory' AND a.application_name = $1 AND (NOT l.granted OR a.query LIKE '%wait_for_turn%' OR a.query LIKE '%claim_slots%')`
-	for end := time.Now().Add(30 * time.Second); ; {
+	for end := time.Now().Add(lab.Hang); ; {
 		n, err := q.control.count(ctx, seen, q.name(i))
 		require.NoError(q.tb, err)
 		if n > 0 {

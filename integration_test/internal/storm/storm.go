@@ -16,6 +16,7 @@
 package storm
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -45,6 +46,11 @@ type Options struct {
 	Seed      uint64
 	// Bound is the longest overlap that a kind of fault with overlaps may have.
 	Bound time.Duration
+	// Strict is the longest overlap that any other kind may have, 50 ms if it is zero: the library has told the holder, and the
+	// holder's goroutine has not run yet. A broken window of trust would be a tenth of TTL or more, where the machine is calm.
+	Strict time.Duration
+	// Both is for how long a client may be on two servers, while it moves, or dials one to refuse it: a second if it is zero.
+	Both time.Duration
 	// Late is by how much a call may come back after its context's end, where it releases a lock on a dead network after
 	// TTL more. Zero asks for nothing: a slow machine takes its time.
 	Late   time.Duration
@@ -97,9 +103,6 @@ const (
 	lastAnswers  = 60 * time.Second // of calls whose contexts end within 10 s
 	oftenEnough  = 100 * time.Millisecond
 	clientsConns = 4
-	// strict is the longest overlap where there should be none: the library has told the holder, and the holder's goroutine
-	// has not run yet. A broken window of trust would be a tenth of TTL or more.
-	strict = 50 * time.Millisecond
 )
 
 // Run lets a storm happen and returns what became of it.
@@ -115,7 +118,11 @@ func Run(ctx context.Context, tb worker.TB, opts Options) *Outcome {
 	f.begin()
 	begun := time.Now()
 	if f.until(ctx, warmUp, "before the faults") {
-		faulty, cancel := context.WithTimeout(ctx, opts.For)
+		faulty, cancel := context.WithCancel(ctx)
+		go func() {
+			defer cancel()
+			f.enough(faulty)
+		}()
 		f.faults(faulty)
 		cancel()
 		f.outcome.Seconds = time.Since(begun).Seconds()
@@ -126,6 +133,16 @@ func Run(ctx context.Context, tb worker.TB, opts Options) *Outcome {
 	}
 	f.finish(ctx)
 	return f.outcome
+}
+
+// enough returns when there were faults for as long as was asked for, and one at least.
+func (f *fight) enough(ctx context.Context) {
+	rest(ctx, f.opts.For)
+	if f.opts.Kind == None || f.opts.Kind == Slow {
+		return
+	}
+	for end := time.Now().Add(lab.Hang); f.injected.Load() == 0 && time.Now().Before(end) && rest(ctx, oftenEnough); {
+	}
 }
 
 func (f *fight) violate(format string, args ...any) {
@@ -316,7 +333,7 @@ func (f *fight) judge() {
 		f.outcome.Overlaps.Keys[o.Key]++
 		bound := f.opts.Bound
 		if !f.opts.Kind.sudden() {
-			bound = strict
+			bound = cmp.Or(f.opts.Strict, 50*time.Millisecond)
 		}
 		if o.Length > bound {
 			f.violate("%q was held by two for %v", o.Key, o.Length)

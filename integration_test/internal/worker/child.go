@@ -2,13 +2,17 @@ package worker
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -22,13 +26,15 @@ import (
 type child struct {
 	log *history.Log
 
-	out sync.Mutex // of stdout
+	out     sync.Mutex // of stdout
+	stopped atomic.Bool
 
 	mu         sync.Mutex
 	clients    map[string]*pgbaton.Client
 	locks      map[string]*held
 	semaphores map[[2]string]*pgbaton.Semaphore // by client and name
 	storms     map[string]*storm                // by the command's As
+	terms      sync.Map                         // *ownTerm by client/name
 }
 
 // held is a lock or a permit that a later command will use.
@@ -95,7 +101,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 		Open: c.open, Close: c.close, Acquire: c.acquire, AcquireAll: c.acquireAll, Release: c.release,
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
 		Relay: c.relay, Permits: c.permits, Assert: c.assert, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
-		Storm: c.storm, StormSince: c.stormSince, StormEnd: c.stormEnd,
+		Stop: c.stop, Storm: c.storm, StormSince: c.stormSince, StormEnd: c.stormEnd,
 		Gather: c.gather,
 	}[cmd.Do]
 	if do == nil {
@@ -106,6 +112,11 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 		a.Fail = err.Error()
 	}
 	return a
+}
+
+func (c *child) stop(context.Context, Command) (Answer, error) {
+	c.stopped.Store(true)
+	return Answer{}, nil
 }
 
 func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
@@ -119,17 +130,20 @@ func (c *child) open(ctx context.Context, cmd Command) (Answer, error) {
 	return Answer{}, nil
 }
 
-// openClient opens a client, again and again if its start-up is hit by a fault, as a service does.
+// openClient opens a client, again and again if its start-up is hit by a fault, or is slow on a busy machine, as a service
+// does.
 func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
-			TTL: cmd.TTL, MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Reduced: cmd.Reduced,
+			// Without a TTL of the command, one that is longer than a busy machine keeps a process from the server.
+			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Reduced: cmd.Reduced,
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		var hit *pgconn.PgError
-		if err == nil || !errors.As(err, &hit) || ctx.Err() != nil {
+		again := errors.As(err, &hit) || errors.Is(err, context.DeadlineExceeded)
+		if err == nil || !again || ctx.Err() != nil {
 			return client, err
 		}
 	}
@@ -144,15 +158,20 @@ func (c *child) close(ctx context.Context, cmd Command) (Answer, error) {
 }
 
 func (c *child) exit() Answer {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	clients := slices.Collect(maps.Values(c.clients))
+	c.mu.Unlock() // a command that a closed client has ended needs it to end
 	var errs []error
-	for _, client := range c.clients {
+	for _, client := range clients {
 		errs = append(errs, client.Close(ctx))
 	}
-	errs = append(errs, goleak.Find())
+	// A connection that was closed in the middle of something ends in the background, within 15 s.
+	left := goleak.Find()
+	for end := time.Now().Add(patience / 2); left != nil && time.Now().Before(end); left = goleak.Find() {
+	}
+	errs = append(errs, left)
 	if err := errors.Join(errs...); err != nil {
 		return Answer{Fail: err.Error()}
 	}

@@ -61,6 +61,9 @@ func (c *child) hammer(ctx context.Context, cmd Command) (Answer, error) {
 	for range max(cmd.Clients, 1) {
 		client, err := openClient(ctx, cmd)
 		if err != nil {
+			for _, opened := range clients {
+				_ = opened.Close(ctx)
+			}
 			return Answer{}, err
 		}
 		clients = append(clients, client)
@@ -103,11 +106,18 @@ func (h *hammer) fail(err error) {
 	}
 }
 
-// over says whether the hammer is to stop.
+// over reports whether the hammer is to stop: after its time, if it has been granted anything.
 func (h *hammer) over() bool {
 	h.failMu.Lock()
 	defer h.failMu.Unlock()
-	return h.failure != nil || time.Now().After(h.end)
+	switch now := time.Now(); {
+	case h.failure != nil || h.stopped.Load():
+		return true
+	case now.Before(h.end):
+		return false
+	}
+	// A process that others were faster than goes on when they have done their part.
+	return h.counts["granted"].Load() > 0 || time.Since(h.end) > patience
 }
 
 func (h *hammer) run(ctx context.Context, client *pgbaton.Client, number int) {

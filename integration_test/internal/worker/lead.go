@@ -27,8 +27,8 @@ func (c *child) lead(_ context.Context, cmd Command) (Answer, error) {
 		free := &atomic.Int64{} // since when this campaign may have been elected
 		free.Store(history.Now())
 		go func() {
-			err := client.Lead(context.Background(), name, func(ctx context.Context, term pgbaton.Token) error {
-				return c.term(ctx, cmd, name, free, int64(term))
+			err := client.Lead(context.Background(), name, func(ctx context.Context, lock *pgbaton.Lock) error {
+				return c.term(ctx, cmd, name, free, lock)
 			})
 			if !errors.Is(err, pgbaton.ErrClosed) {
 				fmt.Fprintln(os.Stderr, "worker: lead:", err)
@@ -39,7 +39,19 @@ func (c *child) lead(_ context.Context, cmd Command) (Answer, error) {
 	return Answer{}, nil
 }
 
-func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic.Int64, term int64) error {
+func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic.Int64, lock *pgbaton.Lock) error {
+	own, term := &ownTerm{stop: make(chan struct{}), over: lock.Done()}, int64(lock.Token())
+	c.terms.Store(cmd.Client+"/"+name, own)
+	defer c.terms.CompareAndDelete(cmd.Client+"/"+name, own)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-own.stop:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
 	op := c.log.Op()
 	c.log.Append(history.Event{At: free.Load(), Kind: history.Call, Op: op, Key: name, Mode: history.Exclusive})
 	c.log.Append(history.Event{At: history.Now(), Kind: history.Granted, Op: op, Token: term})
@@ -50,13 +62,20 @@ func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic
 	<-ctx.Done()
 	at := history.Now()
 	free.Store(at)
-	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) {
+	// A process that stood still may have been asked to resign before it was told that the lock was lost.
+	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) || errors.Is(lock.Err(), pgbaton.ErrLost) {
 		c.log.Append(history.Event{At: at, Kind: history.Lost, Op: op})
 		return nil
 	}
 	c.log.Append(history.Event{At: at, Kind: history.Release, Op: op})
 	c.log.Append(history.Event{At: at, Kind: history.Released, Op: op})
 	return err
+}
+
+// ownTerm is a term of one of the child's clients.
+type ownTerm struct {
+	stop chan struct{}   // closed when the term shall end
+	over <-chan struct{} // closed when the term's lock is released or lost
 }
 
 // writeFenced writes one row after the other until the term ends.
@@ -90,7 +109,18 @@ func writeFenced(ctx context.Context, dsn, name string, term int64) error {
 
 func (c *child) resign(ctx context.Context, cmd Command) (Answer, error) {
 	called := history.Now()
-	return Answer{Result: result(Resign, called, c.client(cmd.Client).Resign(ctx, cmd.Key))}, nil
+	found, ok := c.terms.LoadAndDelete(cmd.Client + "/" + cmd.Key)
+	if !ok {
+		return Answer{Result: result(Resign, called, pgbaton.ErrNotHeld)}, nil
+	}
+	own := found.(*ownTerm)
+	close(own.stop)
+	select {
+	case <-own.over:
+		return Answer{Result: result(Resign, called, nil)}, nil
+	case <-ctx.Done():
+		return Answer{Result: result(Resign, called, ctx.Err())}, nil
+	}
 }
 
 func (c *child) askResign(ctx context.Context, cmd Command) (Answer, error) {

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	patience = 30 * time.Second // for an acquire that should succeed
-	gap      = 100 * time.Millisecond
+	patience = time.Minute // for a call that should succeed
+	gap      = time.Second
 )
 
 // obtain acquires a key and writes down how.

@@ -33,7 +33,7 @@ func (c *child) semaphore(ctx context.Context, client, name string) (*pgbaton.Se
 	if s != nil {
 		return s, nil
 	}
-	s, err := c.client(client).OpenSemaphore(ctx, name)
+	s, err := c.client(client).Semaphore(ctx, name, 0)
 	if err == nil {
 		c.mu.Lock()
 		c.semaphores[key] = s
@@ -62,7 +62,7 @@ func (c *child) assert(ctx context.Context, cmd Command) (Answer, error) {
 	}
 	defer tx.Rollback(ctx) //nolint:errcheck // nothing was written
 	called := history.Now()
-	return Answer{Result: result(Assert, called, pgbaton.AssertPermit(ctx, tx, permit))}, nil
+	return Answer{Result: result(Assert, called, permit.Assert(ctx, tx))}, nil
 }
 
 // load is what permits does: Goroutines that acquire 1 to N permits of the semaphore Key, hold them for a random
@@ -86,7 +86,7 @@ func (c *child) permits(ctx context.Context, cmd Command) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	semaphore, err := client.OpenSemaphore(ctx, cmd.Key)
+	semaphore, err := client.Semaphore(ctx, cmd.Key, 0)
 	if err != nil {
 		return Answer{}, errors.Join(err, client.Close(ctx))
 	}
@@ -114,7 +114,7 @@ func (c *child) permits(ctx context.Context, cmd Command) (Answer, error) {
 func (l *load) more() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.failure != nil || (l.cmd.For > 0 && time.Now().After(l.end)) {
+	if l.failure != nil || l.stopped.Load() || (l.cmd.For > 0 && time.Now().After(l.end) && l.granted.Load() > 0) {
 		return false
 	}
 	return l.cmd.Count == 0 || l.left.Add(-1) >= 0

@@ -251,7 +251,7 @@ func (p *Process) History() ([]*history.Grant, history.Counts) {
 }
 
 // patienceForAnswer is for an answer to anything.
-const patienceForAnswer = 40 * time.Second
+const patienceForAnswer = 2 * time.Minute
 
 // stop ends the worker, and for a worker that cannot end says where it hangs.
 func (p *Process) stop() {
@@ -260,7 +260,7 @@ func (p *Process) stop() {
 	if p.killed == 0 {
 		_ = p.cmd.Process.Signal(syscall.SIGCONT) // it may have died
 		exit := p.Begin(Command{Do: Exit})
-		a, ok := exit.Answer(20 * time.Second)
+		a, ok := exit.Answer(patienceForAnswer)
 		failure = a.Fail
 		if !ok {
 			failure = "it died, or did not end"

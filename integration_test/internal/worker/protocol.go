@@ -26,6 +26,7 @@ const (
 	Crowd      = "crowd"       // Goroutines on each of Key/0 … Key/Count-1: acquire, release, done
 	Permits    = "permits"     // see permits.go
 	Assert     = "assert"      // AssertPermit of As in a transaction of its own on DSN
+	Stop       = "stop"        // let every hammer and every load of permits end before its time
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
 	Sets       = "sets"        // see sets.go
 	Gather     = "gather"      // acquire keys Key/0 … Key/Count-1 as a set, keep it as As

@@ -61,8 +61,7 @@ type oneSet struct {
 }
 
 func (o oneSet) Token() pgbaton.Token {
-	token, _ := o.LockSet.Token(o.first)
-	return token
+	return o.Lock(o.first).Token()
 }
 
 // obtainSet acquires a set, which the history has as one key.
@@ -139,8 +138,7 @@ func (c *child) takeSet(ctx context.Context, client *pgbaton.Client, cmd Command
 			c.log.Append(history.Event{At: at, Kind: history.Refused, Op: ops[i], Err: err.Error()})
 			continue
 		}
-		token, _ := set.Token(key)
-		c.log.Append(history.Event{At: at, Kind: history.Granted, Op: ops[i], Token: int64(token)})
+		c.log.Append(history.Event{At: at, Kind: history.Granted, Op: ops[i], Token: int64(set.Lock(key).Token())})
 	}
 	if err != nil {
 		return err
@@ -191,14 +189,6 @@ func (c *child) takeByHand(ctx context.Context, client *pgbaton.Client, cmd Comm
 	return nil
 }
 
-// heldSet is a set that a later command will use. Its token is that of its first key.
-type heldSet struct{ *pgbaton.LockSet }
-
-func (s heldSet) Token() pgbaton.Token {
-	token, _ := s.LockSet.Token(s.Keys()[0])
-	return token
-}
-
 // gather acquires a set. The history, which is of single keys, does not have it.
 func (c *child) gather(ctx context.Context, cmd Command) (Answer, error) {
 	ctx, cancel := within(ctx, cmd)
@@ -212,7 +202,7 @@ func (c *child) gather(ctx context.Context, cmd Command) (Answer, error) {
 	r := result(Gather, called, err)
 	if err == nil {
 		c.mu.Lock()
-		c.locks[cmd.As] = &held{heldSet{set}, c.log.Op()}
+		c.locks[cmd.As] = &held{oneSet{set, keys[0]}, c.log.Op()}
 		c.mu.Unlock()
 	}
 	return Answer{Result: r}, nil

@@ -119,8 +119,7 @@ func (s *storm) set(ctx context.Context, client *pgbaton.Client, r *rand.Rand) {
 		return
 	}
 	for i, key := range keys {
-		token, _ := set.Token(key)
-		s.log.Append(history.Event{At: got.At, Kind: history.Granted, Op: ops[i], Token: int64(token)})
+		s.log.Append(history.Event{At: got.At, Kind: history.Granted, Op: ops[i], Token: int64(set.Lock(key).Token())})
 	}
 	timer := time.NewTimer(span(r))
 	defer timer.Stop()
@@ -150,7 +149,7 @@ type line struct {
 func (s *storm) permits(ctx context.Context, client *pgbaton.Client, l *line, r *rand.Rand) {
 	within, cancel := briefly(ctx, r)
 	defer cancel()
-	semaphore, err := client.OpenSemaphore(within, l.name)
+	semaphore, err := client.Semaphore(within, l.name, 0)
 	if err != nil {
 		s.stats.note("OpenSemaphore", within, result("open", history.Now(), err))
 		return
@@ -171,13 +170,13 @@ func (s *storm) lead(ctx context.Context, client *pgbaton.Client, name string, r
 	within, cancel := context.WithTimeout(ctx, 3*time.Second+upTo(r, 4*time.Second))
 	defer cancel()
 	called, terms := history.Now(), 0
-	err := client.Lead(within, name, func(ctx context.Context, term pgbaton.Token) error {
+	err := client.Lead(within, name, func(ctx context.Context, term *pgbaton.Lock) error {
 		terms++
 		op := s.log.Op()
 		s.log.Append(history.Event{At: called, Kind: history.Call, Op: op, Key: "leader " + name, Mode: history.Exclusive})
-		s.log.Append(history.Event{At: history.Now(), Kind: history.Granted, Op: op, Token: int64(term)})
+		s.log.Append(history.Event{At: history.Now(), Kind: history.Granted, Op: op, Token: int64(term.Token())})
 		s.stats.note("Lead", context.Background(), Result{})
-		s.spend(ctx, &held{pgbaton.LeaderLock(ctx), op}, "Lead", 20*time.Millisecond+upTo(r, 200*time.Millisecond))
+		s.spend(ctx, &held{term, op}, "Lead", 20*time.Millisecond+upTo(r, 200*time.Millisecond))
 		called = history.Now()
 		return nil
 	})
@@ -191,7 +190,7 @@ func (s *storm) once(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 	key := numbered("storm/once", r.IntN(2))
 	called := history.Now()
 	var op int64
-	err := client.Once(within, pgbaton.Name(key), OnceWindow, func(ctx context.Context, lock *pgbaton.Lock) error {
+	err := client.Once(within, key, OnceWindow, func(ctx context.Context, lock *pgbaton.Lock) error {
 		at := history.Now()
 		op = s.log.Op()
 		s.log.Append(history.Event{At: at, Kind: history.Ran, From: called, Key: key, Token: int64(lock.Token())})

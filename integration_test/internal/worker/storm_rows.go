@@ -78,7 +78,7 @@ func (s *storm) doTx(ctx context.Context, client *pgbaton.Client, op string, r *
 			defer s.dwell(ctx, hold, span(r)/4)
 		}
 		if op == "DoTx, fenced" {
-			if err := pgbaton.AssertHeld(ctx, tx, lock); err != nil {
+			if err := lock.Assert(ctx, tx); err != nil {
 				return err
 			}
 		}

@@ -116,7 +116,7 @@ func (s *stats) loss(op string, r Result) {
 	o := s.op(op)
 	if r.Lost {
 		o.Lost++
-		o.count("lost: "+string(pgbaton.LossReasonOf(r.err)), 1)
+		o.count("lost: "+pgbaton.LossReasonOf(r.err), 1)
 		return
 	}
 	o.count("release: "+label(op, context.Background(), r.err), 1)
@@ -169,8 +169,7 @@ var sentinels = map[string]error{
 	"ErrUnsupportedServer": pgbaton.ErrUnsupportedServer, "ErrSchema": pgbaton.ErrSchema, "ErrClosed": pgbaton.ErrClosed,
 	"ErrResigned": pgbaton.ErrResigned, "ErrNotHeld": pgbaton.ErrNotHeld, "ErrConflict": pgbaton.ErrConflict,
 	"ErrStaleToken": pgbaton.ErrStaleToken, "ErrCapacityMismatch": pgbaton.ErrCapacityMismatch,
-	"ErrOverCapacity": pgbaton.ErrOverCapacity, "ErrNotFound": pgbaton.ErrNotFound, "ErrCommitUnknown": pgbaton.ErrCommitUnknown,
-	"ErrStaleSnapshot": pgbaton.ErrStaleSnapshot,
+	"ErrNotFound": pgbaton.ErrNotFound, "ErrCommitUnknown": pgbaton.ErrCommitUnknown,
 }
 
 // Raw begins the label of an error that matches none of the library's, of a call that uses the client's own sessions.

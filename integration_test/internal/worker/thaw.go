@@ -2,6 +2,7 @@ package worker
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -26,4 +27,18 @@ func CheckThaw(t *testing.T, steps []Result, granted Result, thawed int64) {
 	}
 	require.True(t, look.Lost, look.Err)
 	require.True(t, release.Lost, "a lost lock is not released: %+v", release)
+}
+
+// CheckHeld checks that a process which was frozen for less than TTL still held what it held: its last sign of life was at
+// the most a third of TTL before it was frozen. On a machine that has let it stand still for longer than it was told to,
+// nothing can be asked of it.
+func CheckHeld(t *testing.T, steps []Result, frozen int64, ttl time.Duration) {
+	t.Helper()
+	require.Len(t, steps, 4)
+	if silent := time.Duration(steps[3].At-frozen) + ttl/3; silent > ttl*8/10 {
+		t.Logf("it may have been silent for %v, and TTL is %v", silent, ttl)
+		return
+	}
+	require.True(t, steps[1].OK(), "no reason to lose it: %+v", steps[1])
+	require.True(t, steps[3].OK(), steps[3].Err)
 }

@@ -27,7 +27,7 @@ func (b *bench) lead(ctx context.Context) error {
 	if err := b.say(message{Event: eventWaiting}); err != nil {
 		return err
 	}
-	err := b.client.Lead(ctx, leaderName, func(ctx context.Context, term pgbaton.Token) error {
+	err := b.client.Lead(ctx, leaderName, func(ctx context.Context, lock *pgbaton.Lock) error {
 		salary, err := readSalary(ctx, b.pool, ada)
 		if err != nil {
 			return err
@@ -35,7 +35,7 @@ func (b *bench) lead(ctx context.Context) error {
 		if _, err := b.pool.Exec(ctx, sqlWriteSalary, ada, salary+1); err != nil {
 			return err
 		}
-		if err := b.say(message{Event: eventGranted, Term: int64(term)}); err != nil {
+		if err := b.say(message{Event: eventGranted, Term: int64(lock.Token())}); err != nil {
 			return err
 		}
 		<-ctx.Done()

@@ -1,4 +1,5 @@
-package pgbaton
+// Package journal writes the events of a client to its log, a few lines for however many there are.
+package journal
 
 import (
 	"context"
@@ -10,10 +11,10 @@ import (
 // quiet is for how long an event that was written is only counted when it comes again.
 const quiet = 10 * time.Second
 
-// journal writes what happens to a client to its log: of each kind of event the first at once, and from then on one line
+// Journal writes what happens to a client to its log: of each kind of event the first at once, and from then on one line
 // in every quiet time, with how many there were. A server that restarts ends every connection of every client, again and
 // again; the log says so in a few lines.
-type journal struct {
+type Journal struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
@@ -29,12 +30,13 @@ type recent struct {
 	timer *time.Timer
 }
 
-func newJournal(log *slog.Logger) *journal {
-	return &journal{log: log, recent: map[string]*recent{}}
+// New makes a journal over a log.
+func New(log *slog.Logger) *Journal {
+	return &Journal{log: log, recent: map[string]*recent{}}
 }
 
-// tell writes an event, or counts it. The text is the event's kind; err may be nil.
-func (j *journal) tell(level slog.Level, event string, err error) {
+// Tell writes an event, or counts it. The text is the event's kind; err may be nil.
+func (j *Journal) Tell(level slog.Level, event string, err error) {
 	j.mu.Lock()
 	r := j.recent[event]
 	if r != nil {
@@ -50,8 +52,17 @@ func (j *journal) tell(level slog.Level, event string, err error) {
 	j.write(level, event, err, 0)
 }
 
+// Report writes an event as one of interest or, with an error, as a warning.
+func (j *Journal) Report(event string, err error) {
+	level := slog.LevelInfo
+	if err != nil {
+		level = slog.LevelWarn
+	}
+	j.Tell(level, event, err)
+}
+
 // settle writes how often an event has come since it was written last, or forgets it when it has not.
-func (j *journal) settle(event string) {
+func (j *Journal) settle(event string) {
 	j.mu.Lock()
 	r := j.recent[event]
 	if r == nil || r.more == 0 {
@@ -68,7 +79,7 @@ func (j *journal) settle(event string) {
 	j.write(level, event, last, more)
 }
 
-func (j *journal) write(level slog.Level, event string, err error, more int) {
+func (j *Journal) write(level slog.Level, event string, err error, more int) {
 	var args []any
 	if err != nil {
 		args = append(args, "error", err)
@@ -79,8 +90,8 @@ func (j *journal) write(level slog.Level, event string, err error, more int) {
 	j.log.Log(context.Background(), level, "pgbaton: "+event, args...)
 }
 
-// close writes what was only counted, and ends the timers.
-func (j *journal) close() {
+// Close writes what was only counted, and ends the timers.
+func (j *Journal) Close() {
 	j.mu.Lock()
 	j.closed = true
 	var events []string
@@ -92,12 +103,4 @@ func (j *journal) close() {
 	for _, event := range events {
 		j.settle(event)
 	}
-}
-
-func (c *Client) report(event string, err error) {
-	level := slog.LevelInfo
-	if err != nil {
-		level = slog.LevelWarn
-	}
-	c.journal.tell(level, event, err)
 }

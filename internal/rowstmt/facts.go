@@ -1,4 +1,4 @@
-package pgbaton
+package rowstmt
 
 import (
 	"context"
@@ -11,13 +11,13 @@ import (
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
-// tableFacts are what is looked up about a table before it is used for the first time in this process. They are known
+// Facts are what is looked up about a table before it is used for the first time in this process. They are known
 // by the table's name alone, so they may be those of another table of the name: in another database, behind another
 // search_path, or before a migration. So they only choose the way to do a thing and the spelling of columns; what is
 // refused because of them is looked up again first.
-type tableFacts struct {
-	// moving says that rows may move to another partition, or that it is not known.
-	moving bool
+type Facts struct {
+	// Moving says that rows may move to another partition, or that it is not known.
+	Moving bool
 	// foreign names the foreign tables among the table and its partitions; "" for none.
 	foreign string
 
@@ -26,7 +26,7 @@ type tableFacts struct {
 }
 
 // knownTables keeps facts by the quoted name.
-var knownTables sqltext.Cache[*tableFacts]
+var knownTables sqltext.Cache[*Facts]
 
 // The names of catalogs and operators are qualified, since the search_path is the caller's. No lock on the table is
 // needed for these, so they cannot be made to wait.
@@ -47,9 +47,9 @@ SELECT c.relispartition OR c.relkind OPERATOR(pg_catalog.=) ANY ('{p,v}'::"char"
 FROM pg_catalog.pg_class c
 WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1::pg_catalog.text)::pg_catalog.oid`
 
-// factsOf are the facts of a table that is given by its quoted name. One that does not exist has none: the
+// FactsOf returns the facts of a table that is given by its quoted name. One that does not exist has none: the
 // statement that needs it says so better.
-func factsOf(ctx context.Context, q Querier, table string) (*tableFacts, error) {
+func FactsOf(ctx context.Context, q Querier, table string) (*Facts, error) {
 	var buffer [128]byte
 	if facts, ok := knownTables.Get(sqltext.AppendKey(buffer[:0], table)); ok {
 		return facts, nil
@@ -57,10 +57,10 @@ func factsOf(ctx context.Context, q Querier, table string) (*tableFacts, error) 
 	return lookUpFacts(ctx, q, table)
 }
 
-func lookUpFacts(ctx context.Context, q Querier, table string) (*tableFacts, error) {
-	facts := &tableFacts{}
+func lookUpFacts(ctx context.Context, q Querier, table string) (*Facts, error) {
+	facts := &Facts{}
 	var columns string
-	found, err := queryRow(ctx, q, []any{&facts.moving, &facts.foreign, &columns}, sqlTableFacts, table)
+	found, err := QueryRow(ctx, q, []any{&facts.Moving, &facts.foreign, &columns}, sqlTableFacts, table)
 	if err != nil || !found {
 		return facts, err
 	}
@@ -71,15 +71,15 @@ func lookUpFacts(ctx context.Context, q Querier, table string) (*tableFacts, err
 	return facts, nil
 }
 
-// forgetTable lets a table be looked up again after an error that says that it is not as it was.
-func forgetTable(table string, err error) {
+// Forget lets a table be looked up again after an error that says that it is not as it was.
+func Forget(table string, err error) {
 	if pgerr.Class(err) == pgerr.SyntaxOrAccess || pgerr.Code(err) == pgerr.SerializationFailure || pgerr.StalePlan(err) {
 		knownTables.Delete(sqltext.AppendKey(nil, table))
 	}
 }
 
-// fit is the record with the table's own spelling of its columns.
-func (f *tableFacts) fit(r *record.Record) (*record.Record, error) {
+// Fit returns the record with the table's own spelling of its columns.
+func (f *Facts) Fit(r *record.Record) (*record.Record, error) {
 	if fitted, ok := f.records.Load(r.Type()); ok && r.IsStruct() {
 		return fitted.(*record.Record), nil
 	}
@@ -90,9 +90,9 @@ func (f *tableFacts) fit(r *record.Record) (*record.Record, error) {
 	return fitted, err
 }
 
-// refuseForeign returns an error if a promise would be broken because the table, or a partition of it, is on
+// RefuseForeign returns an error if a promise would be broken because the table, or a partition of it, is on
 // another server. A wrapper does not pass SKIP LOCKED or a time limit on, or does not lock at all.
-func (f *tableFacts) refuseForeign(ctx context.Context, q Querier, table, promise string) error {
+func (f *Facts) RefuseForeign(ctx context.Context, q Querier, table, promise string) error {
 	if f.foreign == "" {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package pgbaton
+package rowstmt
 
 import (
 	"context"
@@ -7,23 +7,11 @@ import (
 	"math"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
-// A statement on a row can fail for reasons that have nothing to do with the row's contents, and that another try
-// settles. In the caller's transaction such a try needs a savepoint, because an error aborts what it is part of.
-//
-//   - A time limit (RowOpts.Wait, ClaimOpts.Wait): set for the statement alone, in a savepoint. It is set before
-//     the statement is sent, because the lock on the table is waited for while the statement is still parsed.
-//   - A row that was moved to another partition while it was waited for, or since the statement began: SQLSTATE 40001
-//     even in read committed. The statement is sent again and finds the row where it is now. Tables where this can
-//     happen (see tableFacts) get the savepoint without being asked.
-//   - A plan that was made before the table was altered: pgx drops it, and the next try makes another.
-//   - A row that was replaced by another of the same key: unsettled, by a look after the statement.
-//
-// Outside of a transaction each statement is one of its own, and is sent again without more ado.
+// noWait is the limit of a wait that may not begin.
+const noWait time.Duration = -1
 
 const (
 	// mostTries bounds the tries after the server's errors. Each means that another transaction got ahead.
@@ -32,18 +20,21 @@ const (
 	mostLooks = 3
 )
 
-// unsettledError says that a statement found no row to lock or to write though there is one. Another try tells more; the
+// UnsettledError says that a statement found no row to lock or to write though there is one. Another try tells more; the
 // error is what it means if it does not.
-type unsettledError struct{ error }
+type UnsettledError struct{ Err error }
 
-func (e *unsettledError) Unwrap() error { return e.error }
+func (e *UnsettledError) Error() string { return e.Err.Error() }
 
-// protect calls f, which sends statements about one table, and calls it again as long as another try may settle
+// Unwrap returns what the error means if no other try tells more.
+func (e *UnsettledError) Unwrap() error { return e.Err }
+
+// Protect calls f, which sends statements about one table, and calls it again as long as another try may settle
 // its error.
-func protect(ctx context.Context, q Querier, facts *tableFacts, wait time.Duration, f func() error) error {
+func Protect(ctx context.Context, q Querier, facts *Facts, wait time.Duration, f func() error) error {
 	tx, inTx := q.(Tx)
-	if inTx && (wait != 0 || facts.moving) {
-		s := savepoint{tx: tx, wait: wait, deadline: deadlineAfter(wait)}
+	if inTx && (wait != 0 || facts.Moving) {
+		s := savepoint{tx: tx, wait: wait, deadline: DeadlineAfter(wait)}
 		return s.run(ctx, f)
 	}
 	var last error
@@ -62,9 +53,9 @@ func protect(ctx context.Context, q Querier, facts *tableFacts, wait time.Durati
 	}
 }
 
-// worthAnother says whether a try that ended with err should be followed by another.
+// worthAnother reports whether a try that ended with err should be followed by another.
 func worthAnother(err error, attempt int, undone bool) bool {
-	var unsettled *unsettledError
+	var unsettled *UnsettledError
 	if errors.As(err, &unsettled) {
 		return attempt < mostLooks
 	}
@@ -73,9 +64,9 @@ func worthAnother(err error, attempt int, undone bool) bool {
 
 // settled is the error without the mark that another try may tell more.
 func settled(err error) error {
-	var unsettled *unsettledError
+	var unsettled *UnsettledError
 	if errors.As(err, &unsettled) {
-		return unsettled.error
+		return unsettled.Err
 	}
 	return err
 }
@@ -113,8 +104,8 @@ type savepoint struct {
 	lockTimeout, statementTimeout, isolation string // as they were
 }
 
-// deadlineAfter is when a wait is over. A wait that is too long for a date is over never.
-func deadlineAfter(wait time.Duration) time.Time {
+// DeadlineAfter is when a wait is over. A wait that is too long for a date is over never.
+func DeadlineAfter(wait time.Duration) time.Time {
 	return time.Now().Add(min(wait, math.MaxInt64/2))
 }
 
@@ -148,16 +139,16 @@ func (s *savepoint) run(ctx context.Context, f func() error) error {
 // undo makes the transaction usable after a failed try, for another one or for what the caller does next.
 func (s *savepoint) undo(ctx context.Context, again bool, left time.Duration) error {
 	// One by one: in an aborted transaction nothing else can even be prepared.
-	if err := run(ctx, s.tx, sqlRollbackSavepoint); err != nil {
+	if err := Exec(ctx, s.tx, sqlRollbackSavepoint); err != nil {
 		return err
 	}
 	if again {
 		return runAll(ctx, s.tx, s.limit(left))
 	}
-	return run(ctx, s.tx, sqlReleaseSavepoint)
+	return Exec(ctx, s.tx, sqlReleaseSavepoint)
 }
 
-// survives says whether the transaction should go on. A deadlock, and a conflict above read committed, are left as
+// survives reports whether the transaction should go on. A deadlock, and a conflict above read committed, are left as
 // they are: the transaction is to be run again from its start.
 func (s *savepoint) survives(err error) bool {
 	switch pgerr.Code(err) {
@@ -183,11 +174,11 @@ func (s *savepoint) leave(ctx context.Context) error {
 func (s *savepoint) limit(wait time.Duration) step {
 	var lock, statement any
 	switch {
-	case wait == NoWait:
+	case wait == noWait:
 		lock = "1"
 	case wait > 0:
 		lock, statement = "0", nil
-		if ms := milliseconds(wait); ms != 0 {
+		if ms := Milliseconds(wait); ms != 0 {
 			lock, statement = fmt.Sprint(ms), ms+5
 		}
 	}
@@ -196,9 +187,9 @@ func (s *savepoint) limit(wait time.Duration) step {
 	return step{sqlLimitWait, []any{lock, statement}, dests}
 }
 
-// milliseconds is a time limit as the server takes it, rounded up. Zero is no limit: it is longer than the server can
+// Milliseconds is a time limit as the server takes it, rounded up. Zero is no limit: it is longer than the server can
 // say, which is 24 days.
-func milliseconds(wait time.Duration) int64 {
+func Milliseconds(wait time.Duration) int64 {
 	const most = math.MaxInt32 - 5
 	ms := int64(wait / time.Millisecond)
 	if wait%time.Millisecond > 0 {
@@ -208,51 +199,4 @@ func milliseconds(wait time.Duration) int64 {
 		return 0
 	}
 	return max(ms, 1)
-}
-
-// step is a statement whose only row, if it has dests, goes there.
-type step struct {
-	sql   string
-	args  []any
-	dests []any
-}
-
-// runAll runs the steps one after the other: in one round trip where the handle can do that, as a pgx.Tx.
-func runAll(ctx context.Context, q Querier, steps ...step) error {
-	batcher, ok := q.(interface {
-		SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
-	})
-	if !ok || len(steps) == 1 {
-		for _, s := range steps {
-			if err := s.run(ctx, q); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	var batch pgx.Batch
-	for _, s := range steps {
-		batch.Queue(s.sql, s.args...)
-	}
-	results := batcher.SendBatch(ctx, &batch)
-	var err error
-	for _, s := range steps {
-		if err == nil && len(s.dests) > 0 {
-			err = results.QueryRow().Scan(s.dests...)
-		} else if err == nil {
-			_, err = results.Exec()
-		}
-	}
-	if closeErr := results.Close(); err == nil {
-		err = closeErr
-	}
-	return err
-}
-
-func (s step) run(ctx context.Context, q Querier) error {
-	if len(s.dests) == 0 {
-		return run(ctx, q, s.sql, s.args...)
-	}
-	_, err := queryRow(ctx, q, s.dests, s.sql, s.args...)
-	return err
 }

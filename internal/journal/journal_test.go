@@ -1,4 +1,4 @@
-package pgbaton
+package journal
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ func TestJournal(t *testing.T) {
 			synctest.Wait()
 			return strings.Split(strings.TrimSpace(text.take()), "\n")
 		}
-		j := newJournal(slog.New(slog.NewTextHandler(text, &slog.HandlerOptions{
+		j := New(slog.New(slog.NewTextHandler(text, &slog.HandlerOptions{
 			ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 				if a.Key == slog.TimeKey {
 					return slog.Attr{}
@@ -30,20 +30,20 @@ func TestJournal(t *testing.T) {
 			},
 		})))
 		for i := range 100 {
-			j.tell(slog.LevelWarn, "lost", errors.New(string(rune('a'+i%26))))
+			j.Tell(slog.LevelWarn, "lost", errors.New(string(rune('a'+i%26))))
 		}
-		j.tell(slog.LevelInfo, "opened", nil)
+		j.Tell(slog.LevelInfo, "opened", nil)
 		require.Equal(t, []string{`level=WARN msg="pgbaton: lost" error=a`, `level=INFO msg="pgbaton: opened"`}, lines(),
 			"the first of each kind")
 		time.Sleep(quiet + 1)
 		require.Equal(t, []string{`level=WARN msg="pgbaton: lost" error=v times=99`}, lines(), "the others, counted, with the last")
-		j.tell(slog.LevelInfo, "opened", nil)
+		j.Tell(slog.LevelInfo, "opened", nil)
 		require.Equal(t, []string{`level=INFO msg="pgbaton: opened"`}, lines(), "after a quiet time it is the first again")
-		j.tell(slog.LevelWarn, "lost", errors.New("x"))
+		j.Tell(slog.LevelWarn, "lost", errors.New("x"))
 		require.Equal(t, []string{""}, lines(), "it was written a moment ago")
-		j.close()
+		j.Close()
 		require.Equal(t, []string{`level=WARN msg="pgbaton: lost" error=x times=1`}, lines(), "what was counted is not lost")
-		j.tell(slog.LevelInfo, "late", nil)
+		j.Tell(slog.LevelInfo, "late", nil)
 		require.Equal(t, []string{`level=INFO msg="pgbaton: late"`}, lines())
 	})
 }
