@@ -6,8 +6,8 @@ import (
 	"sync"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // Lock is a key that is held. It is made by [Client.Acquire] and its relatives, and ended by Release, by
@@ -23,7 +23,7 @@ import (
 type Lock struct {
 	client *Client
 	key    Key
-	hold   *desk.Hold
+	hold   *lockmgr.Hold
 	parent context.Context //nolint:containedctx // the values of the lock's own context
 
 	context grantContext
@@ -69,10 +69,10 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if err := c.lockable(); err != nil {
 		return nil, wrap(err, "acquire %s", key.what())
 	}
-	var hold *desk.Hold
+	var hold *lockmgr.Hold
 	var err error
 	if try {
-		hold, err = c.desk.Acquire(ctx, key.key, mode, true)
+		hold, err = c.locks.Acquire(ctx, key.key, mode, true)
 	} else {
 		hold, err = c.wait(ctx, key, mode)
 	}
@@ -162,7 +162,7 @@ func (l *Lock) Context() context.Context {
 
 // holding is the context of the acquire for what runs while the lock is held.
 func (l *Lock) holding() context.Context {
-	return l.client.holding(l.parent, []Key{l.key}, []*desk.Hold{l.hold})
+	return l.client.holding(l.parent, []Key{l.key}, []*lockmgr.Hold{l.hold})
 }
 
 // grantContext is the context of a grant, made when asked for.

@@ -12,35 +12,35 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/election"
 	"github.com/pgbaton/pgbaton/internal/journal"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/sessionengine"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"github.com/pgbaton/pgbaton/internal/waitgraph"
-	"github.com/pgbaton/pgbaton/internal/waitroom"
 )
 
-// heldPerLink is how many locks a link holds before another one is opened.
-const heldPerLink = 1000
+// heldPerAnchor is how many locks a session holds before another one is opened.
+const heldPerAnchor = 1000
 
 // Client acquires locks in one database. It is safe for concurrent use; one for each process and
 // database is enough. Make it with [New] or [Open], end it with Close.
 type Client struct {
 	cfg    Config
-	desk   *desk.Desk
-	room   *waitroom.Room
 	dialer session.Dialer
 	budget *session.Budget
 	home   *session.Home
 
+	locks    *lockmgr.Manager
+	sessions *sessionengine.Engine // of locks; nil if there is none
+
 	journal *journal.Journal
 
-	ledger    *ledger.Ledger
+	sidecar   *sidecar.Sidecar
 	permits   *semaphore.Manager
 	campaigns *election.Manager
 
@@ -101,24 +101,13 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	home := session.NewHome()
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
 	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: journal.New(cfg.Logger), done: make(chan struct{})}
-	c.room = waitroom.New(waitroom.Config{
-		TTL: cfg.TTL, Budget: c.budget,
-		Dial: c.dialWaiting, Report: c.journal.Report,
+	c.sessions = sessionengine.New(sessionengine.Config{
+		TTL: cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: cfg.MaxConns - 1, Budget: c.budget,
+		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
 	})
-	c.budget.Wished = c.room.MakeRoom
 	var err error
-	c.desk, err = desk.New(ctx, desk.Config{
-		MaxHeld:  cfg.MaxHeld,
-		TTL:      cfg.TTL,
-		PerLink:  heldPerLink,
-		MaxLinks: cfg.MaxConns - 1,
-		Room:     c.room,
-		Dial:     c.dialLink,
-		Hung:     func() { c.budget.Give(session.Link) },
-		Report:   c.journal.Report,
-	})
+	c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: cfg.MaxHeld})
 	if err != nil {
-		c.room.Close()
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
 			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
 			reduced.keepRows()
@@ -127,9 +116,8 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 		c.journal.Close()
 		return nil, wrap(err, "")
 	}
-	c.room.Desk = c.desk
 	c.keepRows()
-	if room := c.desk.Room(); cfg.MaxHeld > room {
+	if room := c.sessions.Room(); cfg.MaxHeld > room {
 		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
 			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
@@ -139,80 +127,71 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 
 // keepRows makes what works with rows. It opens nothing yet.
 func (c *Client) keepRows() {
-	c.ledger = ledger.New(ledger.Config{
+	c.sidecar = sidecar.New(sidecar.Config{
 		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.journal.Report,
-		Dial: c.dialLedger, Hung: func() { c.budget.Give(session.Ledger) },
+		Dial: c.dialSidecar, Hung: func() { c.budget.Give(session.Sidecar) },
 	})
 	var board waitgraph.Board
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
-		board = waitgraph.Table{Session: c.ledger}
+		board = waitgraph.Table{Session: c.sidecar}
 	}
 	c.deadlocks = waitgraph.New(board, c.home.Identity, c.journal.Report)
-	c.permits = semaphore.New(semaphore.Config{
-		TTL: c.cfg.TTL, Ledger: c.ledger, Pooled: c.reduced != nil, Report: c.journal.Report,
-		Queue: func(gate advisory.Key) semaphore.Place { return c.room.Stand(gate) },
-	})
-	c.campaigns = election.New(election.Config{Desk: c.desk, Ledger: c.ledger, Name: c.cfg.Name, Report: c.journal.Report})
-	c.ledger.KeepWhile(c.campaigns.Busy)
-	c.ledger.KeepWhile(c.deadlocks.Busy)
+	permits := semaphore.Config{TTL: c.cfg.TTL, Sidecar: c.sidecar, Pooled: c.reduced != nil, Report: c.journal.Report}
+	campaigns := election.Config{Sidecar: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report}
+	if c.reduced == nil {
+		permits.Queue = func(gate advisory.Key) semaphore.Place { return c.sessions.AtGate(gate) }
+		campaigns.Locks = c.locks
+	}
+	c.permits, c.campaigns = semaphore.New(permits), election.New(campaigns)
+	c.sidecar.KeepWhile(c.campaigns.Busy)
+	c.sidecar.KeepWhile(c.deadlocks.Busy)
 }
 
-// dialLedger opens the session for rows.
-func (c *Client) dialLedger(ctx context.Context, commands ...session.Command) (*session.Session, error) {
-	if !c.budget.Take(session.Ledger) {
+// dialSidecar opens the session for rows.
+func (c *Client) dialSidecar(ctx context.Context, commands ...session.Command) (*session.Session, error) {
+	if !c.budget.Take(session.Sidecar) {
+		if c.sessions != nil && c.budget.Crowded() {
+			c.sessions.MakeRoom()
+		}
 		if c.budget.Lasting() {
 			return nil, fmt.Errorf("%w (%d): semaphores, leaders and Once need one; raise it, or use them before many locks are held",
-				ledger.ErrNoRoom, c.cfg.MaxConns)
+				sidecar.ErrNoRoom, c.cfg.MaxConns)
 		}
-		return nil, ledger.ErrBusy
+		return nil, sidecar.ErrBusy
 	}
 	var s *session.Session
 	var err error
 	if c.reduced != nil {
 		s, err = c.dialer.DialPooled(ctx, commands...)
 	} else {
-		s, err = c.dialer.Dial(ctx, session.Ledger, commands...)
+		s, err = c.dialer.Dial(ctx, session.Sidecar, commands...)
 	}
 	if err != nil {
-		c.budget.Give(session.Ledger)
+		c.budget.Give(session.Sidecar)
 		return nil, err
 	}
-	if c.reduced != nil { // there is no link that would
+	if c.reduced != nil { // there is no session for locks that would
 		c.note(s)
 	}
 	return s, nil
 }
 
-// dialLink opens a session that will hold locks.
-func (c *Client) dialLink(ctx context.Context, handler link.Handler) (desk.Link, int, error) {
-	if !c.budget.Take(session.Link) {
-		return nil, 0, errors.New("all connections are in use")
-	}
-	s, err := c.dialHolding(ctx)
-	if err != nil {
-		c.budget.Give(session.Link)
-		return nil, 0, err
-	}
-	c.seen(s)
-	l, err := link.New(ctx, s, c.cfg.TTL, handler)
-	if err != nil {
-		c.budget.Give(session.Link)
-		return nil, 0, err
-	}
-	return l, s.Server.LockTable, nil
-}
-
-// dialHolding opens the session of a link, and tries it out when a second connection is to be had for it: always
-// for the first link, nearly always later.
+// dialHolding opens a session that will hold locks, and tries it out when a second connection is to be had for it: always
+// for the first, nearly always later.
 func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
-	if !c.budget.Take(session.Waiting) {
-		return c.dialer.Dial(ctx, session.Link)
+	dial := c.dialer.Dial
+	if c.budget.Take(session.Waiting) {
+		defer c.budget.Give(session.Waiting)
+		dial = c.dialer.DialProbed
 	}
-	defer c.budget.Give(session.Waiting)
-	return c.dialer.DialProbed(ctx, session.Link)
+	s, err := dial(ctx, session.Holding)
+	if err == nil {
+		c.seen(s)
+	}
+	return s, err
 }
 
-// seen notes what a new link found, and tells the log what is odd about its server.
+// seen notes what a new session for locks found, and tells the log what is odd about its server.
 func (c *Client) seen(s *session.Session) {
 	c.note(s)
 	if s.Repaired {
@@ -280,11 +259,10 @@ func (c *Client) Close(ctx context.Context) error {
 	c.endPermits(ctx)
 	var err error
 	if c.reduced == nil {
-		c.room.Close()
-		err = c.desk.Close(ctx)
+		err = c.locks.Close(ctx)
 	}
 	c.deadlocks.Close(ctx)
-	err = also(err, c.ledger.Close(ctx))
+	err = also(err, c.sidecar.Close(ctx))
 	c.permits.Wait()
 	if err != nil {
 		return wrap(err, "")

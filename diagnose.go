@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -70,7 +70,7 @@ func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
 	return d, nil
 }
 
-var stmtNothing = &link.Statement{Name: "pgbaton_nothing", SQL: "SELECT"}
+var stmtNothing = &pipeline.Statement{Name: "pgbaton_nothing", SQL: "SELECT"}
 
 // stand returns the ground, and opens a session to find it if there was none yet.
 func (c *Client) stand(ctx context.Context) (*ground, error) {

@@ -8,19 +8,19 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 	"github.com/pgbaton/pgbaton/internal/waitgraph"
-	"github.com/pgbaton/pgbaton/internal/waitroom"
 )
 
-// gathering is a wait for several keys. A session of the waiting room takes them one after the other; when it has all,
-// it gives them back but goes on standing at their gates, so that the link can take them in one round trip. While all
-// sessions are busy, the link tries now and then.
+// gathering is a wait for several keys. A session of the lock queue takes them one after the other; when it has all,
+// it gives them back but goes on standing at their gates, so that they can be taken in one round trip. While all
+// sessions are busy, the gathering tries now and then.
 type gathering struct {
 	client *Client
 	keys   []Key
-	post   *waitroom.Post
+	turns  engine.Gathering
 	failed Key // the one that was found taken last
 	outer  *heldLocks
 	pause  time.Duration // between tries without a session
@@ -37,11 +37,11 @@ const (
 )
 
 // gatherAll waits until it holds all keys, one of which was found taken. It fails with a key that could not be had.
-func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*desk.Hold, Key, error) {
+func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lockmgr.Hold, Key, error) {
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	g := &gathering{
-		client: c, keys: keys, post: c.room.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
+		client: c, keys: keys, turns: c.locks.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
 		end: end, waits: failed, alarm: time.NewTimer(waitgraph.After),
 	}
 	defer g.over()
@@ -54,19 +54,19 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*desk
 
 // over ends the wait.
 func (g *gathering) over() {
-	g.post.Leave()
+	g.turns.Leave()
 	g.alarm.Stop()
 	g.unwatch()
 }
 
-func (g *gathering) wait(ctx context.Context) ([]*desk.Hold, error) {
+func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 	for {
 		turn, err := g.next(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if turn && !g.post.Held() { // it has lasted too long already
-			g.post.Again()
+		if turn && !g.turns.Held() { // it has lasted too long already
+			g.turns.Again()
 			continue
 		}
 		holds, failed, err := g.try(ctx, turn)
@@ -75,18 +75,18 @@ func (g *gathering) wait(ctx context.Context) ([]*desk.Hold, error) {
 			return holds, err
 		}
 		if turn {
-			g.post.Again()
+			g.turns.Again()
 		}
 	}
 }
 
 // try tries all keys, in a turn before those of this process that wait for one of them.
-func (g *gathering) try(ctx context.Context, turn bool) ([]*desk.Hold, Key, error) {
-	try := g.client.desk.TryMany
+func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, error) {
+	try := g.client.locks.TryMany
 	if turn {
-		try = g.client.desk.TakeMany
+		try = g.client.locks.TakeMany
 	}
-	return g.client.allOrNone(g.keys, func(keys []advisory.Key) ([]*desk.Hold, []error) {
+	return g.client.allOrNone(g.keys, func(keys []advisory.Key) ([]*lockmgr.Hold, []error) {
 		return try(ctx, keys, advisory.Exclusive)
 	})
 }
@@ -98,21 +98,21 @@ func (g *gathering) next(ctx context.Context) (turn bool, err error) {
 	for {
 		g.follow()
 		select {
-		case <-g.post.Ready():
-			return true, g.post.Err()
+		case <-g.turns.Ready():
+			return true, g.turns.Err()
 		case <-look.C:
-			if !g.post.Placed() {
+			if !g.turns.Placed() {
 				g.pause = min(2*g.pause, lastLook)
 				return false, nil
 			}
 			look.Reset(g.pause)
-		case <-g.post.Moved():
+		case <-g.turns.Moved():
 		case <-g.alarm.C:
 			g.watch()
-		case <-g.client.room.Done():
+		case <-g.client.locks.Closing():
 			return false, lockerr.Closed
 		case <-ctx.Done():
-			return false, g.client.desk.Ended(ctx)
+			return false, g.client.locks.Ended(ctx)
 		}
 	}
 }
@@ -120,7 +120,7 @@ func (g *gathering) next(ctx context.Context) (turn bool, err error) {
 // follow takes note of the key that is waited for now.
 func (g *gathering) follow() {
 	key := g.failed
-	if got, known := g.post.Got(); known && got < len(g.keys) {
+	if got, known := g.turns.Got(); known && got < len(g.keys) {
 		key = g.keys[got]
 	}
 	if key != g.waits {
@@ -150,7 +150,7 @@ func (g *gathering) unwatch() {
 // holds is what the wait keeps from others: what its goroutine holds, and what is gathered.
 func (g *gathering) holds() []waitgraph.Lock {
 	locks := g.outer.in(g.client)
-	got, _ := g.post.Got()
+	got, _ := g.turns.Got()
 	for _, key := range g.keys[:got] {
 		locks = append(locks, waitgraph.Lock{Key: key.key, Mode: advisory.Exclusive})
 	}

@@ -8,9 +8,9 @@ import (
 	"slices"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/grant"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // LockSet is several keys that are held together, all exclusively. It is made by [Client.AcquireAll] and
@@ -62,31 +62,31 @@ func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet
 		if err != nil {
 			return nil, wrap(err, "acquire locks: %s", failed.what())
 		}
-		if !slices.ContainsFunc(holds, func(h *desk.Hold) bool { return h.Err() != nil }) {
+		if !slices.ContainsFunc(holds, func(h *lockmgr.Hold) bool { return h.Err() != nil }) {
 			return c.newLockSet(ctx, ordered, holds), nil
 		}
-		c.desk.GiveBackMany(holds) // one was lost while others were granted: from the start
+		c.locks.GiveBackMany(holds) // one was lost while others were granted: from the start
 	}
 }
 
 // holdAll takes all keys, or none and returns one that failed.
-func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*desk.Hold, failed Key, err error) {
-	holds, failed, err = c.allOrNone(keys, func(wanted []advisory.Key) ([]*desk.Hold, []error) {
-		return c.desk.TryMany(ctx, wanted, advisory.Exclusive)
+func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lockmgr.Hold, failed Key, err error) {
+	holds, failed, err = c.allOrNone(keys, func(wanted []advisory.Key) ([]*lockmgr.Hold, []error) {
+		return c.locks.TryMany(ctx, wanted, advisory.Exclusive)
 	})
 	switch {
 	case err == nil, try, !errors.Is(err, lockerr.NotAcquired), ctx.Err() != nil:
 		return holds, failed, err
 	case len(keys) == 1:
 		hold, err := c.wait(ctx, failed, advisory.Exclusive)
-		return []*desk.Hold{hold}, failed, err
+		return []*lockmgr.Hold{hold}, failed, err
 	}
 	return c.gatherAll(ctx, keys, failed)
 }
 
 // allOrNone takes keys by one round trip, and gives back what was granted if not all was. An error that is not only that
 // a key is taken comes before the others.
-func (c *Client) allOrNone(keys []Key, take func([]advisory.Key) ([]*desk.Hold, []error)) (holds []*desk.Hold, failed Key, err error) {
+func (c *Client) allOrNone(keys []Key, take func([]advisory.Key) ([]*lockmgr.Hold, []error)) (holds []*lockmgr.Hold, failed Key, err error) {
 	holds, errs := take(numbers(keys))
 	for i, e := range errs {
 		if e != nil && (err == nil || (errors.Is(err, lockerr.NotAcquired) && !errors.Is(e, lockerr.NotAcquired))) {
@@ -94,7 +94,7 @@ func (c *Client) allOrNone(keys []Key, take func([]advisory.Key) ([]*desk.Hold, 
 		}
 	}
 	if err != nil {
-		c.desk.GiveBackMany(holds)
+		c.locks.GiveBackMany(holds)
 		return nil, failed, err
 	}
 	return holds, Key{}, nil
@@ -140,7 +140,7 @@ func inCommonOrder(a, b Key) int {
 	return -1
 }
 
-func (c *Client) newLockSet(ctx context.Context, ordered []Key, holds []*desk.Hold) *LockSet {
+func (c *Client) newLockSet(ctx context.Context, ordered []Key, holds []*lockmgr.Hold) *LockSet {
 	s := &LockSet{client: c, parent: ctx}
 	for i, key := range ordered {
 		lock := &Lock{client: c, key: key, hold: holds[i], parent: ctx}
@@ -210,7 +210,7 @@ func (s *LockSet) Release(ctx context.Context) error {
 		return wrap(errNoGrant, "release locks")
 	}
 	var all error
-	for i, err := range s.client.desk.ReleaseMany(s.holds()) {
+	for i, err := range s.client.locks.ReleaseMany(s.holds()) {
 		if err != nil {
 			all = also(all, wrap(err, "release %s", s.locks[i].key.what()))
 		}
@@ -227,8 +227,8 @@ func (s *LockSet) ordered() []Key {
 	return keys
 }
 
-func (s *LockSet) holds() []*desk.Hold {
-	holds := make([]*desk.Hold, len(s.locks))
+func (s *LockSet) holds() []*lockmgr.Hold {
+	holds := make([]*lockmgr.Hold, len(s.locks))
 	for i, lock := range s.locks {
 		holds[i] = lock.hold
 	}

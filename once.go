@@ -11,7 +11,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
-	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
 // NotDueError says beside the [ErrNotAcquired] of [Client.Once] when a run was and when the next may be.
@@ -211,7 +211,7 @@ func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, 
 	return err
 }
 
-var stmtStartRun = &link.Statement{
+var stmtStartRun = &pipeline.Statement{
 	Name: "pgbaton_start_run",
 	SQL: "SELECT due, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM next_run) * 1000000)::bigint, disbelieved " +
 		"FROM pgbaton.start_run($1, make_interval(secs => $2), $3, $4, $5)",
@@ -242,7 +242,7 @@ func (j *job) start(ctx context.Context, lock *Lock) (due bool, err error) {
 
 var errRunAnswer = errors.New("the server's answer is not what the schema promises")
 
-var stmtEndRun = &link.Statement{Name: "pgbaton_end_run", SQL: "SELECT pgbaton.end_run($1, $2, $3, $4)"}
+var stmtEndRun = &pipeline.Statement{Name: "pgbaton_end_run", SQL: "SELECT pgbaton.end_run($1, $2, $3, $4)"}
 
 // maxRunError is how many bytes of a run's error are sent. The schema keeps somewhat less.
 const maxRunError = 4000
@@ -270,7 +270,7 @@ type Run struct {
 	Error  string    // the error's text, cut to 1,000 characters
 }
 
-var stmtLookRun = &link.Statement{
+var stmtLookRun = &pipeline.Statement{
 	Name: "pgbaton_look_run",
 	SQL: "SELECT token, (extract(epoch FROM last_run) * 1000000)::bigint, (extract(epoch FROM ended_at) * 1000000)::bigint, " +
 		"failed, error FROM pgbaton.look_run($1)",
@@ -311,7 +311,7 @@ func (c *Client) lastRun(ctx context.Context, name string) (Run, error) {
 	}, nil
 }
 
-var stmtForgetRun = &link.Statement{Name: "pgbaton_forget_run", SQL: "SELECT pgbaton.forget_run($1)"}
+var stmtForgetRun = &pipeline.Statement{Name: "pgbaton_forget_run", SQL: "SELECT pgbaton.forget_run($1)"}
 
 // ForgetRun forgets the name's last run, so that the next may begin at once. A run that goes on is not stopped, and keeps its
 // lock: until it has ended, no other begins. [ErrNotFound] says that there was none that is known.

@@ -8,9 +8,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 )
 
@@ -40,19 +40,19 @@ type Semaphore struct {
 }
 
 var (
-	stmtOpenSemaphore = link.Statement{
+	stmtOpenSemaphore = pipeline.Statement{
 		Name: "pgbaton_open_semaphore", SQL: "SELECT * FROM pgbaton.open_semaphore($1, $2, $3)",
 	}
 	// By name, because an id is worth nothing on another server.
-	stmtResizeSemaphore = link.Statement{
+	stmtResizeSemaphore = pipeline.Statement{
 		Name: "pgbaton_resize_semaphore",
 		SQL:  "SELECT pgbaton.resize_semaphore(o.id, $2) FROM pgbaton.open_semaphore($1, NULL) AS o",
 	}
-	stmtSemaphoreState = link.Statement{
+	stmtSemaphoreState = pipeline.Statement{
 		Name: "pgbaton_semaphore_state",
 		SQL:  "SELECT s.* FROM pgbaton.open_semaphore($1, NULL) AS o, pgbaton.semaphore_state(o.id) AS s",
 	}
-	stmtSemaphoreHolders = link.Statement{
+	stmtSemaphoreHolders = pipeline.Statement{
 		Name: "pgbaton_semaphore_holders",
 		SQL:  "SELECT h.* FROM pgbaton.open_semaphore($1, NULL) AS o, pgbaton.semaphore_holders(o.id) AS h",
 	}
@@ -165,8 +165,8 @@ func (c *Client) openSemaphore(
 }
 
 // rows runs a statement that may run twice on the session for rows.
-func (c *Client) rows(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error) {
-	rows, err := c.ledger.Query(ctx, statement, params...)
+func (c *Client) rows(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error) {
+	rows, err := c.sidecar.Query(ctx, statement, params...)
 	if err != nil {
 		return nil, pgerr.Schema(translate(err))
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
-	"github.com/pgbaton/pgbaton/internal/ledger"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // pooledLine is the semaphore s for a client that is behind a pooler.
@@ -25,10 +25,10 @@ func pooledLine(t *testing.T, dsn string, capacity int) *semaphore.Line {
 	cfg, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
 	dialer := &session.Dialer{Config: cfg, TTL: 15 * time.Second}
-	l := ledger.New(ledger.Config{
+	l := sidecar.New(sidecar.Config{
 		TTL: dialer.TTL, Name: "pooled", Pooled: true, Report: func(string, error) {}, Dial: dialer.DialPooled, Hung: func() {},
 	})
-	d := semaphore.New(semaphore.Config{TTL: dialer.TTL, Ledger: l, Pooled: true, Report: func(string, error) {}})
+	d := semaphore.New(semaphore.Config{TTL: dialer.TTL, Sidecar: l, Pooled: true, Report: func(string, error) {}})
 	t.Cleanup(func() {
 		d.Close(context.Background())
 		require.NoError(t, l.Close(context.Background()))

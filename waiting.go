@@ -6,8 +6,8 @@ import (
 	"fmt"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 	"github.com/pgbaton/pgbaton/internal/waitgraph"
 )
 
@@ -16,7 +16,7 @@ import (
 type heldLocks struct {
 	client *Client
 	keys   []Key
-	holds  []*desk.Hold
+	holds  []*lockmgr.Hold
 	outer  *heldLocks
 }
 
@@ -29,7 +29,7 @@ func heldBy(ctx context.Context) *heldLocks {
 }
 
 // holding is ctx for what runs while keys are held; there is a hold for each, or for the first ones.
-func (c *Client) holding(ctx context.Context, keys []Key, holds []*desk.Hold) context.Context {
+func (c *Client) holding(ctx context.Context, keys []Key, holds []*lockmgr.Hold) context.Context {
 	if len(holds) == 0 {
 		return ctx
 	}
@@ -61,12 +61,12 @@ func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 
 // wait waits for a key. When ctx says that other locks are held, and the wait is not a short one, it is watched for
 // deadlocks; a key that is free costs no more than without.
-func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*desk.Hold, error) {
+func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmgr.Hold, error) {
 	held := heldBy(ctx)
 	if held == nil {
-		return c.desk.Acquire(ctx, key.key, mode, false)
+		return c.locks.Acquire(ctx, key.key, mode, false)
 	}
-	request, err := c.desk.Begin(ctx, key.key, mode, false)
+	request, err := c.locks.Begin(ctx, key.key, mode, false)
 	if err != nil {
 		return nil, err
 	}

@@ -9,20 +9,20 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/desk"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 	"github.com/pgbaton/pgbaton/internal/waitline"
 )
 
-// Desk grants the leaders' locks.
-type Desk interface {
-	TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*desk.Hold, []error)
+// Locks grants the leaders' locks.
+type Locks interface {
+	TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*lockmgr.Hold, []error)
 }
 
-// Ledger is the session for rows and notifications.
-type Ledger interface {
-	Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error)
+// Sidecar is the session for rows and notifications.
+type Sidecar interface {
+	Query(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error)
 	Notify(payload string)
 	Subscribe(prefix string, f func(payload string)) (cancel func())
 	Holder(ctx context.Context) (int64, error)
@@ -30,10 +30,10 @@ type Ledger interface {
 
 // Config is what a manager needs to know.
 type Config struct {
-	Desk   Desk
-	Ledger Ledger
-	Name   string                        // of the client, for people
-	Report func(event string, err error) // for the log
+	Locks   Locks
+	Sidecar Sidecar
+	Name    string                        // of the client, for people
+	Report  func(event string, err error) // for the log
 }
 
 // Manager runs the candidates of one client.

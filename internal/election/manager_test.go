@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/desk"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
 // taken is a lock manager with which somebody else has every key.
@@ -23,7 +23,7 @@ type taken struct {
 	rounds []int // how many keys each try had
 }
 
-func (d *taken) TryMany(_ context.Context, keys []advisory.Key, _ advisory.Mode) ([]*desk.Hold, []error) {
+func (d *taken) TryMany(_ context.Context, keys []advisory.Key, _ advisory.Mode) ([]*lockmgr.Hold, []error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.rounds = append(d.rounds, len(keys))
@@ -31,7 +31,7 @@ func (d *taken) TryMany(_ context.Context, keys []advisory.Key, _ advisory.Mode)
 	for i := range errs {
 		errs[i] = lockerr.NotAcquired
 	}
-	return make([]*desk.Hold, len(keys)), errs
+	return make([]*lockmgr.Hold, len(keys)), errs
 }
 
 func (d *taken) tries() int {
@@ -46,7 +46,7 @@ type deaf struct {
 	hear map[string]func(string)
 }
 
-func (l *deaf) Query(context.Context, *link.Statement, ...[]byte) ([][][]byte, error) {
+func (l *deaf) Query(context.Context, *pipeline.Statement, ...[]byte) ([][][]byte, error) {
 	return nil, errors.New("away")
 }
 func (l *deaf) Holder(context.Context) (int64, error) { return 0, errors.New("away") }
@@ -75,7 +75,7 @@ func TestManager_OneTryASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const candidates = 100
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
-		m := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
+		m := New(Config{Locks: d, Sidecar: l, Report: func(string, error) {}})
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var wg sync.WaitGroup
 		for i := range candidates {
@@ -123,7 +123,7 @@ func TestManager_HoldsBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
-		m := New(Config{Desk: d, Ledger: l, Report: func(string, error) {}})
+		m := New(Config{Locks: d, Sidecar: l, Report: func(string, error) {}})
 		before, err := m.Join("x", advisory.Key{})
 		require.NoError(t, err)
 		m.mu.Lock()

@@ -8,7 +8,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/desk"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // tryOn tries for the contests that are due, until there are no candidates.
@@ -84,10 +84,10 @@ func (m *Manager) try(contests []*contest) {
 	for i, p := range contests {
 		keys[i] = p.key
 	}
-	holds, errs := m.cfg.Desk.TryMany(m.ctx, keys, advisory.Exclusive)
+	holds, errs := m.cfg.Locks.TryMany(m.ctx, keys, advisory.Exclusive)
 	var terms []*Term
 	var elected []*waiter
-	var unwanted []*desk.Hold
+	var unwanted []*lockmgr.Hold
 	m.mu.Lock()
 	for i, p := range contests {
 		p.lastError = errs[i]

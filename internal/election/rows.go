@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
 // oldRow is a row to be cleared: its term is over.
@@ -34,8 +34,8 @@ func (m *Manager) clearRow(t *Term) *oldRow {
 
 // writeOn listens and keeps the rows, until there are neither candidates nor rows to be cleared.
 func (m *Manager) writeOn() {
-	defer m.cfg.Ledger.Subscribe(freePrefix, m.heardFree)()
-	defer m.cfg.Ledger.Subscribe(resignPrefix, m.heardRequest)()
+	defer m.cfg.Sidecar.Subscribe(freePrefix, m.heardFree)()
+	defer m.cfg.Sidecar.Subscribe(resignPrefix, m.heardRequest)()
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
@@ -56,10 +56,10 @@ func (m *Manager) writeOn() {
 }
 
 var (
-	stmtKeep = &link.Statement{
+	stmtKeep = &pipeline.Statement{
 		Name: "pgbaton_keep_leaders", SQL: "SELECT pgbaton.keep_leaders($1, $2, $3, $4)",
 	}
-	stmtClear = &link.Statement{
+	stmtClear = &pipeline.Statement{
 		Name: "pgbaton_strike_leaders", SQL: "SELECT pgbaton.strike_leaders($1, $2)",
 	}
 )
@@ -69,7 +69,7 @@ var (
 func (m *Manager) write() {
 	ctx, cancel := context.WithTimeout(m.ctx, patience)
 	defer cancel()
-	holder, err := m.cfg.Ledger.Holder(ctx)
+	holder, err := m.cfg.Sidecar.Holder(ctx)
 	if err != nil {
 		return // a row whose holder is gone does not count
 	}
@@ -99,7 +99,7 @@ func (m *Manager) record(ctx context.Context, holder int64) {
 	if len(names) == 0 {
 		return
 	}
-	rows, err := m.cfg.Ledger.Query(ctx, stmtKeep, pgtext.Texts(names), pgtext.Ints(numbers), pgtext.Int(holder), []byte(m.cfg.Name))
+	rows, err := m.cfg.Sidecar.Query(ctx, stmtKeep, pgtext.Texts(names), pgtext.Ints(numbers), pgtext.Int(holder), []byte(m.cfg.Name))
 	if m.noteFailure(err); err != nil {
 		return
 	}
@@ -128,7 +128,7 @@ func (m *Manager) clear(ctx context.Context) {
 	for _, s := range old {
 		names, numbers = append(names, s.name), append(numbers, s.term)
 	}
-	_, err := m.cfg.Ledger.Query(ctx, stmtClear, pgtext.Texts(names), pgtext.Ints(numbers))
+	_, err := m.cfg.Sidecar.Query(ctx, stmtClear, pgtext.Texts(names), pgtext.Ints(numbers))
 	if m.noteFailure(err); err != nil {
 		return
 	}
@@ -160,14 +160,14 @@ type Leader struct {
 
 var errNobody = fmt.Errorf("%w: nobody leads", lockerr.NotFound)
 
-var stmtLeader = &link.Statement{
+var stmtLeader = &pipeline.Statement{
 	Name: "pgbaton_leader_of",
 	SQL:  "SELECT holder_name, term, (extract(epoch FROM since) * 1000000)::bigint FROM pgbaton.leader_of($1)",
 }
 
 // Leader returns the leader of a name, as its row says. NotFound if there is none.
 func (m *Manager) Leader(ctx context.Context, name string) (Leader, error) {
-	rows, err := m.cfg.Ledger.Query(ctx, stmtLeader, []byte(name))
+	rows, err := m.cfg.Sidecar.Query(ctx, stmtLeader, []byte(name))
 	switch {
 	case err != nil:
 		return Leader{}, err
@@ -184,7 +184,7 @@ func (m *Manager) Leader(ctx context.Context, name string) (Leader, error) {
 	return Leader{Holder: string(rows[0][0]), Term: term, Since: time.UnixMicro(since)}, nil
 }
 
-var stmtRequest = &link.Statement{
+var stmtRequest = &pipeline.Statement{
 	Name: "pgbaton_request_resign", SQL: "SELECT pgbaton.request_resign($1)",
 }
 
@@ -197,7 +197,7 @@ func (m *Manager) RequestResign(ctx context.Context, name string) error {
 		t.askToEnd(lockerr.Resigned)
 		return nil
 	}
-	rows, err := m.cfg.Ledger.Query(ctx, stmtRequest, []byte(name))
+	rows, err := m.cfg.Sidecar.Query(ctx, stmtRequest, []byte(name))
 	switch {
 	case err != nil:
 		return err
@@ -206,6 +206,6 @@ func (m *Manager) RequestResign(ctx context.Context, name string) error {
 	case rows[0][0] == nil:
 		return errNobody
 	}
-	m.cfg.Ledger.Notify(resignPrefix + string(rows[0][0]) + "/" + name)
+	m.cfg.Sidecar.Notify(resignPrefix + string(rows[0][0]) + "/" + name)
 	return nil
 }

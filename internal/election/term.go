@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/desk"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
 // Term is a time for which the client leads. It ends with End.
 type Term struct {
-	Hold *desk.Hold
+	Hold *lockmgr.Hold
 
 	manager *Manager
 	contest *contest
@@ -91,7 +91,7 @@ func (t *Term) End(ctx context.Context) error {
 	}
 	m.mu.Unlock()
 	if t.result == nil { // before the row is cleared: a lock on it would delay the news
-		m.cfg.Ledger.Notify(freePrefix + p.name)
+		m.cfg.Sidecar.Notify(freePrefix + p.name)
 	}
 	s := m.clearRow(t)
 	wait := farewell

@@ -1,5 +1,5 @@
 // Package grant holds what every kind of grant has: an end, which comes once, with a reason, and is told to
-// whoever wants to know.
+// all that want to know.
 package grant
 
 import "sync"
@@ -13,7 +13,7 @@ type End struct {
 	onEnd  []func(error)
 }
 
-// Reason is why the grant is over; nil while it is not.
+// Reason returns why the grant is over; nil while it is not.
 func (e *End) Reason() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

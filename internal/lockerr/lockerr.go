@@ -83,7 +83,7 @@ const (
 	HeldTooLong     LossReason = "held too long"
 )
 
-// LossError is why a link, or one lock on it, was lost.
+// LossError is why a session, or one lock of it, was lost.
 type LossError struct {
 	Reason LossReason
 	Cause  error // what was seen

@@ -4,8 +4,8 @@ import (
 	"errors"
 	"strconv"
 
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // claimAnswer is what pgbaton.claim_slots returns.
@@ -41,7 +41,7 @@ type freedAnswer struct {
 	awaited []int64
 }
 
-func parseFreed(op *link.Op) (freedAnswer, error) {
+func parseFreed(op *sidecar.Op) (freedAnswer, error) {
 	if op.Err != nil {
 		return freedAnswer{}, op.Err
 	}
@@ -53,7 +53,7 @@ func parseFreed(op *link.Op) (freedAnswer, error) {
 	return freedAnswer{places, awaited}, errors.Join(err1, err2)
 }
 
-func parseRenewed(op *link.Op) (map[int32]struct{}, error) {
+func parseRenewed(op *sidecar.Op) (map[int32]struct{}, error) {
 	if op.Err != nil {
 		return nil, op.Err
 	}

@@ -6,8 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 func TestParseClaim(t *testing.T) {
@@ -40,20 +40,20 @@ func TestParseClaim(t *testing.T) {
 
 func TestParsePlaces(t *testing.T) {
 	t.Parallel()
-	freed, err := parseFreed(&link.Op{Rows: [][][]byte{{[]byte("{1,3}"), []byte("{-5}")}}})
+	freed, err := parseFreed(&sidecar.Op{Rows: [][][]byte{{[]byte("{1,3}"), []byte("{-5}")}}})
 	require.NoError(t, err)
 	require.Equal(t, freedAnswer{places: map[int32]struct{}{1: {}, 3: {}}, awaited: []int64{-5}}, freed)
-	renewed, err := parseRenewed(&link.Op{Rows: [][][]byte{{nil}}})
+	renewed, err := parseRenewed(&sidecar.Op{Rows: [][][]byte{{nil}}})
 	require.NoError(t, err)
 	require.Empty(t, renewed)
 
 	away := errors.New("away")
-	_, err = parseFreed(&link.Op{Err: away})
+	_, err = parseFreed(&sidecar.Op{Err: away})
 	require.ErrorIs(t, err, away)
-	_, err = parseRenewed(&link.Op{Err: away})
+	_, err = parseRenewed(&sidecar.Op{Err: away})
 	require.ErrorIs(t, err, away)
-	_, err = parseFreed(&link.Op{})
+	_, err = parseFreed(&sidecar.Op{})
 	require.ErrorIs(t, err, pgtext.ErrAnswer)
-	_, err = parseRenewed(&link.Op{})
+	_, err = parseRenewed(&sidecar.Op{})
 	require.ErrorIs(t, err, pgtext.ErrAnswer)
 }

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"github.com/pgbaton/pgbaton/internal/trust"
 )
 
@@ -35,7 +35,7 @@ type claimCall struct {
 	answer    chan<- int // for the head: how many were granted
 }
 
-var stmtClaim = link.Statement{
+var stmtClaim = pipeline.Statement{
 	Name: "pgbaton_claim", SQL: "SELECT * FROM pgbaton.claim_slots($1, $2, $3, $4, $5, $6, $7, $8)",
 }
 
@@ -59,9 +59,9 @@ func (l *Line) claim(a *actions, answer chan<- int) {
 		queue = turnPooled
 	}
 	m.writes += total
-	a.ops = append(a.ops, &link.Op{
+	a.ops = append(a.ops, &sidecar.Op{
 		// A head's may write to the semaphore's row as well: two such rows in one transaction could be a deadlock.
-		Kind: link.Call, Call: &stmtClaim, Alone: head, First: true, Owner: ledger.Completion(c.answered),
+		Statement: &stmtClaim, Alone: head, First: true, Then: c.answered,
 		Params: [][]byte{
 			pgtext.Int(int64(l.id)), pgtext.Int(l.gate.ID), pgtext.Int(m.session.holder()), pgtext.Ints(wants),
 			pgtext.Int(m.cfg.TTL.Milliseconds()), pgtext.Bool(standing), pgtext.Int(queue.Milliseconds()), pgtext.Bool(m.cfg.Pooled),
@@ -70,7 +70,7 @@ func (l *Line) claim(a *actions, answer chan<- int) {
 }
 
 // answered takes the answer to a claim.
-func (c *claimCall) answered(op *link.Op) {
+func (c *claimCall) answered(op *sidecar.Op) {
 	l, m := c.line, c.line.manager
 	m.step(func(a *actions) {
 		granted, err := c.settle(op, a)
@@ -120,10 +120,10 @@ var errNotEnough = fmt.Errorf("%w: there are not enough free permits, or others 
 
 // settle reads the answer to a claim and deals out what it grants. An error that matches NotAcquired is one that may
 // pass.
-func (c *claimCall) settle(op *link.Op, a *actions) (granted int, err error) {
+func (c *claimCall) settle(op *sidecar.Op, a *actions) (granted int, err error) {
 	l := c.line
 	switch {
-	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || ledger.Passes(op.Err)):
+	case op.Err != nil && (errors.Is(op.Err, lockerr.Lost) || sidecar.Passes(op.Err)):
 		return 0, fmt.Errorf("%w: %w", lockerr.NotAcquired, op.Err)
 	case op.Err != nil:
 		return 0, op.Err

@@ -12,11 +12,10 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // fakeSlot is a slot that is held. The holder of the other processes is [others].
@@ -77,12 +76,12 @@ func (f *fakeServer) byID(id int32) *fakeSemaphore {
 }
 
 // run runs the statement of an operation and writes its answer.
-func (f *fakeServer) run(op *link.Op) {
+func (f *fakeServer) run(op *sidecar.Op) {
 	p := op.Params
 	number := func(i int) int64 { n, _ := strconv.ParseInt(string(p[i]), 10, 64); return n }
 	ints := func(i int) []int32 { list, _ := pgtext.ParseInts[int32](p[i]); return list }
 	tokens := func(i int) []int64 { list, _ := pgtext.ParseInts[int64](p[i]); return list }
-	switch op.Call {
+	switch op.Statement {
 	case &stmtClaim:
 		f.claim(op, f.byID(int32(number(0))), number(2), ints(3), time.Duration(number(4))*time.Millisecond, string(p[5]) == "true")
 	case &stmtFree:
@@ -97,7 +96,7 @@ func (f *fakeServer) run(op *link.Op) {
 	}
 }
 
-func (f *fakeServer) claim(op *link.Op, s *fakeSemaphore, holder int64, wants []int32, ttl time.Duration, standing bool) {
+func (f *fakeServer) claim(op *sidecar.Op, s *fakeSemaphore, holder int64, wants []int32, ttl time.Duration, standing bool) {
 	if s == nil {
 		op.Rows = [][][]byte{{nil, []byte("0"), nil, nil}}
 		return
@@ -121,7 +120,7 @@ func (f *fakeServer) claim(op *link.Op, s *fakeSemaphore, holder int64, wants []
 	}}
 }
 
-func (f *fakeServer) free(op *link.Op, holder int64, semaphores, slots []int32, tokens, gates []int64) {
+func (f *fakeServer) free(op *sidecar.Op, holder int64, semaphores, slots []int32, tokens, gates []int64) {
 	var freed []int32
 	var awaited []int64
 	for i, slot := range slots {
@@ -141,7 +140,7 @@ func (f *fakeServer) free(op *link.Op, holder int64, semaphores, slots []int32, 
 }
 
 func (f *fakeServer) renew(
-	op *link.Op, holder int64, semaphores, slots []int32, tokens []int64, ttl time.Duration, rest bool,
+	op *sidecar.Op, holder int64, semaphores, slots []int32, tokens []int64, ttl time.Duration, rest bool,
 ) {
 	var renewed []int32
 	named := map[string]bool{}
@@ -189,11 +188,11 @@ type fakeConn struct {
 
 // call is a statement under way.
 type call struct {
-	op  *link.Op
+	op  *sidecar.Op
 	ran bool // and waits for its answer to be read
 }
 
-func (c *fakeConn) Submit(ops ...*link.Op) {
+func (c *fakeConn) Submit(ops ...*sidecar.Op) {
 	c.mu.Lock()
 	dead := c.dead
 	for _, op := range ops {
@@ -210,10 +209,10 @@ func (c *fakeConn) Submit(ops ...*link.Op) {
 }
 
 // check looks for statements that must not be under way together.
-func (c *fakeConn) check(ops []*link.Op) {
+func (c *fakeConn) check(ops []*sidecar.Op) {
 	claims, frees := map[string]int{}, 0
 	for _, p := range c.pending {
-		switch p.op.Call {
+		switch p.op.Statement {
 		case &stmtClaim:
 			claims[string(p.op.Params[1])]++
 		case &stmtFree:
@@ -229,16 +228,16 @@ func (c *fakeConn) check(ops []*link.Op) {
 		c.server.complain("%d statements that free are under way", frees)
 	}
 	for _, op := range ops {
-		if op.Call == &stmtClaim && string(op.Params[5]) == "true" && !op.Alone {
+		if op.Statement == &stmtClaim && string(op.Params[5]) == "true" && !op.Alone {
 			c.server.complain("a claim that stands at the gate does not come from the head")
 		}
 	}
 }
 
-func answerLost(ops []*link.Op, cause error) {
+func answerLost(ops []*sidecar.Op, cause error) {
 	for _, op := range ops {
 		op.Err = fmt.Errorf("%w: %w", lockerr.Lost, cause)
-		op.Owner.(ledger.Completion)(op)
+		op.Then(op)
 	}
 }
 
@@ -284,7 +283,7 @@ func (c *fakeConn) answer(p *call, code string) {
 			c.server.run(p.op)
 		}
 	}
-	p.op.Owner.(ledger.Completion)(p.op)
+	p.op.Then(p.op)
 }
 
 var errCut = errors.New("cut")

@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // giveBack is slots that go back to the server. While the holder's session lives nobody else takes them from it, so
@@ -91,7 +91,7 @@ func (m *Manager) giveBack(c *claim, slots []int32, p *Permit, a *actions) {
 	m.dismiss(a)
 }
 
-var stmtFree = link.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
+var stmtFree = pipeline.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
 
 // free frees the slots that go back, in one statement, unless one is under way. Those that were stuck come after a rest,
 // when there are no others, each by itself: it may be the one whose row others have.
@@ -127,18 +127,18 @@ func (m *Manager) free(a *actions) {
 	}
 	m.writes += len(slots)
 	began := a.now
-	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtFree, First: true,
+	a.ops = append(a.ops, &sidecar.Op{
+		Statement: &stmtFree, First: true,
 		Params: [][]byte{
 			pgtext.Int(m.session.holder()), pgtext.Ints(semaphores), pgtext.Ints(slots), pgtext.Ints(tokens), pgtext.Ints(gates),
 		},
-		Owner: ledger.Completion(func(op *link.Op) { m.wereFreed(op, began) }),
+		Then: func(op *sidecar.Op) { m.wereFreed(op, began) },
 	})
 	m.tidy(a)
 }
 
 // wereFreed takes the answer to a statement that frees.
-func (m *Manager) wereFreed(op *link.Op, began time.Time) {
+func (m *Manager) wereFreed(op *sidecar.Op, began time.Time) {
 	m.step(func(a *actions) {
 		g := &m.returns
 		sent := g.sent
@@ -147,7 +147,7 @@ func (m *Manager) wereFreed(op *link.Op, began time.Time) {
 		if err != nil && !errors.Is(err, lockerr.Lost) {
 			err = fmt.Errorf("%w: the server did not confirm that the permit is free: %w", lockerr.Lost, err)
 		}
-		again := ledger.Passes(op.Err) && m.session != nil
+		again := sidecar.Passes(op.Err) && m.session != nil
 		place := int32(0)
 		for _, one := range sent {
 			result := err

@@ -12,8 +12,7 @@ import (
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 const (
@@ -171,7 +170,7 @@ func (h *history) disconnect() {
 			p.ran = true
 		}
 	}
-	var ops []*link.Op
+	var ops []*sidecar.Op
 	for _, p := range conn.cut() {
 		if p.ran && h.random.IntN(2) == 0 {
 			h.late = append(h.late, p) // its reader had it already
@@ -211,8 +210,8 @@ func (h *history) belated() bool {
 	}
 	p := h.late[0]
 	h.late = h.late[1:]
-	h.note("%s of a lost session is answered", p.op.Call.Name)
-	p.op.Owner.(ledger.Completion)(p.op)
+	h.note("%s of a lost session is answered", p.op.Statement.Name)
+	p.op.Then(p.op)
 	return true
 }
 
@@ -229,15 +228,15 @@ func (h *history) statement(how int) {
 	switch {
 	case p == nil:
 	case how == 0 && !p.ran:
-		h.note("%s runs", p.op.Call.Name)
+		h.note("%s runs", p.op.Statement.Name)
 		h.server.run(p.op)
 		p.ran = true
 	case how == 1 && !p.ran:
 		code := anError(h.random)
-		h.note("%s fails with %s", p.op.Call.Name, code)
+		h.note("%s fails with %s", p.op.Statement.Name, code)
 		conn.answer(p, code)
 	default:
-		h.note("%s is answered", p.op.Call.Name)
+		h.note("%s is answered", p.op.Statement.Name)
 		conn.answer(p, "")
 	}
 }

@@ -9,9 +9,9 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"github.com/pgbaton/pgbaton/internal/waitline"
 )
 
@@ -192,7 +192,7 @@ func (l *Line) tooMany(n int) error {
 	return fmt.Errorf("%w: %d wanted, the capacity is %d", lockerr.OverCapacity, n, l.capacity)
 }
 
-var stmtCapacity = link.Statement{
+var stmtCapacity = pipeline.Statement{
 	Name: "pgbaton_capacity", SQL: "SELECT id, capacity FROM pgbaton.open_semaphore($1, NULL)",
 }
 
@@ -204,15 +204,15 @@ func (l *Line) lookUp(what lookup, a *actions) {
 	}
 	l.lookup = max(l.lookup, what)
 	if !asked {
-		a.ops = append(a.ops, &link.Op{
-			Kind: link.Call, Call: &stmtCapacity, Params: [][]byte{[]byte(l.name)}, Owner: ledger.Completion(l.lookedUp),
+		a.ops = append(a.ops, &sidecar.Op{
+			Statement: &stmtCapacity, Params: [][]byte{[]byte(l.name)}, Then: l.lookedUp,
 		})
 	}
 }
 
 // lookedUp takes the answer. A failure is left to the next claim, which will see it too. The semaphore may have another
 // id: the client has moved to another server, or somebody has removed it and made it anew.
-func (l *Line) lookedUp(op *link.Op) {
+func (l *Line) lookedUp(op *sidecar.Op) {
 	l.manager.step(func(a *actions) {
 		doubted, missing := l.lookup == ofExistence, l.missing
 		l.lookup, l.missing = noLookup, nil
@@ -226,7 +226,7 @@ func (l *Line) lookedUp(op *link.Op) {
 				return
 			}
 		}
-		if doubted && (op.Err == nil || !errors.Is(op.Err, lockerr.Lost) && !ledger.Passes(op.Err)) {
+		if doubted && (op.Err == nil || !errors.Is(op.Err, lockerr.Lost) && !sidecar.Passes(op.Err)) {
 			l.refuse(missing, everybody, a)
 		}
 	})

@@ -10,9 +10,8 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // Place is a place in the server's queue at a semaphore's gate. Its turn is the right to look for slots.
@@ -29,17 +28,17 @@ type Place interface {
 
 // Config is what a manager needs.
 type Config struct {
-	TTL    time.Duration
-	Ledger *ledger.Ledger
-	Pooled bool                          // no session can stand at a gate
-	Queue  func(gate advisory.Key) Place // stands at a gate; nil if Pooled
-	Report func(event string, err error) // for the log
+	TTL     time.Duration
+	Sidecar *sidecar.Sidecar
+	Pooled  bool                          // no session can stand at a gate
+	Queue   func(gate advisory.Key) Place // stands at a gate; nil if Pooled
+	Report  func(event string, err error) // for the log
 }
 
 // Manager has the semaphores that this process uses.
 type Manager struct {
 	cfg     Config
-	sidecar sidecar
+	sidecar sessions
 
 	mu      sync.Mutex
 	life    lifetime
@@ -65,14 +64,14 @@ type Manager struct {
 
 // New makes a manager. It opens no session before the first Line.
 func New(cfg Config) *Manager {
-	m := newManager(cfg, ledgerSidecar{cfg.Ledger})
-	cfg.Ledger.Observe(observer{m})
-	cfg.Ledger.Subscribe(freedPrefix, m.notified)
-	cfg.Ledger.Subscribe(resizedPrefix, m.notified)
+	m := newManager(cfg, realSessions{cfg.Sidecar})
+	cfg.Sidecar.Observe(observer{m})
+	cfg.Sidecar.Subscribe(freedPrefix, m.notified)
+	cfg.Sidecar.Subscribe(resizedPrefix, m.notified)
 	return m
 }
 
-func newManager(cfg Config, s sidecar) *Manager {
+func newManager(cfg Config, s sessions) *Manager {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Manager{
 		cfg: cfg, sidecar: s, lines: map[string]*Line{}, gates: map[int64]*Line{}, claims: map[*claim]struct{}{},
@@ -89,7 +88,7 @@ const (
 // actions are what a step decided to do after the manager's mutex is free.
 type actions struct {
 	now    time.Time
-	ops    []*link.Op
+	ops    []*sidecar.Op
 	wake   []*waiter
 	freed  []*Permit
 	lost   []*Permit

@@ -14,19 +14,18 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/dbtest"
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
 // fixture is a manager that takes its session for a pooler's.
 type fixture struct {
 	*Manager
-	line   *Line
-	ledger *ledger.Ledger
-	proxy  *dbtest.Proxy
-	admin  *pgx.Conn
+	line    *Line
+	sidecar *sidecar.Sidecar
+	proxy   *dbtest.Proxy
+	admin   *pgx.Conn
 }
 
 func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
@@ -35,10 +34,10 @@ func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
 	proxy, cfg := dbtest.Through(t, dsn)
 	dialer := &session.Dialer{Config: cfg, TTL: ttl}
 	f := &fixture{proxy: proxy, admin: dbtest.Connect(t, dsn)}
-	f.ledger = ledger.New(ledger.Config{
+	f.sidecar = sidecar.New(sidecar.Config{
 		TTL: ttl, Name: "me", Pooled: true, Report: func(string, error) {}, Dial: dialer.DialPooled, Hung: func() {},
 	})
-	f.Manager = New(Config{TTL: ttl, Ledger: f.ledger, Pooled: true, Report: func(string, error) {}})
+	f.Manager = New(Config{TTL: ttl, Sidecar: f.sidecar, Pooled: true, Report: func(string, error) {}})
 	id := dbtest.Value[int32](t, f.admin, "SELECT id FROM pgbaton.open_semaphore('s', $1)", capacity)
 	gate := dbtest.Value[int64](t, f.admin, "SELECT pgbaton.key('pgbaton/semaphore/s')")
 	f.line = f.Line(id, "s", advisory.Key{ID: gate}, capacity)
@@ -48,7 +47,7 @@ func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
 
 func (f *fixture) close(ctx context.Context) {
 	f.Close(ctx)
-	_ = f.ledger.Close(ctx) // the network may be gone
+	_ = f.sidecar.Close(ctx) // the network may be gone
 	f.Wait()
 }
 
@@ -119,7 +118,7 @@ func TestPooled_ReleaseEndsWithClose(t *testing.T) {
 	require.NoError(t, err)
 	f.proxy.Refuse(true)
 	f.proxy.Cut()
-	require.Eventually(t, func() bool { return f.ledger.Current() == nil }, dbtest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return f.sidecar.Current() == nil }, dbtest.Patience, time.Millisecond)
 	released := make(chan error)
 	go func() { released <- p.Release() }()
 	time.Sleep(50 * time.Millisecond)
@@ -214,7 +213,7 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 		return f.session != nil && f.session != old
 	}, dbtest.Patience, time.Millisecond)
 	c := &claimCall{line: f.line, session: old, waiters: []*waiter{w}}
-	c.answered(&link.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
+	c.answered(&sidecar.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
 	gone := func(*waiter) bool { panic("it waits") }
 	require.NoError(t, w.Wait(context.Background(), gone, nil))
 	require.NotEqual(t, token, strconv.FormatInt(w.Value.permit.Token(), 10))

@@ -6,11 +6,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"github.com/pgbaton/pgbaton/internal/trust"
 )
 
@@ -106,7 +106,7 @@ func claimsOf(part []kept) []*claim {
 	return claims // each once: the slots of a claim stand together
 }
 
-var stmtRenew = link.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
+var stmtRenew = pipeline.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
 
 // renew renews what is held, a part at a time. With then, it frees whatever else the holder holds in the same
 // statement, and goes on with that when it was answered.
@@ -141,25 +141,25 @@ func (m *Manager) renew(s connection, a *actions, then func(a *actions)) {
 }
 
 // renewal is a statement that renews slots, and others that are not to be freed as unknown.
-func (m *Manager) renewal(s connection, part, returning []kept, r round, then func(a *actions)) *link.Op {
+func (m *Manager) renewal(s connection, part, returning []kept, r round, then func(a *actions)) *sidecar.Op {
 	var semaphores, slots []int32
 	var tokens []int64
 	for _, k := range slices.Concat(part, returning) {
 		semaphores, slots, tokens = append(semaphores, k.claim.semaphore), append(slots, k.slot), append(tokens, k.claim.base)
 	}
 	m.writes += len(slots)
-	return &link.Op{
-		Kind: link.Call, Call: &stmtRenew, First: true, Alone: true, // whatever the others meet
+	return &sidecar.Op{
+		Statement: &stmtRenew, First: true, Alone: true, // whatever the others meet
 		Params: [][]byte{
 			pgtext.Int(s.holder()), pgtext.Ints(semaphores), pgtext.Ints(slots), pgtext.Ints(tokens),
 			pgtext.Int(m.cfg.TTL.Milliseconds()), pgtext.Bool(then != nil),
 		},
-		Owner: ledger.Completion(func(op *link.Op) { m.wereRenewed(s, op, part, r, then) }),
+		Then: func(op *sidecar.Op) { m.wereRenewed(s, op, part, r, then) },
 	}
 }
 
 // wereRenewed takes the answer to a renewal. A slot that somebody still owns here and the server does not know is lost.
-func (m *Manager) wereRenewed(s connection, op *link.Op, part []kept, r round, then func(a *actions)) {
+func (m *Manager) wereRenewed(s connection, op *sidecar.Op, part []kept, r round, then func(a *actions)) {
 	m.step(func(a *actions) {
 		if then != nil {
 			defer then(a) // also when it failed: what nobody knows of expires
@@ -223,7 +223,7 @@ const (
 	tidyRefused = 10 * time.Minute
 )
 
-var stmtCompact = link.Statement{Name: "pgbaton_compact", SQL: "SELECT pgbaton.compact_slots($1)"}
+var stmtCompact = pipeline.Statement{Name: "pgbaton_compact", SQL: "SELECT pgbaton.compact_slots($1)"}
 
 // tidy has the table of slots looked at when it was much written to.
 func (m *Manager) tidy(a *actions) {
@@ -231,9 +231,9 @@ func (m *Manager) tidy(a *actions) {
 		return
 	}
 	m.writes = 0
-	a.ops = append(a.ops, &link.Op{
-		Kind: link.Call, Call: &stmtCompact, Alone: true, Params: [][]byte{pgtext.Int(tidyAbove)},
-		Owner: ledger.Completion(func(op *link.Op) {
+	a.ops = append(a.ops, &sidecar.Op{
+		Statement: &stmtCompact, Alone: true, Params: [][]byte{pgtext.Int(tidyAbove)},
+		Then: func(op *sidecar.Op) {
 			pause := time.Duration(0)
 			switch {
 			case pgerr.Code(op.Err) == pgerr.InsufficientPrivilege:
@@ -246,6 +246,6 @@ func (m *Manager) tidy(a *actions) {
 			m.mu.Lock()
 			m.compact = time.Now().Add(pause)
 			m.mu.Unlock()
-		}),
+		},
 	})
 }

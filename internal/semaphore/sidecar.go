@@ -3,12 +3,11 @@ package semaphore
 import (
 	"context"
 
-	"github.com/pgbaton/pgbaton/internal/ledger"
-	"github.com/pgbaton/pgbaton/internal/link"
+	"github.com/pgbaton/pgbaton/internal/sidecar"
 )
 
-// sidecar is the client's connection for rows and notifications, which comes and goes.
-type sidecar interface {
+// sessions is the client's connection for rows and notifications, which comes and goes.
+type sessions interface {
 	// Holder waits for a session, and returns the id of the holder that it is.
 	Holder(ctx context.Context) (int64, error)
 	// Notify tells all processes.
@@ -19,7 +18,7 @@ type sidecar interface {
 
 // connection is a session of the sidecar's. Two are compared with ==.
 type connection interface {
-	Submit(ops ...*link.Op)
+	Submit(ops ...*sidecar.Op)
 	Help(ctx context.Context, done func() bool)
 	Attend()
 	CatchUp()
@@ -28,31 +27,31 @@ type connection interface {
 	holder() int64 // whom the rows belong to that are written by it
 }
 
-// ledgerSidecar is the real sidecar.
-type ledgerSidecar struct{ *ledger.Ledger }
+// realSessions is the real sidecar.
+type realSessions struct{ *sidecar.Sidecar }
 
-func (l ledgerSidecar) open() { l.Current() }
+func (l realSessions) open() { l.Current() }
 
-type ledgerSession struct{ *ledger.Session }
+type realSession struct{ *sidecar.Session }
 
-func (s ledgerSession) holder() int64 { return s.Holder }
+func (s realSession) holder() int64 { return s.Holder }
 
 // observer tells the manager of the sidecar's sessions.
 type observer struct{ manager *Manager }
 
 var (
-	_ ledger.Observer = observer{}
-	_ ledger.Lender   = observer{}
+	_ sidecar.Observer = observer{}
+	_ sidecar.Lender   = observer{}
 )
 
-// Opened implements [ledger.Observer].
-func (o observer) Opened(s *ledger.Session) { o.manager.opened(ledgerSession{s}) }
+// Opened implements [sidecar.Observer].
+func (o observer) Opened(s *sidecar.Session) { o.manager.opened(realSession{s}) }
 
-// Failed implements [ledger.Observer].
+// Failed implements [sidecar.Observer].
 func (o observer) Failed(err error) { o.manager.failed(err) }
 
-// Lost implements [ledger.Observer].
-func (o observer) Lost(s *ledger.Session, cause error) { o.manager.lost(ledgerSession{s}, cause) }
+// Lost implements [sidecar.Observer].
+func (o observer) Lost(s *sidecar.Session, cause error) { o.manager.lost(realSession{s}, cause) }
 
-// LetGo implements [ledger.Lender].
-func (o observer) LetGo(s *ledger.Session) bool { return o.manager.letGo(ledgerSession{s}) }
+// LetGo implements [sidecar.Lender].
+func (o observer) LetGo(s *sidecar.Session) bool { return o.manager.letGo(realSession{s}) }

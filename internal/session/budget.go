@@ -5,76 +5,65 @@ import (
 	"time"
 )
 
-// wish is for how long a link that found no room is waited for; it asks again sooner than that.
+// wish is for how long a session that found no room is waited for; it is asked for again sooner than that.
 const wish = 5 * time.Second
 
-// Budget shares the connections that a client may open between links, waiting sessions and the ledger's. One place is
-// always kept for a link and one for a waiting session.
+// Budget shares the connections that a client may open between sessions that hold locks, those that wait, and the sidecar.
+// One place is always kept for locks and one for a waiting session.
 type Budget struct {
-	mu      sync.Mutex
-	most    int
-	links   int
-	waiting int
-	ledgers int       // at most one
-	rows    bool      // a ledger was asked for: from then on its place is kept
-	asked   time.Time // when a link found no room; zero if it is content
-
-	// Wished is called, if it is set, when a waiting session should leave; see Crowded. It is set before the first Take.
-	Wished func()
+	mu       sync.Mutex
+	most     int
+	holding  int
+	waiting  int
+	sidecars int       // at most one
+	rows     bool      // a sidecar was asked for: from then on its place is kept
+	asked    time.Time // when a session that does not wait found no room; zero if none is wanted
 }
 
 // NewBudget makes a budget of at most so many connections, which must be 2 or more.
 func NewBudget(most int) *Budget { return &Budget{most: most} }
 
-// Take takes a place for a role. False means that there is none now; for a link or a ledger, a waiting session will
-// then be asked to leave, if that helps: see Lasting.
+// Take takes a place for a role. False means that there is none now. Where it is not for a waiting session, one of those
+// should then be asked to leave if [Budget.Crowded] says so; see also Lasting.
 func (b *Budget) Take(role Role) bool {
-	ok := b.take(role)
-	if !ok && role != Waiting && b.Wished != nil && b.Crowded() {
-		b.Wished()
-	}
-	return ok
-}
-
-func (b *Budget) take(role Role) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	kept := 0
 	switch {
-	case role == Ledger:
+	case role == Sidecar:
 		b.rows = true
-	case b.rows && b.ledgers == 0 && b.most >= minSeparate:
+	case b.rows && b.sidecars == 0 && b.most >= minSeparate:
 		kept = 1
 	}
 	switch {
 	case role == Waiting:
-		if (b.waiting > 0 && b.wished()) || max(b.links, 1)+b.waiting+b.ledgers >= b.most {
+		if (b.waiting > 0 && b.wished()) || max(b.holding, 1)+b.waiting+b.sidecars >= b.most {
 			return false
 		}
 		b.waiting++
 		return true
-	case b.links+b.ledgers+kept >= b.most-1, role == Ledger && b.most < minSeparate:
-		return false // one place is for waiting, and one for a link
-	case b.links+b.waiting+b.ledgers >= b.most:
+	case b.holding+b.sidecars+kept >= b.most-1, role == Sidecar && b.most < minSeparate:
+		return false // one place is for waiting, and one for locks
+	case b.holding+b.waiting+b.sidecars >= b.most:
 		b.asked = time.Now()
 		return false
-	case role == Link:
-		b.links++
+	case role == Holding:
+		b.holding++
 	default:
-		b.ledgers++
+		b.sidecars++
 	}
 	b.asked = time.Time{}
 	return true
 }
 
-// minSeparate is the smallest budget with a place for a ledger: one connection holds, one waits.
+// minSeparate is the smallest budget with a place for a sidecar: one connection holds, one waits.
 const minSeparate = 3
 
-// Lasting says whether a ledger will find no place, even if all waiting sessions leave but one.
+// Lasting reports whether a sidecar will find no place, even if all waiting sessions leave but one.
 func (b *Budget) Lasting() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.most < minSeparate || b.links >= b.most-1
+	return b.most < minSeparate || b.holding >= b.most-1
 }
 
 // Give returns a place.
@@ -82,16 +71,16 @@ func (b *Budget) Give(role Role) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch role {
-	case Link:
-		b.links--
+	case Holding:
+		b.holding--
 	case Waiting:
 		b.waiting--
-	case Ledger:
-		b.ledgers--
+	case Sidecar:
+		b.sidecars--
 	}
 }
 
-// Crowded says whether a waiting session should leave for a link.
+// Crowded reports whether a waiting session should leave for one that is needed more.
 func (b *Budget) Crowded() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -104,5 +93,5 @@ func (b *Budget) wished() bool { return !b.asked.IsZero() && time.Since(b.asked)
 func (b *Budget) Taken() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.links + b.waiting + b.ledgers
+	return b.holding + b.waiting + b.sidecars
 }

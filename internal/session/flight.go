@@ -97,7 +97,7 @@ func flyOn(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answ
 	}
 }
 
-// broken says whether an error is one of the connection, and not the server's word on a statement.
+// broken reports whether an error is one of the connection, and not the server's word on a statement.
 func broken(conn *pgconn.PgConn, err error) bool {
 	var pgErr *pgconn.PgError
 	return conn.IsClosed() || err != nil && (!errors.As(err, &pgErr) || pgErr.Severity == "FATAL")

@@ -85,12 +85,12 @@ func TestDial_RoundTrips(t *testing.T) {
 	require.NoError(t, plain.Close(t.Context()))
 
 	for name, dial := range map[string]func() (*session.Session, error){
-		"link":        func() (*session.Session, error) { return d.Dial(t.Context(), session.Link) },
-		"probed link": func() (*session.Session, error) { return d.DialProbed(t.Context(), session.Link) },
+		"link":        func() (*session.Session, error) { return d.Dial(t.Context(), session.Holding) },
+		"probed link": func() (*session.Session, error) { return d.DialProbed(t.Context(), session.Holding) },
 		"waiting":     func() (*session.Session, error) { return d.Dial(t.Context(), session.Waiting) },
 		"pooled":      func() (*session.Session, error) { return d.DialPooled(t.Context()) },
 		"with commands": func() (*session.Session, error) {
-			return d.Dial(t.Context(), session.Ledger, session.Command{What: "count", SQL: "SELECT 1"}, session.Command{What: "listen", SQL: "LISTEN x"})
+			return d.Dial(t.Context(), session.Sidecar, session.Command{What: "count", SQL: "SELECT 1"}, session.Command{What: "listen", SQL: "LISTEN x"})
 		},
 	} {
 		counted.most()
@@ -100,7 +100,7 @@ func TestDial_RoundTrips(t *testing.T) {
 		s.HangUp()
 	}
 	d.SessionPooler = true
-	s, err := d.DialProbed(t.Context(), session.Link)
+	s, err := d.DialProbed(t.Context(), session.Holding)
 	require.NoError(t, err)
 	require.LessOrEqual(t, counted.most(), login+5)
 	s.HangUp()
@@ -136,7 +136,7 @@ func TestDial_AgainstTheRolesSettings(t *testing.T) {
 					d.Config.RuntimeParams["options"] = options(setting)
 				}
 				d.TTL = time.Minute
-				for _, role := range []session.Role{session.Link, session.Waiting, session.Ledger} {
+				for _, role := range []session.Role{session.Holding, session.Waiting, session.Sidecar} {
 					dial := d.DialProbed
 					if role == session.Waiting { // the server ends it after a second of silence: too short for a trial beside it
 						dial = d.Dial
@@ -181,13 +181,13 @@ func TestDial_NamesWhatWasRevoked(t *testing.T) {
 	dbtest.Run(t, dsn, "GRANT USAGE ON SCHEMA pgbaton TO "+role+"; GRANT USAGE ON SEQUENCE pgbaton.token TO "+role+
 		"; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgbaton TO "+role)
 	d := dialer(t, dbtest.As(t, dsn, role))
-	dial(t, d, session.Link)
+	dial(t, d, session.Holding)
 	for _, revoked := range []string{
 		"FUNCTION pg_control_system()", "TABLE pg_settings", "FUNCTION set_config(text, text, boolean)",
 		"FUNCTION pg_try_advisory_lock(bigint)", "FUNCTION pg_is_in_recovery()",
 	} {
 		dbtest.Run(t, dsn, "REVOKE ALL ON "+revoked+" FROM PUBLIC")
-		s, err := d.Dial(t.Context(), session.Link)
+		s, err := d.Dial(t.Context(), session.Holding)
 		if err != nil {
 			require.ErrorIs(t, err, lockerr.Schema, revoked)
 			require.ErrorContains(t, err, "PUBLIC", revoked)
@@ -208,7 +208,7 @@ func TestDial_OnASlowNetwork(t *testing.T) {
 	d := dialer(t, dbtest.Migrated(t))
 	d.TTL = 3 * time.Second
 	d.Config.DialFunc = dbtest.Slow(600 * time.Millisecond)
-	s, err := d.DialProbed(t.Context(), session.Link)
+	s, err := d.DialProbed(t.Context(), session.Holding)
 	require.NoError(t, err)
 	s.HangUp()
 }

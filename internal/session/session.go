@@ -35,9 +35,9 @@ import (
 type Role uint8
 
 const (
-	Link    Role = iota // holds the granted locks, never waits
+	Holding Role = iota // holds the granted locks, never waits
 	Waiting             // waits, holds nothing
-	Ledger              // keeps rows, waits for next to nothing
+	Sidecar             // keeps rows, waits for next to nothing
 )
 
 // Dialer opens sessions.
@@ -46,7 +46,7 @@ type Dialer struct {
 	BeforeConnect func(context.Context, *pgx.ConnConfig) error
 	AfterConnect  func(context.Context, *pgx.Conn) error
 	SessionPooler bool          // the caller knows of a pooler in session mode
-	TTL           time.Duration // the server ends a link after so much silence
+	TTL           time.Duration // the server ends a session for locks after so much silence
 	Name          string        // of the client, for pg_stat_activity
 	Home          *Home         // the server that all its sessions are on
 }

@@ -53,7 +53,7 @@ func TestDial_Gate(t *testing.T) {
 			t.Parallel()
 			dsn := dbtest.Migrated(t)
 			dbtest.Run(t, dsn, test.sql)
-			_, err := dialer(t, dsn).Dial(context.Background(), session.Link)
+			_, err := dialer(t, dsn).Dial(context.Background(), session.Holding)
 			require.ErrorIs(t, err, lockerr.Schema)
 			require.ErrorContains(t, err, test.says)
 		})
@@ -69,7 +69,7 @@ func TestDial_NewerSchemaThatServesThisClient(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.Migrated(t)
 	dbtest.Run(t, dsn, version("99, 1"))
-	dial(t, dialer(t, dsn), session.Link)
+	dial(t, dialer(t, dsn), session.Holding)
 }
 
 func TestDial_NamesTheMissingGrant(t *testing.T) {
@@ -83,17 +83,17 @@ func TestDial_NamesTheMissingGrant(t *testing.T) {
 	d.Config.User, d.Config.Password = name, "service"
 	for _, also := range []string{"", "GRANT USAGE ON SCHEMA pgbaton TO " + role} {
 		dbtest.Run(t, dsn, also)
-		_, err := d.Dial(context.Background(), session.Link)
+		_, err := d.Dial(context.Background(), session.Holding)
 		require.ErrorIs(t, err, lockerr.Schema)
 		require.ErrorContains(t, err, "SELECT pgbaton.grant_service('"+role+"')")
 	}
 	dbtest.Run(t, dsn, "SELECT pgbaton.grant_service('"+role+"')")
 	// A role that may only read by default can still repair the tokens.
 	dbtest.Run(t, dsn, "ALTER ROLE "+role+" SET default_transaction_read_only = on")
-	require.False(t, dial(t, d, session.Link).Repaired, "a new sequence is not in doubt")
+	require.False(t, dial(t, d, session.Holding).Repaired, "a new sequence is not in doubt")
 	dbtest.Run(t, dsn, "DELETE FROM pgbaton.incarnation") // as a crash does
-	require.True(t, dial(t, d, session.Link).Repaired)
-	require.False(t, dial(t, d, session.Link).Repaired)
+	require.True(t, dial(t, d, session.Holding).Repaired)
+	require.False(t, dial(t, d, session.Holding).Repaired)
 }
 
 func TestDial_Pooler(t *testing.T) {
@@ -105,11 +105,11 @@ func TestDial_Pooler(t *testing.T) {
 		}
 	})
 	d := &session.Dialer{Config: cfg, TTL: time.Second}
-	_, err := d.Dial(context.Background(), session.Link)
+	_, err := d.Dial(context.Background(), session.Holding)
 	require.ErrorIs(t, err, lockerr.Pooler)
 	require.ErrorContains(t, err, "SessionPooler")
 	d.SessionPooler = true
-	dial(t, d, session.Link)
+	dial(t, d, session.Holding)
 }
 
 func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
@@ -134,7 +134,7 @@ func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 		}
 		return err
 	}
-	for i, role := range []session.Role{session.Link, session.Waiting} {
+	for i, role := range []session.Role{session.Holding, session.Waiting} {
 		s := dial(t, d, role)
 		require.Equal(t, i+1, before)
 		require.Equal(t, i+1, after)
@@ -161,7 +161,7 @@ func TestDial_HooksThatFail(t *testing.T) {
 	no := errors.New("no")
 	d := &session.Dialer{Config: cfg, TTL: time.Second}
 	d.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return no }
-	_, err := d.Dial(context.Background(), session.Link)
+	_, err := d.Dial(context.Background(), session.Holding)
 	require.ErrorIs(t, err, no)
 	d.BeforeConnect = nil
 	for says, hook := range map[string]func(context.Context, *pgx.Conn) error{
@@ -172,7 +172,7 @@ func TestDial_HooksThatFail(t *testing.T) {
 		},
 	} {
 		d.AfterConnect = hook
-		_, err = d.Dial(context.Background(), session.Link)
+		_, err = d.Dial(context.Background(), session.Holding)
 		require.ErrorContains(t, err, says)
 	}
 	require.Eventually(t, func() bool { return proxy.Open() == 0 }, dbtest.Patience, time.Millisecond, "nothing is left open")
@@ -184,7 +184,7 @@ func TestDial_NoPasswordInErrors(t *testing.T) {
 		"postgres://somebody:hunter2@127.0.0.1:1/db",
 		"host=127.0.0.1 port=1 user=somebody password=hunter2",
 	} {
-		_, err := dialer(t, dsn).Dial(context.Background(), session.Link)
+		_, err := dialer(t, dsn).Dial(context.Background(), session.Holding)
 		require.ErrorContains(t, err, "127.0.0.1:1")
 		require.NotContains(t, err.Error(), "hunter2")
 	}

@@ -51,14 +51,14 @@ func (d *Dialer) silence(role Role, server Server) time.Duration {
 	return d.TTL
 }
 
-// rowWait is how long the ledger waits for a lock at the most.
+// rowWait is how long the sidecar session waits for a lock at the most.
 const rowWait = 500 * time.Millisecond
 
 // settings are what a session of a role pins, whatever the role, database or pool config says.
 func (d *Dialer) settings(role Role, server Server) []setting {
 	silence := d.silence(role, server)
 	lockTimeout := "0"
-	if role == Ledger {
+	if role == Sidecar {
 		// Rows are claimed without waiting, so what remains is DDL on the tables, and the lock that every commit
 		// with a notification takes. Signs of life must not wait for either.
 		lockTimeout = millis(min(d.TTL/4, rowWait))

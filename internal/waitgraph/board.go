@@ -7,14 +7,14 @@ import (
 	"strconv"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/link"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
-// Session runs statements in the name of a holder; see package ledger.
+// Session runs statements in the name of a holder; see package sidecar.
 type Session interface {
 	Holder(ctx context.Context) (int64, error)
-	Query(ctx context.Context, statement *link.Statement, params ...[]byte) ([][][]byte, error)
+	Query(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error)
 }
 
 // Table is the [Board] that is the table pgbaton.wait.
@@ -23,12 +23,12 @@ type Table struct{ Session }
 var _ Board = Table{}
 
 var (
-	stmtPublish = link.Statement{
+	stmtPublish = pipeline.Statement{
 		Name: "pgbaton_publish_waits",
 		SQL:  "SELECT unnest(pgbaton.publish_waits($1, $2, $3, $4, $5, $6, $7, $8, $9))",
 	}
-	stmtWithdraw = link.Statement{Name: "pgbaton_withdraw_waits", SQL: "SELECT pgbaton.withdraw_waits($1, $2)"}
-	stmtWaits    = link.Statement{
+	stmtWithdraw = pipeline.Statement{Name: "pgbaton_withdraw_waits", SQL: "SELECT pgbaton.withdraw_waits($1, $2)"}
+	stmtWaits    = pipeline.Statement{
 		Name: "pgbaton_waits",
 		SQL: "SELECT id, holder, looks, name, key, pair, shared, held_keys, held_pairs, held_shared " +
 			"FROM pgbaton.waits($1, $2)",
