@@ -88,6 +88,11 @@ lint: build/lint ## check the format, go vet and golangci-lint in every module
 	$(call each-module,go vet ./...)
 	$(call each-module,$(GOLANGCI_LINT) run --allow-parallel-runners ./...)
 
+.PHONY: house
+house: ## draw the packages floor by floor, and check that arrows only go down (the map is in CONTRIBUTING.md)
+	cd integration_test && go build -o $(BIN)/house ./cmd/house
+	$(BIN)/house
+
 .PHONY: fmt
 fmt: build/lint ## format the code (gofumpt, gci)
 	$(call each-module,$(GOLANGCI_LINT) fmt ./...)
