@@ -12,11 +12,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/election"
 	"github.com/pgbaton/pgbaton/internal/journal"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/sessionengine"
@@ -68,7 +70,7 @@ type Client struct {
 // All connections of a client are on one server. When the address comes to lead to another one, the client moves there
 // as soon as a new connection finds out: first it loses everything that it holds on the old server; see [LossReasonOf].
 //
-// New connects, and on failure returns an error that says what to do and matches [ErrPooler],
+// New connects, up to five times if the server ends the connection meanwhile, and on failure returns an error that says what to do and matches [ErrPooler],
 // [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
 func New[DB *pgxpool.Pool | *sql.DB](ctx context.Context, db DB, cfg *Config) (*Client, error) {
 	config, err := configOf(ctx, db)
@@ -101,13 +103,7 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	home := session.NewHome()
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
 	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: journal.New(cfg.Logger), done: make(chan struct{})}
-	c.sessions = sessionengine.New(sessionengine.Config{
-		TTL: cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: cfg.MaxConns - 1, Budget: c.budget,
-		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
-	})
-	var err error
-	c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: cfg.MaxHeld})
-	if err != nil {
+	if err := c.open(ctx); err != nil {
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
 			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
 			reduced.keepRows()
@@ -123,6 +119,23 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
 	}
 	return c, nil
+}
+
+// openAttempts is how often New opens its first session when the server ends it meanwhile.
+const openAttempts = 5
+
+// open makes the lock manager and opens the first session of its engine.
+func (c *Client) open(ctx context.Context) (err error) {
+	for attempt := 1; ; attempt++ {
+		c.sessions = sessionengine.New(sessionengine.Config{
+			TTL: c.cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: c.cfg.MaxConns - 1, Budget: c.budget,
+			Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
+		})
+		c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: c.cfg.MaxHeld})
+		if err == nil || !pgerr.SessionEnded(err) || attempt == openAttempts || backoff.Wait(ctx, attempt) != nil {
+			return err
+		}
+	}
 }
 
 // keepRows makes what works with rows. It opens nothing yet.

@@ -181,3 +181,34 @@ func TestServiceRole(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(ctx))
 }
+
+// A server that ends the connections while a client is opened is asked again, but not for ever.
+func TestNew_WhileSessionsAreEnded(t *testing.T) {
+	t.Parallel()
+	cfg, err := pgxpool.ParseConfig(dbtest.Migrated(t))
+	require.NoError(t, err)
+	var ends, opened atomic.Int64
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		opened.Add(1)
+		if ends.Add(-1) < 0 {
+			return nil
+		}
+		_, err := conn.Exec(ctx, "SELECT pg_terminate_backend(pg_backend_pid())")
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	defer pool.Close()
+
+	ends.Store(2)
+	client, err := pgbaton.New(t.Context(), pool, nil)
+	require.NoError(t, err)
+	require.NoError(t, client.Close(t.Context()))
+
+	ends.Store(1000)
+	opened.Store(0)
+	_, err = pgbaton.New(t.Context(), pool, nil)
+	require.ErrorContains(t, err, "57P01")
+	require.LessOrEqual(t, opened.Load(), int64(10), "two connections an attempt")
+	require.Greater(t, opened.Load(), int64(2))
+}

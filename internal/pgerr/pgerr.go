@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -200,6 +203,22 @@ func Stale(err error) (detail StaleDetail, ok bool) {
 		return StaleDetail{}, true // somebody else raised it, without the detail
 	}
 	return detail, true
+}
+
+// SessionEnded reports whether err is that of a statement whose session the server has ended, or the network has cut. A
+// connection that was refused is another matter.
+func SessionEnded(err error) bool {
+	switch Code(err) {
+	case AdminShutdown, CrashShutdown:
+		return true
+	case "":
+		for _, cut := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+			if errors.Is(err, cut) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // CommitUnknown reports whether a COMMIT that returned err may have committed. An error of the server that
