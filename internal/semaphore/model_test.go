@@ -12,11 +12,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 var (
-	modelSeeds = flag.Int("model.seeds", 2000, "how many random histories the model test runs")
+	modelSeeds = flag.Int("model.seeds", 0, "how many random histories the model test runs; 0 for 2000, and a fifth of that with -short")
 	modelSeed  = flag.Uint64("model.seed", 0, "the one history to run, and to print; 0 for all")
 )
 
@@ -302,6 +303,10 @@ func TestModel(t *testing.T) { //nolint:tparallel // Seeds waits for its own, so
 		})
 		return
 	}
+	seeds := *modelSeeds
+	if seeds == 0 {
+		seeds = dbtest.Rounds(2000)
+	}
 	const parts = 4
 	var events atomic.Int64
 	start := time.Now()
@@ -309,7 +314,7 @@ func TestModel(t *testing.T) { //nolint:tparallel // Seeds waits for its own, so
 		for part := range parts {
 			t.Run(fmt.Sprint(part), func(t *testing.T) {
 				t.Parallel()
-				for seed := part + 1; seed <= *modelSeeds; seed += parts {
+				for seed := part + 1; seed <= seeds; seed += parts {
 					synctest.Test(t, func(t *testing.T) {
 						h := newHistory(t, uint64(seed))
 						h.run()
@@ -319,6 +324,6 @@ func TestModel(t *testing.T) { //nolint:tparallel // Seeds waits for its own, so
 			})
 		}
 	})
-	t.Logf("%d seeds, %d events, %.0f events a second", *modelSeeds, events.Load(),
+	t.Logf("%d seeds, %d events, %.0f events a second", seeds, events.Load(),
 		float64(events.Load())/time.Since(start).Seconds())
 }

@@ -240,7 +240,7 @@ func TestLine_OverCapacityBehindAClaim(t *testing.T) {
 	require.NoError(t, f.line.enter(second, &a))
 	f.mu.Unlock()
 	require.Len(t, a.ops, 1, "the capacity is asked for")
-	f.run(&a, session, true)
+	f.run(&a, session, false)
 	never := func(*waiter) bool { panic("its context has no end") }
 	require.ErrorIs(t, second.Wait(context.Background(), never, nil), lockerr.OverCapacity)
 	f.mu.Lock()
