@@ -46,7 +46,7 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 
 # One test after the other and without the race detector, so that none is measured while others run. A machine is as fast
 # as it is: nothing fails for a figure, and the exit status is sed's.
-MEASURING = $(shell grep -rl --include='*_test.go' 'dbtest\.Figure' internal | xargs -n 1 dirname | sort -u | sed 's,^,./,')
+MEASURING = $(shell grep -rl --include='*_test.go' 'testkit\.Figure' internal | xargs -n 1 dirname | sort -u | sed 's,^,./,')
 
 .PHONY: figures
 figures: build/postgres ## print what the tests measure: how late, how fast, how many statements, and which targets were missed

@@ -12,13 +12,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // The schema's functions compute what Go computes.
 func TestSchema_KeysAndGates(t *testing.T) {
 	t.Parallel()
-	conn := dbtest.Connect(t, dbtest.Migrated(t))
+	conn := testkit.Connect(t, testkit.Migrated(t))
 
 	names := []string{"a", "invoice/42", "größe", `\`, `\x00`, "'", " ", "\n", "\u200d", "e\u0301", "\U0010ffff"}
 	for range 500 {
@@ -28,13 +28,13 @@ func TestSchema_KeysAndGates(t *testing.T) {
 	for _, name := range names {
 		key := Name(name)
 		require.NoError(t, key.validate())
-		require.Equal(t, key.key.ID, dbtest.Value[int64](t, conn, "SELECT pgbaton.key($1)", name), "%q", name)
+		require.Equal(t, key.key.ID, testkit.Value[int64](t, conn, "SELECT pgbaton.key($1)", name), "%q", name)
 		ids = append(ids, key.key.ID)
 	}
 	for _, id := range ids {
-		require.Equal(t, ID(id).key.Gate(), dbtest.Value[int64](t, conn, "SELECT pgbaton.gate($1::bigint)", id))
+		require.Equal(t, ID(id).key.Gate(), testkit.Value[int64](t, conn, "SELECT pgbaton.gate($1::bigint)", id))
 		a, b := advisory.Key{ID: id, Pair: true}.Halves()
-		require.Equal(t, Pair(a, b).key.Gate(), dbtest.Value[int64](t, conn, "SELECT pgbaton.gate($1::int, $2::int)", a, b))
+		require.Equal(t, Pair(a, b).key.Gate(), testkit.Value[int64](t, conn, "SELECT pgbaton.gate($1::int, $2::int)", a, b))
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -43,7 +43,7 @@ func spread(b *testing.B, goroutines int, operation func(goroutine int) error) {
 
 func BenchmarkAcquireRelease(b *testing.B) {
 	ctx := context.Background()
-	client := testclient.New(b, dbtest.Migrated(b), &pgbaton.Config{MaxHeld: 2000})
+	client := testclient.New(b, testkit.Migrated(b), &pgbaton.Config{MaxHeld: 2000})
 	pair := func(key pgbaton.Key) error {
 		lock, err := client.Acquire(ctx, key)
 		if err != nil {
@@ -64,7 +64,7 @@ func BenchmarkAcquireRelease(b *testing.B) {
 // BenchmarkBaseline is what a service would do without the library.
 func BenchmarkBaseline(b *testing.B) {
 	ctx := context.Background()
-	config, err := pgxpool.ParseConfig(dbtest.Migrated(b))
+	config, err := pgxpool.ParseConfig(testkit.Migrated(b))
 	require.NoError(b, err)
 	config.MaxConns = 50
 	pool, err := pgxpool.NewWithConfig(ctx, config)

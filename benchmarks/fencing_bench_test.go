@@ -10,15 +10,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // fencingBench is a connection on which the disk is not what is measured, and a lock.
 func fencingBench(b *testing.B) (context.Context, *pgx.Conn, *pgbaton.Lock) {
 	b.Helper()
-	ctx, dsn := context.Background(), dbtest.Migrated(b)
-	conn := dbtest.Connect(b, dsn)
+	ctx, dsn := context.Background(), testkit.Migrated(b)
+	conn := testkit.Connect(b, dsn)
 	_, err := conn.Exec(ctx, "SET synchronous_commit = off")
 	require.NoError(b, err)
 	_, err = conn.Exec(ctx, `

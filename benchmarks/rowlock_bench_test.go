@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 type benchRow struct {
@@ -27,7 +27,7 @@ var benchTable = pgx.Identifier{"accounts"}
 func benchConn(b *testing.B) (context.Context, *pgx.Conn) {
 	b.Helper()
 	ctx := context.Background()
-	config, err := pgx.ParseConfig(dbtest.Migrated(b))
+	config, err := pgx.ParseConfig(testkit.Migrated(b))
 	require.NoError(b, err)
 	config.RuntimeParams["synchronous_commit"] = "off" // the disk is not what is measured
 	conn, err := pgx.ConnectConfig(ctx, config)

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -75,7 +75,7 @@ func permitPair(b *testing.B, dsn string, capacity int) func(int) {
 
 // BenchmarkSemaphore is figure P8 for one goroutine.
 func BenchmarkSemaphore(b *testing.B) {
-	dsn := dbtest.Migrated(b)
+	dsn := testkit.Migrated(b)
 	compare(b, []string{"two-UPDATEs", "AcquireRelease"}, bareSlot(b, dsn), permitPair(b, dsn, 8))
 }
 
@@ -85,7 +85,7 @@ func BenchmarkSemaphore_Crowd(b *testing.B) {
 	const goroutines, each, bareRounds = 100, 20, 200
 	for _, capacity := range []int{goroutines, 8} {
 		b.Run(fmt.Sprintf("Capacity%d", capacity), func(b *testing.B) {
-			dsn := dbtest.Migrated(b)
+			dsn := testkit.Migrated(b)
 			bare, pair := bareSlot(b, dsn), permitPair(b, dsn, capacity)
 			crowd := func() {
 				var group sync.WaitGroup

@@ -12,14 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // pair is two clients of one database, as two services have them.
 func pair(t *testing.T) (a, b *pgbaton.Client, dsn string) {
 	t.Helper()
-	dsn = dbtest.Migrated(t)
+	dsn = testkit.Migrated(t)
 	return testclient.New(t, dsn, nil), testclient.New(t, dsn, nil), dsn
 }
 
@@ -40,7 +40,7 @@ func background(t *testing.T, acquire func() (*pgbaton.Lock, error)) <-chan *pgb
 // waiting blocks until a session of the database waits for an advisory lock.
 func waiting(t *testing.T, conn *pgx.Conn) {
 	t.Helper()
-	require.Eventually(t, func() bool { return waits(conn) }, dbtest.Patience, 2*time.Millisecond)
+	require.Eventually(t, func() bool { return waits(conn) }, testkit.Patience, 2*time.Millisecond)
 }
 
 func waits(conn *pgx.Conn) bool {
@@ -53,9 +53,9 @@ func waits(conn *pgx.Conn) bool {
 
 func TestAcquire(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
-	admin := dbtest.Connect(t, dsn)
+	admin := testkit.Connect(t, dsn)
 
 	t.Run("ExcludesWithinAClientAndBetweenClients", func(t *testing.T) {
 		t.Parallel()
@@ -129,7 +129,7 @@ func TestAcquire(t *testing.T) {
 	})
 	t.Run("IsTheSameLockAsInSQL", func(t *testing.T) {
 		t.Parallel()
-		conn := dbtest.Connect(t, dsn)
+		conn := testkit.Connect(t, dsn)
 		lock, err := a.Acquire(ctx, pgbaton.Name("from sql"))
 		require.NoError(t, err)
 		var free bool
@@ -153,7 +153,7 @@ func TestAcquire(t *testing.T) {
 			cancel()
 			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
-			dbtest.Figure(t, "a wait for a lock returned %v after its context had ended", late)
+			testkit.Figure(t, "a wait for a lock returned %v after its context had ended", late)
 		}
 		gone, cancel := context.WithCancelCause(ctx)
 		cancel(errors.New("no more interest"))
@@ -210,9 +210,9 @@ func deadline(ctx context.Context) time.Time {
 
 func TestRelease(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
-	admin := dbtest.Connect(t, dsn)
+	admin := testkit.Connect(t, dsn)
 
 	t.Run("IsSafeTwiceAndAfterItsContext", func(t *testing.T) {
 		t.Parallel()
@@ -247,7 +247,7 @@ func TestRelease(t *testing.T) {
 	})
 	t.Run("TellsOfLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := testclient.New(t, dbtest.Named(t, dsn, "loses"), nil)
+		mine := testclient.New(t, testkit.Named(t, dsn, "loses"), nil)
 		lock, err := mine.Acquire(ctx, pgbaton.Name("lost"))
 		require.NoError(t, err)
 		shared, err := mine.AcquireShared(ctx, pgbaton.Name("lost too"))
@@ -272,9 +272,9 @@ func TestRelease(t *testing.T) {
 // TestTokensNeverGoBack restarts the sequence under a live client.
 func TestTokensNeverGoBack(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
-	admin := dbtest.Connect(t, dsn)
+	admin := testkit.Connect(t, dsn)
 	before, err := a.Acquire(ctx, pgbaton.Name("before"))
 	require.NoError(t, err)
 	newest := before.Token()
@@ -294,9 +294,9 @@ func TestTokensNeverGoBack(t *testing.T) {
 
 func TestDo(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
-	admin := dbtest.Connect(t, dsn)
+	admin := testkit.Connect(t, dsn)
 
 	t.Run("HoldsWhileItRuns", func(t *testing.T) {
 		t.Parallel()
@@ -324,7 +324,7 @@ func TestDo(t *testing.T) {
 	})
 	t.Run("EndsTheContextOnLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := testclient.New(t, dbtest.Named(t, dsn, "do-loses"), nil)
+		mine := testclient.New(t, testkit.Named(t, dsn, "do-loses"), nil)
 		err := mine.Do(ctx, pgbaton.Name("do loses"), func(ctx context.Context, _ *pgbaton.Lock) error {
 			_, err := admin.Exec(t.Context(),
 				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'do-loses' AND datname = current_database()")

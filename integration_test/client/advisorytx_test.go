@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -24,7 +24,7 @@ func TestAcquireTx(t *testing.T) {
 	for name, begin := range map[string]func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx{
 		"pgx.Tx": func(t *testing.T, dsn string, level pgx.TxIsoLevel) pgbaton.Tx {
 			t.Helper()
-			tx, err := dbtest.Connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
+			tx, err := testkit.Connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
 			require.NoError(t, err)
 			return tx
 		},
@@ -43,7 +43,7 @@ func TestAcquireTx(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
+			dsn := testkit.Migrated(t)
 			testAcquireTx(t, testclient.New(t, dsn, nil), func(level pgx.TxIsoLevel) pgbaton.Tx { return begin(t, dsn, level) })
 		})
 	}
@@ -51,7 +51,7 @@ func TestAcquireTx(t *testing.T) {
 
 func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLevel) pgbaton.Tx) {
 	t.Helper()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	key := pgbaton.Name("in a transaction")
 
 	// It excludes clients and other transactions, and ends with the transaction.
@@ -81,7 +81,7 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 
 	// Commit gives it to the next; its token is greater.
 	require.NoError(t, tx.Commit(ctx))
-	wait, cancel := context.WithTimeout(ctx, dbtest.Patience)
+	wait, cancel := context.WithTimeout(ctx, testkit.Patience)
 	defer cancel()
 	next, err := pgbaton.AcquireTx(wait, other, key, &pgbaton.LockOpts{Shared: true})
 	require.NoError(t, err)
@@ -106,18 +106,18 @@ func testAcquireTx(t *testing.T, client *pgbaton.Client, begin func(pgx.TxIsoLev
 
 func TestAcquireTxErrors(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 
 	t.Run("CancelCostsTheTransaction", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Migrated(t)
+		dsn := testkit.Migrated(t)
 		lock, err := testclient.New(t, dsn, nil).Acquire(ctx, pgbaton.ID(1))
 		require.NoError(t, err)
 		defer lock.Release(ctx) //nolint:errcheck // the client is closed anyway
-		tx, err := dbtest.Connect(t, dsn).Begin(ctx)
+		tx, err := testkit.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
 		cancelled, cancel := context.WithCancel(ctx)
-		watcher := dbtest.Connect(t, dsn)
+		watcher := testkit.Connect(t, dsn)
 		go func() {
 			for !waits(watcher) && ctx.Err() == nil { // until the call is in the queue
 				runtime.Gosched()
@@ -132,10 +132,10 @@ func TestAcquireTxErrors(t *testing.T) {
 	})
 	t.Run("DeadlockIsNamed", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Migrated(t)
-		first, err := dbtest.Connect(t, dsn).Begin(ctx)
+		dsn := testkit.Migrated(t)
+		first, err := testkit.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
-		second, err := dbtest.Connect(t, dsn).Begin(ctx)
+		second, err := testkit.Connect(t, dsn).Begin(ctx)
 		require.NoError(t, err)
 		_, err = pgbaton.AcquireTx(ctx, first, pgbaton.ID(1))
 		require.NoError(t, err)
@@ -158,7 +158,7 @@ func TestAcquireTxErrors(t *testing.T) {
 	})
 	t.Run("NeedsTheSchema", func(t *testing.T) {
 		t.Parallel()
-		tx, err := dbtest.Connect(t, dbtest.Empty(t)).Begin(ctx)
+		tx, err := testkit.Connect(t, testkit.Empty(t)).Begin(ctx)
 		require.NoError(t, err)
 		_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.ID(1))
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
@@ -169,7 +169,7 @@ func TestAcquireTxErrors(t *testing.T) {
 // so no attempt ever reads what is stale, and none fails.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
 	pool, err := pgxpool.New(ctx, dsn)
 	require.NoError(t, err)
@@ -206,7 +206,7 @@ func TestDoTx(t *testing.T) {
 
 	t.Run("RollsBackOnLoss", func(t *testing.T) {
 		t.Parallel()
-		mine := testclient.New(t, dbtest.Named(t, dsn, "dotx-loses"), nil)
+		mine := testclient.New(t, testkit.Named(t, dsn, "dotx-loses"), nil)
 		err := mine.DoTx(ctx, pool, pgbaton.Name("counter, lost"), nil,
 			func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
 				_, err := tx.Exec(ctx, "UPDATE counter SET n = -1")

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -105,8 +105,8 @@ func TestBlocked(t *testing.T) {
 	for _, blockage := range blockages {
 		t.Run(blockage.name, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
-			ctx := dbtest.Context(t)
+			dsn := testkit.Migrated(t)
+			ctx := testkit.Context(t)
 			open := func() (*pgbaton.Client, *pgbaton.Semaphore) {
 				client := testclient.Open(t, dsn, &pgbaton.Config{TTL: blockedTTL})
 				s, err := client.Semaphore(ctx, "s", 8)
@@ -124,17 +124,17 @@ func TestBlocked(t *testing.T) {
 			require.NoError(t, err)
 			released, kept, closed := acquire(alone), acquire(s), acquire(other)
 			require.NoError(t, client.Once(ctx, "job", time.Hour, func(context.Context, *pgbaton.Lock) error { return nil }))
-			caller := dbtest.Connect(t, dsn)
+			caller := testkit.Connect(t, dsn)
 			tx, err := caller.Begin(ctx)
 			require.NoError(t, err)
 			b := &blocked{client: client, semaphore: s, held: kept, tx: tx}
 
-			holding, waiting := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-			dbtest.Exec(t, holding, "BEGIN; "+blockage.hold)
+			holding, waiting := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+			testkit.Exec(t, holding, "BEGIN; "+blockage.hold)
 			var group sync.WaitGroup
 			if blockage.behind != "" {
 				group.Go(func() { _, _ = waiting.PgConn().Exec(ctx, blockage.behind).ReadAll() })
-				dbtest.WaitFor(t, holding, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(waiting.PgConn().PID()))
+				testkit.WaitFor(t, holding, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(waiting.PgConn().PID()))
 			}
 
 			var mu sync.Mutex
@@ -183,7 +183,7 @@ func TestBlocked(t *testing.T) {
 				t.Log(line)
 			}
 
-			dbtest.Exec(t, holding, "ROLLBACK")
+			testkit.Exec(t, holding, "ROLLBACK")
 			_ = tx.Rollback(ctx)
 			group.Wait()
 			_ = kept.Release(ctx)
@@ -200,4 +200,4 @@ func TestBlocked(t *testing.T) {
 }
 
 // hung is how much longer than it may a call takes that hangs: the tables are not free before all calls have returned.
-const hung = dbtest.Patience
+const hung = testkit.Patience

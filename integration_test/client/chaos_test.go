@@ -13,15 +13,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Connections that are cut at any moment while many goroutines acquire, give up and release leave nothing behind,
 // and never more connections than agreed.
 func TestClient_CutAtAnyMoment(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	proxy, through := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	proxy, through := testkit.Through(t, dsn)
 	pool, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	var open atomic.Int64
@@ -44,7 +44,7 @@ func TestClient_CutAtAnyMoment(t *testing.T) {
 		require.NoError(t, err)
 		clients = append(clients, client)
 	}
-	stop := time.Now().Add(dbtest.Length(4 * time.Second))
+	stop := time.Now().Add(testkit.Length(4 * time.Second))
 	var group sync.WaitGroup
 	for i := range 60 {
 		group.Go(func() { acquireUntil(clients[i%2], stop) })
@@ -61,10 +61,10 @@ func TestClient_CutAtAnyMoment(t *testing.T) {
 		require.NoError(t, lock.Release(t.Context()))
 		require.NoError(t, client.Close(t.Context()))
 	}
-	admin := dbtest.Connect(t, dsn)
+	admin := testkit.Connect(t, dsn)
 	require.Eventually(t, func() bool {
-		return dbtest.Value[int](t, admin, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chaos' AND datname = current_database()`) == 0
-	}, dbtest.Patience, 10*time.Millisecond, "sessions are left")
+		return testkit.Value[int](t, admin, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chaos' AND datname = current_database()`) == 0
+	}, testkit.Patience, 10*time.Millisecond, "sessions are left")
 }
 
 // openConn tells when it is closed.

@@ -14,13 +14,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 func TestNew(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 
 	t.Run("RefusesBadInput", func(t *testing.T) {
 		t.Parallel()
@@ -33,7 +33,7 @@ func TestNew(t *testing.T) {
 			"Config.MaxConns is -4": {MaxConns: -4},
 			"Config.MaxHeld is -1":  {MaxHeld: -1},
 		} {
-			_, err := pgbaton.Open(ctx, dbtest.Server(t), &cfg)
+			_, err := pgbaton.Open(ctx, testkit.Server(t), &cfg)
 			require.ErrorContains(t, err, text)
 		}
 		_, err = pgbaton.Open(ctx, "postgres://u:secret@[bad", nil)
@@ -42,7 +42,7 @@ func TestNew(t *testing.T) {
 	})
 	t.Run("RefusesMaxHeldThatTheServerHasNoRoomFor", func(t *testing.T) {
 		t.Parallel()
-		_, err := pgbaton.Open(ctx, dbtest.Migrated(t), &pgbaton.Config{MaxHeld: 10_000_000})
+		_, err := pgbaton.Open(ctx, testkit.Migrated(t), &pgbaton.Config{MaxHeld: 10_000_000})
 		require.ErrorIs(t, err, pgbaton.ErrTooManyLocks)
 		require.ErrorContains(t, err, "max_locks_per_transaction")
 	})
@@ -54,13 +54,13 @@ func TestNew(t *testing.T) {
 	})
 	t.Run("NeedsTheSchema", func(t *testing.T) {
 		t.Parallel()
-		_, err := pgbaton.Open(ctx, dbtest.Empty(t), nil)
+		_, err := pgbaton.Open(ctx, testkit.Empty(t), nil)
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
 		require.ErrorContains(t, err, "run its migrations")
 	})
 	t.Run("UsesThePoolsConfigAndLeavesThePoolAlone", func(t *testing.T) {
 		t.Parallel()
-		config, err := pgxpool.ParseConfig(dbtest.Migrated(t))
+		config, err := pgxpool.ParseConfig(testkit.Migrated(t))
 		require.NoError(t, err)
 		config.MaxConns = 1
 		var before, after atomic.Int32
@@ -92,7 +92,7 @@ func TestNew(t *testing.T) {
 			err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity
 				WHERE application_name = 'from the hook' AND datname = current_database()`).Scan(&named)
 			return err == nil && named == 2
-		}, dbtest.Patience, 5*time.Millisecond)
+		}, testkit.Patience, 5*time.Millisecond)
 		require.NoError(t, lock.Release(ctx))
 		require.NoError(t, client.Close(ctx))
 	})
@@ -100,8 +100,8 @@ func TestNew(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
 	other := testclient.New(t, dsn, nil)
@@ -118,7 +118,7 @@ func TestClose(t *testing.T) {
 			failed <- err
 		}()
 	}
-	waiting(t, dbtest.Connect(t, dsn))
+	waiting(t, testkit.Connect(t, dsn))
 
 	require.NoError(t, client.Close(ctx))
 	require.ErrorIs(t, <-failed, pgbaton.ErrClosed)
@@ -141,9 +141,9 @@ func TestClose(t *testing.T) {
 // TestServiceRole proves that the documented grant is enough, and needed.
 func TestServiceRole(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	admin := dbtest.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	admin := testkit.Connect(t, dsn)
 	role := fmt.Sprintf("service_%d", time.Now().UnixNano())
 	_, err := admin.Exec(ctx, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
 	require.NoError(t, err)
@@ -177,7 +177,7 @@ func TestServiceRole(t *testing.T) {
 	require.NoError(t, lock.Release(ctx))
 	require.NoError(t, (<-waiter).Release(ctx))
 
-	conn := dbtest.Connect(t, as)
+	conn := testkit.Connect(t, as)
 	tx, err := conn.Begin(ctx)
 	require.NoError(t, err)
 	_, err = pgbaton.AcquireTx(ctx, tx, pgbaton.Name("service"))

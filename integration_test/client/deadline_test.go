@@ -10,15 +10,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // throughProxy is a client whose connections all go through a proxy, and a key of its database that others hold.
-func throughProxy(t *testing.T) (client *pgbaton.Client, proxy *dbtest.Proxy, dsn string) {
+func throughProxy(t *testing.T) (client *pgbaton.Client, proxy *testkit.Proxy, dsn string) {
 	t.Helper()
-	dsn = dbtest.Migrated(t)
-	proxy, through := dbtest.Through(t, dsn)
+	dsn = testkit.Migrated(t)
+	proxy, through := testkit.Through(t, dsn)
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	cfg.ConnConfig = through
@@ -46,18 +46,18 @@ func punctual(t *testing.T, name string, call func(ctx context.Context) error) {
 		late := time.Since(deadline(ctx))
 		cancel()
 		require.ErrorIs(t, err, context.DeadlineExceeded, name)
-		require.Less(t, late, dbtest.Patience, name)
+		require.Less(t, late, testkit.Patience, name)
 		best = min(best, late)
 	}
-	dbtest.Figure(t, "on a silent network %s returned %v after its context had ended, best of %d", name, best, attempts)
+	testkit.Figure(t, "on a silent network %s returned %v after its context had ended, best of %d", name, best, attempts)
 }
 
 // The network is silent: every call with a context returns when that ends.
 func TestSilence(t *testing.T) {
 	t.Parallel()
-	for name, during := range map[string]func(proxy *dbtest.Proxy){
-		"ConnectionsOpen": func(proxy *dbtest.Proxy) { proxy.Stall(true) },
-		"ConnectionsLost": func(proxy *dbtest.Proxy) { proxy.Stall(true); proxy.Cut() },
+	for name, during := range map[string]func(proxy *testkit.Proxy){
+		"ConnectionsOpen": func(proxy *testkit.Proxy) { proxy.Stall(true) },
+		"ConnectionsLost": func(proxy *testkit.Proxy) { proxy.Stall(true); proxy.Cut() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,17 +66,17 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-func testSilence(t *testing.T, during func(proxy *dbtest.Proxy)) {
+func testSilence(t *testing.T, during func(proxy *testkit.Proxy)) {
 	t.Helper()
 	client, proxy, dsn := throughProxy(t)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	s, err := client.Semaphore(ctx, "s", 3)
 	require.NoError(t, err)
 	permit, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
 	lock, err := client.Acquire(ctx, pgbaton.Name("mine"))
 	require.NoError(t, err)
-	pool := dbtest.Pool(t, dsn)
+	pool := testkit.Pool(t, dsn)
 	during(proxy)
 
 	key, other := pgbaton.Name("x"), pgbaton.Name("y")
@@ -128,22 +128,22 @@ func TestSilence_OnceBetweenLockAndRecord(t *testing.T) {
 	client, proxy, dsn := throughProxy(t)
 	const job = "silent"
 	runs(t, client, job, time.Millisecond)
-	row, control := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-	dbtest.Exec(t, row, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
+	row, control := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+	testkit.Exec(t, row, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
 		done <- client.Once(ctx, job, time.Millisecond, func(context.Context, *pgbaton.Lock) error { panic("not recorded") })
 	}()
-	dbtest.WaitFor(t, control, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('silent') & 4294967295 AND granted
+	testkit.WaitFor(t, control, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('silent') & 4294967295 AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
 	proxy.Stall(true)
 	began := time.Now()
 	cancel()
 	require.ErrorIs(t, soon(t, done), context.Canceled)
-	dbtest.Figure(t, "on a silent network Once between its lock and its record returned %v after its context had ended", time.Since(began))
+	testkit.Figure(t, "on a silent network Once between its lock and its record returned %v after its context had ended", time.Since(began))
 	proxy.Stall(false)
-	dbtest.Exec(t, row, "ROLLBACK")
-	dbtest.WaitFor(t, control, `SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('silent') & 4294967295
+	testkit.Exec(t, row, "ROLLBACK")
+	testkit.WaitFor(t, control, `SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('silent') & 4294967295
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -26,7 +26,7 @@ type outcome struct {
 // returns how the waits ended; each releases what it holds when it has what it waits for, or not.
 func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	var locks []*pgbaton.Lock
 	for i := range n {
@@ -44,7 +44,7 @@ func ring(t *testing.T, name string, n int, clients ...*pgbaton.Client) []outcom
 				}
 			}()
 			began := time.Now()
-			inner, stop := context.WithTimeout(lock.Context(), dbtest.Patience)
+			inner, stop := context.WithTimeout(lock.Context(), testkit.Patience)
 			defer stop()
 			next, err := clients[i%len(clients)].Acquire(inner, ringKey(name, (i+1)%n))
 			outcomes[i] = outcome{err, time.Since(began)}
@@ -74,7 +74,7 @@ func victim(t *testing.T, outcomes []outcome) string {
 		require.ErrorIs(t, o.err, pgbaton.ErrNotAcquired)
 		require.NotErrorIs(t, o.err, context.Canceled)
 		require.NoError(t, found, "a second victim")
-		dbtest.Figure(t, "a deadlock was found after %v", o.took)
+		testkit.Figure(t, "a deadlock was found after %v", o.took)
 		found = o.err
 	}
 	require.Error(t, found, "no victim")
@@ -103,7 +103,7 @@ func TestDeadlock_Rings(t *testing.T) {
 func TestDeadlock_ByOtherWays(t *testing.T) {
 	t.Parallel()
 	a, b, dsn := pair(t)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 
 	// cross lets acquires run that wait for one another, and returns how they ended.
 	cross := func(t *testing.T, acquires ...func() error) []outcome {
@@ -123,7 +123,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 	// nested acquires a key with a context that holds another, and gives both back.
 	nested := func(lock *pgbaton.Lock, acquire func(context.Context) (*pgbaton.Lock, error)) func() error {
 		return func() error {
-			inner, cancel := context.WithTimeout(lock.Context(), dbtest.Patience)
+			inner, cancel := context.WithTimeout(lock.Context(), testkit.Patience)
 			defer cancel()
 			second, err := acquire(inner)
 			if err == nil {
@@ -219,8 +219,8 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		// The wait through which both go is not the oldest: it would be the others that end, and both of them.
 		later := func(f func() error) func() error {
 			return func() error {
-				conn := dbtest.Connect(t, dsn)
-				dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait WHERE name = $1)", y.String())
+				conn := testkit.Connect(t, dsn)
+				testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait WHERE name = $1)", y.String())
 				return f()
 			}
 		}
@@ -253,7 +253,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		require.NoError(t, err)
 		victim(t, cross(t,
 			func() error {
-				bounded, cancel := context.WithTimeout(ctx, dbtest.Patience)
+				bounded, cancel := context.WithTimeout(ctx, testkit.Patience)
 				defer cancel()
 				set, err := a.AcquireAll(bounded, x, y)
 				if err == nil {
@@ -287,14 +287,14 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 // queued blocks until a session waits for the key.
 func queued(t *testing.T, dsn string, key pgbaton.Key) {
 	t.Helper()
-	conn := dbtest.Connect(t, dsn)
+	conn := testkit.Connect(t, dsn)
 	var id int64
 	if _, err := fmt.Sscanf(key.String(), "id:%d", &id); err != nil {
 		name, err := strconv.Unquote(key.String())
 		require.NoError(t, err)
-		id = dbtest.Value[int64](t, conn, "SELECT pgbaton.key($1)", name)
+		id = testkit.Value[int64](t, conn, "SELECT pgbaton.key($1)", name)
 	}
-	dbtest.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND NOT granted
+	testkit.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND NOT granted
 		AND (classid::bigint << 32 | objid::bigint) = $1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, id)
 }
 
@@ -302,12 +302,12 @@ func queued(t *testing.T, dsn string, key pgbaton.Key) {
 func TestDeadlock_LeavesNoRows(t *testing.T) {
 	t.Parallel()
 	a, b, dsn := pair(t)
-	ctx := dbtest.Context(t)
-	conn := dbtest.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	conn := testkit.Connect(t, dsn)
 	changes := func() int64 {
 		_, err := conn.Exec(ctx, "SELECT pg_stat_clear_snapshot()")
 		require.NoError(t, err)
-		return dbtest.Value[int64](t, conn, "SELECT last_value FROM pgbaton.wait_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
+		return testkit.Value[int64](t, conn, "SELECT last_value FROM pgbaton.wait_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
 	}
 	wait := func(until func()) (took time.Duration) {
 		lock, err := a.Acquire(ctx, pgbaton.Name("taken"))
@@ -333,10 +333,10 @@ func TestDeadlock_LeavesNoRows(t *testing.T) {
 	}
 	before := changes()
 	wait(func() {
-		dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait)")
+		testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait)")
 	})
 	require.Equal(t, before+1, changes(), "one long wait")
 	require.Eventually(t, func() bool {
-		return dbtest.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") == 0
-	}, dbtest.Patience, 10*time.Millisecond)
+		return testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") == 0
+	}, testkit.Patience, 10*time.Millisecond)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -51,12 +51,12 @@ func TestDo_Wait(t *testing.T) {
 	for name, do := range eachDo() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx := dbtest.Context(t)
+			ctx := testkit.Context(t)
 			a, b, _ := pair(t)
 			never := func(context.Context) error { panic("it is taken") }
 			ran := false
 			for wait := 200 * time.Millisecond; !ran; wait *= 2 { // on a busy machine it may be over before the key is acquired
-				require.Less(t, wait, dbtest.Patience)
+				require.Less(t, wait, testkit.Patience)
 				err := do(ctx, a, &pgbaton.LockOpts{Wait: wait}, func(ctx context.Context) error {
 					ran = true
 					began := time.Now()
@@ -92,7 +92,7 @@ func TestDo_MaxHold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, b, _ := pair(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 			defer cancel()
 			own := errors.New("own")
 			err := do(ctx, a, &pgbaton.LockOpts{MaxHold: 2 * time.Second}, func(held context.Context) error {
@@ -117,7 +117,7 @@ func TestDo_MaxHold(t *testing.T) {
 // Config.MaxHold is for whatever the client acquires, and a released lock is not lost afterwards.
 func TestConfig_MaxHold(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	_, b, dsn := pair(t)
 	client := testclient.New(t, dsn, &pgbaton.Config{MaxHold: 2 * time.Second})
@@ -169,7 +169,7 @@ func TestConfig_MaxHold(t *testing.T) {
 
 func TestDo_RefusesWhatACallHasNoUseFor(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, _, _ := pair(t)
 	never := func(context.Context) error { panic("refused") }
 	for name, do := range eachDo() {

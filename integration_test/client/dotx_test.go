@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -63,12 +63,12 @@ func TestDoTx_CommitUnknown(t *testing.T) {
 
 func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 	t.Helper()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, lateCommit)
-	dbtest.Exec(t, control, "SELECT pg_advisory_lock(4711)")
-	proxy, through := dbtest.Through(t, dsn)
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, lateCommit)
+	testkit.Exec(t, control, "SELECT pg_advisory_lock(4711)")
+	proxy, through := testkit.Through(t, dsn)
 	key := pgbaton.Name("late")
 	opts := &pgbaton.LockOpts{Tx: pgbaton.TxOpts{Isolation: level}}
 
@@ -81,7 +81,7 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 			return tx.QueryRow(ctx, "INSERT INTO late VALUES (1) RETURNING n").Scan(&n)
 		})
 	}()
-	waiting(t, dbtest.Connect(t, dsn))
+	waiting(t, testkit.Connect(t, dsn))
 	proxy.Refuse(true) // also requests to cancel
 	giveUp()
 	require.ErrorIs(t, soon(t, done), pgbaton.ErrCommitUnknown)
@@ -110,14 +110,14 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 			return tx.QueryRow(ctx, "SELECT count(*) FROM late").Scan(&rows)
 		})
 	}()
-	dbtest.WaitFor(t, dbtest.Connect(t, dsn), "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "+
+	testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "+
 		"AND pid <> pg_backend_pid() HAVING count(*) >= 2)")
 	select {
 	case err := <-done:
 		require.Fail(t, "it did not wait", "%v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	dbtest.Exec(t, control, "SELECT pg_advisory_unlock(4711)")
+	testkit.Exec(t, control, "SELECT pg_advisory_unlock(4711)")
 	require.NoError(t, soon(t, done))
 	require.Equal(t, 1, rows)
 }
@@ -125,7 +125,7 @@ func testCommitUnknown(t *testing.T, kind string, level pgx.TxIsoLevel) {
 // A transaction that shares its lock shares the turn as well; an exclusive one does not.
 func TestDoTx_Shared(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)
@@ -144,7 +144,7 @@ func TestDoTx_Shared(t *testing.T) {
 // Fence refuses a transaction whose lock is an old one.
 func TestDoTx_Fence(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
 	direct, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -156,7 +156,7 @@ func TestDoTx_Fence(t *testing.T) {
 			return tx.QueryRow(ctx, "SELECT token FROM pgbaton.fence").Scan(&seen)
 		}))
 		require.Positive(t, seen)
-		pool := dbtest.Pool(t, dsn)
+		pool := testkit.Pool(t, dsn)
 		_, err := pool.Exec(ctx, "UPDATE pgbaton.fence SET token = 9007199254740990")
 		require.NoError(t, err)
 		err = other[kind](ctx, &pgbaton.LockOpts{Fence: true}, func(context.Context, pgbaton.Tx) error { panic("stale") })
@@ -193,14 +193,14 @@ func (t losingTx) Commit(ctx context.Context) error {
 // A lock that is lost behind the commit is an error that says what has become of the transaction.
 func TestDoTx_LostBehindTheCommit(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	admin := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, admin, "CREATE TABLE done (n int)")
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	admin := testkit.Connect(t, dsn)
+	testkit.Exec(t, admin, "CREATE TABLE done (n int)")
 	client := testclient.New(t, dsn, &pgbaton.Config{Name: "loser"})
 	var lock *pgbaton.Lock
-	pool := losing{dbtest.Pool(t, dsn), func() {
-		dbtest.Exec(t, admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+	pool := losing{testkit.Pool(t, dsn), func() {
+		testkit.Exec(t, admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			WHERE application_name = 'pgbaton/loser' AND datname = current_database()`)
 		<-lock.Done()
 	}}
@@ -212,5 +212,5 @@ func TestDoTx_LostBehindTheCommit(t *testing.T) {
 	require.ErrorIs(t, err, pgbaton.ErrLost)
 	require.NotErrorIs(t, err, pgbaton.ErrCommitUnknown)
 	require.ErrorContains(t, err, "is committed")
-	require.Equal(t, int64(1), dbtest.Value[int64](t, admin, "SELECT count(*) FROM done"))
+	require.Equal(t, int64(1), testkit.Value[int64](t, admin, "SELECT count(*) FROM done"))
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -40,7 +40,7 @@ func wellSaid(t *testing.T, err error, about ...string) {
 // Every kind of error says in one line what failed, on what, and why.
 func TestErrors(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
 	key := pgbaton.Name("x")
 	lock, err := b.Acquire(ctx, key)
@@ -112,7 +112,7 @@ func TestErrors(t *testing.T) {
 	_, err = mine.Acquire(ctx, 0)
 	wellSaid(t, err)
 
-	tx, err := dbtest.Connect(t, dsn).BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	tx, err := testkit.Connect(t, dsn).BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	require.NoError(t, err)
 	_, err = pgbaton.AcquireTx(ctx, tx, key, &pgbaton.LockOpts{Wait: pgbaton.NoWait})
 	wellSaid(t, err, "snapshot")
@@ -131,8 +131,8 @@ func TestErrors(t *testing.T) {
 // A loss says in one line how it came.
 func TestErrors_Loss(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Named(t, dbtest.Migrated(t), "loses")
+	ctx := testkit.Context(t)
+	dsn := testkit.Named(t, testkit.Migrated(t), "loses")
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
 	lock, err := client.Acquire(ctx, pgbaton.Name("x"))
@@ -145,7 +145,7 @@ func TestErrors_Loss(t *testing.T) {
 	require.NoError(t, err)
 	own := errors.New("own")
 	err = client.Do(ctx, pgbaton.Name("y"), func(ctx context.Context, _ *pgbaton.Lock) error {
-		dbtest.Run(t, dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loses' AND datname = current_database() AND pid <> pg_backend_pid()")
+		testkit.Run(t, dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loses' AND datname = current_database() AND pid <> pg_backend_pid()")
 		<-ctx.Done()
 		require.NotContains(t, context.Cause(ctx).Error(), "pgbaton: ")
 		return own
@@ -175,19 +175,19 @@ func TestErrors_Loss(t *testing.T) {
 // What New and Open say begins with the cause.
 func TestErrors_Open(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	for dsn, about := range map[string][]string{
-		dbtest.Empty(t):                               {"pgbaton: schema does not serve this client: schema pgbaton does not exist", "(server "},
-		"postgres://u@127.0.0.1:1/d":                  {"pgbaton: failed to connect to `user=u database=d`: 127.0.0.1:1"},
-		"postgres://u@127.0.0.1:1,localhost:2/d":      {"127.0.0.1:1", ":2"},
-		dbtest.With(t, dbtest.Server(t), "x", "y\nz"): {`"x"`},
+		testkit.Empty(t):                                {"pgbaton: schema does not serve this client: schema pgbaton does not exist", "(server "},
+		"postgres://u@127.0.0.1:1/d":                    {"pgbaton: failed to connect to `user=u database=d`: 127.0.0.1:1"},
+		"postgres://u@127.0.0.1:1,localhost:2/d":        {"127.0.0.1:1", ":2"},
+		testkit.With(t, testkit.Server(t), "x", "y\nz"): {`"x"`},
 	} {
 		_, err := pgbaton.Open(ctx, dsn, nil)
 		wellSaid(t, err, about...)
 	}
-	_, err := pgbaton.Open(ctx, dbtest.Server(t), &pgbaton.Config{MaxConns: 1})
+	_, err := pgbaton.Open(ctx, testkit.Server(t), &pgbaton.Config{MaxConns: 1})
 	wellSaid(t, err, "Config.MaxConns is 1")
-	_, err = pgbaton.Open(ctx, dbtest.Migrated(t), &pgbaton.Config{MaxHeld: 1 << 30})
+	_, err = pgbaton.Open(ctx, testkit.Migrated(t), &pgbaton.Config{MaxHeld: 1 << 30})
 	wellSaid(t, err, "Config.MaxHeld")
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Writers with tokens of all ages, at every isolation level: what is written is in the order of the tokens. Mutants
@@ -40,7 +40,7 @@ func TestFence_Hammer(t *testing.T) {
 
 func hammerFence(t *testing.T, mutant string) (violations int) {
 	t.Helper()
-	ctx, dsn := dbtest.Context(t), dbtest.Migrated(t)
+	ctx, dsn := testkit.Context(t), testkit.Migrated(t)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	config.MaxConns = 8

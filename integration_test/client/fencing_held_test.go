@@ -12,14 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestAssertHeld(t *testing.T) {
 	t.Parallel()
 	client, other, dsn := pair(t)
-	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := dbtest.Context(t)
+	begin, conn := beginPgx(dsn), testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
 	held := func(lock *pgbaton.Lock) error {
 		return begin.once(t, func(tx pgbaton.Tx) error { return lock.Assert(ctx, tx) })
 	}
@@ -66,8 +66,8 @@ func TestAssertHeld(t *testing.T) {
 func TestAssertHeld_Shared(t *testing.T) {
 	t.Parallel()
 	client, _, dsn := pair(t)
-	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := dbtest.Context(t)
+	begin, observer := beginPgx(dsn), testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
 	var readers []*pgbaton.Lock
 	var open []pgbaton.Tx
 	for range 3 {
@@ -107,7 +107,7 @@ func TestFenceGuard(t *testing.T) {
 	for column, argument := range map[string]string{`fence`: ``, `"last Token"`: `'last Token'`} {
 		t.Run(column, func(t *testing.T) {
 			t.Parallel()
-			ctx, conn := dbtest.Context(t), dbtest.Connect(t, dbtest.Migrated(t))
+			ctx, conn := testkit.Context(t), testkit.Connect(t, testkit.Migrated(t))
 			for _, c := range []struct {
 				name, row, sql string // row is the token of the row that is there
 				code           string
@@ -172,9 +172,9 @@ func TestFenceGuard(t *testing.T) {
 // Go's own writes to a guarded table say what the trigger says.
 func TestFenceGuard_Errors(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	conn := dbtest.Connect(t, dsn)
-	ctx := dbtest.Context(t)
+	dsn := testkit.Migrated(t)
+	conn := testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
 	_, err := conn.PgConn().Exec(ctx, fmt.Sprintf(sqlLedger, "")+"; INSERT INTO ledger (id, fence) VALUES (1, 9)").ReadAll()
 	require.NoError(t, err)
 	ledger, key := pgx.Identifier{"ledger"}, pgbaton.Values{"id": 1}

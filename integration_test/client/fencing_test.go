@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // beginner begins transactions on connections of their own.
@@ -22,7 +22,7 @@ type beginner func(t *testing.T, level pgx.TxIsoLevel) pgbaton.Tx
 func beginPgx(dsn string) beginner {
 	return func(t *testing.T, level pgx.TxIsoLevel) pgbaton.Tx {
 		t.Helper()
-		tx, err := dbtest.Connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
+		tx, err := testkit.Connect(t, dsn).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
 		require.NoError(t, err)
 		return tx
 	}
@@ -64,7 +64,7 @@ func inBackground(t *testing.T, observer *pgx.Conn, call func() error) <-chan er
 		err := observer.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits)
 		return err == nil && waits
-	}, dbtest.Patience, 2*time.Millisecond)
+	}, testkit.Patience, 2*time.Millisecond)
 	return done
 }
 
@@ -73,8 +73,8 @@ func TestFence(t *testing.T) {
 	for name, begins := range map[string]func(dsn string) beginner{"pgx.Tx": beginPgx, "sql.Tx": beginSQL} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx := dbtest.Context(t)
-			dsn := dbtest.Migrated(t)
+			ctx := testkit.Context(t)
+			dsn := testkit.Migrated(t)
 			begin := begins(dsn)
 			fence := func(resource string, token pgbaton.Token) error {
 				return begin.once(t, func(tx pgbaton.Tx) error { return pgbaton.Fence(ctx, tx, resource, token) })
@@ -104,8 +104,8 @@ func TestFence(t *testing.T) {
 
 func TestFence_Refuses(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	tx := beginPgx(dbtest.Migrated(t))(t, pgx.ReadCommitted)
+	ctx := testkit.Context(t)
+	tx := beginPgx(testkit.Migrated(t))(t, pgx.ReadCommitted)
 	for _, c := range []struct {
 		resource string
 		token    pgbaton.Token
@@ -125,7 +125,7 @@ func TestFence_Refuses(t *testing.T) {
 	}
 	require.NoError(t, pgbaton.Fence(ctx, tx, "a", 1), "none of these was sent")
 
-	empty := beginPgx(dbtest.Empty(t))(t, pgx.ReadCommitted)
+	empty := beginPgx(testkit.Empty(t))(t, pgx.ReadCommitted)
 	require.ErrorIs(t, pgbaton.Fence(ctx, empty, "a", 1), pgbaton.ErrSchema)
 }
 
@@ -133,9 +133,9 @@ func TestFence_Refuses(t *testing.T) {
 // for a newer one's, and is refused.
 func TestFence_Waits(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := dbtest.Context(t)
+	dsn := testkit.Migrated(t)
+	begin, observer := beginPgx(dsn), testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
 	for _, known := range []bool{false, true} {
 		for _, commit := range []bool{false, true} {
 			resource := fmt.Sprintf("known %v, commit %v", known, commit)
@@ -166,7 +166,7 @@ func TestFence_Waits(t *testing.T) {
 
 func TestFence_WaitEnds(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	begin, ctx := beginPgx(dsn), t.Context()
 	require.NoError(t, pgbaton.Fence(ctx, begin(t, pgx.ReadCommitted), "a", 5))
 
@@ -184,9 +184,9 @@ func TestFence_WaitEnds(t *testing.T) {
 // known yet or not. An exclusive one waits for them.
 func TestFenceShared(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	begin, observer := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := dbtest.Context(t)
+	dsn := testkit.Migrated(t)
+	begin, observer := beginPgx(dsn), testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
 	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
 		for _, known := range []bool{false, true} {
 			resource := fmt.Sprintf("known %v, %s", known, level)
@@ -215,9 +215,9 @@ func TestFenceShared(t *testing.T) {
 // Above READ COMMITTED, whoever fenced after the snapshot is a conflict; the next attempt tells.
 func TestFence_Isolation(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	begin, conn := beginPgx(dsn), dbtest.Connect(t, dsn)
-	ctx := dbtest.Context(t)
+	dsn := testkit.Migrated(t)
+	begin, conn := beginPgx(dsn), testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
 		for name, opts := range map[string]*pgbaton.LockOpts{"Exclusive": nil, "Shared": {Shared: true}} {
 			for _, known := range []bool{false, true} {

@@ -13,16 +13,16 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // Sets and single locks of one client that has one session to wait in, among those of another client: all are served.
 func TestAcquireAll_FewSessions(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	few, other := testclient.New(t, dsn, &pgbaton.Config{MaxConns: 2}), testclient.New(t, dsn, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	keys := keysOf("a", "b", "c", "d", "e")
 	var wg sync.WaitGroup
@@ -61,15 +61,15 @@ func TestAcquireAll_EndsWhileItWaits(t *testing.T) {
 	for name, end := range map[string]error{"context": context.Canceled, "client": pgbaton.ErrClosed} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx := dbtest.Context(t)
-			dsn := dbtest.Migrated(t)
-			other, client := testclient.New(t, dsn, nil), testclient.New(t, dbtest.Named(t, dsn, "gatherer"), nil)
-			conn := dbtest.Connect(t, dsn)
+			ctx := testkit.Context(t)
+			dsn := testkit.Migrated(t)
+			other, client := testclient.New(t, dsn, nil), testclient.New(t, testkit.Named(t, dsn, "gatherer"), nil)
+			conn := testkit.Connect(t, dsn)
 			low, high := pgbaton.ID(1), pgbaton.ID(2)
 			taken, err := other.Acquire(ctx, high)
 			require.NoError(t, err)
 			locks := func() int {
-				return dbtest.Value[int](t, conn, `SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+				return testkit.Value[int](t, conn, `SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
 					WHERE application_name = 'gatherer' AND datname = current_database() AND locktype = 'advisory'`)
 			}
 			bounded, cancel := context.WithCancel(ctx)
@@ -79,14 +79,14 @@ func TestAcquireAll_EndsWhileItWaits(t *testing.T) {
 				_, err := client.AcquireAll(bounded, high, low)
 				failed <- err
 			}()
-			require.Eventually(t, func() bool { return locks() == 4 }, dbtest.Patience, time.Millisecond, "a key, two gates and a wait")
+			require.Eventually(t, func() bool { return locks() == 4 }, testkit.Patience, time.Millisecond, "a key, two gates and a wait")
 			if name == "context" {
 				cancel()
 			} else {
 				require.NoError(t, client.Close(ctx))
 			}
 			require.ErrorIs(t, <-failed, end)
-			require.Eventually(t, func() bool { return locks() == 0 }, dbtest.Patience, time.Millisecond, "nothing is left")
+			require.Eventually(t, func() bool { return locks() == 0 }, testkit.Patience, time.Millisecond, "nothing is left")
 			require.NoError(t, taken.Release(ctx))
 			free(t, other, low, high)
 		})
@@ -96,7 +96,7 @@ func TestAcquireAll_EndsWhileItWaits(t *testing.T) {
 // A set that waits, and somebody who holds the key that it waits for and wants one that it has gathered: one of them ends.
 func TestAcquireAll_Deadlock(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	a, b, dsn := pair(t)
 	low, high := pgbaton.ID(1), pgbaton.ID(2)
@@ -110,7 +110,7 @@ func TestAcquireAll_Deadlock(t *testing.T) {
 		}
 		sets <- err
 	}()
-	waiting(t, dbtest.Connect(t, dsn)) // for the second, with the first gathered
+	waiting(t, testkit.Connect(t, dsn)) // for the second, with the first gathered
 	go func() {
 		lock, err := b.Acquire(outer.Context(), low)
 		if err == nil {
@@ -132,7 +132,7 @@ func TestAcquireAll_Deadlock(t *testing.T) {
 // A set whose turn it is comes before those of its process who wait for one of its keys by themselves.
 func TestAcquireAll_AmongWaitersOfItsProcess(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	a, b, _ := pair(t)
 	keys := keysOf("x", "y", "z")
@@ -245,9 +245,9 @@ func TestSlowNetwork_TurnsAreUsed(t *testing.T) {
 // slowTurns hands a lock, a set and a permit over to a client on a slow network, and returns what that has logged.
 func slowTurns(t *testing.T, roundTrip time.Duration) string {
 	t.Helper()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	cfg, err := pgxpool.ParseConfig(dbtest.Named(t, dsn, "slow"))
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	cfg, err := pgxpool.ParseConfig(testkit.Named(t, dsn, "slow"))
 	require.NoError(t, err)
 	dial := cfg.ConnConfig.DialFunc
 	cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -269,9 +269,9 @@ func slowTurns(t *testing.T, roundTrip time.Duration) string {
 	require.NoError(t, err)
 	slowSem, err := slow.Semaphore(ctx, "s", 0)
 	require.NoError(t, err)
-	conn := dbtest.Connect(t, dsn)
+	conn := testkit.Connect(t, dsn)
 	stands := func() { // a session of the slow client stands in the server's queue
-		dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' AND datname = current_database() AND query ~ 'wait_for_turn')")
+		testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' AND datname = current_database() AND query ~ 'wait_for_turn')")
 	}
 	handOver(ctx, t, "lock", stands,
 		func(c context.Context) (releaser, error) { return other.Acquire(c, pgbaton.Name("k")) },
@@ -309,7 +309,7 @@ func handOver(ctx context.Context, t *testing.T, what string, stands func(), hol
 	released := time.Now()
 	require.NoError(t, held.Release(ctx))
 	require.NoError(t, <-got)
-	dbtest.Figure(t, "on a slow network a %s was handed over in %v", what, (<-at).Sub(released))
+	testkit.Figure(t, "on a slow network a %s was handed over in %v", what, (<-at).Sub(released))
 }
 
 // A process that has lost the session that holds its locks, and gets no other, does not keep the keys that it waits for from
@@ -324,11 +324,11 @@ func TestAcquire_WithoutALink(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, end := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+			ctx, end := context.WithTimeout(t.Context(), 2*testkit.Patience)
 			defer end()
-			dsn := dbtest.Migrated(t)
-			proxy, through := dbtest.Through(t, dbtest.Named(t, dsn, "first"))
-			config, err := pgxpool.ParseConfig(dbtest.Named(t, dsn, "first"))
+			dsn := testkit.Migrated(t)
+			proxy, through := testkit.Through(t, testkit.Named(t, dsn, "first"))
+			config, err := pgxpool.ParseConfig(testkit.Named(t, dsn, "first"))
 			require.NoError(t, err)
 			config.ConnConfig.DialFunc = through.DialFunc
 			pool, err := pgxpool.NewWithConfig(ctx, config)
@@ -337,16 +337,16 @@ func TestAcquire_WithoutALink(t *testing.T) {
 			first, err := pgbaton.New(ctx, pool, nil)
 			require.NoError(t, err)
 			others := []*pgbaton.Client{testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)}
-			admin := dbtest.Connect(t, dsn)
+			admin := testkit.Connect(t, dsn)
 			held, err := acquire(ctx, others[1])
 			require.NoError(t, err)
 			wait, cancel := context.WithCancel(ctx)
 			var waiting sync.WaitGroup
 			waiting.Go(func() { _, _ = acquire(wait, first) })
-			dbtest.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+			testkit.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
 				WHERE application_name = 'first' AND datname = current_database() AND locktype = 'advisory' AND NOT granted)`)
 			proxy.Refuse(true) // what is open stays open
-			dbtest.Value[int64](t, admin, `SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+			testkit.Value[int64](t, admin, `SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
 				WHERE application_name = 'first' AND datname = current_database() AND query !~ 'wait_for_turn'`)
 			got := make(chan releaser, 1)
 			next := func(client *pgbaton.Client) {

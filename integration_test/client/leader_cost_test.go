@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A hundred campaigns cost their client two statements a second and two connections, signs of life included, and
@@ -18,17 +18,17 @@ import (
 func TestLead_Cost(t *testing.T) {
 	t.Parallel()
 	const campaigns = 100
-	watched := dbtest.Length(15 * time.Second)
+	watched := testkit.Length(15 * time.Second)
 	ctx, cancel := context.WithCancel(t.Context())
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	counters := map[string]*dbtest.Counter{}
+	counters := map[string]*testkit.Counter{}
 	for _, what := range []string{"leading", "campaigning"} { // the first is elected
-		pool, counter := dbtest.Counted(t, dsn)
+		pool, counter := testkit.Counted(t, dsn)
 		counters[what] = counter
-		client, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: dbtest.Patience})
+		client, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: testkit.Patience})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, client.Close(context.Background())) })
 		var elected sync.WaitGroup
@@ -47,12 +47,12 @@ func TestLead_Cost(t *testing.T) {
 		}
 	}
 	for what, counter := range counters {
-		for end := time.Now().Add(2 * dbtest.Patience); ; { // until it has found its pace
+		for end := time.Now().Add(2 * testkit.Patience); ; { // until it has found its pace
 			began, before := time.Now(), counter.Statements()
 			time.Sleep(watched)
 			statements, elapsed := counter.Statements()-before, time.Since(began)
 			if statements > 0 && float64(statements) <= 2*elapsed.Seconds()+2 { // and a round that was cut in two
-				dbtest.Figure(t, "%s in %d names: %.2f statements a second, %d connections", what, campaigns,
+				testkit.Figure(t, "%s in %d names: %.2f statements a second, %d connections", what, campaigns,
 					float64(statements)/elapsed.Seconds(), counter.Connections())
 				break
 			}

@@ -11,14 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 func TestLead_Resignation(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 
 	t.Run("NilIsAResignation", func(t *testing.T) {
@@ -68,7 +68,7 @@ func successor(t *testing.T, leader *reign, terms *chan *reign, others <-chan *r
 			return second
 		case leader = <-*terms:
 			require.GreaterOrEqual(t, time.Since(resigned), 2*time.Second, "it leads again without holding back")
-		case <-time.After(dbtest.Patience):
+		case <-time.After(testkit.Patience):
 			require.FailNow(t, "nobody leads")
 		}
 	}
@@ -77,8 +77,8 @@ func successor(t *testing.T, leader *reign, terms *chan *reign, others <-chan *r
 // A leader whose func fails again and again does not keep the others from leading.
 func TestLead_FailureIsAResignation(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	sick, well := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	terms, done := lead(ctx, sick, "x")
 	first := soon(t, terms)
@@ -96,7 +96,7 @@ func TestLead_FailureIsAResignation(t *testing.T) {
 // What a func says besides that its context has ended is not lost.
 func TestLead_ErrorBesideTheEnd(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), nil)
+	client := testclient.New(t, testkit.Migrated(t), nil)
 	broken := errors.New("the last batch was not saved")
 	for name, test := range map[string]struct{ says, hears []error }{
 		"nothing else":   {[]error{context.Canceled}, []error{context.Canceled}},
@@ -123,8 +123,8 @@ func (late) Err() error            { return context.Canceled }
 // A campaign that is elected when its context has just ended leaves no row that says that it leads.
 func TestLead_ElectedTooLate(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	client, watcher := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	_, err := client.Leader(ctx, "warm")
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
@@ -137,7 +137,7 @@ func TestLead_ElectedTooLate(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := watcher.Leader(ctx, name)
 			return errors.Is(err, pgbaton.ErrNotFound)
-		}, dbtest.Patience, 5*time.Millisecond)
+		}, testkit.Patience, 5*time.Millisecond)
 		lock, err := watcher.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/"+name))
 		require.NoError(t, err)
 		require.NoError(t, lock.Release(ctx))
@@ -146,8 +146,8 @@ func TestLead_ElectedTooLate(t *testing.T) {
 
 func TestLead_RequestResign(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 
 	t.Run("RequestResign", func(t *testing.T) {
@@ -156,7 +156,7 @@ func TestLead_RequestResign(t *testing.T) {
 		first := soon(t, terms)
 		others, _ := lead(ctx, b, "request")
 		second := successor(t, first, &terms, others, func(*reign) {
-			require.Eventually(t, func() bool { return b.RequestResign(ctx, "request") == nil }, dbtest.Patience, 5*time.Millisecond)
+			require.Eventually(t, func() bool { return b.RequestResign(ctx, "request") == nil }, testkit.Patience, 5*time.Millisecond)
 		})
 		require.Greater(t, second.term, first.term)
 		require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
@@ -183,15 +183,15 @@ func TestLead_RequestResign(t *testing.T) {
 // A request whose notification is lost is found in the row.
 func TestLead_RequestWithoutNotification(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	control := dbtest.Connect(t, dsn)
+	dsn := testkit.Migrated(t)
+	control := testkit.Connect(t, dsn)
 	terms, _ := lead(t.Context(), testclient.New(t, dsn, nil), "x")
 	first := soon(t, terms)
 	require.Eventually(t, func() bool {
-		return dbtest.Value[int](t, control, "SELECT count(pgbaton.request_resign('x'))") == 1
-	}, dbtest.Patience, time.Millisecond)
+		return testkit.Value[int](t, control, "SELECT count(pgbaton.request_resign('x'))") == 1
+	}, testkit.Patience, time.Millisecond)
 	asked := time.Now()
 	<-first.ctx.Done()
 	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrResigned)
-	dbtest.Figure(t, "a request to resign without a notification was heard after %v", time.Since(asked))
+	testkit.Figure(t, "a request to resign without a notification was heard after %v", time.Since(asked))
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -49,7 +49,7 @@ func soon[T any](t *testing.T, ch <-chan T) T {
 	select {
 	case got := <-ch:
 		return got
-	case <-time.After(dbtest.Patience):
+	case <-time.After(testkit.Patience):
 		require.FailNow(t, "nothing came")
 		panic("not reached")
 	}
@@ -57,14 +57,14 @@ func soon[T any](t *testing.T, ch <-chan T) T {
 
 func TestLead(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	a := testclient.New(t, dsn, &pgbaton.Config{Name: "a"})
 	b := testclient.New(t, dsn, &pgbaton.Config{Name: "b"})
 
 	t.Run("OneLeads", func(t *testing.T) {
 		t.Parallel()
-		before := dbtest.Value[time.Time](t, dbtest.Connect(t, dsn), "SELECT clock_timestamp()")
+		before := testkit.Value[time.Time](t, testkit.Connect(t, dsn), "SELECT clock_timestamp()")
 		_, err := b.Leader(ctx, "one")
 		require.ErrorIs(t, err, pgbaton.ErrNotFound)
 		require.ErrorIs(t, b.RequestResign(ctx, "one"), pgbaton.ErrNotFound)
@@ -77,7 +77,7 @@ func TestLead(t *testing.T) {
 		require.Eventually(t, func() bool {
 			info, err = b.Leader(ctx, "one")
 			return err == nil
-		}, dbtest.Patience, 5*time.Millisecond)
+		}, testkit.Patience, 5*time.Millisecond)
 		require.Equal(t, pgbaton.Holder{Client: "a", Since: info.Since, Token: first.term}, info)
 		require.False(t, info.Since.Before(before))
 		_, err = b.TryAcquire(ctx, pgbaton.Name("pgbaton/leader/one"))
@@ -106,8 +106,8 @@ func TestLead(t *testing.T) {
 
 func TestLead_Edges(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 
 	t.Run("Panic", func(t *testing.T) {
@@ -134,7 +134,7 @@ func TestLead_Edges(t *testing.T) {
 			require.Eventually(t, func() bool {
 				info, err := b.Leader(ctx, name)
 				return err == nil && info.Token == first.term
-			}, dbtest.Patience, 5*time.Millisecond)
+			}, testkit.Patience, 5*time.Millisecond)
 			require.NoError(t, b.RequestResign(ctx, name))
 			<-first.ctx.Done()
 			_ = done
@@ -144,7 +144,7 @@ func TestLead_Edges(t *testing.T) {
 
 func inTx(t *testing.T, dsn string, f func(pgx.Tx)) {
 	t.Helper()
-	tx, err := dbtest.Connect(t, dsn).Begin(context.Background())
+	tx, err := testkit.Connect(t, dsn).Begin(context.Background())
 	require.NoError(t, err)
 	f(tx)
 	require.NoError(t, tx.Commit(context.Background()))
@@ -153,14 +153,14 @@ func inTx(t *testing.T, dsn string, f func(pgx.Tx)) {
 // The loss of the lock ends the term at once, and the row with it.
 func TestLead_Lost(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	control := dbtest.Connect(t, dsn)
-	client := testclient.New(t, dbtest.Named(t, dsn, "leader"), nil)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	control := testkit.Connect(t, dsn)
+	client := testclient.New(t, testkit.Named(t, dsn, "leader"), nil)
 	watcher := testclient.New(t, dsn, nil)
 	terms, _ := lead(ctx, client, "x")
 	first := soon(t, terms)
-	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, dbtest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, testkit.Patience, time.Millisecond)
 	endLeadersSession(t, control)
 	<-first.ctx.Done()
 	require.ErrorIs(t, context.Cause(first.ctx), pgbaton.ErrLost)
@@ -171,17 +171,17 @@ func TestLead_Lost(t *testing.T) {
 	require.Eventually(t, func() bool {
 		info, err := watcher.Leader(ctx, "x")
 		return err == nil && info.Token == second.term
-	}, dbtest.Patience, time.Millisecond)
-	since := dbtest.Value[time.Time](t, control, "SELECT since FROM pgbaton.leader")
-	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
+	}, testkit.Patience, time.Millisecond)
+	since := testkit.Value[time.Time](t, control, "SELECT since FROM pgbaton.leader")
+	testkit.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
 		JOIN pgbaton.leader AS r ON (l.classid::bigint << 32 | l.objid::bigint) = r.holder`)
 	require.Eventually(t, func() bool {
 		info, err := watcher.Leader(ctx, "x")
 		return err == nil && info.Token == second.term && info.Since.Equal(since)
-	}, dbtest.Patience, time.Millisecond)
+	}, testkit.Patience, time.Millisecond)
 	require.NoError(t, second.ctx.Err(), "rows decide nothing")
 	// The old session may have been seen for a moment after it was told to end.
-	require.Eventually(t, func() bool { return watcher.RequestResign(ctx, "x") == nil }, dbtest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return watcher.RequestResign(ctx, "x") == nil }, testkit.Patience, time.Millisecond)
 	soon(t, second.ctx.Done())
 }
 
@@ -189,8 +189,8 @@ func TestLead_Lost(t *testing.T) {
 func TestLead_LostIsNobodys(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
-	dsn := dbtest.Migrated(t)
-	control := dbtest.Connect(t, dsn)
+	dsn := testkit.Migrated(t)
+	control := testkit.Connect(t, dsn)
 	client, watcher := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	stuck, done := make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -199,12 +199,12 @@ func TestLead_LostIsNobodys(t *testing.T) {
 			return nil
 		})
 	}()
-	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, dbtest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { _, err := watcher.Leader(ctx, "x"); return err == nil }, testkit.Patience, time.Millisecond)
 	endLeadersSession(t, control)
 	require.Eventually(t, func() bool {
 		_, err := watcher.Leader(ctx, "x")
 		return errors.Is(err, pgbaton.ErrNotFound)
-	}, dbtest.Patience, time.Millisecond)
+	}, testkit.Patience, time.Millisecond)
 	cancel()
 	close(stuck)
 	require.ErrorIs(t, soon(t, done), context.Canceled)
@@ -213,15 +213,15 @@ func TestLead_LostIsNobodys(t *testing.T) {
 // endLeadersSession ends the session that holds the lock of the leader of x.
 func endLeadersSession(t *testing.T, control *pgx.Conn) {
 	t.Helper()
-	dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
+	testkit.Value[bool](t, control, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
 		WHERE l.locktype = 'advisory' AND a.datname = current_database()
 		  AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/leader/x')`)
 }
 
 func TestLead_Close(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
 	terms, done := lead(ctx, client, "x")
@@ -235,15 +235,15 @@ func TestLead_Close(t *testing.T) {
 	require.ErrorIs(t, soon(t, done), pgbaton.ErrClosed)
 	require.ErrorIs(t, soon(t, waiting), pgbaton.ErrClosed)
 	soon(t, others)
-	dbtest.Figure(t, "another leads %v after the leader's client was closed", time.Since(closed))
+	testkit.Figure(t, "another leads %v after the leader's client was closed", time.Since(closed))
 	require.ErrorIs(t, client.Lead(ctx, "x", nil), pgbaton.ErrClosed)
 }
 
 // A func that does not return holds Close up for half a TTL.
 func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	client, err := pgbaton.Open(ctx, dbtest.Migrated(t), &pgbaton.Config{TTL: 10 * time.Second})
+	ctx := testkit.Context(t)
+	client, err := pgbaton.Open(ctx, testkit.Migrated(t), &pgbaton.Config{TTL: 10 * time.Second})
 	require.NoError(t, err)
 	leading, stuck := make(chan context.Context, 1), make(chan struct{})
 	done := make(chan error, 1)
@@ -262,14 +262,14 @@ func TestLead_CloseDoesNotWaitForEver(t *testing.T) {
 	defer cancel()
 	require.ErrorIs(t, client.Close(short), context.DeadlineExceeded, "the second call has a context of its own")
 	require.NoError(t, soon(t, closed))
-	dbtest.Figure(t, "with TTL 10 s Close gave a func that does not return %v", time.Since(started))
+	testkit.Figure(t, "with TTL 10 s Close gave a func that does not return %v", time.Since(started))
 	close(stuck)
 	require.ErrorIs(t, soon(t, done), pgbaton.ErrClosed)
 }
 
 func TestLead_NeedsAThirdConnection(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), &pgbaton.Config{MaxConns: 2})
+	client := testclient.New(t, testkit.Migrated(t), &pgbaton.Config{MaxConns: 2})
 	require.ErrorContains(t, client.Lead(t.Context(), "x", nil), "a third connection")
 	_, err := client.Leader(t.Context(), "x")
 	require.ErrorContains(t, err, "Config.MaxConns is 2")
@@ -282,7 +282,7 @@ func TestLead_Crowd(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	clients := []*pgbaton.Client{testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)}
 	var mu sync.Mutex
 	var last pgbaton.Token

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -27,7 +27,7 @@ func keysOf(names ...string) []pgbaton.Key {
 
 func TestAcquireAll(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	a, b, dsn := pair(t)
 
 	t.Run("HoldsEveryKeyOnce", func(t *testing.T) {
@@ -126,18 +126,18 @@ func free(t *testing.T, client *pgbaton.Client, keys ...pgbaton.Key) {
 		set, err := client.TryAcquireAll(context.Background(), keys...)
 		require.NoError(c, err)
 		require.NoError(c, set.Release(context.Background()))
-	}, dbtest.Patience, 2*time.Millisecond)
+	}, testkit.Patience, 2*time.Millisecond)
 }
 
 func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	client := testclient.New(t, dbtest.Named(t, dsn, "loser"), nil)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	client := testclient.New(t, testkit.Named(t, dsn, "loser"), nil)
 	set, err := client.AcquireAll(ctx, keysOf("a", "b", "c")...)
 	require.NoError(t, err)
 	held := set.Context()
-	dbtest.Value[int64](t, dbtest.Connect(t, dsn),
+	testkit.Value[int64](t, testkit.Connect(t, dsn),
 		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser' AND datname = current_database()")
 	<-set.Done()
 	<-held.Done()
@@ -155,13 +155,13 @@ func TestAcquireAll_LossOfOneEndsTheSet(t *testing.T) {
 // A key that is lost while the set waits for another one is acquired anew.
 func TestAcquireAll_LossWhileItWaits(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	client, other := testclient.New(t, dbtest.Named(t, dsn, "loser"), nil), testclient.New(t, dsn, nil)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	client, other := testclient.New(t, testkit.Named(t, dsn, "loser"), nil), testclient.New(t, dsn, nil)
 	first, second := pgbaton.ID(1), pgbaton.ID(2) // in the order in which they are taken
 	taken, err := other.Acquire(ctx, second)
 	require.NoError(t, err)
-	conn := dbtest.Connect(t, dsn)
+	conn := testkit.Connect(t, dsn)
 	sets := make(chan *pgbaton.LockSet)
 	go func() {
 		set, err := client.AcquireAll(ctx, second, first)
@@ -173,12 +173,12 @@ func TestAcquireAll_LossWhileItWaits(t *testing.T) {
 	waiting(t, conn) // for the second
 	_, err = other.TryAcquire(ctx, first)
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
-	dbtest.Value[int64](t, conn,
+	testkit.Value[int64](t, conn,
 		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'loser' AND datname = current_database()")
 	require.Eventually(t, func() bool { // it is lost, and nobody takes it
 		lock, err := other.TryAcquire(ctx, first)
 		return err == nil && lock.Release(ctx) == nil
-	}, dbtest.Patience, time.Millisecond)
+	}, testkit.Patience, time.Millisecond)
 	require.NoError(t, taken.Release(ctx))
 	set := <-sets
 	require.NotNil(t, set)
@@ -193,7 +193,7 @@ func TestAcquireAll_LossWhileItWaits(t *testing.T) {
 // The keys that are released by themselves end the set, too.
 func TestAcquireAll_ReleaseOfOneEndsTheSet(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), nil)
+	client := testclient.New(t, testkit.Migrated(t), nil)
 	set, err := client.AcquireAll(t.Context(), keysOf("a", "b")...)
 	require.NoError(t, err)
 	require.NoError(t, set.Lock(pgbaton.Name("a")).Release(t.Context()))
@@ -217,8 +217,8 @@ func (w writes) Write(p []byte) (int, error) {
 
 func TestAcquireAll_RoundTrips(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	var sent atomic.Int64

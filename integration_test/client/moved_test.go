@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -30,11 +30,11 @@ type moving struct {
 
 func newMoving(t *testing.T, cfg *pgbaton.Config) *moving {
 	t.Helper()
-	m := &moving{places: [2]string{dbtest.Migrated(t), dbtest.Migrated(t)}, name: "moving_" + t.Name()[len(t.Name())-12:]}
+	m := &moving{places: [2]string{testkit.Migrated(t), testkit.Migrated(t)}, name: "moving_" + t.Name()[len(t.Name())-12:]}
 	for i, place := range m.places {
-		m.admins[i] = dbtest.Connect(t, place)
+		m.admins[i] = testkit.Connect(t, place)
 	}
-	config, err := pgxpool.ParseConfig(dbtest.Named(t, m.places[0], m.name))
+	config, err := pgxpool.ParseConfig(testkit.Named(t, m.places[0], m.name))
 	require.NoError(t, err)
 	config.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
 		there, err := pgx.ParseConfig(m.places[m.now.Load()])
@@ -55,7 +55,7 @@ func newMoving(t *testing.T, cfg *pgbaton.Config) *moving {
 // sessions is how many sessions of the client there are in a place.
 func (m *moving) sessions(t *testing.T, place int) int64 {
 	t.Helper()
-	return dbtest.Value[int64](t, m.admins[place],
+	return testkit.Value[int64](t, m.admins[place],
 		"SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()", m.name)
 }
 
@@ -63,7 +63,7 @@ func (m *moving) sessions(t *testing.T, place int) int64 {
 // what it held there before it is granted anything here.
 func TestMoved_AnotherLink(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	m := newMoving(t, &pgbaton.Config{MaxHeld: 4000})
 	other := testclient.New(t, m.places[0], nil) // stays
 	theirs, err := other.Acquire(ctx, pgbaton.Name("theirs"))
@@ -80,8 +80,8 @@ func TestMoved_AnotherLink(t *testing.T) {
 		}
 		locks = append(locks, lock)
 	}
-	require.Eventually(t, func() bool { return m.sessions(t, 1) > 0 }, dbtest.Patience, 10*time.Millisecond, "it has moved")
-	require.Eventually(t, func() bool { return m.sessions(t, 0) == 0 }, dbtest.Patience, 10*time.Millisecond, "and left nothing behind")
+	require.Eventually(t, func() bool { return m.sessions(t, 1) > 0 }, testkit.Patience, 10*time.Millisecond, "it has moved")
+	require.Eventually(t, func() bool { return m.sessions(t, 0) == 0 }, testkit.Patience, 10*time.Millisecond, "and left nothing behind")
 	lost := 0
 	for i, lock := range locks {
 		if err := lock.Err(); err != nil {
@@ -92,7 +92,7 @@ func TestMoved_AnotherLink(t *testing.T) {
 		}
 	}
 	require.Positive(t, lost)
-	there := dbtest.Value[int64](t, m.admins[1], `SELECT count(*) FROM pg_locks
+	there := testkit.Value[int64](t, m.admins[1], `SELECT count(*) FROM pg_locks
 		WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	require.EqualValues(t, len(locks)-lost, there, "what it holds it holds there")
 	require.NoError(t, theirs.Release(ctx))
@@ -101,8 +101,8 @@ func TestMoved_AnotherLink(t *testing.T) {
 // Only the connection that holds is ended when the address leads elsewhere: what is kept in rows goes with it.
 func TestMoved_RowsToo(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	for round := range dbtest.Rounds(5) {
+	ctx := testkit.Context(t)
+	for round := range testkit.Rounds(5) {
 		m := newMoving(t, nil)
 		here := testclient.New(t, m.places[1], nil) // where the address will lead
 		sem, err := m.Semaphore(ctx, "s", 1)
@@ -115,7 +115,7 @@ func TestMoved_RowsToo(t *testing.T) {
 		require.NoError(t, here.Once(ctx, once, time.Hour, func(context.Context, *pgbaton.Lock) error { return nil }))
 
 		m.now.Store(1)
-		dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		testkit.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			WHERE application_name = '`+m.name+`' AND datname = current_database() AND query LIKE '%advisory_lock%'`)
 		<-lock.Done()
 		<-permit.Done()
@@ -134,7 +134,7 @@ func TestMoved_RowsToo(t *testing.T) {
 		_, err = again.TryAcquire(ctx, 1)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired, "one permit in all")
 		require.NoError(t, elsewhere.Release(ctx))
-		require.Eventually(t, func() bool { return m.sessions(t, 0) == 0 }, dbtest.Patience, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return m.sessions(t, 0) == 0 }, testkit.Patience, 10*time.Millisecond)
 	}
 }
 
@@ -142,7 +142,7 @@ func TestMoved_RowsToo(t *testing.T) {
 func TestMoved_BackAndForth(t *testing.T) {
 	t.Parallel()
 	m := newMoving(t, &pgbaton.Config{TTL: 2 * time.Second})
-	ctx, cancel := context.WithCancel(dbtest.Context(t))
+	ctx, cancel := context.WithCancel(testkit.Context(t))
 	defer cancel()
 	var wg sync.WaitGroup
 	var holders, grants, overlaps atomic.Int64
@@ -165,10 +165,10 @@ func TestMoved_BackAndForth(t *testing.T) {
 			}
 		})
 	}
-	for began := time.Now(); grants.Load() < 20 || time.Since(began) < dbtest.Length(3*time.Second); {
+	for began := time.Now(); grants.Load() < 20 || time.Since(began) < testkit.Length(3*time.Second); {
 		require.NoError(t, ctx.Err())
 		m.now.Store(1 - m.now.Load())
-		dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM (
+		testkit.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM (
 			SELECT pid FROM pg_stat_activity WHERE application_name = '`+m.name+`' AND datname = current_database() ORDER BY random() LIMIT 1) AS one`)
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -180,19 +180,19 @@ func TestMoved_BackAndForth(t *testing.T) {
 // What the server is called in pg_stat_activity tells the pod.
 func TestNew_ApplicationName(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	client, err := pgbaton.Open(ctx, dbtest.With(t, dsn, "pool_max_conns", "7"), &pgbaton.Config{Name: "pod-7"})
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	client, err := pgbaton.Open(ctx, testkit.With(t, dsn, "pool_max_conns", "7"), &pgbaton.Config{Name: "pod-7"})
 	require.NoError(t, err)
 	defer client.Close(ctx)
-	require.Equal(t, int64(1), dbtest.Value[int64](t, dbtest.Connect(t, dsn),
+	require.Equal(t, int64(1), testkit.Value[int64](t, testkit.Connect(t, dsn),
 		"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbaton/pod-7' AND datname = current_database()"))
 }
 
 // A semaphore that was opened on one server is the one of its name on another, whatever ids they have there.
 func TestMoved_Semaphores(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	m := newMoving(t, nil)
 	here := testclient.New(t, m.places[1], nil)
 	for _, name := range []string{"two", "one", "three"} { // other ids than on the first server
@@ -209,7 +209,7 @@ func TestMoved_Semaphores(t *testing.T) {
 	require.NoError(t, err)
 
 	m.now.Store(1)
-	dbtest.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '`+m.name+`' AND datname = current_database()`)
+	testkit.Exec(t, m.admins[0], `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '`+m.name+`' AND datname = current_database()`)
 	<-permit.Done()
 	all, err := one.Acquire(ctx, 3) // of "one" there, which has three
 	require.NoError(t, err)

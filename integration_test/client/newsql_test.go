@@ -11,15 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // A service with a *sql.DB has a client, which takes nothing from it.
 func TestNewSQL(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)
 	defer db.Close()
@@ -54,7 +54,7 @@ func (strangeConn) Close() error { return nil }
 
 func TestNewSQL_Refuses(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	_, err := pgbaton.New(ctx, (*sql.DB)(nil), nil)
 	wellSaid(t, err, "is nil")
 	strange := sql.OpenDB(connector{})

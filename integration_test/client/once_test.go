@@ -11,14 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
 
@@ -49,7 +49,7 @@ func TestOnce(t *testing.T) {
 				require.Greater(t, lock.Token(), token)
 				return nil
 			}) == nil
-		}, dbtest.Patience, 10*time.Millisecond)
+		}, testkit.Patience, 10*time.Millisecond)
 		require.GreaterOrEqual(t, time.Since(began), short)
 		require.ErrorIs(t, a.Once(ctx, key, window, never), pgbaton.ErrNotAcquired)
 	})
@@ -118,18 +118,18 @@ func runs(t *testing.T, client *pgbaton.Client, name string, window time.Duratio
 	require.Eventually(t, func() bool {
 		err = client.Once(t.Context(), name, window, func(context.Context, *pgbaton.Lock) error { return nil })
 		return err == nil
-	}, dbtest.Patience, time.Millisecond, "%v", err)
+	}, testkit.Patience, time.Millisecond, "%v", err)
 }
 
 // The lock is lost during the run: fn is told, and the error says so.
 func TestOnce_Lost(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	control := dbtest.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	control := testkit.Connect(t, dsn)
 	client := testclient.New(t, dsn, nil)
 	err := client.Once(ctx, "lost", time.Hour, func(ctx context.Context, _ *pgbaton.Lock) error {
-		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid) FROM pg_locks
+		testkit.Value[bool](t, control, `SELECT pg_terminate_backend(pid) FROM pg_locks
 			WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('lost') & 4294967295 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		<-ctx.Done()
 		require.ErrorIs(t, context.Cause(ctx), pgbaton.ErrLost)
@@ -141,14 +141,14 @@ func TestOnce_Lost(t *testing.T) {
 // The lock is lost while the run is being recorded: fn does not run, though the run is recorded.
 func TestOnce_LostBeforeTheRun(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
-	control, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	control, other := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
 	client := testclient.New(t, dsn, nil)
 	const window = time.Millisecond
 	runs(t, client, "early", window)
 	for attempt := range 10 {
-		dbtest.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
+		testkit.Exec(t, other, "BEGIN; SELECT FROM pgbaton.last_run FOR UPDATE")
 		ran, done := false, make(chan error, 1)
 		go func() {
 			done <- client.Once(ctx, "early", window, func(context.Context, *pgbaton.Lock) error {
@@ -156,11 +156,11 @@ func TestOnce_LostBeforeTheRun(t *testing.T) {
 				return nil
 			})
 		}()
-		dbtest.WaitFor(t, control, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database "+
+		testkit.WaitFor(t, control, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database "+
 			"WHERE datname = current_database())) OR EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid')")
-		dbtest.Value[bool](t, control, `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
+		testkit.Value[bool](t, control, `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
 			WHERE locktype = 'advisory' AND objid::bigint = pgbaton.key('early') & 4294967295 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
-		dbtest.Exec(t, other, "COMMIT")
+		testkit.Exec(t, other, "COMMIT")
 		err := soon(t, done)
 		require.False(t, ran)
 		if errors.Is(err, pgbaton.ErrLost) {
@@ -183,7 +183,7 @@ func TestOnce_Replicas(t *testing.T) {
 		window   = 900 * time.Millisecond
 		skew     = 200 * time.Millisecond
 	)
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	pool, err := pgxpool.New(t.Context(), dsn)
 	require.NoError(t, err)
 	defer pool.Close()
@@ -222,7 +222,7 @@ func TestOnce_Replicas(t *testing.T) {
 // The contexts of a leader's func and of a run carry the lock: a wait in there that is part of a deadlock is seen.
 func TestLeadAndOnce_Deadlock(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	for name, c := range map[string]struct {
 		outer pgbaton.Key
@@ -238,7 +238,7 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			key := pgbaton.Name("inner/" + name)
-			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 			defer cancel()
 			over := errors.New("over")
 			inner, err := b.Acquire(ctx, key)
@@ -270,8 +270,8 @@ func TestLeadAndOnce_Deadlock(t *testing.T) {
 // A run that failed is tried again in its window when the option says so; what became of it can be read, and forgotten.
 func TestOnceWith(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	const key = "job"
 	never := func(context.Context, *pgbaton.Lock) error { panic("not due") }
@@ -332,12 +332,12 @@ func TestOnceWith(t *testing.T) {
 // A run that claims the future holds nobody up.
 func TestOnce_Future(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	dsn := dbtest.Migrated(t)
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
 	client := testclient.New(t, dsn, nil)
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	require.NoError(t, client.Once(ctx, "future", time.Hour, nothing))
 	require.ErrorIs(t, client.Once(ctx, "future", time.Hour, nothing), pgbaton.ErrNotAcquired)
-	dbtest.Run(t, dsn, "UPDATE pgbaton.last_run SET ran_at = ran_at + interval '10 years'")
+	testkit.Run(t, dsn, "UPDATE pgbaton.last_run SET ran_at = ran_at + interval '10 years'")
 	require.NoError(t, client.Once(ctx, "future", time.Hour, nothing))
 }

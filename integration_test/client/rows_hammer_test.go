@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 const (
@@ -47,7 +47,7 @@ var hammerMethods = map[string]struct {
 // TestRowsHammer lets 64 goroutines of 8 processes change ten rows by each method. The balances are exact at the
 // end only if no update was lost or done twice, and no error is left only if every deadlock was resolved.
 func TestRowsHammer(t *testing.T) {
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, dsn)
 	require.NoError(t, err)
@@ -62,12 +62,12 @@ func TestRowsHammer(t *testing.T) {
 			_, err = conn.Exec(ctx, "INSERT INTO accounts SELECT i, 0, 1 FROM generate_series(1, $1::int) i", hammerRows)
 			require.NoError(t, err)
 			start := time.Now()
-			updates := dbtest.Rounds(method.updates) / hammerProcesses * hammerProcesses
+			updates := testkit.Rounds(method.updates) / hammerProcesses * hammerProcesses
 			runHammer(t, dsn, name, updates/hammerProcesses)
 			var sum, versions int
 			require.NoError(t, conn.QueryRow(ctx, "SELECT sum(balance), sum(version - 1) FROM accounts").Scan(&sum, &versions))
 			require.Equal(t, updates, sum)
-			dbtest.Figure(t, "%s: %d updates in %v, %d of them by version", name, sum, time.Since(start).Round(time.Millisecond), versions)
+			testkit.Figure(t, "%s: %d updates in %v, %d of them by version", name, sum, time.Since(start).Round(time.Millisecond), versions)
 		})
 	}
 }
@@ -112,7 +112,7 @@ func hammer(name string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*testkit.Patience)
 	defer cancel()
 	config, err := pgxpool.ParseConfig(os.Getenv("PGBATON_HAMMER_DSN"))
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 
 	_ "github.com/jackc/pgx/v5/stdlib"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
-	"github.com/pgbaton/pgbaton/internal/rowtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/rowtest"
 )
 
 func TestRows(t *testing.T) {
@@ -39,7 +39,7 @@ func TestRows(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rowtest.Run(t, dbtest.Server(t), open)
+			rowtest.Run(t, testkit.Server(t), open)
 		})
 	}
 }

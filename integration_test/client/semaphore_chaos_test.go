@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -22,7 +22,7 @@ func TestSemaphore_CutAtAnyMoment(t *testing.T) {
 	t.Parallel()
 	const capacity, ttl = 6, 2 * time.Second
 	_, dsn, admin := openSemaphore(t, capacity, ttl)
-	ctx, stop := context.WithTimeout(t.Context(), dbtest.Length(4*time.Second))
+	ctx, stop := context.WithTimeout(t.Context(), testkit.Length(4*time.Second))
 	defer stop()
 	var wg sync.WaitGroup
 	var granted, lost atomic.Int64
@@ -65,7 +65,7 @@ func TestSemaphore_CutAtAnyMoment(t *testing.T) {
 	require.NoError(t, admin.QueryRow(t.Context(), `
 SELECT count(*) FROM pgbaton.slot WHERE expires_at > clock_timestamp() AND pgbaton.present(holder)`).Scan(&valid))
 	t.Logf("%d slots are held by those who know nothing of it", valid)
-	wait, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	wait, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	p, err := semaphores[0].Acquire(wait, capacity)
 	require.NoError(t, err)
@@ -83,7 +83,7 @@ func TestSemaphore_CancelAtAnyMoment(t *testing.T) {
 	for i := range 6 {
 		wg.Go(func() {
 			mine := []*pgbaton.Semaphore{s, other}[i%2]
-			for n := range dbtest.Rounds(150) {
+			for n := range testkit.Rounds(150) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(n%50)*30*time.Microsecond)
 				p, err := mine.Acquire(ctx, 1+n%capacity)
 				if err == nil {
@@ -100,7 +100,7 @@ func TestSemaphore_CancelAtAnyMoment(t *testing.T) {
 	}
 	wg.Wait()
 	for _, mine := range []*pgbaton.Semaphore{s, other} {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 		p, err := mine.Acquire(ctx, capacity)
 		cancel()
 		require.NoError(t, err)

@@ -13,10 +13,10 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/sidecar"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -35,9 +35,9 @@ func pooledLine(t *testing.T, dsn string, capacity int) *semaphore.Line {
 		require.NoError(t, l.Close(context.Background()))
 		d.Wait()
 	})
-	admin := dbtest.Connect(t, dsn)
-	return d.Line(dbtest.Value[int32](t, admin, "SELECT id FROM pgbaton.semaphore WHERE name = 's'"), "s",
-		advisory.Key{ID: dbtest.Value[int64](t, admin, "SELECT gate FROM pgbaton.semaphore WHERE name = 's'")}, capacity)
+	admin := testkit.Connect(t, dsn)
+	return d.Line(testkit.Value[int32](t, admin, "SELECT id FROM pgbaton.semaphore WHERE name = 's'"), "s",
+		advisory.Key{ID: testkit.Value[int64](t, admin, "SELECT gate FROM pgbaton.semaphore WHERE name = 's'")}, capacity)
 }
 
 // Three clients behind a pooler, which always have somebody waiting, do not keep one that is not from its turn, nor
@@ -86,7 +86,7 @@ func TestSemaphore_PoolersAndGatesTakeTurns(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 		acquire, waits := lone(), []time.Duration(nil)
 		for range 4 {
-			wait, cancel := context.WithTimeout(ctx, dbtest.Patience)
+			wait, cancel := context.WithTimeout(ctx, testkit.Patience)
 			started := time.Now()
 			done, err := acquire(wait)
 			cancel()
@@ -105,22 +105,22 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 	t.Parallel()
 	const ttl = time.Hour // nobody waits for its end
 	s, dsn, admin := openSemaphore(t, 1, ttl)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	held, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
-	first, proxy := through(t, dbtest.Named(t, dsn, "first"), ttl, 1)
+	first, proxy := through(t, testkit.Named(t, dsn, "first"), ttl, 1)
 	second, err := testclient.New(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(ctx, "s", 1)
 	require.NoError(t, err)
 	wait, cancel := context.WithCancel(ctx)
 	var waiting sync.WaitGroup
 	waiting.Go(func() { _, _ = first.Acquire(wait, 1) })
-	dbtest.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid), pgbaton.semaphore AS s
+	testkit.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid), pgbaton.semaphore AS s
 		WHERE l.locktype = 'advisory' AND a.application_name = 'first' AND a.datname = current_database() AND (l.classid::bigint << 32 | l.objid::bigint) = s.gate)`)
 	proxy.Refuse(true) // what is open stays open
-	dbtest.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+	testkit.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 		WHERE application_name = 'first' AND datname = current_database() AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
 	// The second comes to the gate behind the first, which has to leave it: it must not come back behind the second.
-	bounded, end := context.WithTimeout(ctx, dbtest.Patience)
+	bounded, end := context.WithTimeout(ctx, testkit.Patience)
 	defer end()
 	got := make(chan *pgbaton.Permit, 1)
 	next := func() {
@@ -150,10 +150,10 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 func TestSemaphore_TryBesideALargerTry(t *testing.T) {
 	t.Parallel()
 	s, _, _ := openSemaphore(t, 4, 0)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	held, err := s.Acquire(ctx, 2)
 	require.NoError(t, err)
-	for range dbtest.Rounds(300) {
+	for range testkit.Rounds(300) {
 		var tries sync.WaitGroup
 		for _, n := range []int{1, 3, 1} { // the first is under way when the others come, so these share a statement
 			tries.Go(func() {
@@ -180,8 +180,8 @@ func TestSemaphore_TryBesideALargerTry(t *testing.T) {
 func TestSemaphore_TryAndWaiters(t *testing.T) {
 	t.Parallel()
 	s, _, _ := openSemaphore(t, 2, 0)
-	ctx := dbtest.Context(t)
-	for range dbtest.Rounds(50) {
+	ctx := testkit.Context(t)
+	for range testkit.Rounds(50) {
 		held, err := s.Acquire(ctx, 1)
 		require.NoError(t, err)
 		wait, cancel := context.WithCancel(ctx)
@@ -196,14 +196,14 @@ func TestSemaphore_TryAndWaiters(t *testing.T) {
 				_ = p.Release(ctx)
 			}
 			return err != nil
-		}, dbtest.Patience, time.Millisecond, "it waits for two, and one is free")
+		}, testkit.Patience, time.Millisecond, "it waits for two, and one is free")
 		cancel()
 		<-gone
 		var p *pgbaton.Permit
 		require.Eventually(t, func() bool { // its place at the gate may be given up a moment later
 			p, err = s.TryAcquire(ctx, 1)
 			return err == nil
-		}, dbtest.Patience, time.Millisecond)
+		}, testkit.Patience, time.Millisecond)
 		require.NoError(t, p.Release(ctx))
 		require.NoError(t, held.Release(ctx))
 	}
@@ -213,11 +213,11 @@ func TestSemaphore_TryAndWaiters(t *testing.T) {
 func TestSemaphore_NextAfterTheFirstGaveUp(t *testing.T) {
 	t.Parallel()
 	s, _, _ := openSemaphore(t, 4, 0)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	held, err := s.Acquire(ctx, 2)
 	require.NoError(t, err)
 	var sum time.Duration
-	rounds := time.Duration(dbtest.Rounds(15))
+	rounds := time.Duration(testkit.Rounds(15))
 	for range rounds {
 		wait, cancel := context.WithCancel(ctx)
 		go func() { _, _ = s.Acquire(wait, 4) }()
@@ -227,7 +227,7 @@ func TestSemaphore_NextAfterTheFirstGaveUp(t *testing.T) {
 				_ = p.Release(ctx)
 			}
 			return err != nil
-		}, dbtest.Patience, time.Millisecond)
+		}, testkit.Patience, time.Millisecond)
 		got := make(chan time.Time)
 		go func() {
 			p, err := s.Acquire(ctx, 1)
@@ -242,7 +242,7 @@ func TestSemaphore_NextAfterTheFirstGaveUp(t *testing.T) {
 		cancel()
 		sum += (<-got).Sub(gaveUp)
 	}
-	dbtest.Figure(t, "when the first in line gives up, the next is served after %v (a poll would take 150 ms on average)", sum/rounds)
+	testkit.Figure(t, "when the first in line gives up, the next is served after %v (a poll would take 150 ms on average)", sum/rounds)
 	require.NoError(t, held.Release(ctx))
 }
 
@@ -251,7 +251,7 @@ func TestSemaphore_NextAfterTheFirstGaveUp(t *testing.T) {
 func TestSemaphore_OverCapacityBehindOthers(t *testing.T) {
 	t.Parallel()
 	s, dsn, _ := openSemaphore(t, 4, 0)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	held, err := s.Acquire(ctx, 4)
 	require.NoError(t, err)
@@ -284,8 +284,8 @@ func TestSemaphore_OverCapacityBehindOthers(t *testing.T) {
 // A client that holds as many locks as it may still waits for permits, though it cannot stand at the gate.
 func TestSemaphore_WaitWithoutRoomForALock(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
-	client := testclient.New(t, dbtest.Migrated(t), &pgbaton.Config{MaxHeld: 1})
+	ctx := testkit.Context(t)
+	client := testclient.New(t, testkit.Migrated(t), &pgbaton.Config{MaxHeld: 1})
 	s, err := client.Semaphore(ctx, "s", 1)
 	require.NoError(t, err)
 	lock, err := client.Acquire(ctx, pgbaton.Name("k"))
@@ -319,7 +319,7 @@ func TestSemaphore_ManyWaitsEndTogether(t *testing.T) {
 	ctx, cancel := context.WithDeadline(t.Context(), deadline)
 	defer cancel()
 	var waits sync.WaitGroup
-	many := dbtest.Rounds(10_000)
+	many := testkit.Rounds(10_000)
 	for range many {
 		waits.Go(func() {
 			if _, err := s.Acquire(ctx, 1); err == nil {
@@ -328,8 +328,8 @@ func TestSemaphore_ManyWaitsEndTogether(t *testing.T) {
 		})
 	}
 	waits.Wait()
-	dbtest.Figure(t, "the last of %d waits that end together returned %v after the end", many, time.Since(deadline))
-	require.Less(t, time.Since(deadline), dbtest.Patience, "they wait for one another")
+	testkit.Figure(t, "the last of %d waits that end together returned %v after the end", many, time.Since(deadline))
+	require.Less(t, time.Since(deadline), testkit.Patience, "they wait for one another")
 	require.NoError(t, held.Release(t.Context()))
 }
 
@@ -340,7 +340,7 @@ func TestSemaphore_NoneIsRefusedThatIsFree(t *testing.T) {
 	const clients = 6
 	_, dsn, _ := openSemaphore(t, clients, 0)
 	var tries sync.WaitGroup
-	deadline := time.Now().Add(dbtest.Length(2 * time.Second))
+	deadline := time.Now().Add(testkit.Length(2 * time.Second))
 	for range clients {
 		other, err := testclient.New(t, dsn, nil).Semaphore(t.Context(), "s", clients)
 		require.NoError(t, err)

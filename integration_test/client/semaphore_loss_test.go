@@ -12,23 +12,23 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // openSemaphore opens a client and a semaphore in a database, and a connection to look at it from outside.
 func openSemaphore(t *testing.T, capacity int, ttl time.Duration) (*pgbaton.Semaphore, string, *pgx.Conn) {
 	t.Helper()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	s, err := testclient.New(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(t.Context(), "s", capacity)
 	require.NoError(t, err)
-	return s, dsn, dbtest.Connect(t, dsn)
+	return s, dsn, testkit.Connect(t, dsn)
 }
 
 // through opens another client on a semaphore, over a network that can be spoiled.
-func through(t *testing.T, dsn string, ttl time.Duration, capacity int) (*pgbaton.Semaphore, *dbtest.Proxy) {
+func through(t *testing.T, dsn string, ttl time.Duration, capacity int) (*pgbaton.Semaphore, *testkit.Proxy) {
 	t.Helper()
-	proxy, through := dbtest.Through(t, dsn)
+	proxy, through := testkit.Through(t, dsn)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	config.ConnConfig.DialFunc = through.DialFunc
@@ -38,7 +38,7 @@ func through(t *testing.T, dsn string, ttl time.Duration, capacity int) (*pgbato
 	client, err := pgbaton.New(t.Context(), pool, &pgbaton.Config{TTL: ttl})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
 		defer cancel()
 		_ = client.Close(ctx) // the network may be gone
 	})
@@ -50,7 +50,7 @@ func through(t *testing.T, dsn string, ttl time.Duration, capacity int) (*pgbato
 // terminateHolders ends the sessions that hold permits.
 func terminateHolders(t *testing.T, admin *pgx.Conn) {
 	t.Helper()
-	n := dbtest.Value[int](t, admin, `
+	n := testkit.Value[int](t, admin, `
 SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks AS l JOIN pgbaton.holder AS h
     ON l.classid = (h.id >> 32)::oid AND l.objid = (h.id & 4294967295)::oid AND l.objsubid = 1
  WHERE l.locktype = 'advisory' AND l.granted`)
@@ -61,7 +61,7 @@ SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks AS l JOIN pgbaton.holder
 func TestPermit_SessionEnded(t *testing.T) {
 	t.Parallel()
 	s, dsn, admin := openSemaphore(t, 2, time.Hour) // nobody waits for its end
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	p, err := s.Acquire(ctx, 2)
 	require.NoError(t, err)
@@ -80,7 +80,7 @@ func TestPermit_SessionEnded(t *testing.T) {
 	start := time.Now()
 	q, err := other.Acquire(ctx, 2)
 	require.NoError(t, err)
-	dbtest.Figure(t, "permits whose session had ended were granted to others after %v", time.Since(start))
+	testkit.Figure(t, "permits whose session had ended were granted to others after %v", time.Since(start))
 	require.Greater(t, q.Token(), p.Token())
 	require.NoError(t, q.Release(ctx))
 
@@ -95,7 +95,7 @@ func TestPermit_SilentNetwork(t *testing.T) {
 	const ttl = 4 * time.Second
 	s, dsn, _ := openSemaphore(t, 1, ttl)
 	far, proxy := through(t, dsn, ttl, 1)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	p, err := far.Acquire(ctx, 1)
 	require.NoError(t, err)
 
@@ -117,7 +117,7 @@ func TestPermit_SilentNetwork(t *testing.T) {
 	<-p.Done()
 	require.Equal(t, "lease expired", pgbaton.LossReasonOf(p.Err()))
 	wg.Wait()
-	dbtest.Figure(t, "with TTL %v the permit of a silent network was granted to another after %v", ttl, time.Since(start))
+	testkit.Figure(t, "with TTL %v the permit of a silent network was granted to another after %v", ttl, time.Since(start))
 	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
 }
 
@@ -132,7 +132,7 @@ func TestPermit_ReleaseOnSilentNetwork(t *testing.T) {
 	proxy.Stall(true)
 	start := time.Now()
 	require.ErrorIs(t, p.Release(t.Context()), pgbaton.ErrLost)
-	dbtest.Figure(t, "with TTL %v a release over a silent network returned after %v", ttl, time.Since(start))
+	testkit.Figure(t, "with TTL %v a release over a silent network returned after %v", ttl, time.Since(start))
 }
 
 // The clock of the server is set an hour ahead, seen from the table: nobody is given what is held, and the holder
@@ -141,23 +141,23 @@ func TestPermit_ClockSetAhead(t *testing.T) {
 	t.Parallel()
 	const ttl = 9 * time.Second
 	s, dsn, admin := openSemaphore(t, 2, ttl)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	other, err := testclient.New(t, dsn, nil).Semaphore(ctx, "s", 2)
 	require.NoError(t, err)
 	p, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
-	pool := dbtest.Pool(t, dsn)
-	for range dbtest.Rounds(5) {
-		dbtest.Exec(t, admin, "UPDATE pgbaton.slot SET expires_at = expires_at - interval '1 h'")
+	pool := testkit.Pool(t, dsn)
+	for range testkit.Rounds(5) {
+		testkit.Exec(t, admin, "UPDATE pgbaton.slot SET expires_at = expires_at - interval '1 h'")
 		_, err = other.TryAcquire(ctx, 2)
 		require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 		require.NoError(t, assertPermit(ctx, pool, p))
 		free, err := testclient.Available(ctx, other)
 		require.NoError(t, err)
 		require.Equal(t, 1, free)
-		dbtest.WaitFor(t, admin, "SELECT NOT overdue AND expires_at > clock_timestamp() FROM pgbaton.slot WHERE holder IS NOT NULL")
+		testkit.WaitFor(t, admin, "SELECT NOT overdue AND expires_at > clock_timestamp() FROM pgbaton.slot WHERE holder IS NOT NULL")
 	}
-	dbtest.Exec(t, admin, "UPDATE pgbaton.slot SET expires_at = expires_at - interval '1 h'")
+	testkit.Exec(t, admin, "UPDATE pgbaton.slot SET expires_at = expires_at - interval '1 h'")
 	require.NoError(t, p.Release(ctx))
 }
 
@@ -172,7 +172,7 @@ func TestPermit_ClaimedByAnother(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, dsn, _ := openSemaphore(t, 2, ttl)
-			ctx := dbtest.Context(t)
+			ctx := testkit.Context(t)
 			pool, err := pgxpool.New(ctx, dsn)
 			require.NoError(t, err)
 			defer pool.Close()
@@ -182,7 +182,7 @@ func TestPermit_ClaimedByAnother(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, assertPermit(ctx, pool, p))
 
-			dbtest.Run(t, dsn, sql)
+			testkit.Run(t, dsn, sql)
 			require.ErrorIs(t, assertPermit(ctx, pool, p), pgbaton.ErrStaleToken)
 			require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
 			err = assertPermit(ctx, pool, p)
@@ -202,7 +202,7 @@ func assertPermit(ctx context.Context, pool *pgxpool.Pool, p *pgbaton.Permit) er
 func TestAssertPermit_KeepsOthersOut(t *testing.T) {
 	t.Parallel()
 	s, dsn, admin := openSemaphore(t, 1, 0)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	p, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
 	tx, err := admin.Begin(ctx)
@@ -234,8 +234,8 @@ func TestAssertPermit_KeepsOthersOut(t *testing.T) {
 // Close frees permits, tells their holders and answers waiters.
 func TestSemaphore_Close(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	ctx := dbtest.Context(t)
+	dsn := testkit.Migrated(t)
+	ctx := testkit.Context(t)
 	client, err := pgbaton.Open(ctx, dsn, nil)
 	require.NoError(t, err)
 	s, err := client.Semaphore(ctx, "s", 2)
@@ -257,18 +257,18 @@ func TestSemaphore_Close(t *testing.T) {
 	_, err = client.Semaphore(ctx, "s", 2)
 	require.ErrorIs(t, err, pgbaton.ErrClosed)
 
-	admin := dbtest.Connect(t, dsn)
-	require.Zero(t, dbtest.Value[int](t, admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+	admin := testkit.Connect(t, dsn)
+	require.Zero(t, testkit.Value[int](t, admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
 	require.Eventually(t, func() bool {
-		return dbtest.Value[int](t, admin, `
+		return testkit.Value[int](t, admin, `
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`) == 0
-	}, dbtest.Patience, 10*time.Millisecond)
+	}, testkit.Patience, 10*time.Millisecond)
 }
 
 // A client with two connections has none for semaphores, and says so.
 func TestSemaphore_NoRoomForASession(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), &pgbaton.Config{MaxConns: 2})
+	client := testclient.New(t, testkit.Migrated(t), &pgbaton.Config{MaxConns: 2})
 	_, err := client.Semaphore(t.Context(), "s", 2)
 	require.ErrorContains(t, err, "Config.MaxConns is 2")
 }
@@ -293,20 +293,20 @@ func TestPermit_PartOfARenewal(t *testing.T) {
 	t.Parallel()
 	const ttl, capacity = 3 * time.Second, 501
 	s, dsn, admin := openSemaphore(t, capacity, ttl)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	other, err := testclient.New(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(ctx, "s", capacity)
 	require.NoError(t, err)
 	p, err := s.Acquire(ctx, capacity)
 	require.NoError(t, err)
-	dbtest.Exec(t, admin, "BEGIN; SELECT FROM pgbaton.slot WHERE slot = 7 FOR UPDATE")
+	testkit.Exec(t, admin, "BEGIN; SELECT FROM pgbaton.slot WHERE slot = 7 FOR UPDATE")
 	var q *pgbaton.Permit
 	for ; q == nil; time.Sleep(5 * time.Millisecond) { // as soon as a slot has expired
 		q, err = other.TryAcquire(ctx, 1)
 		require.NoError(t, ctx.Err(), "%v", err)
 	}
 	require.ErrorIs(t, p.Err(), pgbaton.ErrLost)
-	dbtest.Exec(t, admin, "ROLLBACK")
+	testkit.Exec(t, admin, "ROLLBACK")
 	require.ErrorIs(t, p.Release(ctx), pgbaton.ErrLost)
 	require.NoError(t, q.Release(ctx))
 }

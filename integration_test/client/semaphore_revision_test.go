@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -17,8 +17,8 @@ import (
 // the newest wants counts.
 func TestSemaphoreRevision(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	ctx := dbtest.Context(t)
+	dsn := testkit.Migrated(t)
+	ctx := testkit.Context(t)
 	clients := []*pgbaton.Client{testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)}
 	capacity := func() int {
 		s, err := clients[0].Semaphore(ctx, "s", 0)
@@ -85,7 +85,7 @@ func TestSemaphoreRevision(t *testing.T) {
 // A client that is closed leaves no row of a holder.
 func TestSemaphore_CloseForgetsTheHolder(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	for range 3 {
 		client, err := pgbaton.Open(t.Context(), dsn, nil)
 		require.NoError(t, err)
@@ -95,7 +95,7 @@ func TestSemaphore_CloseForgetsTheHolder(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, client.Close(context.Background()))
 	}
-	admin := dbtest.Connect(t, dsn)
-	require.Zero(t, dbtest.Value[int](t, admin, "SELECT count(*) FROM pgbaton.holder"))
-	require.Zero(t, dbtest.Value[int](t, admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+	admin := testkit.Connect(t, dsn)
+	require.Zero(t, testkit.Value[int](t, admin, "SELECT count(*) FROM pgbaton.holder"))
+	require.Zero(t, testkit.Value[int](t, admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
 }

@@ -11,14 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 func TestSemaphore_Open(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), nil)
-	ctx := dbtest.Context(t)
+	client := testclient.New(t, testkit.Migrated(t), nil)
+	ctx := testkit.Context(t)
 	_, err := client.Semaphore(ctx, "s", 0)
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 	for _, capacity := range []int{-1, 10_001} {
@@ -44,8 +44,8 @@ func TestSemaphore_Open(t *testing.T) {
 
 func TestSemaphore_AcquireRelease(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), &pgbaton.Config{Name: "me"})
-	ctx := dbtest.Context(t)
+	client := testclient.New(t, testkit.Migrated(t), &pgbaton.Config{Name: "me"})
+	ctx := testkit.Context(t)
 	s, err := client.Semaphore(ctx, "s", 3)
 	require.NoError(t, err)
 
@@ -87,10 +87,10 @@ func TestSemaphore_AcquireRelease(t *testing.T) {
 func TestSemaphore_Crowd(t *testing.T) {
 	t.Parallel()
 	const capacity, goroutines = 3, 20
-	rounds := dbtest.Rounds(40)
-	dsn := dbtest.Migrated(t)
+	rounds := testkit.Rounds(40)
+	dsn := testkit.Migrated(t)
 	first, second := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	var held, peak atomic.Int64
 	var wg sync.WaitGroup
 	for i := range goroutines {
@@ -122,13 +122,13 @@ func TestSemaphore_Crowd(t *testing.T) {
 	require.Eventually(t, func() bool {
 		free, err := testclient.Available(ctx, s)
 		return err == nil && free == capacity
-	}, dbtest.Patience, 10*time.Millisecond)
+	}, testkit.Patience, 10*time.Millisecond)
 }
 
 func TestSemaphore_WaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	client := testclient.New(t, dbtest.Migrated(t), nil)
-	ctx := dbtest.Context(t)
+	client := testclient.New(t, testkit.Migrated(t), nil)
+	ctx := testkit.Context(t)
 	s, err := client.Semaphore(ctx, "s", 1)
 	require.NoError(t, err)
 	p, err := s.Acquire(ctx, 1)
@@ -141,12 +141,12 @@ func TestSemaphore_WaitEndsWithItsContext(t *testing.T) {
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorIs(t, err, reason)
-	dbtest.Figure(t, "a wait for a permit returned %v after its context had ended", time.Since(start)-50*time.Millisecond)
+	testkit.Figure(t, "a wait for a permit returned %v after its context had ended", time.Since(start)-50*time.Millisecond)
 	require.NoError(t, p.Release(ctx))
 	require.Eventually(t, func() bool { // the head of the line may be on its way from the gate
 		p, err = s.TryAcquire(ctx, 1)
 		return err == nil
-	}, dbtest.Patience, time.Millisecond)
+	}, testkit.Patience, time.Millisecond)
 	require.NoError(t, p.Release(ctx))
 }
 
@@ -169,7 +169,7 @@ func (c waitingContext) Done() <-chan struct{} {
 func TestSemaphore_InOrder(t *testing.T) {
 	t.Parallel()
 	s, _, _ := openSemaphore(t, 1, 0)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	first, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
 	order := make(chan int, 10)
@@ -226,11 +226,11 @@ func TestSemaphore_Weighted(t *testing.T) {
 	}
 	for i := range 6 {
 		start := time.Now()
-		bounded, cancel := context.WithTimeout(ctx, dbtest.Patience)
+		bounded, cancel := context.WithTimeout(ctx, testkit.Patience)
 		p, err := []*pgbaton.Semaphore{s, other}[i%2].Acquire(bounded, capacity)
 		cancel()
 		require.NoError(t, err)
-		dbtest.Figure(t, "among waits for one permit, all %d were granted after %v", capacity, time.Since(start))
+		testkit.Figure(t, "among waits for one permit, all %d were granted after %v", capacity, time.Since(start))
 		require.NoError(t, p.Release(ctx))
 	}
 	stop()
@@ -241,7 +241,7 @@ func TestSemaphore_Weighted(t *testing.T) {
 func TestSemaphore_Resize(t *testing.T) {
 	t.Parallel()
 	s, dsn, _ := openSemaphore(t, 4, 0)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	other, err := testclient.New(t, dsn, nil).Semaphore(ctx, "s", 4)
 	require.NoError(t, err)
 	var held []*pgbaton.Permit
@@ -278,7 +278,7 @@ func TestSemaphore_Resize(t *testing.T) {
 	require.ErrorIs(t, tryOther(), pgbaton.ErrNotAcquired)
 	require.NoError(t, held[1].Release(ctx))
 	require.Equal(t, 1, free())
-	require.Eventually(t, func() bool { return tryOther() == nil }, dbtest.Patience, time.Millisecond) // others waited a moment ago
+	require.Eventually(t, func() bool { return tryOther() == nil }, testkit.Patience, time.Millisecond) // others waited a moment ago
 	require.ErrorIs(t, tryOther(), pgbaton.ErrNotAcquired)
 
 	// A client that has not heard of a higher capacity can use it.
@@ -314,7 +314,7 @@ func TestSemaphore_Do(t *testing.T) {
 func TestSemaphore_Removed(t *testing.T) {
 	t.Parallel()
 	s, dsn, _ := openSemaphore(t, 2, 0)
-	dbtest.Run(t, dsn, "DELETE FROM pgbaton.semaphore")
+	testkit.Run(t, dsn, "DELETE FROM pgbaton.semaphore")
 	_, err := s.Acquire(t.Context(), 1)
 	require.ErrorIs(t, err, pgbaton.ErrNotFound)
 	_, err = testclient.Available(t.Context(), s)
@@ -327,7 +327,7 @@ func TestSemaphore_Removed(t *testing.T) {
 // A call whose context has ended does nothing.
 func TestSemaphore_EndedContext(t *testing.T) {
 	t.Parallel()
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	s, dsn, _ := openSemaphore(t, 2, 0)
@@ -352,7 +352,7 @@ func TestSemaphore_EndedContext(t *testing.T) {
 func TestSemaphore_TriesDoNotHinderOneAnother(t *testing.T) {
 	t.Parallel()
 	s, _, _ := openSemaphore(t, 2, 0)
-	for range dbtest.Rounds(100) {
+	for range testkit.Rounds(100) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if _, err := s.TryAcquire(t.Context(), 3); !errors.Is(err, pgbaton.ErrCapacityMismatch) && !errors.Is(err, pgbaton.ErrNotAcquired) {

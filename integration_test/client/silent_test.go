@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -37,10 +37,10 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 			defer cancel()
-			dsn := dbtest.Migrated(t)
-			proxy, cfg := dbtest.Through(t, dbtest.Named(t, dsn, "silent"))
+			dsn := testkit.Migrated(t)
+			proxy, cfg := testkit.Through(t, testkit.Named(t, dsn, "silent"))
 			poolConfig, err := pgxpool.ParseConfig(dsn)
 			require.NoError(t, err)
 			poolConfig.ConnConfig = cfg
@@ -49,7 +49,7 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 			defer pool.Close()
 			silent, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: time.Hour}) // nobody waits for its end
 			require.NoError(t, err)
-			holder, next := testclient.New(t, dsn, nil), testclient.New(t, dbtest.Named(t, dsn, "next"), nil)
+			holder, next := testclient.New(t, dsn, nil), testclient.New(t, testkit.Named(t, dsn, "next"), nil)
 			held, err := way(holder)(ctx)
 			require.NoError(t, err)
 			stopped, stop := context.WithCancel(ctx)
@@ -64,9 +64,9 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 				}()
 				return done
 			}
-			conn := dbtest.Connect(t, dsn)
+			conn := testkit.Connect(t, dsn)
 			stands := func(name string) {
-				dbtest.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+				testkit.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
 					WHERE application_name = $1 AND datname = current_database() AND query ~ 'wait_for_turn' AND locktype = 'advisory')`, name)
 			}
 			lost := begin(stopped, silent)
@@ -77,7 +77,7 @@ func TestSilentNetwork_OfAWaiter(t *testing.T) {
 			released := time.Now()
 			require.NoError(t, held.Release(ctx))
 			require.NoError(t, <-got)
-			dbtest.Figure(t, "behind a silent waiter the next holder of a %s had it after %v", name, time.Since(released))
+			testkit.Figure(t, "behind a silent waiter the next holder of a %s had it after %v", name, time.Since(released))
 			stop()
 			err = <-lost
 			require.ErrorIs(t, err, context.Canceled)

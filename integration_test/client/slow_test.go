@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // On a network whose round trip is a good part of the TTL a client opens, works, and comes back after a loss.
@@ -20,11 +20,11 @@ func TestNew_OnASlowNetwork(t *testing.T) {
 	} {
 		t.Run(roundTrip.String(), func(t *testing.T) {
 			t.Parallel()
-			ctx := dbtest.Context(t)
-			dsn := dbtest.Named(t, dbtest.Migrated(t), "slow")
+			ctx := testkit.Context(t)
+			dsn := testkit.Named(t, testkit.Migrated(t), "slow")
 			config, err := pgxpool.ParseConfig(dsn)
 			require.NoError(t, err)
-			config.ConnConfig.DialFunc = dbtest.Slow(roundTrip)
+			config.ConnConfig.DialFunc = testkit.Slow(roundTrip)
 			pool, err := pgxpool.NewWithConfig(ctx, config)
 			require.NoError(t, err)
 			t.Cleanup(pool.Close)
@@ -47,7 +47,7 @@ func TestNew_OnASlowNetwork(t *testing.T) {
 				}
 				require.NoError(t, permit.Release(ctx))
 				require.NoError(t, lock.Release(ctx))
-				dbtest.Run(t, dsn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				testkit.Run(t, dsn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 					WHERE datname = current_database() AND application_name = 'slow' AND datname = current_database() AND pid <> pg_backend_pid()`)
 			}
 		})

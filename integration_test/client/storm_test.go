@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -20,19 +20,19 @@ import (
 // context ends; a try may say that it has not acquired; what is held may be lost. No other error comes back.
 func TestStorm_ByKind(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	stormy := dbtest.Named(t, dsn, "stormy")
+	dsn := testkit.Migrated(t)
+	stormy := testkit.Named(t, dsn, "stormy")
 	client, err := pgbaton.Open(t.Context(), stormy, nil)
 	require.NoError(t, err)
 	defer client.Close(context.Background())
-	pool := dbtest.Pool(t, dsn)
+	pool := testkit.Pool(t, dsn)
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)
 	defer db.Close()
 
-	s, err := client.Semaphore(dbtest.Context(t), "storm", 2)
+	s, err := client.Semaphore(testkit.Context(t), "storm", 2)
 	require.NoError(t, err)
-	ctx, over := context.WithTimeout(t.Context(), dbtest.Length(6*time.Second))
+	ctx, over := context.WithTimeout(t.Context(), testkit.Length(6*time.Second))
 	defer over()
 	nothing := func(context.Context, *pgbaton.Lock) error { return nil }
 	lost, tried := pgbaton.ErrLost, pgbaton.ErrNotAcquired
@@ -80,9 +80,9 @@ func TestStorm_ByKind(t *testing.T) {
 			}
 		})
 	}
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	for ctx.Err() == nil {
-		dbtest.Exec(t, control, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stormy' AND datname = current_database()")
+		testkit.Exec(t, control, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stormy' AND datname = current_database()")
 		time.Sleep(50 * time.Millisecond)
 	}
 	users.Wait()

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -112,7 +112,7 @@ type grant interface {
 func TestLockOpts(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	client := testclient.New(t, dbtest.Migrated(t), nil)
+	client := testclient.New(t, testkit.Migrated(t), nil)
 	key := pgbaton.Name("x")
 	neverLock := func(context.Context, *pgbaton.Lock) error { panic("not held") }
 	for setting, opts := range map[string]*pgbaton.LockOpts{
@@ -156,13 +156,13 @@ func TestLockOpts(t *testing.T) {
 func TestDiagnose(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	client := testclient.New(t, dsn, &pgbaton.Config{TTL: 7 * time.Second, MaxConns: 2, SessionPooler: true})
 	found, err := client.Diagnose(ctx)
 	require.NoError(t, err)
-	conn := dbtest.Connect(t, dsn)
-	require.Equal(t, dbtest.Value[string](t, conn, "SHOW server_version"), found.Server)
-	require.Equal(t, dbtest.Value[int](t, conn, "SELECT version FROM pgbaton.schema_version()"), found.Schema)
+	conn := testkit.Connect(t, dsn)
+	require.Equal(t, testkit.Value[string](t, conn, "SHOW server_version"), found.Server)
+	require.Equal(t, testkit.Value[int](t, conn, "SELECT version FROM pgbaton.schema_version()"), found.Schema)
 	require.Equal(t, "session", found.Engine)
 	require.Equal(t, "session", found.Pooler, "as the Config says")
 	require.NoError(t, found.Reduced)
@@ -185,7 +185,7 @@ func TestAcquireTx_Opts(t *testing.T) {
 	key := pgbaton.Name("x")
 	lock, err := client.AcquireShared(ctx, key)
 	require.NoError(t, err)
-	tx, err := dbtest.Connect(t, dsn).Begin(ctx)
+	tx, err := testkit.Connect(t, dsn).Begin(ctx)
 	require.NoError(t, err)
 	bounded := &pgbaton.LockOpts{Wait: 30 * time.Millisecond}
 	_, err = pgbaton.AcquireTx(ctx, tx, key, bounded)
@@ -209,7 +209,7 @@ func TestAcquireTx_Opts(t *testing.T) {
 func TestOnceWith_MaxHold(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	client := testclient.New(t, dbtest.Migrated(t), nil)
+	client := testclient.New(t, testkit.Migrated(t), nil)
 	opts := &pgbaton.LockOpts{MaxHold: 100 * time.Millisecond, RetryFailed: true}
 	for range 2 {
 		err := client.OnceWith(ctx, "x", time.Hour, opts, func(ctx context.Context, lock *pgbaton.Lock) error {
@@ -226,7 +226,7 @@ func TestOnceWith_MaxHold(t *testing.T) {
 func TestMigrate_SQLDB(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dsn := dbtest.Empty(t)
+	dsn := testkit.Empty(t)
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)
 	defer db.Close()

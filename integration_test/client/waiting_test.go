@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
@@ -18,7 +18,7 @@ import (
 // holder waits for x. There is no cycle, and neither wait ends before its time.
 func notHeld(t *testing.T, waiter, client *pgbaton.Client, inner *pgbaton.Lock, x, z pgbaton.Key) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	third, err := client.Acquire(ctx, x)
 	require.NoError(t, err)
@@ -48,7 +48,7 @@ func TestDeadlock_WhatIsNotHeldDoesNotCount(t *testing.T) {
 	t.Parallel()
 	a, b, _ := pair(t)
 	c, d, _ := pair(t)
-	ctx := dbtest.Context(t)
+	ctx := testkit.Context(t)
 	t.Run("Released", func(t *testing.T) {
 		t.Parallel()
 		x, y, z := ringKey(t.Name(), 1), ringKey(t.Name(), 2), ringKey(t.Name(), 3)
@@ -84,7 +84,7 @@ func TestDeadlock_WhatIsNotHeldDoesNotCount(t *testing.T) {
 			wg.Go(func() {
 				began := time.Now()
 				key, client := []pgbaton.Key{y, x}[i], []*pgbaton.Client{d, c}[i] // not by which it holds the other
-				bounded, cancel := context.WithTimeout(lock.Context(), dbtest.Patience)
+				bounded, cancel := context.WithTimeout(lock.Context(), testkit.Patience)
 				defer cancel()
 				got, err := client.Acquire(bounded, key)
 				outcomes[i] = outcome{err, time.Since(began)}
@@ -102,10 +102,10 @@ func TestDeadlock_WhatIsNotHeldDoesNotCount(t *testing.T) {
 // A cycle is found also where thousands wait, each in a lock's context, for a key that is held elsewhere.
 func TestDeadlock_AmongManyWaits(t *testing.T) {
 	t.Parallel()
-	crowd := dbtest.Rounds(2500)
+	crowd := testkit.Rounds(2500)
 	a, b, dsn := pair(t)
-	conn := dbtest.Connect(t, dsn)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*dbtest.Patience)
+	conn := testkit.Connect(t, dsn)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	busy, err := b.Acquire(ctx, pgbaton.Name("busy"))
 	require.NoError(t, err)
@@ -120,28 +120,28 @@ func TestDeadlock_AmongManyWaits(t *testing.T) {
 			}
 		})
 	}
-	rows := func() int { return dbtest.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") }
-	require.Eventually(t, func() bool { return rows() == crowd }, dbtest.Patience, 50*time.Millisecond)
+	rows := func() int { return testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") }
+	require.Eventually(t, func() bool { return rows() == crowd }, testkit.Patience, 50*time.Millisecond)
 	found := 0
 	for _, o := range ring(t, t.Name(), 2, a, b) {
 		if o.err != nil {
 			require.ErrorIs(t, o.err, pgbaton.ErrDeadlock)
-			dbtest.Figure(t, "among %d waits a deadlock was found after %v", crowd, o.took)
+			testkit.Figure(t, "among %d waits a deadlock was found after %v", crowd, o.took)
 			found++
 		}
 	}
 	require.Equal(t, 1, found)
-	require.LessOrEqual(t, dbtest.Value[int](t, conn, "SELECT last_value::int FROM pgbaton.wait_id_seq"), crowd+2, "each once")
+	require.LessOrEqual(t, testkit.Value[int](t, conn, "SELECT last_value::int FROM pgbaton.wait_id_seq"), crowd+2, "each once")
 	stop()
 	wg.Wait()
-	require.Eventually(t, func() bool { return rows() == 0 }, dbtest.Patience, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return rows() == 0 }, testkit.Patience, 50*time.Millisecond)
 	require.NoError(t, outer.Release(ctx))
 	require.NoError(t, busy.Release(ctx))
 }
 
 // To say by the context what is held costs nothing when the key is free.
 func TestDeadlock_AFreeKeyCostsNothing(t *testing.T) { // not parallel: it counts what the process allocates
-	client := testclient.New(t, dbtest.Migrated(t), nil)
+	client := testclient.New(t, testkit.Migrated(t), nil)
 	outer, err := client.Acquire(t.Context(), pgbaton.Name("outer"))
 	require.NoError(t, err)
 	plain, cancel := context.WithCancel(context.Background())

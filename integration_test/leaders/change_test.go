@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A leader that resigns, by itself or because another process asked for it, is replaced within milliseconds.
@@ -112,8 +112,8 @@ func TestChange_Freeze(t *testing.T) {
 	const ttl = 2 * time.Second
 	rounds := lab.Brief(4, 2)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
 	f := newFleet(t, dsn, ttl, 2, worker.Command{Key: "freeze", DSN: dsn})
 	var spans, told []int64
 	for range rounds {
@@ -140,9 +140,9 @@ func TestChange_Freeze(t *testing.T) {
 // requireOrder checks that no leader wrote after a newer one had.
 func requireOrder(t *testing.T, dsn string) {
 	t.Helper()
-	control := dbtest.Connect(t, dsn)
-	require.Positive(t, dbtest.Value[int](t, control, "SELECT count(*) FROM written"))
-	require.Zero(t, dbtest.Value[int](t, control, `
+	control := testkit.Connect(t, dsn)
+	require.Positive(t, testkit.Value[int](t, control, "SELECT count(*) FROM written"))
+	require.Zero(t, testkit.Value[int](t, control, `
 SELECT count(*) FROM (SELECT term < max(term) OVER (PARTITION BY name ORDER BY seq) AS late FROM written) AS w WHERE late`))
 }
 
@@ -153,8 +153,8 @@ func TestChange_Chaos(t *testing.T) {
 	const ttl = time.Second
 	load := lab.Brief(12*time.Second, 5*time.Second)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
 	f := newFleet(t, dsn, ttl, 3, worker.Command{Key: "chaos", DSN: dsn})
 	counts := map[string]int{}
 	last := int64(0)

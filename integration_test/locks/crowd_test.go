@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Laws 7 and 9, figure P7: 10,000 goroutines wait for 1,000 keys that another process holds, on four
@@ -22,13 +22,13 @@ func TestCrowd(t *testing.T) {
 	watched := lab.Brief(5*time.Second, 2*time.Second)
 	server := lab.OwnServer(t, map[string]string{"log_lock_waits": "on", "deadlock_timeout": "1s", "max_locks_per_transaction": "256"})
 	dsn := lab.DatabaseOn(t, server)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, crowd := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
 	for _, r := range holder.Do(worker.Command{Do: worker.AcquireAll, Client: "c", Key: "crowd", Count: keys}).Steps {
 		require.True(t, r.OK(), r.Err)
 	}
-	crowd.Open("c", dbtest.Named(t, dsn, "crowd"), 0)
+	crowd.Open("c", testkit.Named(t, dsn, "crowd"), 0)
 	call := crowd.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "crowd", Count: keys, Goroutines: each, Within: lab.Hang})
 	lab.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()

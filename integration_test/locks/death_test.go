@@ -13,7 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // wait starts to wait for a key and returns when the server has it in the queue.
@@ -30,9 +30,9 @@ func TestKill_Holder(t *testing.T) {
 	t.Parallel()
 	rounds := lab.Brief(12, 4)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	waiter := worker.Start(t)
-	waiter.Open("c", dbtest.Named(t, dsn, "waiter"), 0)
+	waiter.Open("c", testkit.Named(t, dsn, "waiter"), 0)
 	workers := []*worker.Process{waiter}
 	var spans []int64
 	for i := range rounds {
@@ -57,11 +57,11 @@ func TestKill_Holder(t *testing.T) {
 func TestKill_Waiter(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, first, second := worker.Start(t), worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
-	first.Open("c", dbtest.Named(t, dsn, "first"), 0)
-	second.Open("c", dbtest.Named(t, dsn, "second"), 0)
+	first.Open("c", testkit.Named(t, dsn, "first"), 0)
+	second.Open("c", testkit.Named(t, dsn, "second"), 0)
 	holder.Hold("c", "k")
 	wait(t, control, first, "first", "k")
 	call := wait(t, control, second, "second", "k")
@@ -87,10 +87,10 @@ func TestFreeze_Holder(t *testing.T) {
 		t.Run(fmt.Sprintf("%d tenths of TTL", tenths), func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.Database(t)
-			control := dbtest.Connect(t, dsn)
+			control := testkit.Connect(t, dsn)
 			holder, next := worker.Start(t), worker.Start(t)
 			holder.Open("c", dsn, ttl)
-			next.Open("c", dbtest.Named(t, dsn, "next"), 0)
+			next.Open("c", testkit.Named(t, dsn, "next"), 0)
 			holder.Hold("c", "k")
 			holder.Hold("c", "watched")
 			watch := holder.Begin(worker.Command{Do: worker.Watch, As: "watched"})
@@ -137,10 +137,10 @@ func TestTerminate(t *testing.T) {
 	t.Parallel()
 	rounds := lab.Brief(20, 5)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
-	holder.Open("c", dbtest.Named(t, dsn, "holder"), 0)
-	next.Open("c", dbtest.Named(t, dsn, "next"), 0)
+	holder.Open("c", testkit.Named(t, dsn, "holder"), 0)
+	next.Open("c", testkit.Named(t, dsn, "next"), 0)
 	var told, grants, overlaps, replaced []int64
 	for i := range rounds {
 		key := fmt.Sprint("terminate/", i)
@@ -184,10 +184,10 @@ func TestTerminate_Waiter(t *testing.T) {
 	t.Parallel()
 	rounds := lab.Brief(10, 4)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
-	next.Open("c", dbtest.Named(t, dsn, "next"), 0)
+	next.Open("c", testkit.Named(t, dsn, "next"), 0)
 	var spans []int64
 	for i := range rounds {
 		key := fmt.Sprint("waiter/", i)

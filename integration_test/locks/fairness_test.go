@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Law 8 between processes: three of them hammer one key, and none waits for longer than a few tenures of the
@@ -19,7 +19,7 @@ import (
 func TestFairness_Processes(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	lab.Counters(t, control, "fair", 1)
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -125,11 +125,11 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 	}
 	writer := worker.Start(t)
 	writer.Open("c", dsn, 0)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	var spans []int64
 	for range 5 {
 		lab.Eventually(t, "both read", func() bool {
-			return dbtest.Value[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
+			return testkit.Value[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
 				" AND mode = 'ShareLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 2
 		})
 		r := writer.Hold("c", "read/0")

@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // resultsDir is where a failed check leaves what explains it.
@@ -83,7 +83,7 @@ func TestHammer(t *testing.T) {
 		t.Run(c.kind, func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.Database(t)
-			control := dbtest.Connect(t, dsn)
+			control := testkit.Connect(t, dsn)
 			lab.Counters(t, control, "hammer", c.keys)
 			cmd := worker.Command{
 				Do: worker.Hammer, Kind: c.kind, DSN: dsn, Key: "hammer", Keys: c.keys,
@@ -107,7 +107,7 @@ func TestHammer(t *testing.T) {
 				granted += a.Counts["granted"]
 				changed += a.Counts["changed"]
 			}
-			counted := dbtest.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter")
+			counted := testkit.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter")
 			if cmd.File != "" {
 				var err error
 				counted, err = worker.ReadCounter(cmd.File)

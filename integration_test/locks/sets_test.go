@@ -10,7 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // takeSets lets 64 goroutines in 4 processes take sets of 5 of 50 keys, and sums up what they counted.
@@ -57,7 +57,7 @@ func TestSets_ByHand(t *testing.T) {
 	t.Parallel()
 	load := lab.Brief(12*time.Second, 5*time.Second)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	cycles, longest, gap := 0, time.Duration(0), time.Duration(0)
 	go func() {
@@ -80,7 +80,7 @@ func TestSets_ByHand(t *testing.T) {
 	} else {
 		lab.Note(t, "the table was not looked at for %v: victims are not compared with cycles", gap)
 	}
-	require.Zero(t, dbtest.Value[int](t, control, "SELECT count(*)::int FROM pgbaton.waits()"), "waits that are over")
+	require.Zero(t, testkit.Value[int](t, control, "SELECT count(*)::int FROM pgbaton.waits()"), "waits that are over")
 }
 
 // watchCycles looks at the table of waits until it is stopped. It returns how many cycles there were, for how long

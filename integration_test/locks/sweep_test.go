@@ -12,7 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // sweep is the ends of contexts at 0 to 300 µs after a moment.
@@ -56,8 +56,8 @@ func (s *sweep) attempt(t *testing.T, client *pgbaton.Client, key pgbaton.Key, r
 func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a client
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	client, err := pgbaton.Open(context.Background(), dbtest.Named(t, dsn, "sweep"), nil)
+	control := testkit.Connect(t, dsn)
+	client, err := pgbaton.Open(context.Background(), testkit.Named(t, dsn, "sweep"), nil)
 	require.NoError(t, err)
 	other := worker.Start(t)
 	other.Open("c", dsn, 0)

@@ -9,7 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Law 8: three processes want more permits than there are, and each gets its part.
@@ -130,13 +130,13 @@ func TestCrowd(t *testing.T) {
 	watched := lab.Brief(3*time.Second, 2*time.Second)
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 1)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, crowd := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
 	hold(t, holder, "s", 1)
 	crowd.Open("c", dsn, 0) // from then on it has a history
 	call := crowd.Begin(worker.Command{
-		Do: worker.Permits, DSN: dbtest.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
+		Do: worker.Permits, DSN: testkit.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
 	})
 	lab.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()

@@ -13,7 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 const (
@@ -91,7 +91,7 @@ func (c *control) kill(t *testing.T) {
 // then their number only falls.
 func (c *control) sample(t *testing.T) {
 	t.Helper()
-	held := dbtest.Value[int](t, c.conn, sqlHeld, "hammer")
+	held := testkit.Value[int](t, c.conn, sqlHeld, "hammer")
 	c.samples++
 	c.peak = max(c.peak, held)
 	require.LessOrEqual(t, held, c.most, "permits held in the table; capacities so far: %+v", c.resizes)
@@ -115,7 +115,7 @@ func TestHammer(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
 	total := loadSize(t)
-	c := &control{conn: dbtest.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
+	c := &control{conn: testkit.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
 	c.command = worker.Command{
 		Do: worker.Permits, DSN: dsn, Key: "hammer", N: hammerWeight,
 		Goroutines: 4, Count: total / hammerProcesses, Hold: 300 * time.Microsecond,
@@ -155,5 +155,5 @@ func TestHammer(t *testing.T) {
 	_, overlaps := judge(t, c.resizes, c.workers...)
 	require.Empty(t, overlaps)
 	requireWhole(t, c.semaphore, c.capacity())
-	require.Zero(t, dbtest.Value[int](t, c.conn, sqlHeld, "hammer"))
+	require.Zero(t, testkit.Value[int](t, c.conn, sqlHeld, "hammer"))
 }

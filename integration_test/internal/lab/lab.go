@@ -17,7 +17,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // pool is what a package's tests share: servers that are started when they are first asked for, and stopped by [Run].
@@ -110,7 +110,7 @@ func Database(tb testing.TB) string {
 // DatabaseOn makes a migrated database on a server.
 func DatabaseOn(tb testing.TB, server *pgserver.Server) string {
 	tb.Helper()
-	return dbtest.MigratedOn(tb, server.URL())
+	return testkit.MigratedOn(tb, server.URL())
 }
 
 // Client opens a client in this process, closed with the test. Its TTL is longer than a busy machine keeps it from the server,
@@ -156,14 +156,14 @@ func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
 // HeldBy counts the advisory locks that sessions with an application_name hold or wait for.
 func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
-	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+	return testkit.Value[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 		WHERE l.locktype = 'advisory' AND a.application_name = $1`+here, name)
 }
 
 // Waiting counts the sessions with an application_name that wait for an advisory lock.
 func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
-	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
+	return testkit.Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
 		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`+here, name)
 }
 
@@ -206,8 +206,8 @@ func Eventually(tb testing.TB, what string, condition func() bool) {
 // Counters makes the table that a hammer changes, with a row for each of key/0 … key/n-1.
 func Counters(tb testing.TB, conn *pgx.Conn, key string, n int) {
 	tb.Helper()
-	dbtest.Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
+	testkit.Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
 	for i := range n {
-		dbtest.Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
+		testkit.Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
 	}
 }

@@ -1,5 +1,5 @@
 // Package testclient opens clients for tests, with the patience that a busy machine needs, and closes them with the test. It
-// stands apart from package dbtest, because the library's own packages have that one in their tests.
+// stands apart from package testkit, because the library's own packages have that one in their tests.
 package testclient
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // New opens a client that is closed with the test. The TTL is a minute where the config has none: a machine on which
@@ -24,11 +24,11 @@ func New(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 		patient = *cfg
 	}
 	if patient.TTL == 0 {
-		patient.TTL = dbtest.Patience
+		patient.TTL = testkit.Patience
 	}
 	client := Open(tb, dsn, &patient)
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), dbtest.Patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
 		defer cancel()
 		require.NoError(tb, client.Close(ctx))
 	})
@@ -38,7 +38,7 @@ func New(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 // Open opens a client that the test closes, in spite of a server that stands still for a while.
 func Open(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	tb.Helper()
-	for end := time.Now().Add(dbtest.Patience); ; {
+	for end := time.Now().Add(testkit.Patience); ; {
 		client, err := pgbaton.Open(context.Background(), dsn, cfg)
 		if errors.Is(err, context.DeadlineExceeded) && time.Now().Before(end) {
 			continue
@@ -53,7 +53,7 @@ func Open(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 func EnoughTime(limit *time.Duration, says string, call func() error) error {
 	for {
 		err := call()
-		if err == nil || strings.Contains(err.Error(), says) || *limit <= 0 || *limit > dbtest.Patience {
+		if err == nil || strings.Contains(err.Error(), says) || *limit <= 0 || *limit > testkit.Patience {
 			return err
 		}
 		*limit *= 2

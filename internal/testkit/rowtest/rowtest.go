@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Way is one way into a database.
@@ -32,7 +32,7 @@ type Way struct {
 // Run runs the suite over one way. open makes the way for a database, and ends with the test.
 func Run(t *testing.T, server string, open func(t *testing.T, dsn string) Way) {
 	t.Helper()
-	dsn := dbtest.MigratedOn(t, server)
+	dsn := testkit.MigratedOn(t, server)
 	s := &suite{way: open(t, dsn), pool: newPool(t, dsn)}
 	var err error
 	s.client, err = pgbaton.New(context.Background(), s.pool, nil)
@@ -89,7 +89,7 @@ type bundle struct {
 func (s *suite) setup(t *testing.T) (context.Context, *bundle) {
 	t.Helper()
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 4*dbtest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience)
 	t.Cleanup(cancel)
 	b := &bundle{s, pgx.Identifier{"s " + strings.ToLower(rand.Text()[:12]), `a"b.Accounts`}}
 	b.exec(ctx, t, "CREATE SCHEMA "+pgx.Identifier{b.table[0]}.Sanitize())
@@ -155,7 +155,7 @@ func (b *bundle) awaitWaiter(ctx context.Context, t *testing.T, holder pgx.Tx) {
 		err := b.pool.QueryRow(ctx, `SELECT EXISTS (
 			SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))`, int32(pid)).Scan(&waits)
 		return err == nil && waits
-	}, dbtest.Patience, 5*time.Millisecond)
+	}, testkit.Patience, 5*time.Millisecond)
 }
 
 func exec(ctx context.Context, t *testing.T, q pgbaton.Querier, sql string) {

@@ -1,5 +1,5 @@
-// Package dbtest gives the tests of both modules databases of their own, roles in them, and a bad network.
-package dbtest
+// Package testkit gives the tests of both modules databases of their own, roles in them, and a bad network.
+package testkit
 
 import (
 	"context"
