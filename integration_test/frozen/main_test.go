@@ -73,14 +73,14 @@ func (s *scene) thaw() {
 // stands waits until a session with a name waits for an advisory lock.
 func (s *scene) stands(name string) {
 	s.t.Helper()
-	lab.Eventually(s.t, name+" stands in the server's queue",
-		func() bool { return lab.Waiting(s.t, s.control, name) > 0 })
+	testkit.Eventually(s.t, name+" stands in the server's queue",
+		func() bool { return testkit.Waiting(s.t, s.control, name) > 0 })
 }
 
 // heads waits until a session with a name stands at the gate of the semaphore s, be it the first there or not.
 func (s *scene) heads(name string) {
 	s.t.Helper()
-	lab.Eventually(s.t, name+" stands at the gate", func() bool {
+	testkit.Eventually(s.t, name+" stands at the gate", func() bool {
 		return testkit.Value[bool](s.t, s.control, `SELECT EXISTS (
 			SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 			 WHERE a.application_name = $1 AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'

@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
@@ -78,7 +77,7 @@ func (f *fleet) newest(name string) (newest reign) {
 // after waits for a term of a name that is newer than a token.
 func (f *fleet) after(name string, token int64) (next reign) {
 	f.t.Helper()
-	lab.Eventually(f.t, "somebody leads "+name, func() bool {
+	testkit.Eventually(f.t, "somebody leads "+name, func() bool {
 		next = f.newest(name)
 		return next.Grant != nil && next.Token > token
 	})

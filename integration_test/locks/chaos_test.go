@@ -38,12 +38,12 @@ func chaos(t *testing.T, dsn string, processes int, load time.Duration) ([]*work
 func shoot(t *testing.T, dsn, function string, pause time.Duration, workers []*worker.Process) (hits int) {
 	t.Helper()
 	control := testkit.Connect(t, dsn)
-	lab.Eventually(t, "all clients are open and at work", func() bool {
+	testkit.Eventually(t, "all clients are open and at work", func() bool {
 		return testkit.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
 			WHERE application_name = 'chaos' AND datname = current_database() AND query LIKE '%wait_for_turn%'`) >= 6
 	})
 	begun := time.Now()
-	lab.Eventually(t, "sessions are hit for a while", func() bool {
+	testkit.Eventually(t, "sessions are hit for a while", func() bool {
 		time.Sleep(pause)
 		tag, err := control.Exec(context.Background(), "SELECT "+function+`(pid) FROM pg_stat_activity
 			WHERE application_name = 'chaos' AND datname = current_database() AND pid <> pg_backend_pid()
@@ -79,7 +79,7 @@ func TestChaos(t *testing.T) {
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"], "a cancelled statement costs no lock")
 		}
-		lab.Note(t, "statements cancelled: %d", hits)
+		testkit.Figure(t, "statements cancelled: %d", hits)
 		overlaps := judge(t, workers...)
 		require.Empty(t, overlaps)
 	})
@@ -95,7 +95,7 @@ func TestChaos(t *testing.T) {
 			lost += a.Counts["lost"]
 		}
 		overlaps := judgeEnded(t, workers...)
-		lab.Note(t, "sessions ended: %d, losses told: %d", hits, lost)
+		testkit.Figure(t, "sessions ended: %d, losses told: %d", hits, lost)
 		lab.Report(t, "overlap after pg_terminate_backend", lab.NewSpread(overlaps), 250*time.Millisecond)
 	})
 	t.Run("kill", func(t *testing.T) {

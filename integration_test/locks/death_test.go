@@ -20,15 +20,15 @@ import (
 func wait(t *testing.T, control *pgx.Conn, p *worker.Process, name, key string) *worker.Call {
 	t.Helper()
 	call := p.Begin(worker.Command{Do: worker.Acquire, Client: "c", Key: key, As: key})
-	lab.Eventually(t, "the waiter stands in the server's queue",
-		func() bool { return lab.Waiting(t, control, name) > 0 })
+	testkit.Eventually(t, "the waiter stands in the server's queue",
+		func() bool { return testkit.Waiting(t, control, name) > 0 })
 	return call
 }
 
 // Law 6: what a killed process held is free in milliseconds, though its holder was idle.
 func TestKill_Holder(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(12, 4)
+	rounds := testkit.Brief(12, 4)
 	dsn := lab.Database(t)
 	control := testkit.Connect(t, dsn)
 	waiter := worker.Start(t)
@@ -66,9 +66,9 @@ func TestKill_Waiter(t *testing.T) {
 	wait(t, control, first, "first", "k")
 	call := wait(t, control, second, "second", "k")
 	killed := first.Kill()
-	lab.Eventually(t, "the killed waiter's sessions are gone",
-		func() bool { return len(lab.Sessions(t, control, "first")) == 0 })
-	lab.Note(t, "SIGKILL of a waiter to its place in the queue gone: %v", time.Duration(history.Now()-killed))
+	testkit.Eventually(t, "the killed waiter's sessions are gone",
+		func() bool { return len(testkit.Sessions(t, control, "first")) == 0 })
+	testkit.Figure(t, "SIGKILL of a waiter to its place in the queue gone: %v", time.Duration(history.Now()-killed))
 	released := holder.Release("k")
 	require.True(t, released.OK())
 	r := call.Wait().Result
@@ -135,7 +135,7 @@ func TestFreeze_Holder(t *testing.T) {
 // itself and the next acquire works.
 func TestTerminate(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(20, 5)
+	rounds := testkit.Brief(20, 5)
 	dsn := lab.Database(t)
 	control := testkit.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
@@ -182,7 +182,7 @@ func terminate(t *testing.T, control *pgx.Conn, name string) int64 {
 // A waiting session that is ended costs a waiter nothing but time.
 func TestTerminate_Waiter(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(10, 4)
+	rounds := testkit.Brief(10, 4)
 	dsn := lab.Database(t)
 	control := testkit.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
@@ -197,7 +197,7 @@ func TestTerminate_Waiter(t *testing.T) {
 			WHERE application_name = 'next' AND datname = current_database() AND wait_event = 'advisory'`)
 		require.NoError(t, err)
 		require.Positive(t, tag.RowsAffected())
-		lab.Eventually(t, "it waits again", func() bool { return lab.Waiting(t, control, "next") > 0 })
+		testkit.Eventually(t, "it waits again", func() bool { return testkit.Waiting(t, control, "next") > 0 })
 		released := holder.Release(key)
 		require.True(t, released.OK())
 		r := call.Wait().Result

@@ -15,6 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // A synchronous standby is away, so commits hang, their outcome is unknown to the holder, and they appear later. The next
@@ -23,14 +24,14 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 	t.Parallel()
 	server := lab.OwnServer(t, nil)
 	dsn := lab.DatabaseOn(t, server)
-	clients := []*pgbaton.Client{lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)}
+	clients := []*pgbaton.Client{testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)}
 	control := testkit.Connect(t, dsn)
 	testkit.Exec(t, control, "SET synchronous_commit = local")
 	testkit.Exec(t, control, "CREATE TABLE counter (n bigint); INSERT INTO counter VALUES (0)")
 	away := func(name string) {
 		testkit.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = '"+name+"'")
 		testkit.Exec(t, control, "SELECT pg_reload_conf()")
-		lab.Eventually(t, "the setting counts", func() bool {
+		testkit.Eventually(t, "the setting counts", func() bool {
 			return testkit.Value[string](t, control, "SHOW synchronous_standby_names") == name
 		})
 	}

@@ -32,7 +32,7 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 		name := fmt.Sprint("waiter", i)
 		p.Open("c", testkit.Named(t, dsn, name), 0)
 		calls = append(calls, p.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "k", Count: 1, Goroutines: 1}))
-		lab.Eventually(t, "it waits", func() bool { return lab.Waiting(t, control, name) > 0 })
+		testkit.Eventually(t, "it waits", func() bool { return testkit.Waiting(t, control, name) > 0 })
 	}
 	started := time.Now()
 	testkit.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
@@ -40,13 +40,13 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 
 	testkit.Exec(t, control, "DELETE FROM guest")
 	started = time.Now()
-	lab.Eventually(t, "VACUUM removes dead rows under three waiters", func() bool {
+	testkit.Eventually(t, "VACUUM removes dead rows under three waiters", func() bool {
 		testkit.Exec(t, control, "VACUUM guest")
 		return testkit.Value[int64](t, control, "SELECT pg_relation_size('guest')") == 0
 	})
 	// To give the pages back it also needs the table for itself for a moment, which autovacuum may have.
 	took := time.Since(started)
-	lab.Note(t, "VACUUM removes dead rows under three waiters: %v (target 3s)", took)
+	testkit.Figure(t, "VACUUM removes dead rows under three waiters: %v (target 3s)", took)
 	if lab.Figures() {
 		require.Less(t, took, 3*time.Second)
 	}

@@ -46,7 +46,7 @@ func verify(tb testing.TB, all []*history.Grant) []int64 {
 	require.NoError(tb, history.Tokens(all))
 	checked, err := history.Check(all, resultsDir(tb))
 	require.NoError(tb, err)
-	lab.Note(tb, "history: %d operations checked", checked)
+	testkit.Figure(tb, "history: %d operations checked", checked)
 	return overlaps
 }
 
@@ -60,7 +60,7 @@ func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 		all = append(all, grants...)
 		total.Add(counts)
 	}
-	lab.Note(tb, "history: %+v", total)
+	testkit.Figure(tb, "history: %+v", total)
 	return all
 }
 
@@ -69,7 +69,7 @@ func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 func TestHammer(t *testing.T) {
 	t.Parallel()
 	const processes = 4
-	load := lab.Brief(1500*time.Millisecond, 700*time.Millisecond)
+	load := testkit.Brief(1500*time.Millisecond, 700*time.Millisecond)
 	for _, c := range []struct {
 		kind                      string
 		clients, goroutines, keys int
@@ -114,7 +114,7 @@ func TestHammer(t *testing.T) {
 				require.NoError(t, err)
 			}
 			require.Equal(t, changed, counted, "lost updates")
-			lab.Note(t, "hammer %s: %d grants, %d changes", c.kind, granted, changed)
+			testkit.Figure(t, "hammer %s: %d grants, %d changes", c.kind, granted, changed)
 			if c.kind != worker.ByDo { // which leaves no history of its own
 				judge(t, workers...)
 			}

@@ -108,7 +108,7 @@ func crashUnflushed(t *testing.T, server *pgserver.Server, dsn string) {
 	require.NoError(t, server.Restart(context.Background(), "immediate"))
 	_ = conn.Close(context.Background())
 	left := testkit.Value[int64](t, testkit.Connect(t, dsn), "SELECT last_value FROM pgbaton.token")
-	lab.Note(t, "last token %d, the sequence after the crash %d", token, left)
+	testkit.Figure(t, "last token %d, the sequence after the crash %d", token, left)
 	require.Less(t, left, token, "the crash was to forget tokens; without that this test proves nothing")
 	next := worker.Start(t)
 	next.Open("c", dsn, 0)
@@ -128,12 +128,12 @@ func TestServer_SynchronousStandbyAway(t *testing.T) {
 	testkit.Exec(t, control, "SET synchronous_commit = local")
 	testkit.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
 	testkit.Exec(t, control, "SELECT pg_reload_conf()")
-	lab.Eventually(t, "the setting counts", func() bool {
+	testkit.Eventually(t, "the setting counts", func() bool {
 		return testkit.Value[string](t, control, "SHOW synchronous_standby_names") == "nobody"
 	})
 	a.Open("c", dsn, 0)
 	b.Open("c", testkit.Named(t, dsn, "b"), 0)
-	for i := range lab.Brief(20, 8) {
+	for i := range testkit.Brief(20, 8) {
 		key := fmt.Sprint("sync/", i)
 		a.Hold("c", key)
 		call := wait(t, control, b, "b", key)
@@ -176,9 +176,9 @@ func TestServer_LockTableFull(t *testing.T) {
 	require.NotZero(t, refused)
 	require.True(t, p.Do(worker.Command{Do: worker.Err, As: "before"}).Result.OK(), "what was held is still held")
 	testkit.Exec(t, filler, "SELECT pg_advisory_unlock_all()")
-	require.Equal(t, granted+1, lab.HeldBy(t, control, "c"), "what the client says and what the server holds")
+	require.Equal(t, granted+1, testkit.HeldBy(t, control, "c"), "what the client says and what the server holds")
 	r := p.Do(worker.Command{Do: worker.Acquire, Client: "c", Key: "after", As: "after"}).Result
 	require.True(t, r.OK(), r.Err)
-	lab.Note(t, "full lock table: %d refused, %d granted of %d", refused, granted, len(steps))
+	testkit.Figure(t, "full lock table: %d refused, %d granted of %d", refused, granted, len(steps))
 	judge(t, p)
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -21,7 +20,7 @@ func TestMigrate_Encodings(t *testing.T) {
 	for encoding, name := range map[string]string{
 		"LATIN1": "größe", "KOI8R": "ключ", "EUC_JP": "鍵", "WIN1251": "ключ", "SQL_ASCII": "größe", "UTF8": "größe 鍵",
 	} {
-		for _, client := range lab.Brief([]string{"", encoding}, []string{encoding}) {
+		for _, client := range testkit.Brief([]string{"", encoding}, []string{encoding}) {
 			t.Run(encoding+"/"+client, func(t *testing.T) {
 				t.Parallel()
 				dsn := encoded(t, encoding)

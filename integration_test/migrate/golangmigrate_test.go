@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -60,7 +59,7 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 func TestMigrate_GolangMigrate_AtTheSameTime(t *testing.T) {
 	t.Parallel()
 	const each = 8
-	for range lab.Brief(4, 1) {
+	for range testkit.Brief(4, 1) {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
 			dsn := testkit.Empty(t)
@@ -91,7 +90,7 @@ func TestMigrate_GolangMigrate_UpAndDownAtTheSameTime(t *testing.T) {
 	dsn := testkit.Empty(t)
 	pool := testkit.Pool(t, dsn)
 	tool := golangMigrateByURL(t, dsn)
-	for range lab.Brief(20, 4) {
+	for range testkit.Brief(20, 4) {
 		errs := atOnce([]func() error{
 			func() error { return errors.Join(up(tool), tool.Down(), up(tool)) },
 			func() error { return migrateTimes(t, pool, 3) },

@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
@@ -190,7 +189,7 @@ func TestMigrate_HostileSwap(t *testing.T) {
 				}
 			}
 		})
-		for range lab.Brief(100, 20) {
+		for range testkit.Brief(100, 20) {
 			err := pgbaton.Migrate(t.Context(), s.dsn)
 			if err == nil {
 				continue

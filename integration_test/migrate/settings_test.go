@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -55,7 +54,7 @@ func TestMigrate_Settings(t *testing.T) {
 			testkit.Exec(t, conn, sqlOther)
 			pool := poolWith(t, dsn, set)
 			jobs := []func() error{}
-			for range lab.Brief(3, 2) {
+			for range testkit.Brief(3, 2) {
 				jobs = append(jobs, func() error { return pgbaton.Migrate(t.Context(), pool) })
 			}
 			require.NoError(t, errors.Join(atOnce(jobs)...))

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
@@ -119,7 +118,7 @@ func TestMigrate_DamagedSchema(t *testing.T) {
 			"LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RAISE ''trapped''; END'": {"has no function schema_version() that says", saysVersion(newest)},
 	} {
 		versionTable := []string{"UPDATE pgbaton_schema_migrations SET dirty = true", "DROP TABLE pgbaton_schema_migrations"}
-		for _, rows := range lab.Brief(versionTable, versionTable[len(damage)%2:][:1]) {
+		for _, rows := range testkit.Brief(versionTable, versionTable[len(damage)%2:][:1]) {
 			t.Run(damage+"/"+rows, func(t *testing.T) {
 				t.Parallel()
 				dsn := migrated(t)

@@ -100,7 +100,7 @@ func TestRows_ExecModes(t *testing.T) {
 	server := lab.Server(t).URL()
 	for i, mode := range modes {
 		both := []string{"PgxPool", "StdlibDB"}
-		for _, name := range lab.Brief(both, both[i%2:][:1]) {
+		for _, name := range testkit.Brief(both, both[i%2:][:1]) {
 			t.Run(mode+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				rowtest.Run(t, server, func(t *testing.T, dsn string) rowtest.Way {

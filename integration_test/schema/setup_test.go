@@ -25,10 +25,10 @@ func newDatabase(t *testing.T) (owner, app string) {
 // until the rarest result was there more than 50 times, or 10. How often each comes depends on the machine.
 func racing(t *testing.T, rounds int) (again func(rarest int) bool) {
 	t.Helper()
-	limit, done, end := lab.Brief(rounds, rounds/6), 0, time.Now().Add(lab.Hang)
+	limit, done, end := testkit.Brief(rounds, rounds/6), 0, time.Now().Add(lab.Hang)
 	return func(rarest int) bool {
 		done++
-		enough := rarest > lab.Brief(50, 10)
+		enough := rarest > testkit.Brief(50, 10)
 		require.True(t, enough || done <= limit || time.Now().Before(end), "the race is not one: the rarest result came %d times", rarest)
 		return done <= limit || !enough
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 const mebibyte = 1 << 20
@@ -28,7 +29,7 @@ func churn(t *testing.T, dsn, name string, more func(done int64) bool) int64 {
 	var done atomic.Int64
 	errs := make(chan error, clients)
 	for range clients {
-		s, err := lab.Client(t, dsn, nil).Semaphore(ctx, name, 0)
+		s, err := testclient.New(t, dsn, nil).Semaphore(ctx, name, 0)
 		require.NoError(t, err)
 		group.Go(func() {
 			for more(done.Load()) {
@@ -62,7 +63,7 @@ func tellSize(t *testing.T, conn *pgx.Conn, what string, pairs int64, took time.
 	t.Helper()
 	table := testkit.Value[int64](t, conn, "SELECT pg_relation_size('pgbaton.slot')")
 	total := testkit.Value[int64](t, conn, "SELECT pg_total_relation_size('pgbaton.slot')")
-	lab.Note(t, "bloat %s: %d pairs in %v, then the slots have %d KiB, with indexes %d KiB", what, pairs,
+	testkit.Figure(t, "bloat %s: %d pairs in %v, then the slots have %d KiB, with indexes %d KiB", what, pairs,
 		took.Round(time.Millisecond), table>>10, total>>10)
 	if lab.Figures() {
 		require.LessOrEqual(t, total, int64(mebibyte), what)
@@ -170,8 +171,8 @@ func TestBloat_Exclusion(t *testing.T) {
 			Do: worker.Permits, DSN: dsn, Key: "s", N: 3, Goroutines: 8, For: lab.Hang,
 		}))
 	}
-	begun, load := time.Now(), lab.Brief(4*time.Second, 2*time.Second)
-	lab.Eventually(t, "the table is written anew, and the processes are at work meanwhile", func() bool {
+	begun, load := time.Now(), testkit.Brief(4*time.Second, 2*time.Second)
+	testkit.Eventually(t, "the table is written anew, and the processes are at work meanwhile", func() bool {
 		time.Sleep(50 * time.Millisecond)
 		writeAnew(t, conn)
 		if now := testkit.Value[int64](t, conn, sqlFile); now != file {
@@ -186,7 +187,7 @@ func TestBloat_Exclusion(t *testing.T) {
 		workers[i].Do(worker.Command{Do: worker.Stop})
 		require.Zero(t, call.Wait().Counts["lost"])
 	}
-	lab.Note(t, "bloat between processes: the table was written anew %d times", rewrites)
+	testkit.Figure(t, "bloat between processes: the table was written anew %d times", rewrites)
 	testkit.Exec(t, old, "ROLLBACK")
 	_, overlaps := judge(t, fixed(capacity), workers...)
 	require.Empty(t, overlaps)

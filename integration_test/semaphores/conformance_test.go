@@ -12,6 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // What must work on every PostgreSQL: capacity, weights, waiting, resizing, assertion, loss, compaction, a short hammer.
@@ -46,7 +47,7 @@ func conform(t *testing.T, dsn string) {
 	defer cancel()
 	control := testkit.Connect(t, dsn)
 	a := create(t, testkit.Named(t, dsn, "a"), "s", 3)
-	client := lab.Client(t, dsn, &pgbaton.Config{Name: "b"})
+	client := testclient.New(t, dsn, &pgbaton.Config{Name: "b"})
 	_, err := client.Semaphore(ctx, "s", 4)
 	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 	b, err := client.Semaphore(ctx, "s", 0)

@@ -147,11 +147,11 @@ func TestHammer(t *testing.T) {
 		granted += a.Counts["granted"]
 		require.Zero(t, a.Counts["lost"], "nobody lost a permit while alive")
 	}
-	lab.Note(t, "hammer: %d grants in %v by the processes that lived, %d killed, %d resizes, %d samples with at the most %d held",
+	testkit.Figure(t, "hammer: %d grants in %v by the processes that lived, %d killed, %d resizes, %d samples with at the most %d held",
 		granted, time.Since(started), c.kills, len(c.resizes)-1, c.samples, c.peak)
 	require.Positive(t, c.kills)
 	require.Greater(t, len(c.resizes), 2)
-	lab.Note(t, "hammer: waits %v", waits(c.workers...))
+	testkit.Figure(t, "hammer: waits %v", waits(c.workers...))
 	_, overlaps := judge(t, c.resizes, c.workers...)
 	require.Empty(t, overlaps)
 	requireWhole(t, c.semaphore, c.capacity())

@@ -64,7 +64,7 @@ func TestMutants(t *testing.T) {
 				}
 				violation = disturbed(t, dsn)
 			}
-			lab.Note(t, "mutant %s, after %v: %.200s", name, time.Since(started).Round(time.Millisecond), violation)
+			testkit.Figure(t, "mutant %s, after %v: %.200s", name, time.Since(started).Round(time.Millisecond), violation)
 			if mutant == "" {
 				require.Empty(t, violation)
 			} else {

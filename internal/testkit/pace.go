@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // Patience bounds a wait that ends by itself unless something hangs. A busy machine is slow by seconds; a minute is
@@ -44,6 +46,24 @@ func Length(d time.Duration) time.Duration {
 		return d / 3
 	}
 	return d
+}
+
+// Brief returns the second of two amounts with -short, else the first.
+func Brief[T any](full, brief T) T {
+	if testing.Short() {
+		return brief
+	}
+	return full
+}
+
+// Eventually waits until a condition that only the server can tell of holds. It has longer than [Patience], because what it waits for
+// may be the end of a TTL of so long.
+func Eventually(tb testing.TB, what string, condition func() bool) {
+	tb.Helper()
+	const limit = 3 * Patience / 2
+	for end := time.Now().Add(limit); !condition(); time.Sleep(2 * time.Millisecond) {
+		require.True(tb, time.Now().Before(end), "not within %v: %s", limit, what)
+	}
 }
 
 // Figure logs a measured value. No test fails for one, because a busy machine may be late by itself; make figures

@@ -1,4 +1,5 @@
-// Package testkit gives the tests of both modules databases of their own, roles in them, and a bad network.
+// Package testkit gives the tests of both modules databases of their own, roles in them, a bad network,
+// looks at the server's sessions, and a pace that fits the machine.
 package testkit
 
 import (

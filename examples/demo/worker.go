@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
 // WorkerCommand is the hidden subcommand that a worker process runs.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
 const about = `Runs worker processes against one row of a real database, without a lock, with each kind of lock and

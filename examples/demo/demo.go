@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
 // Run runs the demo. It returns [cli.ErrReported] when an expectation did not hold.

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
 // crew is a set of worker processes. Each is this very program, started again.

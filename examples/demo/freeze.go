@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
 const jobOutlive = "outlive"
