@@ -36,22 +36,25 @@ test/full: ## run all tests at their full length, on every PostgreSQL at hand, a
 SHORT := -short
 
 .PHONY: test/unit
-test/unit: build/postgres ## run the root module's tests
+test/unit: build/postgres ## run the root module's tests: each package by itself, and the examples
 	$(GO_TEST) $(SHORT) ./...
 
 .PHONY: test/integration
-test/integration: build/postgres ## run the nested module's tests (faults, every PostgreSQL at hand)
+test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(GO_TEST) $(SHORT) ./...
 
 # One test after the other and without the race detector, so that none is measured while others run. A machine is as fast
 # as it is: nothing fails for a figure, and the exit status is sed's.
-MEASURING = $(shell grep -rl --include='*_test.go' 'dbtest\.Figure' *_test.go internal | xargs -n 1 dirname | sort -u | sed 's,^internal,./internal,')
+MEASURING = $(shell grep -rl --include='*_test.go' 'testkit\.Figure' internal | xargs -n 1 dirname | sort -u | sed 's,^,./,')
 
 .PHONY: figures
 figures: build/postgres ## print what the tests measure: how late, how fast, how many statements, and which targets were missed
 	@$(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
 		$(MEASURING) 2>&1 | \
+		sed -n 's/^.*: figure: /  /p'
+	@cd integration_test && $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
+		./client 2>&1 | \
 		sed -n 's/^.*: figure: /  /p'
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
 		./locks ./leaders ./semaphores ./frozen ./storm 2>&1 | \

@@ -79,7 +79,7 @@ func TestAPI_HandlesAreCovered(t *testing.T) {
 	t.Parallel()
 	fset := token.NewFileSet()
 	called := map[string]bool{}
-	for _, file := range parse(t, fset, "internal/rowtest/*.go") {
+	for _, file := range parse(t, fset, "internal/testkit/rowtest/*.go") {
 		ast.Inspect(file, func(n ast.Node) bool {
 			if selector, ok := n.(*ast.SelectorExpr); ok {
 				called[selector.Sel.Name] = true
@@ -92,7 +92,7 @@ func TestAPI_HandlesAreCovered(t *testing.T) {
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok && f.Name.IsExported() && takesHandle(f) {
 				handles++
-				require.True(t, called[f.Name.Name], "internal/rowtest does not call %s", f.Name.Name)
+				require.True(t, called[f.Name.Name], "internal/testkit/rowtest does not call %s", f.Name.Name)
 			}
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // ownServer starts a server whose settings and log are the test's.
@@ -26,20 +27,12 @@ func ownServer(t *testing.T, opts ...pgserver.Option) (*pgserver.Server, string)
 	return server, server.URL()
 }
 
-func openClient(t *testing.T, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
-	t.Helper()
-	client, err := pgbaton.Open(t.Context(), dsn, cfg)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, client.Close(context.Background())) })
-	return client
-}
-
 // Waiting, giving up and taking turns write nothing into the log of a server that logs lock waits.
 func TestWaiting_WritesNothingIntoTheLog(t *testing.T) {
 	t.Parallel()
 	server, dsn := ownServer(t, pgserver.WithSetting("log_lock_waits", "on"),
 		pgserver.WithSetting("log_min_messages", "notice"), pgserver.WithSetting("log_checkpoints", "off"))
-	holder, waiter := openClient(t, dsn, nil), openClient(t, dsn, nil)
+	holder, waiter := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 	var locks []*pgbaton.Lock
 	for i := range 8 {
 		lock, err := holder.Acquire(t.Context(), pgbaton.ID(int64(i)))

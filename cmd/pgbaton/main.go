@@ -12,8 +12,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/cli"
-	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/demo"
+	"github.com/pgbaton/pgbaton/examples/demo"
+	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
 // Exit statuses.

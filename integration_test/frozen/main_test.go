@@ -16,7 +16,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -40,7 +40,7 @@ type scene struct {
 
 func open(t *testing.T, dsn string) *scene {
 	t.Helper()
-	return &scene{t: t, dsn: dsn, control: dbtest.Connect(t, dsn)}
+	return &scene{t: t, dsn: dsn, control: testkit.Connect(t, dsn)}
 }
 
 // start starts a process whose sessions have a name.
@@ -49,7 +49,7 @@ func (s *scene) start(name string, options worker.Command) *worker.Process {
 	p := worker.Start(s.t)
 	options.Do, options.Client, options.TTL = worker.Open, "c", ttl
 	if options.DSN == "" {
-		options.DSN = dbtest.Named(s.t, s.dsn, name)
+		options.DSN = testkit.Named(s.t, s.dsn, name)
 	}
 	p.Do(options)
 	return p
@@ -73,15 +73,15 @@ func (s *scene) thaw() {
 // stands waits until a session with a name waits for an advisory lock.
 func (s *scene) stands(name string) {
 	s.t.Helper()
-	lab.Eventually(s.t, name+" stands in the server's queue",
-		func() bool { return lab.Waiting(s.t, s.control, name) > 0 })
+	testkit.Eventually(s.t, name+" stands in the server's queue",
+		func() bool { return testkit.Waiting(s.t, s.control, name) > 0 })
 }
 
 // heads waits until a session with a name stands at the gate of the semaphore s, be it the first there or not.
 func (s *scene) heads(name string) {
 	s.t.Helper()
-	lab.Eventually(s.t, name+" stands at the gate", func() bool {
-		return dbtest.Value[bool](s.t, s.control, `SELECT EXISTS (
+	testkit.Eventually(s.t, name+" stands at the gate", func() bool {
+		return testkit.Value[bool](s.t, s.control, `SELECT EXISTS (
 			SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 			 WHERE a.application_name = $1 AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
 			   AND (l.classid::bigint << 32 | l.objid::bigint) = pgbaton.key('pgbaton/semaphore/s'))`, name)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // patience is how long a waiter that cannot be seen in the server has to get into its line.
@@ -47,7 +49,7 @@ func TestFrozen_Semaphores(t *testing.T) {
 			t.Parallel()
 			s := open(t, lab.Database(t))
 			through := lab.PgBouncer(t, s.dsn, "transaction")
-			client := lab.Client(t, s.dsn, nil)
+			client := testclient.New(t, s.dsn, nil)
 			_, err := client.Semaphore(t.Context(), "s", 5)
 			require.NoError(t, err)
 			process := func(name string, pooled bool) *worker.Process {
@@ -89,7 +91,7 @@ func TestFrozen_Semaphores(t *testing.T) {
 func TestFrozen_SemaphoreIsNotFull(t *testing.T) {
 	t.Parallel()
 	s := open(t, lab.Database(t))
-	_, err := lab.Client(t, s.dsn, nil).Semaphore(t.Context(), "s", 5)
+	_, err := testclient.New(t, s.dsn, nil).Semaphore(t.Context(), "s", 5)
 	require.NoError(t, err)
 	a, b, c := s.start("a", worker.Command{}), s.start("b", worker.Command{}), s.start("c", worker.Command{})
 	for _, p := range []*worker.Process{a, b} {
@@ -114,7 +116,7 @@ func TestFrozen_Candidates(t *testing.T) {
 	campaign := worker.Command{Do: worker.Lead, Client: "c", Key: "l"}
 	elected := func(p *worker.Process) int64 {
 		var at int64
-		lab.Eventually(t, "it leads", func() bool {
+		testkit.Eventually(t, "it leads", func() bool {
 			grants, _ := p.History()
 			for _, g := range grants {
 				at = g.Got

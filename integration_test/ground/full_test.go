@@ -8,7 +8,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A pooler that has no room is named, and what to raise.
@@ -28,7 +28,7 @@ func TestPooler_Full(t *testing.T) {
 			through := lab.PgBouncer(t, lab.Database(t), "session", c.settings...)
 			time.Sleep(200 * time.Millisecond) // the connection that has looked whether the pooler is there is gone
 			for range c.others {
-				dbtest.Exec(t, dbtest.Connect(t, through), "SELECT 1")
+				testkit.Exec(t, testkit.Connect(t, through), "SELECT 1")
 			}
 			_, err := pgbaton.Open(t.Context(), through, &pgbaton.Config{SessionPooler: true})
 			require.ErrorContains(t, err, c.says)

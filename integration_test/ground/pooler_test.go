@@ -11,7 +11,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestPooler(t *testing.T) {
@@ -20,7 +20,7 @@ func TestPooler(t *testing.T) {
 	for _, mode := range []string{"transaction", "session"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
+			dsn := testkit.Migrated(t)
 			through := lab.PgBouncer(t, dsn, mode)
 
 			// Whoever does not know of it is told of it in either mode.
@@ -90,9 +90,9 @@ func requireReduced(t *testing.T, through string) {
 // requireNoTrace makes sure that neither a lock nor a setting is left on the pooler's sessions.
 func requireNoTrace(t *testing.T, dsn string) {
 	t.Helper()
-	conn := dbtest.Connect(t, dsn)
+	conn := testkit.Connect(t, dsn)
 	require.Eventually(t, func() bool {
-		return dbtest.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+		return testkit.Value[int64](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
 	}, lab.Hang, 10*time.Millisecond)
 }
@@ -101,7 +101,7 @@ func requireNoTrace(t *testing.T, dsn string) {
 // library refuses to risk.
 func TestPooler_TransactionModeGrantsTwice(t *testing.T) {
 	t.Parallel()
-	through := lab.PgBouncer(t, dbtest.Migrated(t), "transaction")
+	through := lab.PgBouncer(t, testkit.Migrated(t), "transaction")
 	grants := 0
 	for range 2 {
 		config, err := pgx.ParseConfig(through)
@@ -110,7 +110,7 @@ func TestPooler_TransactionModeGrantsTwice(t *testing.T) {
 		conn, err := pgx.ConnectConfig(t.Context(), config)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
-		if dbtest.Value[bool](t, conn, "SELECT pg_try_advisory_lock(1)") {
+		if testkit.Value[bool](t, conn, "SELECT pg_try_advisory_lock(1)") {
 			grants++
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 type account struct {
@@ -30,14 +30,14 @@ const accounts = `CREATE TABLE account (id bigint PRIMARY KEY, balance bigint NO
 func TestRecipe_ClientDirectPoolBehindAPooler(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	direct := dbtest.Migrated(t)
-	dbtest.Run(t, direct, accounts)
+	direct := testkit.Migrated(t)
+	testkit.Run(t, direct, accounts)
 	through := lab.PgBouncer(t, direct, "transaction")
 
 	client, err := pgbaton.Open(ctx, direct, nil)
 	require.NoError(t, err)
 	defer client.Close(context.Background())
-	pool, err := pgxpool.New(ctx, dbtest.With(t, through, "default_query_exec_mode", "exec"))
+	pool, err := pgxpool.New(ctx, testkit.With(t, through, "default_query_exec_mode", "exec"))
 	require.NoError(t, err)
 	defer pool.Close()
 
@@ -53,14 +53,14 @@ func TestRecipe_ClientDirectPoolBehindAPooler(t *testing.T) {
 		})
 		require.NoError(t, err)
 	}
-	require.Equal(t, int64(80), dbtest.Value[int64](t, dbtest.Connect(t, direct), "SELECT balance FROM account"))
+	require.Equal(t, int64(80), testkit.Value[int64](t, testkit.Connect(t, direct), "SELECT balance FROM account"))
 }
 
 // TestRecipe_ExecModes is the table of docs/ground.md: which of pgx's modes work for what lives in a transaction, through a
 // pooler in transaction mode that knows nothing of prepared statements.
 func TestRecipe_ExecModes(t *testing.T) {
-	direct := dbtest.Migrated(t)
-	dbtest.Run(t, direct, accounts)
+	direct := testkit.Migrated(t)
+	testkit.Run(t, direct, accounts)
 	through := lab.PgBouncer(t, direct, "transaction")
 	for mode, works := range map[string]bool{
 		"cache_statement": false, "cache_describe": true, "describe_exec": true, "exec": true, "simple_protocol": true,
@@ -68,7 +68,7 @@ func TestRecipe_ExecModes(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			failures := 0
 			for range 3 { // sessions are shared: what one client has prepared another one meets
-				pool, err := pgxpool.New(t.Context(), dbtest.With(t, through, "default_query_exec_mode", mode))
+				pool, err := pgxpool.New(t.Context(), testkit.With(t, through, "default_query_exec_mode", mode))
 				require.NoError(t, err)
 				for range 5 {
 					if err := inTransactions(t.Context(), pool); err != nil {
@@ -111,9 +111,9 @@ func inTransactions(ctx context.Context, pool *pgxpool.Pool) error {
 func TestRecipe_LibPQ(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	direct := dbtest.Migrated(t)
-	dbtest.Run(t, direct, accounts)
-	through := dbtest.With(t, lab.PgBouncer(t, direct, "transaction"), "binary_parameters", "yes")
+	direct := testkit.Migrated(t)
+	testkit.Run(t, direct, accounts)
+	through := testkit.With(t, lab.PgBouncer(t, direct, "transaction"), "binary_parameters", "yes")
 	db, err := sql.Open("postgres", through)
 	require.NoError(t, err)
 	defer db.Close()
@@ -125,7 +125,7 @@ func TestRecipe_LibPQ(t *testing.T) {
 		require.Positive(t, token)
 		require.NoError(t, tx.Commit())
 		_, err = pgbaton.UpdateVersion(ctx, pgbaton.SQLDB(db), pgx.Identifier{"account"}, pgbaton.Values{"id": int64(1)},
-			dbtest.Value[int64](t, dbtest.Connect(t, direct), "SELECT version FROM account"), pgbaton.Values{"balance": int64(7)}, nil)
+			testkit.Value[int64](t, testkit.Connect(t, direct), "SELECT version FROM account"), pgbaton.Values{"balance": int64(7)}, nil)
 		require.NoError(t, err)
 	}
 }
@@ -135,7 +135,7 @@ func TestRecipe_LibPQ(t *testing.T) {
 func TestRecipe_SessionModeNeedsPlaces(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	direct := dbtest.Migrated(t)
+	direct := testkit.Migrated(t)
 	through := lab.PgBouncer(t, direct, "session") // 4 places
 	one, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true})
 	require.NoError(t, err)

@@ -11,13 +11,13 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A leader that resigns, by itself or because another process asked for it, is replaced within milliseconds.
 func TestChange_Resign(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(3, 1)
+	rounds := testkit.Brief(3, 1)
 	f := newFleet(t, lab.Database(t), 0, 3, worker.Command{Key: "resign", Count: 15})
 	for _, name := range f.names() {
 		f.after(name, 0)
@@ -80,7 +80,7 @@ func (f *fleet) end(name string, token int64) int64 {
 // A leader that is killed is replaced at the next round of the others.
 func TestChange_Kill(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(5, 2)
+	rounds := testkit.Brief(5, 2)
 	f := newFleet(t, lab.Database(t), 0, 3, worker.Command{Key: "kill", Count: 10})
 	var spans []int64
 	for _, name := range f.names() {
@@ -102,7 +102,7 @@ func TestChange_Kill(t *testing.T) {
 		f.join()
 	}
 	lab.Report(t, "SIGKILL of the leader to the next leader's func", lab.NewSpread(spans), 1500*time.Millisecond)
-	lab.Note(t, "overlap of terms: %v", lab.NewSpread(f.judge()))
+	testkit.Figure(t, "overlap of terms: %v", lab.NewSpread(f.judge()))
 }
 
 // A leader that stands still is replaced within a TTL and a second, and is told when it runs again. What it writes
@@ -110,10 +110,10 @@ func TestChange_Kill(t *testing.T) {
 func TestChange_Freeze(t *testing.T) {
 	t.Parallel()
 	const ttl = 2 * time.Second
-	rounds := lab.Brief(4, 2)
+	rounds := testkit.Brief(4, 2)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
 	f := newFleet(t, dsn, ttl, 2, worker.Command{Key: "freeze", DSN: dsn})
 	var spans, told []int64
 	for range rounds {
@@ -126,7 +126,7 @@ func TestChange_Freeze(t *testing.T) {
 		time.Sleep(100 * time.Millisecond) // it writes
 		thawed := history.Now()
 		old.process.Signal(syscall.SIGCONT)
-		lab.Eventually(t, "the old leader is told", func() bool {
+		testkit.Eventually(t, "the old leader is told", func() bool {
 			return f.end("freeze", old.Token) < history.Now()
 		})
 		told = append(told, f.end("freeze", old.Token)-thawed)
@@ -140,9 +140,9 @@ func TestChange_Freeze(t *testing.T) {
 // requireOrder checks that no leader wrote after a newer one had.
 func requireOrder(t *testing.T, dsn string) {
 	t.Helper()
-	control := dbtest.Connect(t, dsn)
-	require.Positive(t, dbtest.Value[int](t, control, "SELECT count(*) FROM written"))
-	require.Zero(t, dbtest.Value[int](t, control, `
+	control := testkit.Connect(t, dsn)
+	require.Positive(t, testkit.Value[int](t, control, "SELECT count(*) FROM written"))
+	require.Zero(t, testkit.Value[int](t, control, `
 SELECT count(*) FROM (SELECT term < max(term) OVER (PARTITION BY name ORDER BY seq) AS late FROM written) AS w WHERE late`))
 }
 
@@ -151,10 +151,10 @@ SELECT count(*) FROM (SELECT term < max(term) OVER (PARTITION BY name ORDER BY s
 func TestChange_Chaos(t *testing.T) {
 	t.Parallel()
 	const ttl = time.Second
-	load := lab.Brief(12*time.Second, 5*time.Second)
+	load := testkit.Brief(12*time.Second, 5*time.Second)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "CREATE TABLE written (seq bigserial PRIMARY KEY, name text NOT NULL, term bigint NOT NULL)")
 	f := newFleet(t, dsn, ttl, 3, worker.Command{Key: "chaos", DSN: dsn})
 	counts := map[string]int{}
 	last := int64(0)
@@ -186,6 +186,6 @@ func TestChange_Chaos(t *testing.T) {
 			}
 		}
 	}
-	lab.Note(t, "chaos: %v; overlaps after losses: %v", counts, lab.NewSpread(f.judge()))
+	testkit.Figure(t, "chaos: %v; overlaps after losses: %v", counts, lab.NewSpread(f.judge()))
 	requireOrder(t, dsn)
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // What must work on every PostgreSQL: one leads and resigns when it is asked to, and a job runs once.
@@ -20,7 +22,7 @@ func TestConformance(t *testing.T) {
 		t.Run(fmt.Sprint("PostgreSQL ", server.Major()), func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.DatabaseOn(t, server)
-			clients := []*pgbaton.Client{lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)}
+			clients := []*pgbaton.Client{testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)}
 			ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 			defer cancel()
 			terms := make(chan pgbaton.Token, 10)
@@ -38,7 +40,7 @@ func TestConformance(t *testing.T) {
 				})
 			}
 			first := <-terms
-			lab.Eventually(t, "the request is accepted", func() bool {
+			testkit.Eventually(t, "the request is accepted", func() bool {
 				info, err := clients[0].Leader(ctx, "x")
 				return err == nil && info.Token == first && clients[0].RequestResign(ctx, "x") == nil
 			})

@@ -20,6 +20,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // A point at which the process of a run is frozen: around a statement whose message has some bytes.
@@ -166,7 +167,7 @@ func TestOnce_FrozenAtEachPoint(t *testing.T) {
 func testFrozen(t *testing.T, point freezePoint, ttl, frozen time.Duration) {
 	t.Helper()
 	dsn := lab.Database(t)
-	client := lab.Client(t, dsn, nil)
+	client := testclient.New(t, dsn, nil)
 	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestOnceFrozenChild$", "-test.count=1")
 	child.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %d %s", envFreeze, point.statement, point.nth, point.when, ttl, dsn))
 	child.Stderr = os.Stderr

@@ -13,6 +13,8 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 const replicas = 8
@@ -25,7 +27,7 @@ func TestOnce_Windows(t *testing.T) {
 		window = 800 * time.Millisecond
 		skew   = 200 * time.Millisecond
 	)
-	windows := lab.Brief(6, 3)
+	windows := testkit.Brief(6, 3)
 	server := lab.OwnServer(t, map[string]string{"wal_writer_delay": "10s"})
 	dsn := lab.DatabaseOn(t, server)
 	clients := openReplicas(t, dsn)
@@ -76,7 +78,7 @@ func TestOnce_Windows(t *testing.T) {
 // A run is on disk before it begins: a crash of the server during the run does not forget it.
 func TestOnce_Crash(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(4, 2)
+	rounds := testkit.Brief(4, 2)
 	server := lab.OwnServer(t, map[string]string{"wal_writer_delay": "10s"})
 	dsn := lab.DatabaseOn(t, server)
 	clients := openReplicas(t, dsn)
@@ -108,7 +110,7 @@ func TestOnce_Crash(t *testing.T) {
 func TestOnce_LongRuns(t *testing.T) {
 	t.Parallel()
 	const window = 20 * time.Millisecond
-	enough := lab.Brief(30, 12)
+	enough := testkit.Brief(30, 12)
 	clients := openReplicas(t, lab.Database(t))
 	var mu sync.Mutex
 	running, runs := 0, 0
@@ -145,14 +147,14 @@ func TestOnce_LongRuns(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	lab.Note(t, "runs of %v in windows of %v: %d in %v", 3*window, window, runs, time.Since(begun))
+	testkit.Figure(t, "runs of %v in windows of %v: %d in %v", 3*window, window, runs, time.Since(begun))
 	require.GreaterOrEqual(t, runs, enough)
 }
 
 func openReplicas(t *testing.T, dsn string) (clients []*pgbaton.Client) {
 	t.Helper()
 	for range replicas {
-		clients = append(clients, lab.Client(t, dsn, nil))
+		clients = append(clients, testclient.New(t, dsn, nil))
 	}
 	return clients
 }

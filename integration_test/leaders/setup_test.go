@@ -8,9 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // fleet is a set of processes that campaign for the same names.
@@ -38,7 +37,7 @@ func newFleet(t *testing.T, dsn string, ttl time.Duration, size int, lead worker
 func (f *fleet) join() {
 	f.t.Helper()
 	p := worker.Start(f.t)
-	p.Open("c", dbtest.Named(f.t, f.dsn, fmt.Sprint("fleet-", len(f.all))), f.ttl)
+	p.Open("c", testkit.Named(f.t, f.dsn, fmt.Sprint("fleet-", len(f.all))), f.ttl)
 	p.Do(f.lead)
 	f.alive, f.all = append(f.alive, p), append(f.all, p)
 }
@@ -78,7 +77,7 @@ func (f *fleet) newest(name string) (newest reign) {
 // after waits for a term of a name that is newer than a token.
 func (f *fleet) after(name string, token int64) (next reign) {
 	f.t.Helper()
-	lab.Eventually(f.t, "somebody leads "+name, func() bool {
+	testkit.Eventually(f.t, "somebody leads "+name, func() bool {
 		next = f.newest(name)
 		return next.Grant != nil && next.Token > token
 	})

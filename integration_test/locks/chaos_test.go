@@ -9,7 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 const (
@@ -37,13 +37,13 @@ func chaos(t *testing.T, dsn string, processes int, load time.Duration) ([]*work
 // lets them end. It returns how often it hit.
 func shoot(t *testing.T, dsn, function string, pause time.Duration, workers []*worker.Process) (hits int) {
 	t.Helper()
-	control := dbtest.Connect(t, dsn)
-	lab.Eventually(t, "all clients are open and at work", func() bool {
-		return dbtest.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
+	control := testkit.Connect(t, dsn)
+	testkit.Eventually(t, "all clients are open and at work", func() bool {
+		return testkit.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
 			WHERE application_name = 'chaos' AND datname = current_database() AND query LIKE '%wait_for_turn%'`) >= 6
 	})
 	begun := time.Now()
-	lab.Eventually(t, "sessions are hit for a while", func() bool {
+	testkit.Eventually(t, "sessions are hit for a while", func() bool {
 		time.Sleep(pause)
 		tag, err := control.Exec(context.Background(), "SELECT "+function+`(pid) FROM pg_stat_activity
 			WHERE application_name = 'chaos' AND datname = current_database() AND pid <> pg_backend_pid()
@@ -74,19 +74,19 @@ func TestChaos(t *testing.T) {
 	t.Run("cancel", func(t *testing.T) {
 		t.Parallel()
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3, lab.Hang)
+		workers, calls := chaos(t, testkit.Named(t, dsn, "chaos"), 3, lab.Hang)
 		hits := shoot(t, dsn, "pg_cancel_backend", 3*time.Millisecond, workers)
 		for _, call := range calls {
 			require.Zero(t, call.Wait().Counts["lost"], "a cancelled statement costs no lock")
 		}
-		lab.Note(t, "statements cancelled: %d", hits)
+		testkit.Figure(t, "statements cancelled: %d", hits)
 		overlaps := judge(t, workers...)
 		require.Empty(t, overlaps)
 	})
 	t.Run("terminate", func(t *testing.T) {
 		t.Parallel()
 		dsn := lab.Database(t)
-		workers, calls := chaos(t, dbtest.Named(t, dsn, "chaos"), 3, lab.Hang)
+		workers, calls := chaos(t, testkit.Named(t, dsn, "chaos"), 3, lab.Hang)
 		hits := shoot(t, dsn, "pg_terminate_backend", 20*time.Millisecond, workers)
 		lost := int64(0)
 		for _, call := range calls {
@@ -95,7 +95,7 @@ func TestChaos(t *testing.T) {
 			lost += a.Counts["lost"]
 		}
 		overlaps := judgeEnded(t, workers...)
-		lab.Note(t, "sessions ended: %d, losses told: %d", hits, lost)
+		testkit.Figure(t, "sessions ended: %d, losses told: %d", hits, lost)
 		lab.Report(t, "overlap after pg_terminate_backend", lab.NewSpread(overlaps), 250*time.Millisecond)
 	})
 	t.Run("kill", func(t *testing.T) {

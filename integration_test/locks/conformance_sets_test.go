@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // What must work on every PostgreSQL: sets of keys, shared locks, a deadlock between clients.
@@ -19,7 +20,7 @@ func TestConformance_Sets(t *testing.T) {
 		t.Run(fmt.Sprint("PostgreSQL ", server.Major()), func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.DatabaseOn(t, server)
-			a, b := lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)
+			a, b := testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)
 			ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 			defer cancel()
 			keys := []pgbaton.Key{pgbaton.Name("x"), pgbaton.ID(7), pgbaton.Pair(1, 2)}

@@ -10,7 +10,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // What must work on every PostgreSQL: exclusion, shared locks, hand-over, loss, a killed holder.
@@ -27,10 +27,10 @@ func TestConformance(t *testing.T) {
 func conform(t *testing.T, server *pgserver.Server) {
 	t.Helper()
 	dsn := lab.DatabaseOn(t, server)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	a, b := worker.Start(t), worker.Start(t)
-	a.Open("c", dbtest.Named(t, dsn, "a"), 0)
-	b.Open("c", dbtest.Named(t, dsn, "b"), 0)
+	a.Open("c", testkit.Named(t, dsn, "a"), 0)
+	b.Open("c", testkit.Named(t, dsn, "b"), 0)
 
 	held := a.Hold("c", "k")
 	try := worker.Command{Do: worker.Acquire, Client: "c", Key: "k", As: "k", Try: true}
@@ -72,7 +72,7 @@ func conform(t *testing.T, server *pgserver.Server) {
 // hammerOn is a short hammer, with a history.
 func hammerOn(t *testing.T, dsn string) {
 	t.Helper()
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	lab.Counters(t, control, "hammer", 1)
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -88,6 +88,6 @@ func hammerOn(t *testing.T, dsn string) {
 	for _, call := range calls {
 		changed += call.Wait().Counts["changed"]
 	}
-	require.Equal(t, changed, dbtest.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter"))
+	require.Equal(t, changed, testkit.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter"))
 	judge(t, workers...)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Laws 7 and 9, figure P7: 10,000 goroutines wait for 1,000 keys that another process holds, on four
@@ -19,30 +19,30 @@ import (
 func TestCrowd(t *testing.T) {
 	t.Parallel()
 	const keys, each = 1000, 10
-	watched := lab.Brief(5*time.Second, 2*time.Second)
+	watched := testkit.Brief(5*time.Second, 2*time.Second)
 	server := lab.OwnServer(t, map[string]string{"log_lock_waits": "on", "deadlock_timeout": "1s", "max_locks_per_transaction": "256"})
 	dsn := lab.DatabaseOn(t, server)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, crowd := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
 	for _, r := range holder.Do(worker.Command{Do: worker.AcquireAll, Client: "c", Key: "crowd", Count: keys}).Steps {
 		require.True(t, r.OK(), r.Err)
 	}
-	crowd.Open("c", dbtest.Named(t, dsn, "crowd"), 0)
+	crowd.Open("c", testkit.Named(t, dsn, "crowd"), 0)
 	call := crowd.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "crowd", Count: keys, Goroutines: each, Within: lab.Hang})
-	lab.Eventually(t, "all goroutines wait", func() bool {
+	testkit.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()
 		return counts.Tried == keys*each
 	})
 
 	logged := logSize(t, server.LogFile())
-	statements, most := lab.Statements(t, control, "crowd", watched)
+	statements, most := testkit.Statements(t, control, "crowd", watched)
 	perSecond := float64(statements) / watched.Seconds()
-	lab.Note(t, "crowd: %d connections", most)
+	testkit.Figure(t, "crowd: %d connections", most)
 	require.LessOrEqual(t, most, 4, "connections")
 	lab.RequireFew(t, perSecond)
 
-	holder.Do(worker.Command{Do: worker.ReleaseAll, Key: "crowd", Count: keys, Pause: lab.Brief(4*time.Millisecond, time.Millisecond)})
+	holder.Do(worker.Command{Do: worker.ReleaseAll, Key: "crowd", Count: keys, Pause: testkit.Brief(4*time.Millisecond, time.Millisecond)})
 	call.Wait()
 	content, err := os.ReadFile(server.LogFile())
 	require.NoError(t, err)
@@ -79,7 +79,7 @@ func logSize(t *testing.T, path string) int64 {
 // Figure P5: the hand-over between two processes against a bare pg_advisory_lock in the same run.
 func TestRelay(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(300, 100)
+	rounds := testkit.Brief(300, 100)
 	dsn := lab.Database(t)
 	median := func(bare bool) time.Duration {
 		a, b := worker.Start(t), worker.Start(t)
@@ -96,12 +96,12 @@ func TestRelay(t *testing.T) {
 		}
 		s := lab.NewSpread(handOvers(collect(t, a, b)))
 		require.NotEmpty(t, s, "nobody waited for the other")
-		lab.Note(t, "hand-over between processes, bare %v: %v", bare, s)
+		testkit.Figure(t, "hand-over between processes, bare %v: %v", bare, s)
 		return s.At(50)
 	}
 	bare, ours := median(true), median(false)
 	ratio := float64(ours) / float64(bare)
-	lab.Note(t, "P5: hand-over %v, bare %v, ratio %.2f (target 1.60)", ours, bare, ratio)
+	testkit.Figure(t, "P5: hand-over %v, bare %v, ratio %.2f (target 1.60)", ours, bare, ratio)
 	// The race detector slows down one side only: this bound is for a hand-over that waits for a slice.
 	if lab.Figures() {
 		require.Less(t, ratio, 50.0, "far from the figure, whatever the machine")

@@ -13,26 +13,26 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // wait starts to wait for a key and returns when the server has it in the queue.
 func wait(t *testing.T, control *pgx.Conn, p *worker.Process, name, key string) *worker.Call {
 	t.Helper()
 	call := p.Begin(worker.Command{Do: worker.Acquire, Client: "c", Key: key, As: key})
-	lab.Eventually(t, "the waiter stands in the server's queue",
-		func() bool { return lab.Waiting(t, control, name) > 0 })
+	testkit.Eventually(t, "the waiter stands in the server's queue",
+		func() bool { return testkit.Waiting(t, control, name) > 0 })
 	return call
 }
 
 // Law 6: what a killed process held is free in milliseconds, though its holder was idle.
 func TestKill_Holder(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(12, 4)
+	rounds := testkit.Brief(12, 4)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	waiter := worker.Start(t)
-	waiter.Open("c", dbtest.Named(t, dsn, "waiter"), 0)
+	waiter.Open("c", testkit.Named(t, dsn, "waiter"), 0)
 	workers := []*worker.Process{waiter}
 	var spans []int64
 	for i := range rounds {
@@ -57,18 +57,18 @@ func TestKill_Holder(t *testing.T) {
 func TestKill_Waiter(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, first, second := worker.Start(t), worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
-	first.Open("c", dbtest.Named(t, dsn, "first"), 0)
-	second.Open("c", dbtest.Named(t, dsn, "second"), 0)
+	first.Open("c", testkit.Named(t, dsn, "first"), 0)
+	second.Open("c", testkit.Named(t, dsn, "second"), 0)
 	holder.Hold("c", "k")
 	wait(t, control, first, "first", "k")
 	call := wait(t, control, second, "second", "k")
 	killed := first.Kill()
-	lab.Eventually(t, "the killed waiter's sessions are gone",
-		func() bool { return len(lab.Sessions(t, control, "first")) == 0 })
-	lab.Note(t, "SIGKILL of a waiter to its place in the queue gone: %v", time.Duration(history.Now()-killed))
+	testkit.Eventually(t, "the killed waiter's sessions are gone",
+		func() bool { return len(testkit.Sessions(t, control, "first")) == 0 })
+	testkit.Figure(t, "SIGKILL of a waiter to its place in the queue gone: %v", time.Duration(history.Now()-killed))
 	released := holder.Release("k")
 	require.True(t, released.OK())
 	r := call.Wait().Result
@@ -87,10 +87,10 @@ func TestFreeze_Holder(t *testing.T) {
 		t.Run(fmt.Sprintf("%d tenths of TTL", tenths), func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.Database(t)
-			control := dbtest.Connect(t, dsn)
+			control := testkit.Connect(t, dsn)
 			holder, next := worker.Start(t), worker.Start(t)
 			holder.Open("c", dsn, ttl)
-			next.Open("c", dbtest.Named(t, dsn, "next"), 0)
+			next.Open("c", testkit.Named(t, dsn, "next"), 0)
 			holder.Hold("c", "k")
 			holder.Hold("c", "watched")
 			watch := holder.Begin(worker.Command{Do: worker.Watch, As: "watched"})
@@ -135,12 +135,12 @@ func TestFreeze_Holder(t *testing.T) {
 // itself and the next acquire works.
 func TestTerminate(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(20, 5)
+	rounds := testkit.Brief(20, 5)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
-	holder.Open("c", dbtest.Named(t, dsn, "holder"), 0)
-	next.Open("c", dbtest.Named(t, dsn, "next"), 0)
+	holder.Open("c", testkit.Named(t, dsn, "holder"), 0)
+	next.Open("c", testkit.Named(t, dsn, "next"), 0)
 	var told, grants, overlaps, replaced []int64
 	for i := range rounds {
 		key := fmt.Sprint("terminate/", i)
@@ -182,12 +182,12 @@ func terminate(t *testing.T, control *pgx.Conn, name string) int64 {
 // A waiting session that is ended costs a waiter nothing but time.
 func TestTerminate_Waiter(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(10, 4)
+	rounds := testkit.Brief(10, 4)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, next := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
-	next.Open("c", dbtest.Named(t, dsn, "next"), 0)
+	next.Open("c", testkit.Named(t, dsn, "next"), 0)
 	var spans []int64
 	for i := range rounds {
 		key := fmt.Sprint("waiter/", i)
@@ -197,7 +197,7 @@ func TestTerminate_Waiter(t *testing.T) {
 			WHERE application_name = 'next' AND datname = current_database() AND wait_event = 'advisory'`)
 		require.NoError(t, err)
 		require.Positive(t, tag.RowsAffected())
-		lab.Eventually(t, "it waits again", func() bool { return lab.Waiting(t, control, "next") > 0 })
+		testkit.Eventually(t, "it waits again", func() bool { return testkit.Waiting(t, control, "next") > 0 })
 		released := holder.Release(key)
 		require.True(t, released.OK())
 		r := call.Wait().Result

@@ -14,7 +14,8 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // A synchronous standby is away, so commits hang, their outcome is unknown to the holder, and they appear later. The next
@@ -23,20 +24,20 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 	t.Parallel()
 	server := lab.OwnServer(t, nil)
 	dsn := lab.DatabaseOn(t, server)
-	clients := []*pgbaton.Client{lab.Client(t, dsn, nil), lab.Client(t, dsn, nil)}
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "SET synchronous_commit = local")
-	dbtest.Exec(t, control, "CREATE TABLE counter (n bigint); INSERT INTO counter VALUES (0)")
+	clients := []*pgbaton.Client{testclient.New(t, dsn, nil), testclient.New(t, dsn, nil)}
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "SET synchronous_commit = local")
+	testkit.Exec(t, control, "CREATE TABLE counter (n bigint); INSERT INTO counter VALUES (0)")
 	away := func(name string) {
-		dbtest.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = '"+name+"'")
-		dbtest.Exec(t, control, "SELECT pg_reload_conf()")
-		lab.Eventually(t, "the setting counts", func() bool {
-			return dbtest.Value[string](t, control, "SHOW synchronous_standby_names") == name
+		testkit.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = '"+name+"'")
+		testkit.Exec(t, control, "SELECT pg_reload_conf()")
+		testkit.Eventually(t, "the setting counts", func() bool {
+			return testkit.Value[string](t, control, "SHOW synchronous_standby_names") == name
 		})
 	}
 	defer away("") // else nothing of the clean-up would end
 	const raise = "UPDATE counter SET n = $1"
-	pool := dbtest.Pool(t, dsn)
+	pool := testkit.Pool(t, dsn)
 	kinds := map[string]func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts) error{
 		"pgx": func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts) error {
 			return client.DoTx(ctx, pool, pgbaton.Name("counter"), opts, func(ctx context.Context, tx pgx.Tx, _ *pgbaton.Lock) error {
@@ -50,7 +51,7 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 		},
 	}
 	for _, driver := range []string{"pgx", "postgres"} {
-		db, err := sql.Open(driver, dbtest.With(t, dsn, "sslmode", "disable"))
+		db, err := sql.Open(driver, testkit.With(t, dsn, "sslmode", "disable"))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = db.Close() })
 		kinds["database/sql, "+driver] = func(ctx context.Context, client *pgbaton.Client, opts *pgbaton.LockOpts) error {
@@ -89,7 +90,7 @@ func TestServer_DoTxAndCommitsInDoubt(t *testing.T) {
 			default:
 				require.ErrorIs(t, err, context.DeadlineExceeded) // before the commit, on a busy machine
 			}
-			require.Equal(t, raised, dbtest.Value[int64](t, control, "SELECT n FROM counter"), "%s, %s: %v", name, level, err)
+			require.Equal(t, raised, testkit.Value[int64](t, control, "SELECT n FROM counter"), "%s, %s: %v", name, level, err)
 		}
 	}
 	require.Positive(t, unknown, "else nothing was tried")

@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Law 8 between processes: three of them hammer one key, and none waits for longer than a few tenures of the
@@ -19,7 +19,7 @@ import (
 func TestFairness_Processes(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	lab.Counters(t, control, "fair", 1)
 	var workers []*worker.Process
 	var calls []*worker.Call
@@ -28,7 +28,7 @@ func TestFairness_Processes(t *testing.T) {
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Hammer, DSN: dsn, Key: "fair", Goroutines: 6,
-			For: lab.Brief(4*time.Second, 2*time.Second), MaxConns: 2,
+			For: testkit.Brief(4*time.Second, 2*time.Second), MaxConns: 2,
 		}))
 	}
 	for _, call := range calls {
@@ -38,18 +38,18 @@ func TestFairness_Processes(t *testing.T) {
 	verify(t, all)
 	sortByGot(all)
 	others, tenures, most, longest := overtakes(all)
-	lab.Note(t, "fairness: %d grants; while one waited, others got at the most %d grants in %d tenures (on average %.1f); "+
+	testkit.Figure(t, "fairness: %d grants; while one waited, others got at the most %d grants in %d tenures (on average %.1f); "+
 		"longest wait %v", len(all), most, tenures, others, longest)
 	perProcess := map[int]int{}
 	for _, g := range all {
 		perProcess[g.Process]++
 	}
-	lab.Note(t, "fairness: grants by process %v", perProcess)
+	testkit.Figure(t, "fairness: grants by process %v", perProcess)
 	require.Len(t, perProcess, 3)
 	// Two others, 64 grants each, and a few rounds of them: a process may join the queue again behind both. One that a busy
 	// machine has stopped is overtaken meanwhile, as often as may be; its other waits are as short as everybody's.
 	for process, average := range turnsOfOthers(all) {
-		lab.Note(t, "fairness: process %d waited for %.1f tenures of others on average", process, average)
+		testkit.Figure(t, "fairness: process %d waited for %.1f tenures of others on average", process, average)
 		require.LessOrEqual(t, average, 16.0)
 	}
 	if lab.Figures() {
@@ -125,11 +125,11 @@ func TestFairness_WriterAmongReaders(t *testing.T) {
 	}
 	writer := worker.Start(t)
 	writer.Open("c", dsn, 0)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	var spans []int64
 	for range 5 {
-		lab.Eventually(t, "both read", func() bool {
-			return dbtest.Value[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
+		testkit.Eventually(t, "both read", func() bool {
+			return testkit.Value[int](t, control, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"+
 				" AND mode = 'ShareLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 2
 		})
 		r := writer.Hold("c", "read/0")
@@ -154,14 +154,14 @@ func TestFairness_LoneGoroutines(t *testing.T) {
 		var calls []*worker.Call
 		for _, p := range []*worker.Process{a, b} {
 			p.Open("c", dsn, 0)
-			calls = append(calls, p.Begin(worker.Command{Do: worker.Relay, Client: "c", Key: "lone", Count: lab.Brief(400, 100), Hold: hold}))
+			calls = append(calls, p.Begin(worker.Command{Do: worker.Relay, Client: "c", Key: "lone", Count: testkit.Brief(400, 100), Hold: hold}))
 		}
 		for _, call := range calls {
 			call.Wait()
 		}
 		all := sortByGot(collect(t, a, b))
 		average, _, most, longest := overtakes(all)
-		lab.Note(t, "lone goroutines holding for %v: while one waited, the other got at the most %d grants, on average %.2f; longest wait %v",
+		testkit.Figure(t, "lone goroutines holding for %v: while one waited, the other got at the most %d grants, on average %.2f; longest wait %v",
 			hold, most, average, longest)
 		// A first wait opens the session that will wait; meanwhile the other may pass many times.
 		lab.Report(t, "lone goroutines, longest wait", lab.Spread{longest}, 2*time.Second)

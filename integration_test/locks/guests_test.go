@@ -13,7 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Law 9: who waits for a lock holds back neither CREATE INDEX CONCURRENTLY nor VACUUM, also when it is the
@@ -21,8 +21,8 @@ import (
 func TestWaitersHoldNobodyBack(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "CREATE TABLE guest AS SELECT g AS id FROM generate_series(1, 1000) AS g")
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "CREATE TABLE guest AS SELECT g AS id FROM generate_series(1, 1000) AS g")
 	holder := worker.Start(t)
 	holder.Open("c", dsn, 0)
 	holder.Hold("c", "k/0")
@@ -30,23 +30,23 @@ func TestWaitersHoldNobodyBack(t *testing.T) {
 	for i := range 3 {
 		p := worker.Start(t)
 		name := fmt.Sprint("waiter", i)
-		p.Open("c", dbtest.Named(t, dsn, name), 0)
+		p.Open("c", testkit.Named(t, dsn, name), 0)
 		calls = append(calls, p.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "k", Count: 1, Goroutines: 1}))
-		lab.Eventually(t, "it waits", func() bool { return lab.Waiting(t, control, name) > 0 })
+		testkit.Eventually(t, "it waits", func() bool { return testkit.Waiting(t, control, name) > 0 })
 	}
 	started := time.Now()
-	dbtest.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
+	testkit.Exec(t, control, "CREATE INDEX CONCURRENTLY ON guest (id)")
 	lab.Report(t, "CREATE INDEX CONCURRENTLY under three waiters", lab.Spread{time.Since(started)}, 4*time.Second)
 
-	dbtest.Exec(t, control, "DELETE FROM guest")
+	testkit.Exec(t, control, "DELETE FROM guest")
 	started = time.Now()
-	lab.Eventually(t, "VACUUM removes dead rows under three waiters", func() bool {
-		dbtest.Exec(t, control, "VACUUM guest")
-		return dbtest.Value[int64](t, control, "SELECT pg_relation_size('guest')") == 0
+	testkit.Eventually(t, "VACUUM removes dead rows under three waiters", func() bool {
+		testkit.Exec(t, control, "VACUUM guest")
+		return testkit.Value[int64](t, control, "SELECT pg_relation_size('guest')") == 0
 	})
 	// To give the pages back it also needs the table for itself for a moment, which autovacuum may have.
 	took := time.Since(started)
-	lab.Note(t, "VACUUM removes dead rows under three waiters: %v (target 3s)", took)
+	testkit.Figure(t, "VACUUM removes dead rows under three waiters: %v (target 3s)", took)
 	if lab.Figures() {
 		require.Less(t, took, 3*time.Second)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // resultsDir is where a failed check leaves what explains it.
@@ -46,7 +46,7 @@ func verify(tb testing.TB, all []*history.Grant) []int64 {
 	require.NoError(tb, history.Tokens(all))
 	checked, err := history.Check(all, resultsDir(tb))
 	require.NoError(tb, err)
-	lab.Note(tb, "history: %d operations checked", checked)
+	testkit.Figure(tb, "history: %d operations checked", checked)
 	return overlaps
 }
 
@@ -60,7 +60,7 @@ func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 		all = append(all, grants...)
 		total.Add(counts)
 	}
-	lab.Note(tb, "history: %+v", total)
+	testkit.Figure(tb, "history: %+v", total)
 	return all
 }
 
@@ -69,7 +69,7 @@ func collect(tb testing.TB, processes ...*worker.Process) []*history.Grant {
 func TestHammer(t *testing.T) {
 	t.Parallel()
 	const processes = 4
-	load := lab.Brief(1500*time.Millisecond, 700*time.Millisecond)
+	load := testkit.Brief(1500*time.Millisecond, 700*time.Millisecond)
 	for _, c := range []struct {
 		kind                      string
 		clients, goroutines, keys int
@@ -83,7 +83,7 @@ func TestHammer(t *testing.T) {
 		t.Run(c.kind, func(t *testing.T) {
 			t.Parallel()
 			dsn := lab.Database(t)
-			control := dbtest.Connect(t, dsn)
+			control := testkit.Connect(t, dsn)
 			lab.Counters(t, control, "hammer", c.keys)
 			cmd := worker.Command{
 				Do: worker.Hammer, Kind: c.kind, DSN: dsn, Key: "hammer", Keys: c.keys,
@@ -107,14 +107,14 @@ func TestHammer(t *testing.T) {
 				granted += a.Counts["granted"]
 				changed += a.Counts["changed"]
 			}
-			counted := dbtest.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter")
+			counted := testkit.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter")
 			if cmd.File != "" {
 				var err error
 				counted, err = worker.ReadCounter(cmd.File)
 				require.NoError(t, err)
 			}
 			require.Equal(t, changed, counted, "lost updates")
-			lab.Note(t, "hammer %s: %d grants, %d changes", c.kind, granted, changed)
+			testkit.Figure(t, "hammer %s: %d grants, %d changes", c.kind, granted, changed)
 			if c.kind != worker.ByDo { // which leaves no history of its own
 				judge(t, workers...)
 			}

@@ -13,7 +13,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // lines is what a client has written into its log.
@@ -39,7 +39,7 @@ func (l *lines) all() []string {
 func TestServer_RestartInTheLog(t *testing.T) {
 	t.Parallel()
 	server := lab.OwnServer(t, nil)
-	dsn := dbtest.MigratedOn(t, server.URL())
+	dsn := testkit.MigratedOn(t, server.URL())
 	log := &lines{}
 	ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 	defer cancel()

@@ -9,18 +9,20 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // Law 9 for any deadlock_timeout: no waiter writes a line into the server's log, and yet each is served soon.
 func TestQuiet(t *testing.T) {
 	t.Parallel()
-	watched := lab.Brief(3*time.Second, 2*time.Second)
-	for _, timeout := range lab.Brief([]string{"1ms", "10ms", "30ms", "1s"}, []string{"1ms", "1s"}) {
+	watched := testkit.Brief(3*time.Second, 2*time.Second)
+	for _, timeout := range testkit.Brief([]string{"1ms", "10ms", "30ms", "1s"}, []string{"1ms", "1s"}) {
 		t.Run(timeout, func(t *testing.T) {
 			t.Parallel()
 			server := lab.OwnServer(t, map[string]string{"log_lock_waits": "on", "deadlock_timeout": timeout})
 			dsn := lab.DatabaseOn(t, server)
-			_, err := lab.Client(t, dsn, nil).Semaphore(t.Context(), "s", 1)
+			_, err := testclient.New(t, dsn, nil).Semaphore(t.Context(), "s", 1)
 			require.NoError(t, err)
 			holder := worker.Start(t)
 			holder.Open("c", dsn, 0)
@@ -62,7 +64,7 @@ func TestQuiet(t *testing.T) {
 					require.True(t, p[turn].Release(first[turn].As()).OK())
 				}
 			}
-			lab.Note(t, "deadlock_timeout %s: served after %v", timeout, time.Since(began))
+			testkit.Figure(t, "deadlock_timeout %s: served after %v", timeout, time.Since(began))
 			content, err := os.ReadFile(server.LogFile())
 			require.NoError(t, err)
 			require.Empty(t, string(content[logged:]), "lines in the server's log")

@@ -14,7 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // survivors are holders in two processes that are to live through something that happens to the server.
@@ -93,9 +93,9 @@ func crashUnflushed(t *testing.T, server *pgserver.Server, dsn string) {
 	const draws = 20 // fewer than a record covers
 	conn, err := pgx.Connect(context.Background(), dsn)
 	require.NoError(t, err)
-	dbtest.Exec(t, conn, "CHECKPOINT")
-	dbtest.Exec(t, conn, "BEGIN")
-	before := dbtest.Value[int64](t, conn, "SELECT nextval('pgbaton.token')")
+	testkit.Exec(t, conn, "CHECKPOINT")
+	testkit.Exec(t, conn, "BEGIN")
+	before := testkit.Value[int64](t, conn, "SELECT nextval('pgbaton.token')")
 	p := worker.Start(t)
 	p.Open("c", dsn, 0)
 	token := int64(0)
@@ -107,8 +107,8 @@ func crashUnflushed(t *testing.T, server *pgserver.Server, dsn string) {
 	p.Kill()
 	require.NoError(t, server.Restart(context.Background(), "immediate"))
 	_ = conn.Close(context.Background())
-	left := dbtest.Value[int64](t, dbtest.Connect(t, dsn), "SELECT last_value FROM pgbaton.token")
-	lab.Note(t, "last token %d, the sequence after the crash %d", token, left)
+	left := testkit.Value[int64](t, testkit.Connect(t, dsn), "SELECT last_value FROM pgbaton.token")
+	testkit.Figure(t, "last token %d, the sequence after the crash %d", token, left)
 	require.Less(t, left, token, "the crash was to forget tokens; without that this test proves nothing")
 	next := worker.Start(t)
 	next.Open("c", dsn, 0)
@@ -124,16 +124,16 @@ func TestServer_SynchronousStandbyAway(t *testing.T) {
 	dsn := lab.DatabaseOn(t, server)
 	a, b := worker.Start(t), worker.Start(t)
 	a.Open("first", dsn, 0) // the token sequence is made sure of before
-	control := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, control, "SET synchronous_commit = local")
-	dbtest.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-	dbtest.Exec(t, control, "SELECT pg_reload_conf()")
-	lab.Eventually(t, "the setting counts", func() bool {
-		return dbtest.Value[string](t, control, "SHOW synchronous_standby_names") == "nobody"
+	control := testkit.Connect(t, dsn)
+	testkit.Exec(t, control, "SET synchronous_commit = local")
+	testkit.Exec(t, control, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+	testkit.Exec(t, control, "SELECT pg_reload_conf()")
+	testkit.Eventually(t, "the setting counts", func() bool {
+		return testkit.Value[string](t, control, "SHOW synchronous_standby_names") == "nobody"
 	})
 	a.Open("c", dsn, 0)
-	b.Open("c", dbtest.Named(t, dsn, "b"), 0)
-	for i := range lab.Brief(20, 8) {
+	b.Open("c", testkit.Named(t, dsn, "b"), 0)
+	for i := range testkit.Brief(20, 8) {
 		key := fmt.Sprint("sync/", i)
 		a.Hold("c", key)
 		call := wait(t, control, b, "b", key)
@@ -143,8 +143,8 @@ func TestServer_SynchronousStandbyAway(t *testing.T) {
 		require.True(t, b.Release(key).OK())
 	}
 	judge(t, a, b)
-	dbtest.Exec(t, control, "ALTER SYSTEM RESET synchronous_standby_names")
-	dbtest.Exec(t, control, "SELECT pg_reload_conf()")
+	testkit.Exec(t, control, "ALTER SYSTEM RESET synchronous_standby_names")
+	testkit.Exec(t, control, "SELECT pg_reload_conf()")
 }
 
 // A full lock table gives ErrTooManyLocks, no grant that is none, and is forgotten when there is room again.
@@ -152,10 +152,10 @@ func TestServer_LockTableFull(t *testing.T) {
 	t.Parallel()
 	server := lab.OwnServer(t, map[string]string{"max_locks_per_transaction": "10", "max_connections": "25"})
 	dsn := lab.DatabaseOn(t, server)
-	control := dbtest.Connect(t, dsn)
-	filler := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
+	filler := testkit.Connect(t, dsn)
 	p := worker.Start(t)
-	p.Do(worker.Command{Do: worker.Open, Client: "c", DSN: dbtest.Named(t, dsn, "c"), MaxHeld: 100})
+	p.Do(worker.Command{Do: worker.Open, Client: "c", DSN: testkit.Named(t, dsn, "c"), MaxHeld: 100})
 	p.Hold("c", "before")
 	var err error
 	for i := 0; err == nil; i++ {
@@ -175,10 +175,10 @@ func TestServer_LockTableFull(t *testing.T) {
 	}
 	require.NotZero(t, refused)
 	require.True(t, p.Do(worker.Command{Do: worker.Err, As: "before"}).Result.OK(), "what was held is still held")
-	dbtest.Exec(t, filler, "SELECT pg_advisory_unlock_all()")
-	require.Equal(t, granted+1, lab.HeldBy(t, control, "c"), "what the client says and what the server holds")
+	testkit.Exec(t, filler, "SELECT pg_advisory_unlock_all()")
+	require.Equal(t, granted+1, testkit.HeldBy(t, control, "c"), "what the client says and what the server holds")
 	r := p.Do(worker.Command{Do: worker.Acquire, Client: "c", Key: "after", As: "after"}).Result
 	require.True(t, r.OK(), r.Err)
-	lab.Note(t, "full lock table: %d refused, %d granted of %d", refused, granted, len(steps))
+	testkit.Figure(t, "full lock table: %d refused, %d granted of %d", refused, granted, len(steps))
 	judge(t, p)
 }

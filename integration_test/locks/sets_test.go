@@ -10,7 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // takeSets lets 64 goroutines in 4 processes take sets of 5 of 50 keys, and sums up what they counted.
@@ -44,20 +44,20 @@ func takeSets(t *testing.T, dsn, kind string, load time.Duration) map[string]int
 // Sets in random order never deadlock, and exclude like single locks.
 func TestSets(t *testing.T) {
 	t.Parallel()
-	load := lab.Brief(3*time.Second, 1500*time.Millisecond)
+	load := testkit.Brief(3*time.Second, 1500*time.Millisecond)
 	counts := takeSets(t, lab.Database(t), worker.BySet, load)
 	require.Positive(t, counts["sets"], "nobody got anything")
 	require.Zero(t, counts["deadlocks"])
-	lab.Note(t, "AcquireAll of 5 of 50 keys, 64 goroutines in 4 processes: %.0f sets/s", float64(counts["sets"])/load.Seconds())
+	testkit.Figure(t, "AcquireAll of 5 of 50 keys, 64 goroutines in 4 processes: %.0f sets/s", float64(counts["sets"])/load.Seconds())
 }
 
 // The same by hand, one key after the other in random order: deadlocks all the time, each of which ends with
 // ErrDeadlock for one side, while the rest goes on. Who is in none waits for those who are, so there is little progress.
 func TestSets_ByHand(t *testing.T) {
 	t.Parallel()
-	load := lab.Brief(12*time.Second, 5*time.Second)
+	load := testkit.Brief(12*time.Second, 5*time.Second)
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	cycles, longest, gap := 0, time.Duration(0), time.Duration(0)
 	go func() {
@@ -68,9 +68,9 @@ func TestSets_ByHand(t *testing.T) {
 	close(stop)
 	<-stopped
 	require.Positive(t, counts["deadlocks"])
-	lab.Note(t, "5 of 50 keys one by one in random order, 64 goroutines in 4 processes: %.1f sets/s, %d deadlocks",
+	testkit.Figure(t, "5 of 50 keys one by one in random order, 64 goroutines in 4 processes: %.1f sets/s, %d deadlocks",
 		float64(counts["sets"])/load.Seconds(), counts["deadlocks"])
-	lab.Note(t, "%d cycles seen in the table of waits", cycles)
+	testkit.Figure(t, "%d cycles seen in the table of waits", cycles)
 	// A wait is published after 1 s; half a second later the cycle that it closes should have ended.
 	lab.Report(t, "longest cycle seen in the table of waits", lab.Spread{longest}, 3*time.Second)
 	// Everybody waits for one key, which one holds, so cycles have no wait in common: each has one victim, and there is none
@@ -78,9 +78,9 @@ func TestSets_ByHand(t *testing.T) {
 	if gap < 250*time.Millisecond {
 		require.LessOrEqual(t, counts["deadlocks"], int64(cycles), "more victims than cycles")
 	} else {
-		lab.Note(t, "the table was not looked at for %v: victims are not compared with cycles", gap)
+		testkit.Figure(t, "the table was not looked at for %v: victims are not compared with cycles", gap)
 	}
-	require.Zero(t, dbtest.Value[int](t, control, "SELECT count(*)::int FROM pgbaton.waits()"), "waits that are over")
+	require.Zero(t, testkit.Value[int](t, control, "SELECT count(*)::int FROM pgbaton.waits()"), "waits that are over")
 }
 
 // watchCycles looks at the table of waits until it is stopped. It returns how many cycles there were, for how long

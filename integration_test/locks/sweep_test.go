@@ -12,7 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // sweep is the ends of contexts at 0 to 300 µs after a moment.
@@ -56,8 +56,8 @@ func (s *sweep) attempt(t *testing.T, client *pgbaton.Client, key pgbaton.Key, r
 func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a client
 	t.Parallel()
 	dsn := lab.Database(t)
-	control := dbtest.Connect(t, dsn)
-	client, err := pgbaton.Open(context.Background(), dbtest.Named(t, dsn, "sweep"), nil)
+	control := testkit.Connect(t, dsn)
+	client, err := pgbaton.Open(context.Background(), testkit.Named(t, dsn, "sweep"), nil)
 	require.NoError(t, err)
 	other := worker.Start(t)
 	other.Open("c", dsn, 0)
@@ -66,11 +66,11 @@ func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a cli
 		rounds int
 		run    func(t *testing.T, s *sweep, round int)
 	}{
-		{"free", lab.Brief(1500, 600), func(t *testing.T, s *sweep, round int) {
+		{"free", testkit.Brief(1500, 600), func(t *testing.T, s *sweep, round int) {
 			t.Helper()
 			s.attempt(t, client, pgbaton.Name("free"), round, nil)
 		}},
-		{"held in the process", lab.Brief(1500, 600), func(t *testing.T, s *sweep, round int) {
+		{"held in the process", testkit.Brief(1500, 600), func(t *testing.T, s *sweep, round int) {
 			t.Helper()
 			lock, err := client.Acquire(context.Background(), pgbaton.Name("inside"))
 			require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a cli
 			})
 			require.NoError(t, <-released)
 		}},
-		{"held by another process", lab.Brief(300, 120), func(t *testing.T, s *sweep, round int) {
+		{"held by another process", testkit.Brief(300, 120), func(t *testing.T, s *sweep, round int) {
 			t.Helper()
 			key := fmt.Sprint("outside/", round%8)
 			other.Hold("c", key)
@@ -99,9 +99,9 @@ func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a cli
 			}
 			require.NotZero(t, s.hits)
 			require.Less(t, s.hits, c.rounds+1)
-			lab.Note(t, "%d of %d contexts ended first", s.hits, c.rounds)
+			testkit.Figure(t, "%d of %d contexts ended first", s.hits, c.rounds)
 			lab.Report(t, "error after the context's end", lab.NewSpread(s.late), 50*time.Millisecond)
-			lab.Eventually(t, "pg_locks is empty", func() bool { return lab.HeldBy(t, control, "sweep") == 0 })
+			testkit.Eventually(t, "pg_locks is empty", func() bool { return testkit.HeldBy(t, control, "sweep") == 0 })
 		})
 	}
 	for i := range 8 { // the key is to be had

@@ -10,8 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Databases of other encodings than UTF8 are migrated, and every feature works in them, with a name of their own
@@ -21,17 +20,17 @@ func TestMigrate_Encodings(t *testing.T) {
 	for encoding, name := range map[string]string{
 		"LATIN1": "größe", "KOI8R": "ключ", "EUC_JP": "鍵", "WIN1251": "ключ", "SQL_ASCII": "größe", "UTF8": "größe 鍵",
 	} {
-		for _, client := range lab.Brief([]string{"", encoding}, []string{encoding}) {
+		for _, client := range testkit.Brief([]string{"", encoding}, []string{encoding}) {
 			t.Run(encoding+"/"+client, func(t *testing.T) {
 				t.Parallel()
 				dsn := encoded(t, encoding)
 				url := dsn
 				if client != "" {
-					url = dbtest.With(t, dsn, "client_encoding", client)
+					url = testkit.With(t, dsn, "client_encoding", client)
 				}
 				require.NoError(t, pgbaton.Migrate(t.Context(), url))
-				conn := dbtest.Connect(t, dsn)
-				require.Equal(t, encoding, dbtest.Value[string](t, conn, "SHOW server_encoding"))
+				conn := testkit.Connect(t, dsn)
+				require.Equal(t, encoding, testkit.Value[string](t, conn, "SHOW server_encoding"))
 				useEverything(t, url, dsn, name)
 			})
 		}
@@ -41,10 +40,10 @@ func TestMigrate_Encodings(t *testing.T) {
 // encoded makes a database with an encoding.
 func encoded(t *testing.T, encoding string) string {
 	t.Helper()
-	dsn := dbtest.Empty(t)
-	name := dbtest.Value[string](t, dbtest.Connect(t, dsn), "SELECT current_database()::text")
-	dbtest.Run(t, dbtest.Server(t), "DROP DATABASE "+name+" WITH (FORCE)")
-	dbtest.Run(t, dbtest.Server(t), "CREATE DATABASE "+name+" TEMPLATE template0 ENCODING '"+encoding+"' LC_COLLATE 'C' LC_CTYPE 'C'")
+	dsn := testkit.Empty(t)
+	name := testkit.Value[string](t, testkit.Connect(t, dsn), "SELECT current_database()::text")
+	testkit.Run(t, testkit.Server(t), "DROP DATABASE "+name+" WITH (FORCE)")
+	testkit.Run(t, testkit.Server(t), "CREATE DATABASE "+name+" TEMPLATE template0 ENCODING '"+encoding+"' LC_COLLATE 'C' LC_CTYPE 'C'")
 	return dsn
 }
 
@@ -59,9 +58,9 @@ func useEverything(t *testing.T, one, other, name string) {
 	_, err = b.TryAcquire(ctx, pgbaton.Name(name))
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
 	// A session that says what its bytes are computes the key that Go computes.
-	conn := dbtest.Connect(t, other)
-	dbtest.Exec(t, conn, "SET client_encoding = 'UTF8'")
-	require.False(t, dbtest.Value[bool](t, conn, "SELECT pg_try_advisory_lock(pgbaton.key($1))", name))
+	conn := testkit.Connect(t, other)
+	testkit.Exec(t, conn, "SET client_encoding = 'UTF8'")
+	require.False(t, testkit.Value[bool](t, conn, "SELECT pg_try_advisory_lock(pgbaton.key($1))", name))
 	require.NoError(t, lock.Release(ctx))
 	shared, err := b.AcquireShared(ctx, pgbaton.Name(name))
 	require.NoError(t, err)
@@ -159,8 +158,8 @@ type account struct {
 func useRows(t *testing.T, conn *pgx.Conn, name string) {
 	t.Helper()
 	ctx := t.Context()
-	dbtest.Exec(t, conn, `CREATE TABLE account (name text PRIMARY KEY, version bigint NOT NULL)`)
-	dbtest.Exec(t, conn, "INSERT INTO account VALUES ($1, 1)", name)
+	testkit.Exec(t, conn, `CREATE TABLE account (name text PRIMARY KEY, version bigint NOT NULL)`)
+	testkit.Exec(t, conn, "INSERT INTO account VALUES ($1, 1)", name)
 	key := pgbaton.Values{"name": name}
 	inTx(t, conn, func(tx pgx.Tx) {
 		row, err := pgbaton.LockRow[account](ctx, tx, pgx.Identifier{"account"}, key, nil)

@@ -11,8 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestMigrate_GolangMigrate(t *testing.T) {
@@ -25,17 +24,17 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 	for name, tool := range tools {
 		t.Run(name+"/MakesTheSameSchema", func(t *testing.T) {
 			t.Parallel()
-			ours, theirs := migrated(t), dbtest.Empty(t)
+			ours, theirs := migrated(t), testkit.Empty(t)
 			require.NoError(t, tool(t, theirs).Up())
 			require.Equal(t, catalog(t, theirs), catalog(t, ours))
 			require.Greater(t, len(catalog(t, ours)), 20)
 		})
 		t.Run(name+"/IsTakenOver", func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
+			dsn := testkit.Empty(t)
 			require.NoError(t, tool(t, dsn).Up())
 			before := catalog(t, dsn)
-			require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+			require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn)))
 			require.Equal(t, before, catalog(t, dsn))
 		})
 		t.Run(name+"/TakesOver", func(t *testing.T) {
@@ -46,12 +45,12 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 		t.Run(name+"/DownAndUpAgainWithRisingTokens", func(t *testing.T) {
 			t.Parallel()
 			dsn := migrated(t)
-			conn := dbtest.Connect(t, dsn)
-			first := dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
+			conn := testkit.Connect(t, dsn)
+			first := testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 			require.NoError(t, tool(t, dsn).Down())
-			require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
-			require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
-			require.Greater(t, dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()"), first)
+			require.False(t, testkit.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+			require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn)))
+			require.Greater(t, testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()"), first)
 		})
 	}
 }
@@ -60,11 +59,11 @@ func TestMigrate_GolangMigrate(t *testing.T) {
 func TestMigrate_GolangMigrate_AtTheSameTime(t *testing.T) {
 	t.Parallel()
 	const each = 8
-	for range lab.Brief(4, 1) {
+	for range testkit.Brief(4, 1) {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
-			pool := dbtest.Pool(t, dsn)
+			dsn := testkit.Empty(t)
+			pool := testkit.Pool(t, dsn)
 			// The tools by handle and by URL do not exclude each other; each excludes Migrate.
 			tool := golangMigrate(t, dsn).Up
 			jobs := []func() error{}
@@ -88,10 +87,10 @@ func TestMigrate_GolangMigrate_AtTheSameTime(t *testing.T) {
 // error and no dirty version comes of it.
 func TestMigrate_GolangMigrate_UpAndDownAtTheSameTime(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Empty(t)
-	pool := dbtest.Pool(t, dsn)
+	dsn := testkit.Empty(t)
+	pool := testkit.Pool(t, dsn)
 	tool := golangMigrateByURL(t, dsn)
-	for range lab.Brief(20, 4) {
+	for range testkit.Brief(20, 4) {
 		errs := atOnce([]func() error{
 			func() error { return errors.Join(up(tool), tool.Down(), up(tool)) },
 			func() error { return migrateTimes(t, pool, 3) },

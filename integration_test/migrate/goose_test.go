@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -47,7 +47,7 @@ func TestMigrate_Goose(t *testing.T) {
 
 	t.Run("IsTakenOver", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Empty(t)
+		dsn := testkit.Empty(t)
 		_, err := gooseOf(t, dsn).Up(t.Context())
 		require.NoError(t, err)
 		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
@@ -58,7 +58,7 @@ func TestMigrate_Goose(t *testing.T) {
 	for _, to := range []int{versions[len(versions)-2], 0} {
 		t.Run(fmt.Sprintf("DownTo%d", to), func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
+			dsn := testkit.Empty(t)
 			tool := gooseOf(t, dsn)
 			_, err := tool.Up(t.Context())
 			require.NoError(t, err)
@@ -77,9 +77,9 @@ func TestMigrate_Goose(t *testing.T) {
 		tool := gooseOf(t, dsn)
 		_, err := tool.Up(t.Context())
 		require.ErrorContains(t, err, `schema "pgbaton" already exists`)
-		conn := dbtest.Connect(t, dsn)
+		conn := testkit.Connect(t, dsn)
 		for _, version := range versions {
-			dbtest.Exec(t, conn, "INSERT INTO goose_db_version (version_id, is_applied) VALUES ($1, true)", version)
+			testkit.Exec(t, conn, "INSERT INTO goose_db_version (version_id, is_applied) VALUES ($1, true)", version)
 		}
 		applied, err := tool.Up(t.Context())
 		require.NoError(t, err)

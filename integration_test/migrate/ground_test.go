@@ -10,7 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A pooler in transaction mode is refused, as New refuses it, before anything is done; one in session mode is not.
@@ -19,7 +19,7 @@ func TestMigrate_Pooler(t *testing.T) {
 	for _, mode := range []string{"transaction", "session"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
+			dsn := testkit.Empty(t)
 			through := lab.PgBouncer(t, dsn, mode)
 			for range 3 {
 				err := pgbaton.Migrate(t.Context(), through)
@@ -29,15 +29,15 @@ func TestMigrate_Pooler(t *testing.T) {
 				}
 				require.ErrorIs(t, err, pgbaton.ErrPooler)
 				require.ErrorContains(t, err, "pgbaton: migrate: connection goes through a pooler: it is in transaction mode")
-				require.False(t, dbtest.Value[bool](t, dbtest.Connect(t, dsn), "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+				require.False(t, testkit.Value[bool](t, testkit.Connect(t, dsn), "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
 			}
 			if mode == "session" {
 				require.Equal(t, rightCatalog(t), catalog(t, dsn))
 				// What is set for migrating is not left behind on the pooler's sessions.
 				var errs []error
 				for range 8 {
-					conn := dbtest.Connect(t, through)
-					if dbtest.Value[string](t, conn, "SHOW search_path") != `"$user", public` {
+					conn := testkit.Connect(t, through)
+					if testkit.Value[string](t, conn, "SHOW search_path") != `"$user", public` {
 						errs = append(errs, errors.New("search_path is left behind"))
 					}
 					require.NoError(t, conn.Close(t.Context()))

@@ -12,9 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // scene is a database in which a stranger may create in public, as everybody may by default up to PostgreSQL 14, and
@@ -29,16 +28,16 @@ type scene struct {
 func newScene(t *testing.T, server *pgserver.Server) scene {
 	t.Helper()
 	name := "stranger_" + strings.ToLower(rand.Text())
-	dbtest.Run(t, server.URL(), "CREATE ROLE "+name+" LOGIN PASSWORD 'service'")
-	t.Cleanup(func() { dbtest.Run(t, server.URL(), "DROP ROLE "+name) })
-	dsn := dbtest.EmptyOn(t, server.URL())
-	s := scene{dsn: dsn, conn: dbtest.Connect(t, dsn), name: name}
+	testkit.Run(t, server.URL(), "CREATE ROLE "+name+" LOGIN PASSWORD 'service'")
+	t.Cleanup(func() { testkit.Run(t, server.URL(), "DROP ROLE "+name) })
+	dsn := testkit.EmptyOn(t, server.URL())
+	s := scene{dsn: dsn, conn: testkit.Connect(t, dsn), name: name}
 	if server.Major() > 14 {
-		dbtest.Exec(t, s.conn, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+		testkit.Exec(t, s.conn, "GRANT CREATE ON SCHEMA public TO PUBLIC")
 	}
-	dbtest.Exec(t, s.conn, "GRANT CREATE ON DATABASE "+dbtest.Value[string](t, s.conn, "SELECT current_database()")+" TO "+name)
-	s.stranger = dbtest.Connect(t, dbtest.As(t, dsn, name))
-	dbtest.Exec(t, s.stranger, bait)
+	testkit.Exec(t, s.conn, "GRANT CREATE ON DATABASE "+testkit.Value[string](t, s.conn, "SELECT current_database()")+" TO "+name)
+	s.stranger = testkit.Connect(t, testkit.As(t, dsn, name))
+	testkit.Exec(t, s.stranger, bait)
 	return s
 }
 
@@ -65,7 +64,7 @@ BEGIN PERFORM lair.bite(); RETURN coalesce(NEW, OLD); END $$;
 // caught says whether somebody ran the stranger's code.
 func (s scene) caught(t *testing.T) bool {
 	t.Helper()
-	return dbtest.Value[bool](t, s.conn, "SELECT is_called FROM lair.caught")
+	return testkit.Value[bool](t, s.conn, "SELECT is_called FROM lair.caught")
 }
 
 const plain = "CREATE TABLE public.pgbaton_schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)"
@@ -126,7 +125,7 @@ func TestMigrate_Hostile(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				s := newScene(t, server)
-				dbtest.Exec(t, s.stranger, trap)
+				testkit.Exec(t, s.stranger, trap)
 				for range 2 {
 					err := pgbaton.Migrate(t.Context(), s.dsn)
 					require.False(t, s.caught(t), "the stranger's code ran: %v", err)
@@ -134,7 +133,7 @@ func TestMigrate_Hostile(t *testing.T) {
 					require.ErrorContains(t, err, s.name)
 				}
 				// Once the stranger's things are gone, it works.
-				dbtest.Exec(t, s.conn, "SET client_min_messages = error; DROP OWNED BY "+s.name+" CASCADE")
+				testkit.Exec(t, s.conn, "SET client_min_messages = error; DROP OWNED BY "+s.name+" CASCADE")
 				require.NoError(t, pgbaton.Migrate(t.Context(), s.dsn))
 			})
 		}
@@ -152,7 +151,7 @@ func TestMigrate_HostileTableOfTheRole(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				s := newScene(t, server)
-				dbtest.Exec(t, s.conn, "CREATE SCHEMA IF NOT EXISTS lair;"+trap)
+				testkit.Exec(t, s.conn, "CREATE SCHEMA IF NOT EXISTS lair;"+trap)
 				err := pgbaton.Migrate(t.Context(), s.dsn)
 				require.False(t, s.caught(t), "code of the table ran: %v", err)
 				require.ErrorIs(t, err, pgbaton.ErrSchema)
@@ -167,15 +166,15 @@ func TestMigrate_HostileSwap(t *testing.T) {
 	t.Parallel()
 	oldestAndNewest(t, func(t *testing.T, server *pgserver.Server) {
 		s := newScene(t, server)
-		dbtest.Exec(t, s.stranger, plainAs("lair.good")+plainAs("lair.bad")+
+		testkit.Exec(t, s.stranger, plainAs("lair.good")+plainAs("lair.bad")+
 			`CREATE TRIGGER t BEFORE INSERT OR DELETE ON lair.bad FOR EACH ROW EXECUTE FUNCTION lair.on_write()`)
 		// The good one belongs to the superuser, who was talked into it.
-		dbtest.Exec(t, s.conn, "ALTER TABLE lair.good OWNER TO postgres")
+		testkit.Exec(t, s.conn, "ALTER TABLE lair.good OWNER TO postgres")
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var swapper sync.WaitGroup
 		swapper.Go(func() {
-			conn := dbtest.Connect(t, s.dsn)
+			conn := testkit.Connect(t, s.dsn)
 			for ctx.Err() == nil {
 				for _, sql := range []string{
 					"ALTER TABLE lair.good SET SCHEMA public; ALTER TABLE public.good RENAME TO pgbaton_schema_migrations",
@@ -190,7 +189,7 @@ func TestMigrate_HostileSwap(t *testing.T) {
 				}
 			}
 		})
-		for range lab.Brief(100, 20) {
+		for range testkit.Brief(100, 20) {
 			err := pgbaton.Migrate(t.Context(), s.dsn)
 			if err == nil {
 				continue
@@ -212,10 +211,10 @@ func TestMigrate_HostileNames(t *testing.T) {
 				t.Parallel()
 				s := newScene(t, server)
 				for _, schema := range []string{"public", "lair"} {
-					dbtest.Exec(t, s.stranger, strings.ReplaceAll(shadows, "SCHEMA", schema))
+					testkit.Exec(t, s.stranger, strings.ReplaceAll(shadows, "SCHEMA", schema))
 				}
 				for range 2 {
-					require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, s.dsn, "search_path", path)))
+					require.NoError(t, pgbaton.Migrate(t.Context(), testkit.With(t, s.dsn, "search_path", path)))
 					require.False(t, s.caught(t))
 				}
 				require.Equal(t, catalog(t, migratedOn(t, server)), catalog(t, s.dsn))
@@ -254,11 +253,11 @@ func TestMigrate_AnothersSchema(t *testing.T) {
 	t.Parallel()
 	oldestAndNewest(t, func(t *testing.T, server *pgserver.Server) {
 		s := newScene(t, server)
-		owner := dbtest.As(t, s.dsn, s.name)
-		database := dbtest.Value[string](t, s.conn, "SELECT current_database()")
-		dbtest.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO "+s.name) // who is trusted, and not executed
-		t.Cleanup(func() { dbtest.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO postgres") })
-		dbtest.Exec(t, s.stranger, "SET check_function_bodies = off;"+sqlOf(t, 4)+`
+		owner := testkit.As(t, s.dsn, s.name)
+		database := testkit.Value[string](t, s.conn, "SELECT current_database()")
+		testkit.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO "+s.name) // who is trusted, and not executed
+		t.Cleanup(func() { testkit.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO postgres") })
+		testkit.Exec(t, s.stranger, "SET check_function_bodies = off;"+sqlOf(t, 4)+`
 			CREATE TRIGGER t BEFORE INSERT OR UPDATE OR DELETE ON pgbaton.slot EXECUTE FUNCTION lair.on_write()`)
 		err := pgbaton.Migrate(t.Context(), s.dsn)
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
@@ -268,15 +267,15 @@ func TestMigrate_AnothersSchema(t *testing.T) {
 		require.False(t, s.caught(t))
 
 		// A function of somebody else in the schema of the role that migrates.
-		dsn := dbtest.EmptyOn(t, server.URL())
-		conn := dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, sqlOf(t, 4)+"GRANT CREATE, USAGE ON SCHEMA pgbaton TO "+s.name)
-		dbtest.Exec(t, dbtest.Connect(t, dbtest.As(t, dsn, s.name)),
+		dsn := testkit.EmptyOn(t, server.URL())
+		conn := testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, sqlOf(t, 4)+"GRANT CREATE, USAGE ON SCHEMA pgbaton TO "+s.name)
+		testkit.Exec(t, testkit.Connect(t, testkit.As(t, dsn, s.name)),
 			"CREATE FUNCTION pgbaton.planted(name) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint'")
 		err = pgbaton.Migrate(t.Context(), dsn)
 		require.ErrorIs(t, err, pgbaton.ErrSchema)
 		require.ErrorContains(t, err, "function planted")
-		dbtest.Exec(t, conn, "DROP FUNCTION pgbaton.planted")
+		testkit.Exec(t, conn, "DROP FUNCTION pgbaton.planted")
 		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	})
 }
@@ -287,13 +286,13 @@ func TestMigrate_DatabaseOwner(t *testing.T) {
 	oldestAndNewest(t, func(t *testing.T, server *pgserver.Server) {
 		s := newScene(t, server)
 		owner := "owner_" + strings.ToLower(rand.Text())
-		dbtest.Exec(t, s.conn, "CREATE ROLE "+owner+" LOGIN PASSWORD 'service'")
-		database := dbtest.Value[string](t, s.conn, "SELECT current_database()")
-		dbtest.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO "+owner)
+		testkit.Exec(t, s.conn, "CREATE ROLE "+owner+" LOGIN PASSWORD 'service'")
+		database := testkit.Value[string](t, s.conn, "SELECT current_database()")
+		testkit.Exec(t, s.conn, "ALTER DATABASE "+database+" OWNER TO "+owner)
 		t.Cleanup(func() {
-			dbtest.Exec(t, s.conn, "REASSIGN OWNED BY "+owner+" TO postgres; DROP OWNED BY "+owner+"; DROP ROLE "+owner)
+			testkit.Exec(t, s.conn, "REASSIGN OWNED BY "+owner+" TO postgres; DROP OWNED BY "+owner+"; DROP ROLE "+owner)
 		})
-		dsn := dbtest.As(t, s.dsn, owner)
+		dsn := testkit.As(t, s.dsn, owner)
 		errs := atOnce([]func() error{
 			func() error { return pgbaton.Migrate(t.Context(), dsn) },
 			func() error { return pgbaton.Migrate(t.Context(), dsn) },
@@ -301,14 +300,14 @@ func TestMigrate_DatabaseOwner(t *testing.T) {
 		require.NoError(t, errors.Join(errs...))
 		require.NoError(t, pgbaton.Migrate(t.Context(), s.dsn), "a superuser looks")
 		// The stranger's own Migrate does nothing and says so.
-		err := pgbaton.Migrate(t.Context(), dbtest.As(t, s.dsn, s.name))
+		err := pgbaton.Migrate(t.Context(), testkit.As(t, s.dsn, s.name))
 		requireServicesNeedNot(t, err, s.name)
 	})
 }
 
 func migratedOn(t *testing.T, server *pgserver.Server) string {
 	t.Helper()
-	dsn := dbtest.EmptyOn(t, server.URL())
+	dsn := testkit.EmptyOn(t, server.URL())
 	require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	return dsn
 }

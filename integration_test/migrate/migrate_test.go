@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -22,7 +22,7 @@ func TestMigrate(t *testing.T) {
 		t.Parallel()
 		dsn := migrated(t)
 		before := catalog(t, dsn)
-		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+		require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn)))
 		require.Equal(t, before, catalog(t, dsn))
 	})
 
@@ -33,27 +33,27 @@ func TestMigrate(t *testing.T) {
 
 	t.Run("UpToDateNeedsNoRightToWrite", func(t *testing.T) {
 		t.Parallel()
-		role := dbtest.Role(t)
+		role := testkit.Role(t)
 		dsn := migrated(t)
-		pool := dbtest.Pool(t, dbtest.As(t, dsn, role))
+		pool := testkit.Pool(t, testkit.As(t, dsn, role))
 		err := pgbaton.Migrate(t.Context(), pool)
 		requireServicesNeedNot(t, err, role)
 		require.ErrorContains(t, err, "pgbaton: migrate: role ")
-		dbtest.Exec(t, dbtest.Connect(t, dsn), "GRANT SELECT ON pgbaton_schema_migrations TO "+role)
+		testkit.Exec(t, testkit.Connect(t, dsn), "GRANT SELECT ON pgbaton_schema_migrations TO "+role)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 	})
 
 	t.Run("NoRightToCreate", func(t *testing.T) {
 		t.Parallel()
-		role := dbtest.Role(t)
-		dsn := dbtest.Empty(t)
-		conn := dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, "GRANT CREATE ON SCHEMA public TO "+role)
-		err := pgbaton.Migrate(t.Context(), dbtest.Pool(t, dbtest.As(t, dsn, role)))
+		role := testkit.Role(t)
+		dsn := testkit.Empty(t)
+		conn := testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, "GRANT CREATE ON SCHEMA public TO "+role)
+		err := pgbaton.Migrate(t.Context(), testkit.Pool(t, testkit.As(t, dsn, role)))
 		requireServicesNeedNot(t, err, role)
 		require.ErrorContains(t, err, "apply 000001_foundation: ")
 		require.ErrorContains(t, err, "permission denied for database")
-		require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
+		require.False(t, testkit.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
 	})
 }
 
@@ -72,11 +72,11 @@ func TestMigrate_SearchPath(t *testing.T) {
 
 	t.Run("VersionTableInTheCurrentSchema", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Empty(t)
-		conn := dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, `CREATE SCHEMA "Odd ""name"`)
+		dsn := testkit.Empty(t)
+		conn := testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, `CREATE SCHEMA "Odd ""name"`)
 		require.NoError(t, pgbaton.Migrate(t.Context(), poolWith(t, dsn, `SET search_path = nowhere, "Odd ""name", public`)))
-		require.Equal(t, `"Odd ""name"`, dbtest.Value[string](t, conn,
+		require.Equal(t, `"Odd ""name"`, testkit.Value[string](t, conn,
 			"SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'pgbaton_schema_migrations'"))
 	})
 
@@ -91,19 +91,19 @@ func TestMigrate_SearchPath(t *testing.T) {
 	for set, message := range refused {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
+			dsn := testkit.Empty(t)
 			for range 2 {
 				require.ErrorContains(t, pgbaton.Migrate(t.Context(), poolWith(t, dsn, set)), message)
 			}
-			conn := dbtest.Connect(t, dsn)
-			require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
+			conn := testkit.Connect(t, dsn)
+			require.False(t, testkit.Value[bool](t, conn, "SELECT to_regnamespace('pgbaton') IS NOT NULL"))
 		})
 	}
 }
 
 func TestMigrate_Hooks(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Empty(t)
+	dsn := testkit.Empty(t)
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	calls := []string{}
@@ -131,28 +131,28 @@ func TestMigrate_Hooks(t *testing.T) {
 
 func TestMigrate_ContextEndsDuringTheWait(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Empty(t)
-	holder, observer := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	dsn := testkit.Empty(t)
+	holder, observer := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
 	for _, path := range []string{"", "/"} {
-		dbtest.Exec(t, holder, "BEGIN")
+		testkit.Exec(t, holder, "BEGIN")
 		_, err := holder.Exec(t.Context(), "SELECT pg_advisory_xact_lock($1)", lockID(t, holder, path))
 		require.NoError(t, err)
 
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
-		go func() { result <- pgbaton.Migrate(ctx, dbtest.Pool(t, dsn)) }()
+		go func() { result <- pgbaton.Migrate(ctx, testkit.Pool(t, dsn)) }()
 		const sqlWaits = `
 SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database
                WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted)`
-		dbtest.WaitFor(t, observer, sqlWaits)
+		testkit.WaitFor(t, observer, sqlWaits)
 		cancel()
 		err = <-result
 		require.ErrorIs(t, err, context.Canceled)
 		require.ErrorContains(t, err, "pgbaton: migrate: wait for the migration lock: ")
-		dbtest.WaitFor(t, observer, "SELECT NOT ("+sqlWaits+")")
-		dbtest.Exec(t, holder, "ROLLBACK")
+		testkit.WaitFor(t, observer, "SELECT NOT ("+sqlWaits+")")
+		testkit.Exec(t, holder, "ROLLBACK")
 	}
-	require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+	require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn)))
 }
 
 // A service whose own migrations hold the files has the schema and no version row.
@@ -160,14 +160,14 @@ func TestMigrate_Adopts(t *testing.T) {
 	t.Parallel()
 	setup := func(t *testing.T, dsn string) {
 		t.Helper()
-		dbtest.Exec(t, dbtest.Connect(t, dsn), sqlOf(t, 1))
+		testkit.Exec(t, testkit.Connect(t, dsn), sqlOf(t, 1))
 	}
 
 	t.Run("OwnSchema", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Empty(t)
+		dsn := testkit.Empty(t)
 		setup(t, dsn)
-		pool := dbtest.Pool(t, dsn)
+		pool := testkit.Pool(t, dsn)
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 		require.Equal(t, rightCatalog(t), catalog(t, dsn))
 		require.NoError(t, pgbaton.Migrate(t.Context(), pool))
@@ -176,12 +176,12 @@ func TestMigrate_Adopts(t *testing.T) {
 
 	t.Run("NotAnothersSchema", func(t *testing.T) {
 		t.Parallel()
-		role := dbtest.Role(t)
-		dsn := dbtest.Empty(t)
-		conn := dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, "GRANT CREATE ON DATABASE "+dbtest.Value[string](t, conn, "SELECT current_database()")+" TO "+role)
-		setup(t, dbtest.As(t, dsn, role))
-		err := pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn))
+		role := testkit.Role(t)
+		dsn := testkit.Empty(t)
+		conn := testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, "GRANT CREATE ON DATABASE "+testkit.Value[string](t, conn, "SELECT current_database()")+" TO "+role)
+		setup(t, testkit.As(t, dsn, role))
+		err := pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn))
 		require.ErrorContains(t, err, "the schema pgbaton belongs to role")
 	})
 }
@@ -203,6 +203,6 @@ func poolWith(t *testing.T, dsn, set string) *pgxpool.Pool {
 // lockID asks golang-migrate for its lock.
 func lockID(t *testing.T, conn *pgx.Conn, path string) int64 {
 	t.Helper()
-	database := path + dbtest.Value[string](t, conn, "SELECT current_database()::text")
+	database := path + testkit.Value[string](t, conn, "SELECT current_database()::text")
 	return generateLockID(t, database, "public", migrations.VersionTable)
 }

@@ -10,8 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // settings are those that a role, a database, a URL or AfterConnect may bring, and that must neither get in the way nor
@@ -50,18 +49,18 @@ func TestMigrate_Settings(t *testing.T) {
 	for _, set := range settings {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
-			conn := dbtest.Connect(t, dsn)
-			dbtest.Exec(t, conn, sqlOther)
+			dsn := testkit.Empty(t)
+			conn := testkit.Connect(t, dsn)
+			testkit.Exec(t, conn, sqlOther)
 			pool := poolWith(t, dsn, set)
 			jobs := []func() error{}
-			for range lab.Brief(3, 2) {
+			for range testkit.Brief(3, 2) {
 				jobs = append(jobs, func() error { return pgbaton.Migrate(t.Context(), pool) })
 			}
 			require.NoError(t, errors.Join(atOnce(jobs)...))
 			require.Zero(t, pool.Stat().NewConnsCount(), "a connection of the pool was used")
 			require.Equal(t, right, catalog(t, dsn))
-			require.Zero(t, dbtest.Value[int64](t, conn, `SELECT count(*) FROM pg_class JOIN pg_am AS a ON a.oid = relam
+			require.Zero(t, testkit.Value[int64](t, conn, `SELECT count(*) FROM pg_class JOIN pg_am AS a ON a.oid = relam
 				WHERE a.amname = 'other'`))
 		})
 	}
@@ -75,29 +74,29 @@ func TestMigrate_SettingsOfTheRole(t *testing.T) {
 		"client_encoding = 'LATIN1'", "default_transaction_isolation = 'serializable'", "check_function_bodies = 'off'",
 		"transform_null_equals = 'on'", "DateStyle = 'German'", "default_transaction_read_only = 'on'", "lock_timeout = '1'",
 	}
-	dsn := dbtest.Empty(t)
-	conn := dbtest.Connect(t, dsn)
-	name := dbtest.Value[string](t, conn, "SELECT current_database()::text")
+	dsn := testkit.Empty(t)
+	conn := testkit.Connect(t, dsn)
+	name := testkit.Value[string](t, conn, "SELECT current_database()::text")
 	for _, one := range set {
-		dbtest.Exec(t, conn, "ALTER DATABASE "+name+" SET "+one)
+		testkit.Exec(t, conn, "ALTER DATABASE "+name+" SET "+one)
 	}
 	require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	require.Equal(t, right, catalog(t, dsn))
 
-	dsn = dbtest.Empty(t)
-	url := dbtest.With(t, dbtest.With(t, dsn, "client_encoding", "LATIN1"), "options", "-cstandard_conforming_strings=off")
+	dsn = testkit.Empty(t)
+	url := testkit.With(t, testkit.With(t, dsn, "client_encoding", "LATIN1"), "options", "-cstandard_conforming_strings=off")
 	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
-		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, url, "default_query_exec_mode", mode)), mode)
+		require.NoError(t, pgbaton.Migrate(t.Context(), testkit.With(t, url, "default_query_exec_mode", mode)), mode)
 	}
 	require.Equal(t, right, catalog(t, dsn))
 }
 
 func TestMigrateDSN(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Empty(t)
-	require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.With(t, dsn, "pool_max_conns", "7")))
+	dsn := testkit.Empty(t)
+	require.NoError(t, pgbaton.Migrate(t.Context(), testkit.With(t, dsn, "pool_max_conns", "7")))
 	require.Equal(t, rightCatalog(t), catalog(t, dsn))
-	for _, bad := range []string{"host=h password = geheim port=x", "postgres://u:12/geheim@h/db", dbtest.With(t, dsn, "pool_max_conns", "geheim")} {
+	for _, bad := range []string{"host=h password = geheim port=x", "postgres://u:12/geheim@h/db", testkit.With(t, dsn, "pool_max_conns", "geheim")} {
 		err := pgbaton.Migrate(t.Context(), bad)
 		require.ErrorContains(t, err, "pgbaton: migrate: the connection ")
 		require.NotContains(t, err.Error(), "geheim")

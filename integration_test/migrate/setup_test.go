@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -34,8 +34,8 @@ var template struct {
 func migrated(t *testing.T) string {
 	t.Helper()
 	source, name := needTemplate(t), "pgbaton_test_"+strings.ToLower(rand.Text())
-	dbtest.Run(t, dbtest.Server(t), "CREATE DATABASE "+name+" TEMPLATE "+source)
-	t.Cleanup(func() { dbtest.Run(t, dbtest.Server(t), "DROP DATABASE "+name+" WITH (FORCE)") })
+	testkit.Run(t, testkit.Server(t), "CREATE DATABASE "+name+" TEMPLATE "+source)
+	t.Cleanup(func() { testkit.Run(t, testkit.Server(t), "DROP DATABASE "+name+" WITH (FORCE)") })
 	return inDatabase(t, name)
 }
 
@@ -53,8 +53,8 @@ func needTemplate(t *testing.T) string {
 	defer template.Unlock()
 	if template.name == "" {
 		name := "pgbaton_template_" + strings.ToLower(rand.Text())
-		template.server = dbtest.Server(t)
-		dbtest.Run(t, template.server, "CREATE DATABASE "+name)
+		template.server = testkit.Server(t)
+		testkit.Run(t, template.server, "CREATE DATABASE "+name)
 		template.name = name
 		dsn := inDatabase(t, name)
 		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
@@ -79,7 +79,7 @@ func dropTemplate() error {
 
 func inDatabase(t *testing.T, name string) string {
 	t.Helper()
-	u, err := url.Parse(dbtest.Server(t))
+	u, err := url.Parse(testkit.Server(t))
 	require.NoError(t, err)
 	u.Path = "/" + name
 	return u.String()

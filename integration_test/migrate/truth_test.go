@@ -13,8 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -27,7 +26,7 @@ func TestMigrate_LooksAtTheSchema(t *testing.T) {
 	at := func(n int) func(*testing.T, *pgx.Conn) {
 		return func(t *testing.T, conn *pgx.Conn) {
 			t.Helper()
-			dbtest.Exec(t, conn, sqlOf(t, n))
+			testkit.Exec(t, conn, sqlOf(t, n))
 		}
 	}
 	type state struct {
@@ -42,7 +41,7 @@ func TestMigrate_LooksAtTheSchema(t *testing.T) {
 		{"Newer", func(t *testing.T, conn *pgx.Conn) {
 			t.Helper()
 			at(len(versions))(t, conn)
-			dbtest.Exec(t, conn, saysVersion(last+1))
+			testkit.Exec(t, conn, saysVersion(last+1))
 		}, last + 1},
 	}
 	rows := map[string]string{
@@ -61,10 +60,10 @@ func TestMigrate_LooksAtTheSchema(t *testing.T) {
 			row := rows[name]
 			t.Run(state.name+"/Row/"+name, func(t *testing.T) {
 				t.Parallel()
-				dsn := dbtest.Empty(t)
-				conn := dbtest.Connect(t, dsn)
+				dsn := testkit.Empty(t)
+				conn := testkit.Connect(t, dsn)
 				state.make(t, conn)
-				dbtest.Exec(t, conn, row)
+				testkit.Exec(t, conn, row)
 				err := pgbaton.Migrate(t.Context(), dsn)
 				dirty := len(name) > 5 && name[:5] == "Dirty"
 				if dirty && (state.version > last || state.version > 0 && name == "Dirty/Newer") {
@@ -78,7 +77,7 @@ func TestMigrate_LooksAtTheSchema(t *testing.T) {
 				require.NoError(t, err)
 				want := max(last, state.version)
 				require.Equal(t, fmt.Sprintf("{(%d,f)}", want), versionRows(t, conn))
-				require.Equal(t, int32(want), dbtest.Value[int32](t, conn, "SELECT version FROM pgbaton.schema_version()"))
+				require.Equal(t, int32(want), testkit.Value[int32](t, conn, "SELECT version FROM pgbaton.schema_version()"))
 				if want == last {
 					require.Equal(t, right, catalog(t, dsn))
 				}
@@ -101,7 +100,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE BEGIN ATOMIC SELECT %d, 1; END`, version)
 
 func versionRows(t *testing.T, conn *pgx.Conn) string {
 	t.Helper()
-	return dbtest.Value[string](t, conn, `SELECT replace(array_agg(v ORDER BY v)::text, '"', '') FROM pgbaton_schema_migrations AS v`)
+	return testkit.Value[string](t, conn, `SELECT replace(array_agg(v ORDER BY v)::text, '"', '') FROM pgbaton_schema_migrations AS v`)
 }
 
 // A schema that lacks something, or is something else, is an error that says what, and each has a way out.
@@ -119,16 +118,16 @@ func TestMigrate_DamagedSchema(t *testing.T) {
 			"LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RAISE ''trapped''; END'": {"has no function schema_version() that says", saysVersion(newest)},
 	} {
 		versionTable := []string{"UPDATE pgbaton_schema_migrations SET dirty = true", "DROP TABLE pgbaton_schema_migrations"}
-		for _, rows := range lab.Brief(versionTable, versionTable[len(damage)%2:][:1]) {
+		for _, rows := range testkit.Brief(versionTable, versionTable[len(damage)%2:][:1]) {
 			t.Run(damage+"/"+rows, func(t *testing.T) {
 				t.Parallel()
 				dsn := migrated(t)
-				conn := dbtest.Connect(t, dsn)
-				dbtest.Exec(t, conn, "SET client_min_messages = error; "+damage+";"+rows)
+				conn := testkit.Connect(t, dsn)
+				testkit.Exec(t, conn, "SET client_min_messages = error; "+damage+";"+rows)
 				err := pgbaton.Migrate(t.Context(), dsn)
 				require.ErrorIs(t, err, pgbaton.ErrSchema)
 				require.ErrorContains(t, err, c.says)
-				dbtest.Exec(t, conn, c.mend)
+				testkit.Exec(t, conn, c.mend)
 				require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 				require.Equal(t, rightCatalog(t), catalog(t, dsn))
 			})
@@ -142,10 +141,10 @@ const dropSchema = "DROP SCHEMA pgbaton CASCADE"
 func TestMigrate_GolangMigrate_Drop(t *testing.T) {
 	t.Parallel()
 	dsn := migrated(t)
-	conn := dbtest.Connect(t, dsn)
-	token := dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
+	conn := testkit.Connect(t, dsn)
+	token := testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 	require.NoError(t, golangMigrate(t, dsn).Drop())
-	require.False(t, dbtest.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
+	require.False(t, testkit.Value[bool](t, conn, "SELECT to_regclass('pgbaton_schema_migrations') IS NOT NULL"))
 
 	// Its own up then begins from nothing, finds the schema and stays dirty.
 	require.ErrorContains(t, golangMigrate(t, dsn).Up(), `schema "pgbaton" already exists`)
@@ -156,7 +155,7 @@ func TestMigrate_GolangMigrate_Drop(t *testing.T) {
 	require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 	require.Equal(t, rightCatalog(t), catalog(t, dsn))
 	require.ErrorIs(t, golangMigrate(t, dsn).Up(), migrate.ErrNoChange)
-	require.Greater(t, dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()"), token)
+	require.Greater(t, testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()"), token)
 
 	// The other way out, without Migrate.
 	require.NoError(t, golangMigrate(t, dsn).Drop())
@@ -171,14 +170,14 @@ func TestMigrate_GolangMigrate_Dirty(t *testing.T) {
 
 	t.Run("FailedAndRolledBack", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Empty(t)
-		conn := dbtest.Connect(t, dsn)
+		dsn := testkit.Empty(t)
+		conn := testkit.Connect(t, dsn)
 		tool := golangMigrate(t, dsn)
 		require.NoError(t, tool.Migrate(uint(versions[3]))) //nolint:gosec // a small number
-		dbtest.Exec(t, conn, "CREATE TABLE pgbaton.leader ()")
+		testkit.Exec(t, conn, "CREATE TABLE pgbaton.leader ()")
 		require.ErrorContains(t, tool.Up(), `"leader" already exists`)
 		require.ErrorContains(t, pgbaton.Migrate(t.Context(), dsn), "it has table leader of a later version")
-		dbtest.Exec(t, conn, "DROP TABLE pgbaton.leader")
+		testkit.Exec(t, conn, "DROP TABLE pgbaton.leader")
 		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 		require.Equal(t, right, catalog(t, dsn))
 	})
@@ -186,9 +185,9 @@ func TestMigrate_GolangMigrate_Dirty(t *testing.T) {
 	// Statement by statement, and not to the end: nothing proves how far.
 	t.Run("HalfDone", func(t *testing.T) {
 		t.Parallel()
-		dsn := dbtest.Empty(t)
-		conn := dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, sqlOf(t, 5)+"DROP FUNCTION pgbaton.begin_run(text, interval, bigint);"+
+		dsn := testkit.Empty(t)
+		conn := testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, sqlOf(t, 5)+"DROP FUNCTION pgbaton.begin_run(text, interval, bigint);"+
 			saysVersion(4)+";"+rowSQL(5, true))
 		err := pgbaton.Migrate(t.Context(), dsn)
 		require.ErrorContains(t, err, "version 5 in ")
@@ -196,7 +195,7 @@ func TestMigrate_GolangMigrate_Dirty(t *testing.T) {
 		require.ErrorContains(t, err, "of a later version")
 		file, err := fs.ReadFile(migrations.FS, "000005_leadership.down.sql")
 		require.NoError(t, err)
-		dbtest.Exec(t, conn, "CREATE FUNCTION pgbaton.begin_run(text, interval, bigint) RETURNS void LANGUAGE sql AS '';"+string(file))
+		testkit.Exec(t, conn, "CREATE FUNCTION pgbaton.begin_run(text, interval, bigint) RETURNS void LANGUAGE sql AS '';"+string(file))
 		require.NoError(t, pgbaton.Migrate(t.Context(), dsn))
 		require.Equal(t, right, catalog(t, dsn))
 	})
@@ -206,13 +205,13 @@ func TestMigrate_GolangMigrate_Dirty(t *testing.T) {
 func TestMigrate_Dropped(t *testing.T) {
 	t.Parallel()
 	dsn := migrated(t)
-	conn := dbtest.Connect(t, dsn)
+	conn := testkit.Connect(t, dsn)
 	var token int64
 	for range 3 {
-		next := dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
+		next := testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 		require.Greater(t, next, token)
 		token = next
-		dbtest.Exec(t, conn, "SET client_min_messages = error; "+dropSchema)
+		testkit.Exec(t, conn, "SET client_min_messages = error; "+dropSchema)
 		errs := atOnce(slices.Repeat([]func() error{func() error { return pgbaton.Migrate(t.Context(), dsn) }}, 4))
 		require.NoError(t, errors.Join(errs...))
 		client, err := pgbaton.Open(t.Context(), dsn, nil)

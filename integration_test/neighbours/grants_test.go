@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func list(t *testing.T, conn *pgx.Conn, sql string, args ...any) []string {
@@ -86,7 +86,7 @@ func (w *town) holds(sets map[string][]string) {
 	w.t.Helper()
 	owner := w.connect("owner")
 	for role, want := range sets {
-		name := dbtest.Value[string](w.t, w.connect(role), "SELECT session_user::text")
+		name := testkit.Value[string](w.t, w.connect(role), "SELECT session_user::text")
 		require.Empty(w.t, list(w.t, owner, `
 SELECT p.oid::regprocedure::text FROM pg_proc AS p LEFT JOIN pgbaton.function_sets() AS f ON f.name = p.proname
 WHERE p.pronamespace = 'pgbaton'::regnamespace
@@ -123,16 +123,16 @@ func TestGrants_Upgrade(t *testing.T) {
 				w.run("owner", w.fill(strings.ReplaceAll(before, "$role", role)))
 			}
 			first := w.connect(c.served[0])
-			dbtest.Exec(t, first, work)
+			testkit.Exec(t, first, work)
 			running := w.connect(c.served[len(c.served)-1]) // over the migration
-			dbtest.Exec(t, running, "SELECT pgbaton.fence('ledger', 6)")
+			testkit.Exec(t, running, "SELECT pgbaton.fence('ledger', 6)")
 			w.run("owner", rest)
 			for _, conn := range []*pgx.Conn{first, running} {
-				dbtest.Exec(t, conn, "SELECT pgbaton.fence('ledger', 7), nextval('pgbaton.token')")
+				testkit.Exec(t, conn, "SELECT pgbaton.fence('ledger', 7), nextval('pgbaton.token')")
 			}
 			for i, role := range c.served {
 				fences(t, w.connect(role), 8+i)
-				dbtest.Exec(t, w.connect(role), "SELECT pgbaton.begin_run('nightly', '1 day', NULL)")
+				testkit.Exec(t, w.connect(role), "SELECT pgbaton.begin_run('nightly', '1 day', NULL)")
 			}
 			if c.had == nil || c.had[0] != "PUBLIC" {
 				refused(t, w.connect("guest"), "42501", "SELECT pgbaton.fence('ledger', 20)")
@@ -140,7 +140,7 @@ func TestGrants_Upgrade(t *testing.T) {
 			w.granted()
 			if c.open {
 				fences(t, w.connect("bob"), 20)
-				dbtest.Exec(t, w.connect("operator"), w.fill("SELECT pgbaton.reassign(NULL, '$anns')"))
+				testkit.Exec(t, w.connect("operator"), w.fill("SELECT pgbaton.reassign(NULL, '$anns')"))
 			}
 			if c.had != nil {
 				fences(t, w.connect("ann"), 20)
@@ -168,7 +168,7 @@ func TestService_RolesThatComeAndGo(t *testing.T) {
 		fences(t, w.connect("bob"), 7)
 		refused(t, w.connect("abe"), "42501", "SELECT pgbaton.fence('ledger', 8)")
 		w.run("owner", "SELECT pgbaton.apply_grants()")
-		require.Equal(t, int64(2), dbtest.Value[int64](t, w.connect("owner"), "SELECT count(*) FROM pgbaton.grantee"))
+		require.Equal(t, int64(2), testkit.Value[int64](t, w.connect("owner"), "SELECT count(*) FROM pgbaton.grantee"))
 		refused(t, w.connect("owner"), "42704", "SELECT pgbaton.grant_service('nobody_here')")
 		refused(t, w.connect("owner"), "42704", "SELECT pgbaton.grant_service(NULL)")
 	})

@@ -5,7 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Every table has a primary key, so that a publication FOR ALL TABLES does not stop its writers, and a rule by which it
@@ -29,31 +29,31 @@ func TestGrowth_Prune(t *testing.T) {
 	onEach(t, func(t *testing.T, w *town) {
 		ann, owner, operator := w.connect("ann"), w.connect("owner"), w.connect("operator")
 		const age = "clock_timestamp() - interval '3 days'"
-		dbtest.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
-		dbtest.Exec(t, ann, "SELECT pgbaton.fence(f, 5) FROM unnest('{old,young,future}'::text[]) AS f")
-		dbtest.Exec(t, ann, `SELECT pgbaton.start_run(j, w::interval, 5, false, false)
+		testkit.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
+		testkit.Exec(t, ann, "SELECT pgbaton.fence(f, 5) FROM unnest('{old,young,future}'::text[]) AS f")
+		testkit.Exec(t, ann, `SELECT pgbaton.start_run(j, w::interval, 5, false, false)
 			FROM (VALUES ('old', '1 day'), ('young', '1 day'), ('monthly', '1 month')) AS v (j, w)`)
-		dbtest.Exec(t, ann, "SELECT pgbaton.keep_leaders('{old,resigned,leads}', '{5,6,7}', 101, 'ann'), pgbaton.strike_leaders('{resigned}', '{6}')")
-		dbtest.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = "+age+" WHERE resource = 'old'")
-		dbtest.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = clock_timestamp() + interval '1 year' WHERE resource = 'future'")
-		dbtest.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = "+age+" WHERE resource <> 'young'")
-		dbtest.Exec(t, owner, "UPDATE pgbaton.leader SET since = "+age)
-		dbtest.Exec(t, owner, "UPDATE pgbaton.leader SET holder = 999 WHERE name = 'old'") // whose session is gone
-		dbtest.Exec(t, ann, publish, 101, []int64{1}, []int64{2})
-		dbtest.Exec(t, ann, "SELECT FROM pgbaton.waits(101, 1)")
+		testkit.Exec(t, ann, "SELECT pgbaton.keep_leaders('{old,resigned,leads}', '{5,6,7}', 101, 'ann'), pgbaton.strike_leaders('{resigned}', '{6}')")
+		testkit.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = "+age+" WHERE resource = 'old'")
+		testkit.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = clock_timestamp() + interval '1 year' WHERE resource = 'future'")
+		testkit.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = "+age+" WHERE resource <> 'young'")
+		testkit.Exec(t, owner, "UPDATE pgbaton.leader SET since = "+age)
+		testkit.Exec(t, owner, "UPDATE pgbaton.leader SET holder = 999 WHERE name = 'old'") // whose session is gone
+		testkit.Exec(t, ann, publish, 101, []int64{1}, []int64{2})
+		testkit.Exec(t, ann, "SELECT FROM pgbaton.waits(101, 1)")
 
 		pruned := "SELECT string_agg(what || ' ' || pruned, ' ') FROM pgbaton.prune('2 days')"
-		require.Equal(t, "fences 1 jobs 1 leaders 2 waits 0", dbtest.Value[string](t, operator, pruned))
+		require.Equal(t, "fences 1 jobs 1 leaders 2 waits 0", testkit.Value[string](t, operator, pruned))
 		require.Equal(t, []string{"future", "young"}, list(t, owner, "SELECT resource FROM pgbaton.fence ORDER BY 1"))
 		require.Equal(t, []string{"monthly", "young"}, list(t, owner, "SELECT resource FROM pgbaton.last_run ORDER BY 1"))
 		require.Equal(t, []string{"leads"}, list(t, owner, "SELECT name FROM pgbaton.leader"))
 		// What claimed the future ages from now on.
-		require.True(t, dbtest.Value[bool](t, owner, "SELECT max(seen_at) <= clock_timestamp() FROM pgbaton.fence"))
+		require.True(t, testkit.Value[bool](t, owner, "SELECT max(seen_at) <= clock_timestamp() FROM pgbaton.fence"))
 		refused(t, operator, "22023", "SELECT pgbaton.prune('59 minutes')")
 
 		require.NoError(t, ann.Close(t.Context()))
-		dbtest.WaitFor(t, operator, "SELECT (SELECT pruned FROM pgbaton.prune('2 days') WHERE what = 'waits') = 2")
-		dbtest.Value[string](t, operator, pruned) // the call before may have looked at the leaders before the session was gone
+		testkit.WaitFor(t, operator, "SELECT (SELECT pruned FROM pgbaton.prune('2 days') WHERE what = 'waits') = 2")
+		testkit.Value[string](t, operator, pruned) // the call before may have looked at the leaders before the session was gone
 		require.Empty(t, list(t, owner, "SELECT name FROM pgbaton.leader"), "which went with it")
 	})
 }
@@ -65,21 +65,21 @@ func TestGrowth_ByItself(t *testing.T) {
 		owner, abe := w.connect("owner"), w.connect("abe")
 		for i := range 20 {
 			ann := w.connect("ann")
-			dbtest.Exec(t, ann, "SELECT pgbaton.enlist($1, 'ann')", 200+i)
-			dbtest.Exec(t, ann, "SELECT pgbaton.keep_leaders(array['l' || $1::integer], '{5}', $2, 'ann')", i, 200+i)
-			dbtest.Exec(t, ann, publish, 200+i, []int64{1}, []int64{2})
-			dbtest.Exec(t, ann, "SELECT FROM pgbaton.waits($1, 1)", 200+i)
+			testkit.Exec(t, ann, "SELECT pgbaton.enlist($1, 'ann')", 200+i)
+			testkit.Exec(t, ann, "SELECT pgbaton.keep_leaders(array['l' || $1::integer], '{5}', $2, 'ann')", i, 200+i)
+			testkit.Exec(t, ann, publish, 200+i, []int64{1}, []int64{2})
+			testkit.Exec(t, ann, "SELECT FROM pgbaton.waits($1, 1)", 200+i)
 			require.NoError(t, ann.Close(t.Context()))
 		}
-		dbtest.Exec(t, owner, "UPDATE pgbaton.leader SET since = clock_timestamp() - interval '31 days'")
-		dbtest.Exec(t, abe, "SELECT pgbaton.enlist(101, 'abe')")
-		dbtest.WaitFor(t, owner, "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint BETWEEN 200 AND 219 AND classid = 0)")
-		dbtest.Exec(t, abe, publish, 101, []int64{1}, []int64{2})
+		testkit.Exec(t, owner, "UPDATE pgbaton.leader SET since = clock_timestamp() - interval '31 days'")
+		testkit.Exec(t, abe, "SELECT pgbaton.enlist(101, 'abe')")
+		testkit.WaitFor(t, owner, "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint BETWEEN 200 AND 219 AND classid = 0)")
+		testkit.Exec(t, abe, publish, 101, []int64{1}, []int64{2})
 		for term := range 2 { // a few at a time
-			dbtest.Exec(t, abe, "SELECT pgbaton.keep_leaders('{l0}', array[$1::bigint], 101, 'abe')", 6+term)
+			testkit.Exec(t, abe, "SELECT pgbaton.keep_leaders('{l0}', array[$1::bigint], 101, 'abe')", 6+term)
 		}
-		dbtest.Exec(t, abe, "SELECT pgbaton.keep_leaders('{l0}', '{8}', 101, 'abe')")
-		require.Equal(t, []int64{1, 0, 1}, dbtest.Value[[]int64](t, owner, `SELECT array[(SELECT count(*) FROM pgbaton.wait),
+		testkit.Exec(t, abe, "SELECT pgbaton.keep_leaders('{l0}', '{8}', 101, 'abe')")
+		require.Equal(t, []int64{1, 0, 1}, testkit.Value[[]int64](t, owner, `SELECT array[(SELECT count(*) FROM pgbaton.wait),
 			(SELECT count(*) FROM pgbaton.wait_look), (SELECT count(*) FROM pgbaton.leader)]`))
 	})
 }
@@ -89,19 +89,19 @@ func TestGrowth_WaitsAreBounded(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *town) {
 		ann, bob := w.connect("ann"), w.connect("bob")
-		dbtest.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
-		dbtest.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
+		testkit.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
+		testkit.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
 		const many = `SELECT pgbaton.publish_waits($1, array_fill('k'::text, array[$2::integer]), array_fill(1::bigint, array[$2]),
 			array_fill(false, array[$2]), array_fill(false, array[$2]), array_fill($3::integer, array[$2]), array_fill(1::bigint, array[$2 * $3]),
 			array_fill(false, array[$2 * $3]), array_fill(false, array[$2 * $3]))`
 		for range 2 {
-			dbtest.Exec(t, bob, many, 102, 10000, 0)
+			testkit.Exec(t, bob, many, 102, 10000, 0)
 		}
 		refused(t, bob, "54000", many, 102, 1, 0)
-		dbtest.Exec(t, ann, many, 101, 999, 1000)
+		testkit.Exec(t, ann, many, 101, 999, 1000)
 		refused(t, ann, "54000", many, 101, 2, 1000)
-		dbtest.Exec(t, ann, many, 101, 1, 1000)
-		require.Equal(t, 1000, dbtest.Value[int](t, ann, "SELECT pgbaton.withdraw_waits(101, NULL)"))
-		dbtest.Exec(t, ann, many, 101, 2, 1000)
+		testkit.Exec(t, ann, many, 101, 1, 1000)
+		require.Equal(t, 1000, testkit.Value[int](t, ann, "SELECT pgbaton.withdraw_waits(101, NULL)"))
+		testkit.Exec(t, ann, many, 101, 2, 1000)
 	})
 }

@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // The advisory key that stands for a fence without a row is open to every role that may connect: who takes it makes others
@@ -18,39 +18,39 @@ func TestFence_KeyTakenByAGuest(t *testing.T) {
 		ann, abe, guest, owner := w.connect("ann"), w.connect("abe"), w.connect("guest"), w.connect("owner")
 		const key = "(hashtextextended($1, 6539763025470766922))"
 		shown := func(resource string) int64 {
-			return dbtest.Value[int64](t, owner, "SELECT coalesce((SELECT token FROM pgbaton.fence WHERE resource = $1), 0)", resource)
+			return testkit.Value[int64](t, owner, "SELECT coalesce((SELECT token FROM pgbaton.fence WHERE resource = $1), 0)", resource)
 		}
-		dbtest.Exec(t, ann, "SET lock_timeout = '100 ms'")
-		dbtest.Exec(t, guest, "SELECT pg_advisory_lock"+key, "exclusive")
+		testkit.Exec(t, ann, "SET lock_timeout = '100 ms'")
+		testkit.Exec(t, guest, "SELECT pg_advisory_lock"+key, "exclusive")
 		refused(t, ann, "55P03", "SELECT pgbaton.fence('exclusive', 5)")
 		refused(t, ann, "55P03", "SELECT pgbaton.fence('exclusive', 5, shared => true)")
-		dbtest.Exec(t, guest, "SELECT pg_advisory_lock_shared"+key, "shared")
+		testkit.Exec(t, guest, "SELECT pg_advisory_lock_shared"+key, "shared")
 		refused(t, ann, "55P03", "SELECT pgbaton.fence('shared', 5)")
-		dbtest.Exec(t, ann, "SELECT pgbaton.fence('shared', 5, shared => true)")
+		testkit.Exec(t, ann, "SELECT pgbaton.fence('shared', 5, shared => true)")
 		require.Zero(t, shown("exclusive")+shown("shared"))
-		dbtest.Exec(t, guest, "SELECT pg_advisory_unlock_all()")
-		dbtest.Exec(t, ann, "SELECT pgbaton.fence('exclusive', 5), pgbaton.fence('shared', 5)")
+		testkit.Exec(t, guest, "SELECT pg_advisory_unlock_all()")
+		testkit.Exec(t, ann, "SELECT pgbaton.fence('exclusive', 5), pgbaton.fence('shared', 5)")
 		refused(t, ann, "PB001", "SELECT pgbaton.fence('exclusive', 4)")
 
 		// What others hold of it a guest cannot free: a newer token waits for the older one's transaction.
-		dbtest.Exec(t, ann, "BEGIN; SELECT pgbaton.fence('new', 5, shared => true)")
+		testkit.Exec(t, ann, "BEGIN; SELECT pgbaton.fence('new', 5, shared => true)")
 		granted := make(chan error, 1)
 		go func() {
 			_, err := abe.Exec(ctx, "SELECT pgbaton.fence('new', 9)")
 			granted <- err
 		}()
-		dbtest.WaitFor(t, owner, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(abe.PgConn().PID()))
+		testkit.WaitFor(t, owner, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(abe.PgConn().PID()))
 		for _, mode := range []string{"", "_shared"} {
-			require.False(t, dbtest.Value[bool](t, guest, "SELECT pg_advisory_unlock"+mode+key, "new"))
+			require.False(t, testkit.Value[bool](t, guest, "SELECT pg_advisory_unlock"+mode+key, "new"))
 		}
-		require.False(t, dbtest.Value[bool](t, guest, "SELECT pg_try_advisory_lock"+key, "new"))
+		require.False(t, testkit.Value[bool](t, guest, "SELECT pg_try_advisory_lock"+key, "new"))
 		require.Zero(t, shown("new"))
 		select {
 		case err := <-granted:
 			require.Fail(t, "it has passed", "%v", err)
 		default:
 		}
-		dbtest.Exec(t, ann, "COMMIT")
+		testkit.Exec(t, ann, "COMMIT")
 		require.NoError(t, <-granted)
 		refused(t, ann, "PB001", "SELECT pgbaton.fence('new', 5, shared => true)")
 	})
@@ -62,11 +62,11 @@ func TestFence_RefusedHoldsNothing(t *testing.T) {
 	onEach(t, func(t *testing.T, w *town) {
 		ann, bob := w.connect("ann"), w.connect("bob")
 		fences(t, ann, 5)
-		dbtest.Exec(t, bob, "BEGIN; SAVEPOINT s")
+		testkit.Exec(t, bob, "BEGIN; SAVEPOINT s")
 		refused(t, bob, "42501", "SELECT pgbaton.fence('ledger', 6)")
-		dbtest.Exec(t, bob, "ROLLBACK TO s")
-		dbtest.Exec(t, ann, "SET lock_timeout = '10 s'")
+		testkit.Exec(t, bob, "ROLLBACK TO s")
+		testkit.Exec(t, ann, "SET lock_timeout = '10 s'")
 		fences(t, ann, 7)
-		dbtest.Exec(t, bob, "COMMIT")
+		testkit.Exec(t, bob, "COMMIT")
 	})
 }

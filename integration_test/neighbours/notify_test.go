@@ -10,7 +10,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Everybody may notify: who is not asked by its row to resign does not.
@@ -36,7 +36,7 @@ func TestLead_MadeUpNotification(t *testing.T) {
 
 		guest := w.connect("guest")
 		for range 20 {
-			dbtest.Exec(t, guest, "SELECT pg_notify('pgbaton', $1)", fmt.Sprintf("leader/resign/%d/scheduler", term))
+			testkit.Exec(t, guest, "SELECT pg_notify('pgbaton', $1)", fmt.Sprintf("leader/resign/%d/scheduler", term))
 			select {
 			case cause := <-ends:
 				require.Fail(t, "it resigned", cause)

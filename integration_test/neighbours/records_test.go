@@ -6,7 +6,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // newest is the greatest token that can have been drawn.
@@ -15,7 +15,7 @@ const newest = "(SELECT pgbaton.next_token() + 31)"
 // fences fences the ledger, which must be allowed.
 func fences(t *testing.T, conn *pgx.Conn, token int) {
 	t.Helper()
-	dbtest.Exec(t, conn, "SELECT pgbaton.fence('ledger', $1)", token)
+	testkit.Exec(t, conn, "SELECT pgbaton.fence('ledger', $1)", token)
 }
 
 func TestFence_BelongsToItsService(t *testing.T) {
@@ -36,23 +36,23 @@ func TestFence_BelongsToItsService(t *testing.T) {
 			require.Contains(t, err.Hint, "pgbaton.assign('fence', 'ledger'")
 		}
 		for _, level := range []string{"REPEATABLE READ", "SERIALIZABLE"} {
-			dbtest.Exec(t, bob, "BEGIN ISOLATION LEVEL "+level)
+			testkit.Exec(t, bob, "BEGIN ISOLATION LEVEL "+level)
 			refused(t, bob, "42501", "SELECT pgbaton.fence('ledger', 6, shared => true)")
-			dbtest.Exec(t, bob, "ROLLBACK")
+			testkit.Exec(t, bob, "ROLLBACK")
 		}
 		fences(t, ann, 7)
 
 		// Who is a member of both services acts for both, an operator for all, and what the hint says helps.
 		fences(t, operator, 8)
-		dbtest.Exec(t, operator, w.fill("SELECT pgbaton.assign('fence', 'ledger', '$bobs')"))
+		testkit.Exec(t, operator, w.fill("SELECT pgbaton.assign('fence', 'ledger', '$bobs')"))
 		fences(t, bob, 9)
 		refused(t, ann, "42501", "SELECT pgbaton.fence('ledger', 9)")
 		w.run("admin", w.fill("GRANT $bobs TO $ann"))
 		fences(t, ann, 9)
-		dbtest.Exec(t, operator, "SELECT pgbaton.assign('fence', 'ledger', NULL)")
+		testkit.Exec(t, operator, "SELECT pgbaton.assign('fence', 'ledger', NULL)")
 		fences(t, abe, 10)
 		fences(t, bob, 10)
-		require.False(t, dbtest.Value[bool](t, operator, "SELECT pgbaton.assign('fence', 'nothing', NULL)"))
+		require.False(t, testkit.Value[bool](t, operator, "SELECT pgbaton.assign('fence', 'nothing', NULL)"))
 		refused(t, operator, "22023", "SELECT pgbaton.assign('table', 'ledger', NULL)")
 	})
 }
@@ -64,13 +64,13 @@ func TestService_IsTheSessions(t *testing.T) {
 		ann, bob, admin := w.connect("ann"), w.connect("bob"), w.connect("admin")
 		service := func(conn *pgx.Conn) string {
 			t.Helper()
-			return dbtest.Value[string](t, conn, "SELECT pgbaton.service()::text")
+			return testkit.Value[string](t, conn, "SELECT pgbaton.service()::text")
 		}
 		require.Equal(t, w.names["anns"], service(ann))
-		dbtest.Exec(t, ann, w.fill("SET ROLE $anns"))
+		testkit.Exec(t, ann, w.fill("SET ROLE $anns"))
 		require.Equal(t, w.names["anns"], service(ann))
 		fences(t, ann, 5)
-		dbtest.Exec(t, ann, "RESET ROLE")
+		testkit.Exec(t, ann, "RESET ROLE")
 		fences(t, ann, 6)
 
 		w.run("admin", w.fill(`CREATE SCHEMA trap; GRANT ALL ON SCHEMA trap TO $bobs, $anns;
@@ -78,11 +78,11 @@ func TestService_IsTheSessions(t *testing.T) {
 		w.run("ann", `CREATE FUNCTION trap.lent(token bigint) RETURNS void LANGUAGE sql SECURITY DEFINER AS
 			'SELECT pgbaton.fence(''ledger'', token)'`)
 		refused(t, bob, "42501", "SELECT trap.lent(7)") // it runs with ann's rights, and acts for bob
-		dbtest.Exec(t, admin, w.fill("SET ROLE $bob"))
+		testkit.Exec(t, admin, w.fill("SET ROLE $bob"))
 		require.Equal(t, w.names["bobs"], service(admin))
 		refused(t, admin, "42501", "SELECT pgbaton.fence('ledger', 7)")
-		dbtest.Exec(t, admin, "RESET ROLE")
-		require.Equal(t, dbtest.Value[string](t, admin, "SELECT current_user::regrole::text"), service(admin),
+		testkit.Exec(t, admin, "RESET ROLE")
+		require.Equal(t, testkit.Value[string](t, admin, "SELECT current_user::regrole::text"), service(admin),
 			"a superuser is a member of every role, and stands for itself")
 		fences(t, admin, 7)
 		refused(t, w.connect("guest"), "42501", "SELECT pgbaton.service()")
@@ -96,7 +96,7 @@ func TestService_IsNotTheMaintainers(t *testing.T) {
 		ann, bob, admin := w.connect("ann"), w.connect("bob"), w.connect("admin")
 		fences(t, ann, 5)
 		w.run("admin", w.fill("CREATE SCHEMA trap; GRANT ALL ON SCHEMA trap TO $bobs"))
-		dbtest.Exec(t, bob, `
+		testkit.Exec(t, bob, `
 CREATE FUNCTION trap.spring(i integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
 	PERFORM pgbaton.fence('ledger', 9);
@@ -111,8 +111,8 @@ CREATE INDEX sprung ON trap.bait (trap.spring(i));`)
 			"ANALYZE trap.bait", "VACUUM (FULL) trap.bait", "CLUSTER trap.bait USING sprung", "REINDEX TABLE trap.bait",
 			"REINDEX TABLE CONCURRENTLY trap.bait", "VACUUM (ANALYZE) trap.bait",
 		} {
-			dbtest.Exec(t, admin, command)
-			require.Equal(t, int64(5), dbtest.Value[int64](t, admin, "SELECT token FROM pgbaton.fence WHERE resource = 'ledger'"), command)
+			testkit.Exec(t, admin, command)
+			require.Equal(t, int64(5), testkit.Value[int64](t, admin, "SELECT token FROM pgbaton.fence WHERE resource = 'ledger'"), command)
 		}
 		fences(t, ann, 6)
 	})
@@ -123,8 +123,8 @@ func TestJob_BelongsToItsService(t *testing.T) {
 	onEach(t, func(t *testing.T, w *town) {
 		ann, abe, bob, operator := w.connect("ann"), w.connect("abe"), w.connect("bob"), w.connect("operator")
 		const start = "SELECT due FROM pgbaton.start_run('nightly', '1 day', 5, false, false)"
-		require.True(t, dbtest.Value[bool](t, ann, start))
-		dbtest.Exec(t, ann, "SELECT pgbaton.end_run('nightly', 5, true, 'password wrong')")
+		require.True(t, testkit.Value[bool](t, ann, start))
+		testkit.Exec(t, ann, "SELECT pgbaton.end_run('nightly', 5, true, 'password wrong')")
 		for _, call := range []string{
 			"begin_run('nightly', '1 ms', " + newest + ")", "begin_run('nightly', '1 ms', NULL)",
 			"start_run('nightly', '1 ms', " + newest + ", true, true)", "start_run('nightly', '1 ms', NULL, true, true)",
@@ -134,10 +134,10 @@ func TestJob_BelongsToItsService(t *testing.T) {
 			require.Equal(t, "42501", err.Code)
 			require.Contains(t, err.Message, w.fill("job 'nightly' belongs to the service $anns"), call)
 		}
-		require.Equal(t, "password wrong", dbtest.Value[string](t, abe, "SELECT error FROM pgbaton.look_run('nightly')"))
-		require.False(t, dbtest.Value[bool](t, abe, "SELECT due FROM pgbaton.begin_run('nightly', '1 day', 6)"))
-		dbtest.Exec(t, operator, w.fill("SELECT pgbaton.assign('job', 'nightly', '$bobs')"))
-		require.True(t, dbtest.Value[bool](t, bob, "SELECT pgbaton.forget_run('nightly')"))
+		require.Equal(t, "password wrong", testkit.Value[string](t, abe, "SELECT error FROM pgbaton.look_run('nightly')"))
+		require.False(t, testkit.Value[bool](t, abe, "SELECT due FROM pgbaton.begin_run('nightly', '1 day', 6)"))
+		testkit.Exec(t, operator, w.fill("SELECT pgbaton.assign('job', 'nightly', '$bobs')"))
+		require.True(t, testkit.Value[bool](t, bob, "SELECT pgbaton.forget_run('nightly')"))
 	})
 }
 
@@ -146,29 +146,29 @@ func TestLeader_BelongsToItsService(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *town) {
 		ann, abe, bob := w.connect("ann"), w.connect("abe"), w.connect("bob")
-		dbtest.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
-		dbtest.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
-		dbtest.Exec(t, ann, "SELECT pgbaton.keep_leaders('{x}', '{5}', 101, 'ann')")
+		testkit.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
+		testkit.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
+		testkit.Exec(t, ann, "SELECT pgbaton.keep_leaders('{x}', '{5}', 101, 'ann')")
 		leader := func(conn *pgx.Conn) string {
 			t.Helper()
-			return dbtest.Value[string](t, conn, "SELECT coalesce((SELECT holder_name || term FROM pgbaton.leader_of('x')), 'nobody')")
+			return testkit.Value[string](t, conn, "SELECT coalesce((SELECT holder_name || term FROM pgbaton.leader_of('x')), 'nobody')")
 		}
 		require.Equal(t, "ann5", leader(abe))
 		require.Equal(t, "nobody", leader(bob))
-		require.True(t, dbtest.Value[bool](t, bob, "SELECT pgbaton.request_resign('x') IS NULL"))
-		dbtest.Exec(t, bob, "SELECT pgbaton.strike_leaders('{x}', '{5}')")
+		require.True(t, testkit.Value[bool](t, bob, "SELECT pgbaton.request_resign('x') IS NULL"))
+		testkit.Exec(t, bob, "SELECT pgbaton.strike_leaders('{x}', '{5}')")
 		refused(t, bob, "42501", "SELECT pgbaton.keep_leaders('{x}', '{9}', 101, 'bob')")
 		refused(t, abe, "42501", "SELECT pgbaton.keep_leaders('{x}', '{9}', 101, 'abe')")
 		refused(t, bob, "42501", "SELECT pgbaton.keep_leaders('{x}', '{9}', -1, 'bob')")
-		dbtest.Exec(t, bob, "SELECT pgbaton.keep_leaders('{x}', array["+newest+"], 102, 'bob')")
+		testkit.Exec(t, bob, "SELECT pgbaton.keep_leaders('{x}', array["+newest+"], 102, 'bob')")
 		require.Equal(t, "ann5", leader(abe))
-		require.Zero(t, dbtest.Value[int](t, ann, "SELECT count(*) FROM pgbaton.keep_leaders('{x}', '{5}', 101, 'ann')"), "nobody has asked it to resign")
+		require.Zero(t, testkit.Value[int](t, ann, "SELECT count(*) FROM pgbaton.keep_leaders('{x}', '{5}', 101, 'ann')"), "nobody has asked it to resign")
 		require.Contains(t, leader(bob), "bob")
 
-		dbtest.Exec(t, ann, "SELECT pgbaton.keep_leaders('{x}', '{6}', 101, 'ann')")
+		testkit.Exec(t, ann, "SELECT pgbaton.keep_leaders('{x}', '{6}', 101, 'ann')")
 		require.Equal(t, "ann6", leader(abe), "a new term, with bob's row being newer")
-		require.Equal(t, 6, dbtest.Value[int](t, abe, "SELECT pgbaton.request_resign('x')"))
-		require.Equal(t, 1, dbtest.Value[int](t, ann, "SELECT count(*) FROM pgbaton.keep_leaders('{x}', '{6}', 101, 'ann')"))
+		require.Equal(t, 6, testkit.Value[int](t, abe, "SELECT pgbaton.request_resign('x')"))
+		require.Equal(t, 1, testkit.Value[int](t, ann, "SELECT count(*) FROM pgbaton.keep_leaders('{x}', '{6}', 101, 'ann')"))
 	})
 }
 
@@ -194,7 +194,7 @@ func TestOperator(t *testing.T) {
 		for _, role := range []string{"operator", "owner", "admin"} {
 			conn := w.connect(role)
 			for _, call := range calls {
-				dbtest.Exec(t, conn, call)
+				testkit.Exec(t, conn, call)
 			}
 		}
 		refused(t, w.connect("operator"), "42501", w.fill("SELECT pgbaton.grant_operator('$ann')"))
@@ -217,8 +217,8 @@ func TestBounds(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *town) {
 		ann := w.connect("ann")
-		dbtest.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
-		dbtest.Exec(t, ann, "SELECT pgbaton.next_token()") // which also puts the sequence at the clock
+		testkit.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
+		testkit.Exec(t, ann, "SELECT pgbaton.next_token()") // which also puts the sequence at the clock
 		const (
 			many   = "array(SELECT 'n' || i FROM generate_series(1, 10001) AS i), array(SELECT i FROM generate_series(1, 10001) AS i)"
 			future = "(SELECT (extract(epoch FROM clock_timestamp())::bigint - 1577836800 + 3700) * 4096000)"
@@ -239,12 +239,12 @@ func TestBounds(t *testing.T) {
 		} {
 			refused(t, ann, "22023", "SELECT pgbaton."+call)
 		}
-		dbtest.Exec(t, ann, "SELECT pgbaton.fence('ledger', "+newest+"), pgbaton.keep_leaders('{x}', array["+newest+"], 101, 'ann')")
-		dbtest.Exec(t, ann, "SELECT pgbaton.publish_waits(101, array[repeat('x', 10000000)], '{1}', '{f}', '{f}', '{0}', '{}', '{}', '{}')")
-		require.LessOrEqual(t, dbtest.Value[int](t, ann, "SELECT max(length(name)) FROM pgbaton.waits()"), 600)
+		testkit.Exec(t, ann, "SELECT pgbaton.fence('ledger', "+newest+"), pgbaton.keep_leaders('{x}', array["+newest+"], 101, 'ann')")
+		testkit.Exec(t, ann, "SELECT pgbaton.publish_waits(101, array[repeat('x', 10000000)], '{1}', '{f}', '{f}', '{0}', '{}', '{}', '{}')")
+		require.LessOrEqual(t, testkit.Value[int](t, ann, "SELECT max(length(name)) FROM pgbaton.waits()"), 600)
 		// A sequence that is ahead of the clock, which was set back, still gives tokens that are accepted.
 		w.run("owner", "SELECT setval('pgbaton.token', 9007199254740928)")
-		dbtest.Exec(t, ann, "SELECT pgbaton.fence('ledger', 9007199254740930)")
+		testkit.Exec(t, ann, "SELECT pgbaton.fence('ledger', 9007199254740930)")
 		refused(t, ann, "22023", "SELECT pgbaton.fence('ledger', 9007199254740991)")
 	})
 }
@@ -254,16 +254,16 @@ func TestSemaphore_Assign(t *testing.T) {
 	onEach(t, func(t *testing.T, w *town) {
 		ann, bob, operator := w.connect("ann"), w.connect("bob"), w.connect("operator")
 		const open = "SELECT pgbaton.open_semaphore('render', 3)"
-		dbtest.Exec(t, ann, open)
+		testkit.Exec(t, ann, open)
 		refused(t, bob, "42501", open)
-		dbtest.Exec(t, operator, w.fill("SELECT pgbaton.assign('semaphore', 'render', '$bobs')"))
-		dbtest.Exec(t, bob, open)
+		testkit.Exec(t, operator, w.fill("SELECT pgbaton.assign('semaphore', 'render', '$bobs')"))
+		testkit.Exec(t, bob, open)
 		refused(t, ann, "42501", open)
-		dbtest.Exec(t, bob, "SELECT pgbaton.fence('ledger', 5), pgbaton.begin_run('nightly', '1 day', 5)")
-		require.LessOrEqual(t, int64(3), dbtest.Value[int64](t, operator, w.fill("SELECT pgbaton.reassign('$bobs', '$anns')")))
-		dbtest.Exec(t, ann, open)
+		testkit.Exec(t, bob, "SELECT pgbaton.fence('ledger', 5), pgbaton.begin_run('nightly', '1 day', 5)")
+		require.LessOrEqual(t, int64(3), testkit.Value[int64](t, operator, w.fill("SELECT pgbaton.reassign('$bobs', '$anns')")))
+		testkit.Exec(t, ann, open)
 		fences(t, ann, 6)
-		dbtest.Exec(t, ann, "SELECT pgbaton.look_run('nightly')")
+		testkit.Exec(t, ann, "SELECT pgbaton.look_run('nightly')")
 		refused(t, bob, "42501", open)
 	})
 }

@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -81,9 +81,9 @@ func newTown(t *testing.T, server, files string) *town {
 		}
 		add(login, options)
 	}
-	dbtest.Run(t, server, strings.Join(create, ";"))
-	t.Cleanup(func() { dbtest.Run(t, server, strings.Join(drop, ";")) }) // after the database
-	w.admin = dbtest.EmptyOn(t, server)
+	testkit.Run(t, server, strings.Join(create, ";"))
+	t.Cleanup(func() { testkit.Run(t, server, strings.Join(drop, ";")) }) // after the database
+	w.admin = testkit.EmptyOn(t, server)
 	w.run("admin", "REVOKE TEMPORARY ON DATABASE "+pgx.Identifier{w.database()}.Sanitize()+" FROM PUBLIC; "+
 		"GRANT CREATE ON DATABASE "+pgx.Identifier{w.database()}.Sanitize()+" TO "+w.names["owner"])
 	w.run("owner", files)
@@ -117,12 +117,12 @@ func (w *town) url(role string) string {
 
 func (w *town) connect(role string) *pgx.Conn {
 	w.t.Helper()
-	return dbtest.Connect(w.t, w.url(role))
+	return testkit.Connect(w.t, w.url(role))
 }
 
 func (w *town) run(role, sql string) {
 	w.t.Helper()
-	dbtest.Run(w.t, w.url(role), sql)
+	testkit.Run(w.t, w.url(role), sql)
 }
 
 var placeholder = regexp.MustCompile(`\$[a-z]+`)

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 const publish = "SELECT (pgbaton.publish_waits($1, '{made up}', $2, '{f}', '{f}', '{1}', $3, '{f}', '{f}'))[1]"
@@ -18,11 +18,11 @@ func TestWaits_BelongToTheirService(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *town) {
 		ann, abe, bob, operator := w.connect("ann"), w.connect("abe"), w.connect("bob"), w.connect("operator")
-		dbtest.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
-		dbtest.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
-		id := dbtest.Value[int64](t, ann, publish, 101, []int64{1}, []int64{2})
+		testkit.Exec(t, ann, "SELECT pgbaton.enlist(101, 'ann')")
+		testkit.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
+		id := testkit.Value[int64](t, ann, publish, 101, []int64{1}, []int64{2})
 		see := func(conn *pgx.Conn) []int64 {
-			return dbtest.Value[[]int64](t, conn, "SELECT coalesce(array_agg(holder ORDER BY holder), '{}') FROM pgbaton.waits()")
+			return testkit.Value[[]int64](t, conn, "SELECT coalesce(array_agg(holder ORDER BY holder), '{}') FROM pgbaton.waits()")
 		}
 		// In the name of another, even of one's own service, and of nobody.
 		for _, holder := range []int{101, -1} {
@@ -30,19 +30,19 @@ func TestWaits_BelongToTheirService(t *testing.T) {
 			refused(t, abe, "42501", publish, holder, []int64{2}, []int64{1})
 			refused(t, bob, "42501", "SELECT pgbaton.waits($1, 1000)", holder)
 		}
-		require.Zero(t, dbtest.Value[int](t, bob, "SELECT pgbaton.withdraw_waits(101, NULL)"))
-		require.Zero(t, dbtest.Value[int](t, bob, "SELECT pgbaton.withdraw_waits(101, array[$1::bigint])", id))
-		dbtest.Value[int64](t, bob, publish, 102, []int64{2}, []int64{1})
+		require.Zero(t, testkit.Value[int](t, bob, "SELECT pgbaton.withdraw_waits(101, NULL)"))
+		require.Zero(t, testkit.Value[int](t, bob, "SELECT pgbaton.withdraw_waits(101, array[$1::bigint])", id))
+		testkit.Value[int64](t, bob, publish, 102, []int64{2}, []int64{1})
 		require.Equal(t, []int64{101}, see(ann))
 		require.Equal(t, []int64{101}, see(abe))
 		require.Equal(t, []int64{102}, see(bob))
 		require.Equal(t, []int64{101, 102}, see(operator))
 
 		// Another's word about its looks is not about this one's.
-		dbtest.Exec(t, ann, "SELECT pgbaton.waits(101, 7)")
-		require.Equal(t, int64(7), dbtest.Value[int64](t, abe, "SELECT looks FROM pgbaton.waits()"))
+		testkit.Exec(t, ann, "SELECT pgbaton.waits(101, 7)")
+		require.Equal(t, int64(7), testkit.Value[int64](t, abe, "SELECT looks FROM pgbaton.waits()"))
 		// A client withdraws what it has published before it lost its session, though the server has not noticed.
-		require.Equal(t, 1, dbtest.Value[int](t, abe, "SELECT pgbaton.withdraw_waits(101, NULL)"))
+		require.Equal(t, 1, testkit.Value[int](t, abe, "SELECT pgbaton.withdraw_waits(101, NULL)"))
 		require.Empty(t, see(ann))
 	})
 }
@@ -59,9 +59,9 @@ func TestWaits_MadeUpCycle(t *testing.T) {
 		require.NoError(t, err)
 
 		bob := w.connect("bob")
-		dbtest.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
+		testkit.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
 		// The youngest wait of a cycle is to end: so the one that lies is the older one.
-		dbtest.Value[int64](t, bob, publish, 102, []int64{1}, []int64{2})
+		testkit.Value[int64](t, bob, publish, 102, []int64{1}, []int64{2})
 		within, cancel := context.WithTimeout(held.Context(), 6*time.Second)
 		defer cancel()
 		ended := make(chan error, 1)
@@ -78,7 +78,7 @@ func TestWaits_MadeUpCycle(t *testing.T) {
 				require.NoError(t, held.Release(ctx))
 				return
 			case <-time.After(50 * time.Millisecond):
-				dbtest.Exec(t, bob, "SELECT FROM pgbaton.waits(102, $1)", look)
+				testkit.Exec(t, bob, "SELECT FROM pgbaton.waits(102, $1)", look)
 			}
 		}
 	})

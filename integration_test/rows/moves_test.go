@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // moving is a guarded table of three kinds of partitions, and a row with the token 9 in the first of them. The column
@@ -36,9 +36,9 @@ func TestFenceGuard_Moves(t *testing.T) {
 		for column, argument := range map[string]string{"fence": "", "last_token": "'last_token'"} {
 			t.Run(fmt.Sprint("PostgreSQL", server.Major(), "/", column), func(t *testing.T) {
 				t.Parallel()
-				dsn := dbtest.MigratedOn(t, server.URL())
-				conn := dbtest.Connect(t, dsn)
-				dbtest.Exec(t, conn, fmt.Sprintf(moving, argument))
+				dsn := testkit.MigratedOn(t, server.URL())
+				conn := testkit.Connect(t, dsn)
+				testkit.Exec(t, conn, fmt.Sprintf(moving, argument))
 				g := guarded{t, conn, column}
 				g.passes()
 				g.refuses()
@@ -61,13 +61,13 @@ type guarded struct {
 
 func (g guarded) do(sql string) {
 	g.t.Helper()
-	dbtest.Exec(g.t, g.conn, sql)
+	testkit.Exec(g.t, g.conn, sql)
 }
 
 // is says what the row is: its id, state and token.
 func (g guarded) is(want string) {
 	g.t.Helper()
-	require.Equal(g.t, want, dbtest.Value[string](g.t, g.conn,
+	require.Equal(g.t, want, testkit.Value[string](g.t, g.conn,
 		"SELECT coalesce(string_agg(concat_ws(' ', id, state, "+g.column+"), ''), 'gone') FROM public.job WHERE id = 1"))
 }
 
@@ -93,8 +93,8 @@ func (g guarded) passes() {
 	g.is("1 old 12")
 	g.do("UPDATE public.job SET state = CASE state WHEN 'new' THEN 'old' ELSE 'new' END") // all of them, to and fro
 	g.is("1 new 12")
-	require.Equal(g.t, int64(4), dbtest.Value[int64](g.t, g.conn, "SELECT count(*) FROM public.job"))
-	require.Equal(g.t, int64(8), dbtest.Value[int64](g.t, g.conn, "SELECT version FROM public.job WHERE id = 1"))
+	require.Equal(g.t, int64(4), testkit.Value[int64](g.t, g.conn, "SELECT count(*) FROM public.job"))
+	require.Equal(g.t, int64(8), testkit.Value[int64](g.t, g.conn, "SELECT version FROM public.job WHERE id = 1"))
 }
 
 func (g guarded) refuses() {

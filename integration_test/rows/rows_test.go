@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
-	"github.com/pgbaton/pgbaton/internal/rowtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/rowtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Run{M: m}.Run()) }
@@ -68,7 +68,7 @@ func plain(t *testing.T, dsn string) string {
 	if u.Query().Has("sslmode") {
 		return dsn
 	}
-	return dbtest.With(t, dsn, "sslmode", "disable")
+	return testkit.With(t, dsn, "sslmode", "disable")
 }
 
 func TestRows(t *testing.T) {
@@ -100,12 +100,12 @@ func TestRows_ExecModes(t *testing.T) {
 	server := lab.Server(t).URL()
 	for i, mode := range modes {
 		both := []string{"PgxPool", "StdlibDB"}
-		for _, name := range lab.Brief(both, both[i%2:][:1]) {
+		for _, name := range testkit.Brief(both, both[i%2:][:1]) {
 			t.Run(mode+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				rowtest.Run(t, server, func(t *testing.T, dsn string) rowtest.Way {
 					t.Helper()
-					return ways[name](t, dbtest.With(t, dsn, "default_query_exec_mode", mode))
+					return ways[name](t, testkit.With(t, dsn, "default_query_exec_mode", mode))
 				})
 			})
 		}
@@ -115,7 +115,7 @@ func TestRows_ExecModes(t *testing.T) {
 // version names a server for the test's name.
 func version(t *testing.T, server string) string {
 	t.Helper()
-	version := dbtest.Value[string](t, dbtest.Connect(t, server), "SHOW server_version")
+	version := testkit.Value[string](t, testkit.Connect(t, server), "SHOW server_version")
 	version, _, _ = strings.Cut(version, " ")
 	return "PostgreSQL " + version
 }

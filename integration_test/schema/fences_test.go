@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func requireCode(t *testing.T, conn *pgx.Conn, code, sql string) {
@@ -22,13 +22,13 @@ func requireCode(t *testing.T, conn *pgx.Conn, code, sql string) {
 func TestFence_FromSQL(t *testing.T) {
 	t.Parallel()
 	_, appURL := newDatabase(t)
-	app := dbtest.Connect(t, appURL)
-	dbtest.Exec(t, app, "BEGIN; SELECT pgbaton.fence('ledger', 9); COMMIT")
+	app := testkit.Connect(t, appURL)
+	testkit.Exec(t, app, "BEGIN; SELECT pgbaton.fence('ledger', 9); COMMIT")
 	requireCode(t, app, "PB001", "SELECT pgbaton.fence('ledger', 5)")
 	requireCode(t, app, "PB001", "SELECT pgbaton.fence('ledger', 5, shared => true)")
-	dbtest.Exec(t, app, "SELECT pgbaton.fence('ledger', 10, shared => true), pgbaton.fence('ledger', 9)")
+	testkit.Exec(t, app, "SELECT pgbaton.fence('ledger', 10, shared => true), pgbaton.fence('ledger', 9)")
 	// A lock taken in SQL shares its fence with AssertHeld.
-	dbtest.Exec(t, app, `SELECT pgbaton.fence('pgbaton:key:' || pgbaton.key('invoice/42'),
+	testkit.Exec(t, app, `SELECT pgbaton.fence('pgbaton:key:' || pgbaton.key('invoice/42'),
 		pgbaton.lock_for_transaction(pgbaton.key('invoice/42'), false, false, NULL))`)
 
 	for _, arguments := range []string{"'', 1", "NULL, 1", "repeat('x', 513), 1", "'a', 0", "'a', -1", "'a', NULL", "'a', 1::bigint << 53"} {
@@ -40,19 +40,19 @@ func TestFence_FromSQL(t *testing.T) {
 func TestFence_Prune(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app, busy := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
+	owner, app, busy := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL), testkit.Connect(t, appURL)
 	const prune = "SELECT pgbaton.prune_fences('1 day')"
-	dbtest.Exec(t, app, "SELECT pgbaton.fence(r, 9) FROM unnest('{old,young,busy,shared}'::text[]) AS r")
-	require.Zero(t, dbtest.Value[int64](t, owner, prune))
-	dbtest.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = seen_at - interval '25 hours' WHERE resource <> 'young'")
+	testkit.Exec(t, app, "SELECT pgbaton.fence(r, 9) FROM unnest('{old,young,busy,shared}'::text[]) AS r")
+	require.Zero(t, testkit.Value[int64](t, owner, prune))
+	testkit.Exec(t, owner, "UPDATE pgbaton.fence SET seen_at = seen_at - interval '25 hours' WHERE resource <> 'young'")
 
 	// Who fences now keeps the row, though its transaction has not ended.
-	dbtest.Exec(t, busy, "BEGIN; SELECT pgbaton.fence('busy', 9), pgbaton.fence('shared', 9, shared => true)")
-	require.Equal(t, int64(1), dbtest.Value[int64](t, owner, prune))
-	dbtest.Exec(t, busy, "COMMIT")
-	require.Equal(t, int64(1), dbtest.Value[int64](t, owner, prune), "a shared token was not recorded")
-	require.Equal(t, []string{"busy", "young"}, dbtest.Value[[]string](t, owner, "SELECT array_agg(resource ORDER BY resource) FROM pgbaton.fence"))
-	dbtest.Exec(t, app, "SELECT pgbaton.fence('old', 5)")
+	testkit.Exec(t, busy, "BEGIN; SELECT pgbaton.fence('busy', 9), pgbaton.fence('shared', 9, shared => true)")
+	require.Equal(t, int64(1), testkit.Value[int64](t, owner, prune))
+	testkit.Exec(t, busy, "COMMIT")
+	require.Equal(t, int64(1), testkit.Value[int64](t, owner, prune), "a shared token was not recorded")
+	require.Equal(t, []string{"busy", "young"}, testkit.Value[[]string](t, owner, "SELECT array_agg(resource ORDER BY resource) FROM pgbaton.fence"))
+	testkit.Exec(t, app, "SELECT pgbaton.fence('old', 5)")
 
 	for _, age := range []string{"'59 min'", "'-1 day'", "NULL"} {
 		requireCode(t, owner, "22023", "SELECT pgbaton.prune_fences("+age+")")
@@ -63,12 +63,12 @@ func TestFence_Prune(t *testing.T) {
 func TestFence_UpdatesInPlace(t *testing.T) {
 	t.Parallel()
 	ownerURL, _ := newDatabase(t)
-	conn := dbtest.Connect(t, ownerURL)
-	dbtest.Exec(t, conn, "BEGIN")
+	conn := testkit.Connect(t, ownerURL)
+	testkit.Exec(t, conn, "BEGIN")
 	for token := range 50 {
 		_, err := conn.Exec(t.Context(), "SELECT pgbaton.fence('ledger', $1), pgbaton.fence('ledger', $1)", token+1)
 		require.NoError(t, err)
 	}
 	const sqlUpdates = "SELECT array[n_tup_upd, n_tup_hot_upd] FROM pg_stat_xact_user_tables WHERE relid = 'pgbaton.fence'::regclass"
-	require.Equal(t, []int64{49, 49}, dbtest.Value[[]int64](t, conn, sqlUpdates))
+	require.Equal(t, []int64{49, 49}, testkit.Value[[]int64](t, conn, sqlUpdates))
 }

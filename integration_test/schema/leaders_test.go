@@ -5,51 +5,51 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // The rows say who leads, by terms: what comes late changes nothing.
 func TestLeaders_FromSQL(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app, other := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
-	dbtest.Exec(t, app, "SELECT pgbaton.enlist(101, 'first')")
-	dbtest.Exec(t, other, "SELECT pgbaton.enlist(102, 'second')")
+	owner, app, other := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL), testkit.Connect(t, appURL)
+	testkit.Exec(t, app, "SELECT pgbaton.enlist(101, 'first')")
+	testkit.Exec(t, other, "SELECT pgbaton.enlist(102, 'second')")
 	leader := func() string {
-		return dbtest.Value[string](t, owner,
+		return testkit.Value[string](t, owner,
 			"SELECT coalesce((SELECT holder_name || ' ' || term FROM pgbaton.leader_of('x')), 'nobody')")
 	}
 	require.Equal(t, "nobody", leader())
-	dbtest.Exec(t, app, "SELECT pgbaton.keep_leaders('{x,y}', '{5,6}', 101, 'first')")
+	testkit.Exec(t, app, "SELECT pgbaton.keep_leaders('{x,y}', '{5,6}', 101, 'first')")
 	require.Equal(t, "first 5", leader())
-	since := dbtest.Value[string](t, owner, "SELECT since::text FROM pgbaton.leader WHERE name = 'x'")
+	since := testkit.Value[string](t, owner, "SELECT since::text FROM pgbaton.leader WHERE name = 'x'")
 
-	require.Equal(t, int64(5), dbtest.Value[int64](t, other, "SELECT pgbaton.request_resign('x')"))
-	require.Equal(t, "x", dbtest.Value[string](t, app, "SELECT pgbaton.keep_leaders('{x,y}', '{5,6}', 101, 'first')"))
+	require.Equal(t, int64(5), testkit.Value[int64](t, other, "SELECT pgbaton.request_resign('x')"))
+	require.Equal(t, "x", testkit.Value[string](t, app, "SELECT pgbaton.keep_leaders('{x,y}', '{5,6}', 101, 'first')"))
 
-	dbtest.Exec(t, app, "SELECT pgbaton.enlist(103, 'first')") // its session was replaced
-	require.Equal(t, "x", dbtest.Value[string](t, app, "SELECT pgbaton.keep_leaders('{x,y}', '{5,6}', 103, 'first')"))
-	require.Equal(t, since, dbtest.Value[string](t, owner, "SELECT since::text FROM pgbaton.leader WHERE name = 'x'"))
+	testkit.Exec(t, app, "SELECT pgbaton.enlist(103, 'first')") // its session was replaced
+	require.Equal(t, "x", testkit.Value[string](t, app, "SELECT pgbaton.keep_leaders('{x,y}', '{5,6}', 103, 'first')"))
+	require.Equal(t, since, testkit.Value[string](t, owner, "SELECT since::text FROM pgbaton.leader WHERE name = 'x'"))
 
-	dbtest.Exec(t, other, "SELECT pgbaton.keep_leaders('{x}', '{9}', 102, 'second')")
+	testkit.Exec(t, other, "SELECT pgbaton.keep_leaders('{x}', '{9}', 102, 'second')")
 	require.Equal(t, "second 9", leader())
-	dbtest.Exec(t, app, "SELECT pgbaton.keep_leaders('{x}', '{5}', 101, 'first'), pgbaton.strike_leaders('{x}', '{5}')")
+	testkit.Exec(t, app, "SELECT pgbaton.keep_leaders('{x}', '{5}', 101, 'first'), pgbaton.strike_leaders('{x}', '{5}')")
 	require.Equal(t, "second 9", leader(), "the older term came late")
-	require.Equal(t, int64(0), dbtest.Value[int64](t, other, "SELECT count(*) FROM pgbaton.keep_leaders('{x}', '{9}', 102, 'second')"),
+	require.Equal(t, int64(0), testkit.Value[int64](t, other, "SELECT count(*) FROM pgbaton.keep_leaders('{x}', '{9}', 102, 'second')"),
 		"a request is for one term")
 
-	dbtest.Exec(t, other, "SELECT pgbaton.strike_leaders('{x}', '{9}')")
+	testkit.Exec(t, other, "SELECT pgbaton.strike_leaders('{x}', '{9}')")
 	require.Equal(t, "nobody", leader())
-	require.True(t, dbtest.Value[bool](t, other, "SELECT pgbaton.request_resign('x') IS NULL"))
-	dbtest.Exec(t, other, "SELECT pgbaton.keep_leaders('{x}', '{9}', 102, 'second')")
+	require.True(t, testkit.Value[bool](t, other, "SELECT pgbaton.request_resign('x') IS NULL"))
+	testkit.Exec(t, other, "SELECT pgbaton.keep_leaders('{x}', '{9}', 102, 'second')")
 	require.Equal(t, "nobody", leader(), "a term that is over stays so")
-	dbtest.Exec(t, other, "SELECT pgbaton.keep_leaders('{x}', '{10}', 102, 'second')")
+	testkit.Exec(t, other, "SELECT pgbaton.keep_leaders('{x}', '{10}', 102, 'second')")
 	require.Equal(t, "second 10", leader())
 
 	// The leader's session ends.
 	require.NoError(t, other.Close(t.Context()))
-	dbtest.WaitFor(t, owner, "SELECT NOT EXISTS (SELECT FROM pgbaton.leader_of('x'))")
-	require.True(t, dbtest.Value[bool](t, owner, "SELECT pgbaton.request_resign('x') IS NULL"))
+	testkit.WaitFor(t, owner, "SELECT NOT EXISTS (SELECT FROM pgbaton.leader_of('x'))")
+	require.True(t, testkit.Value[bool](t, owner, "SELECT pgbaton.request_resign('x') IS NULL"))
 
 	for _, arguments := range []string{
 		"'{}', '{1}', 1, ''", "'{x,y}', '{1}', 1, ''", "'{\"\"}', '{1}', 1, ''", "'{x}', '{0}', 1, ''",
@@ -62,9 +62,9 @@ func TestLeaders_FromSQL(t *testing.T) {
 func TestBeginRun_FromSQL(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	due := func(arguments string) bool {
-		return dbtest.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run('job', "+arguments+")")
+		return testkit.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run('job', "+arguments+")")
 	}
 	for range 2 { // who only looks records nothing
 		require.True(t, due("'1 hour', NULL"))
@@ -72,7 +72,7 @@ func TestBeginRun_FromSQL(t *testing.T) {
 	require.True(t, due("'1 hour', 5"))
 	require.False(t, due("'1 hour', 6"))
 	require.False(t, due("'1 hour', NULL"))
-	dbtest.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = ran_at - interval '1 hour'")
+	testkit.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = ran_at - interval '1 hour'")
 	require.True(t, due("'1 hour', NULL"))
 	require.False(t, due("'1 hour', 4"), "the token of a lock that was lost since")
 	require.False(t, due("'1 hour', 5"), "one grant is one run")
@@ -91,12 +91,12 @@ func TestBeginRun_FromSQL(t *testing.T) {
 func TestBeginRun_IsDurable(t *testing.T) {
 	t.Parallel()
 	_, appURL := newDatabase(t)
-	app := dbtest.Connect(t, appURL)
+	app := testkit.Connect(t, appURL)
 	for set, want := range map[string]string{"off": "local", "local": "local", "on": "on", "remote_apply": "remote_apply"} {
-		dbtest.Exec(t, app, "SET synchronous_commit = '"+set+"'; BEGIN")
-		require.True(t, dbtest.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run($1, '1 hour', 1)", set))
-		require.Equal(t, want, dbtest.Value[string](t, app, "SHOW synchronous_commit"))
-		dbtest.Exec(t, app, "COMMIT")
-		require.Equal(t, set, dbtest.Value[string](t, app, "SHOW synchronous_commit"))
+		testkit.Exec(t, app, "SET synchronous_commit = '"+set+"'; BEGIN")
+		require.True(t, testkit.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run($1, '1 hour', 1)", set))
+		require.Equal(t, want, testkit.Value[string](t, app, "SHOW synchronous_commit"))
+		testkit.Exec(t, app, "COMMIT")
+		require.Equal(t, set, testkit.Value[string](t, app, "SHOW synchronous_commit"))
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -153,7 +153,7 @@ func callAll(t *testing.T, conn *pgx.Conn, names []string) {
 	for _, name := range names {
 		call, known := calls[name]
 		require.True(t, known, "add a call of pgbaton.%s", name)
-		result := dbtest.Value[any](t, conn, call.sql)
+		result := testkit.Value[any](t, conn, call.sql)
 		if call.result != nil {
 			require.Equal(t, call.result, result, name)
 		}
@@ -170,17 +170,17 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 	} {
 		t.Run(defaults, func(t *testing.T) {
 			t.Parallel()
-			role, operator := dbtest.Role(t), dbtest.Role(t)
-			dsn := dbtest.Empty(t)
-			owner := dbtest.Connect(t, dsn)
-			dbtest.Exec(t, owner, defaults)
-			require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
-			dbtest.Exec(t, owner, "SELECT pgbaton.grant_service('"+role+"'), pgbaton.grant_operator('"+operator+"')")
+			role, operator := testkit.Role(t), testkit.Role(t)
+			dsn := testkit.Empty(t)
+			owner := testkit.Connect(t, dsn)
+			testkit.Exec(t, owner, defaults)
+			require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn)))
+			testkit.Exec(t, owner, "SELECT pgbaton.grant_service('"+role+"'), pgbaton.grant_operator('"+operator+"')")
 
-			app := dbtest.Connect(t, dbtest.As(t, dsn, role))
+			app := testkit.Connect(t, testkit.As(t, dsn, role))
 			nextToken(t, app) // repairs
 			callAll(t, app, functions(t, owner, "everybody", "service"))
-			callAll(t, dbtest.Connect(t, dbtest.As(t, dsn, operator)), functions(t, owner, "operator"))
+			callAll(t, testkit.Connect(t, testkit.As(t, dsn, operator)), functions(t, owner, "operator"))
 			for _, name := range functions(t, owner, "operator", "internal") {
 				if name == "refuse(text,text,regrole)" { // its call in calls does not come to it
 					continue
@@ -260,10 +260,10 @@ func TestSchema_HostileSearchPath(t *testing.T) {
 	t.Run("OfTheCaller", func(t *testing.T) {
 		t.Parallel()
 		ownerURL, appURL := newDatabase(t)
-		owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+		owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 		names := functions(t, owner, "everybody", "service")
-		dbtest.Exec(t, owner, evil)
-		dbtest.Exec(t, app, `
+		testkit.Exec(t, owner, evil)
+		testkit.Exec(t, app, `
 CREATE TEMP TABLE fence (resource text, token bigint, seen_at timestamptz);
 CREATE TEMP TABLE leader (name text PRIMARY KEY, holder bigint, holder_name text, term bigint, since timestamptz);
 CREATE TEMP TABLE last_run (resource text PRIMARY KEY, token bigint, ran_at timestamptz);
@@ -281,17 +281,17 @@ SET search_path = pg_temp, evil, pg_catalog`)
 	// What is in the body of a function is settled when the file is run.
 	migrate := func(t *testing.T, dsn string) {
 		t.Helper()
-		require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, dsn)))
+		require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, dsn)))
 	}
 	byHand := func(t *testing.T, dsn string) {
 		t.Helper()
-		conn := dbtest.Connect(t, dsn)
+		conn := testkit.Connect(t, dsn)
 		names, err := fs.Glob(migrations.FS, "*.up.sql") // in the order of their numbers
 		require.NoError(t, err)
 		for _, name := range names {
 			file, err := fs.ReadFile(migrations.FS, name)
 			require.NoError(t, err)
-			dbtest.Exec(t, conn, string(file))
+			testkit.Exec(t, conn, string(file))
 		}
 	}
 	for name, c := range map[string]struct {
@@ -304,10 +304,10 @@ SET search_path = pg_temp, evil, pg_catalog`)
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Empty(t)
-			conn := dbtest.Connect(t, dsn)
-			dbtest.Exec(t, conn, evil)
-			c.apply(t, dbtest.With(t, dsn, "search_path", c.searchPath))
+			dsn := testkit.Empty(t)
+			conn := testkit.Connect(t, dsn)
+			testkit.Exec(t, conn, evil)
+			c.apply(t, testkit.With(t, dsn, "search_path", c.searchPath))
 			nextToken(t, conn)
 			callAll(t, conn, functions(t, conn, "everybody", "service", "operator", "internal"))
 		})
@@ -319,22 +319,22 @@ SET search_path = pg_temp, evil, pg_catalog`)
 func TestSchema_HostileTypes(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	app := dbtest.Connect(t, appURL)
-	dbtest.Exec(t, dbtest.Connect(t, ownerURL), "SELECT pgbaton.open_semaphore('s', 5); UPDATE pgbaton.semaphore SET service = NULL")
-	dbtest.Exec(t, app, `CREATE FUNCTION pg_temp.trap(anyelement) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$`)
+	app := testkit.Connect(t, appURL)
+	testkit.Exec(t, testkit.Connect(t, ownerURL), "SELECT pgbaton.open_semaphore('s', 5); UPDATE pgbaton.semaphore SET service = NULL")
+	testkit.Exec(t, app, `CREATE FUNCTION pg_temp.trap(anyelement) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$`)
 	for _, name := range []string{
 		"record", "bigint", "int8", "integer", "int4", "boolean", "bool", "text", "regclass", "timestamptz", "interval", "name", "numeric",
 		"float8", "oid",
 	} {
-		dbtest.Exec(t, app, `CREATE DOMAIN pg_temp."`+name+`" AS pg_catalog.text CHECK (pg_temp.trap(value))`)
+		testkit.Exec(t, app, `CREATE DOMAIN pg_temp."`+name+`" AS pg_catalog.text CHECK (pg_temp.trap(value))`)
 	}
 	for _, path := range []string{`"$user", public`, "pg_temp, pg_catalog", "pg_catalog, pg_temp"} {
-		dbtest.Exec(t, app, "SET search_path = "+path)
+		testkit.Exec(t, app, "SET search_path = "+path)
 		for _, call := range []string{
 			"claim_slots(1, pgbaton.key('pgbaton/semaphore/s'), -5, '{1}', 1000, false, 0, false)", "claim_slots(1, pgbaton.key('pgbaton/semaphore/s'), -5, '{2,1}', 1000, false, 9, true)",
 			"draw_token()", "next_token()", "free_slots(-5, '{1}', '{1}', '{32}', '{7}')", "free_slots(-5, '{1,1}', '{1,2}', '{32,32}', '{7,7}')",
 		} {
-			dbtest.Exec(t, app, "SELECT FROM pgbaton."+call)
+			testkit.Exec(t, app, "SELECT FROM pgbaton."+call)
 		}
 	}
 }
@@ -343,21 +343,21 @@ func TestSchema_HostileTypes(t *testing.T) {
 func TestSchema_CompactSlots(t *testing.T) {
 	t.Parallel()
 	dsn, _ := newDatabase(t)
-	conn, other := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-	dbtest.Exec(t, conn, "SELECT pgbaton.open_semaphore('s', 10)")
-	dbtest.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgbaton.semaphore")
-	dbtest.Exec(t, other, "UPDATE pgbaton.slot SET holder = -1, expires_at = 'infinity'")
-	require.Nil(t, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(0)"))
-	dbtest.Exec(t, conn, "COMMIT")
-	require.Equal(t, int64(10), dbtest.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot WHERE holder = -1"))
+	conn, other := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+	testkit.Exec(t, conn, "SELECT pgbaton.open_semaphore('s', 10)")
+	testkit.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgbaton.semaphore")
+	testkit.Exec(t, other, "UPDATE pgbaton.slot SET holder = -1, expires_at = 'infinity'")
+	require.Nil(t, testkit.Value[any](t, conn, "SELECT pgbaton.compact_slots(0)"))
+	testkit.Exec(t, conn, "COMMIT")
+	require.Equal(t, int64(10), testkit.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot WHERE holder = -1"))
 
 	// Many slots are not too much.
-	dbtest.Exec(t, conn, "SELECT pgbaton.open_semaphore('many', 10000)")
-	require.Equal(t, false, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
-	dbtest.Exec(t, conn, "DELETE FROM pgbaton.semaphore WHERE name = 'many'")
-	dbtest.Exec(t, other, "BEGIN; SELECT count(*) FROM pgbaton.slot")
-	require.Nil(t, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"), "somebody is in it")
-	dbtest.Exec(t, other, "COMMIT")
-	require.Equal(t, true, dbtest.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
-	require.Equal(t, int64(10), dbtest.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot"))
+	testkit.Exec(t, conn, "SELECT pgbaton.open_semaphore('many', 10000)")
+	require.Equal(t, false, testkit.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
+	testkit.Exec(t, conn, "DELETE FROM pgbaton.semaphore WHERE name = 'many'")
+	testkit.Exec(t, other, "BEGIN; SELECT count(*) FROM pgbaton.slot")
+	require.Nil(t, testkit.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"), "somebody is in it")
+	testkit.Exec(t, other, "COMMIT")
+	require.Equal(t, true, testkit.Value[any](t, conn, "SELECT pgbaton.compact_slots(524288)"))
+	require.Equal(t, int64(10), testkit.Value[any](t, conn, "SELECT count(*) FROM pgbaton.slot"))
 }

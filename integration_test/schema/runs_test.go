@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // run is what pgbaton.start_run tells.
@@ -44,10 +44,10 @@ func TestStartRun_DisbelievesTheFuture(t *testing.T) {
 		t.Run(c.ahead+"/"+c.window, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+			owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 			job := c.ahead + c.window
 			require.True(t, startRun(t, app, job, c.window, 5, false, false).Due)
-			dbtest.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = clock_timestamp() + $2::text::interval WHERE resource = $1", job, c.ahead)
+			testkit.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = clock_timestamp() + $2::text::interval WHERE resource = $1", job, c.ahead)
 			for _, token := range []any{nil, 6} {
 				r := startRun(t, app, job, c.window, token, false, false)
 				require.Equal(t, !c.believed, r.Due)
@@ -59,8 +59,8 @@ func TestStartRun_DisbelievesTheFuture(t *testing.T) {
 			require.False(t, r.Due, "what was recorded instead counts")
 			require.False(t, r.Disbelieved)
 			if !c.believed { // clients that do not know of it have it right, too
-				dbtest.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = ran_at + $2::text::interval WHERE resource = $1", job, c.ahead)
-				require.True(t, dbtest.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run($1, $2::text::interval, 8)", job, c.window))
+				testkit.Exec(t, owner, "UPDATE pgbaton.last_run SET ran_at = ran_at + $2::text::interval WHERE resource = $1", job, c.ahead)
+				require.True(t, testkit.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run($1, $2::text::interval, 8)", job, c.window))
 			}
 		})
 	}
@@ -70,16 +70,16 @@ func TestStartRun_DisbelievesTheFuture(t *testing.T) {
 func TestStartRun_Results(t *testing.T) {
 	t.Parallel()
 	_, appURL := newDatabase(t)
-	app := dbtest.Connect(t, appURL)
+	app := testkit.Connect(t, appURL)
 	const day = "24 h"
 	look := func(want string) {
 		t.Helper()
-		require.Equal(t, want, dbtest.Value[string](t, app, `SELECT coalesce((SELECT concat_ws(' ', token,
+		require.Equal(t, want, testkit.Value[string](t, app, `SELECT coalesce((SELECT concat_ws(' ', token,
 			CASE WHEN ended_at >= last_run THEN 'ended' END, failed::text, error) FROM pgbaton.look_run('job')), 'never')`))
 	}
 	end := func(token int, failed bool, text any) bool {
 		t.Helper()
-		return dbtest.Value[bool](t, app, "SELECT pgbaton.end_run('job', $1, $2, $3)", token, failed, text)
+		return testkit.Value[bool](t, app, "SELECT pgbaton.end_run('job', $1, $2, $3)", token, failed, text)
 	}
 	look("never")
 	require.False(t, end(5, false, nil))
@@ -101,17 +101,17 @@ func TestStartRun_Results(t *testing.T) {
 	look("6 ended false")
 	require.False(t, startRun(t, app, "job", day, 7, true, false).Due, "it has not failed")
 	require.True(t, startRun(t, app, "job", day, 7, false, true).Due)
-	require.True(t, dbtest.Value[bool](t, app, "SELECT pgbaton.forget_run('job')"))
-	require.False(t, dbtest.Value[bool](t, app, "SELECT pgbaton.forget_run('job')"))
+	require.True(t, testkit.Value[bool](t, app, "SELECT pgbaton.forget_run('job')"))
+	require.False(t, testkit.Value[bool](t, app, "SELECT pgbaton.forget_run('job')"))
 	require.False(t, end(7, false, nil))
 	look("never")
 
 	// A client that does not say how its runs end has none that failed.
-	require.True(t, dbtest.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run('job', '24 h', 8)"))
+	require.True(t, testkit.Value[bool](t, app, "SELECT due FROM pgbaton.begin_run('job', '24 h', 8)"))
 	require.False(t, startRun(t, app, "job", day, 9, true, false).Due)
 	require.True(t, end(8, true, "x"))
-	dbtest.Exec(t, app, "SELECT pgbaton.end_run('job', 8, true, repeat('ö', 100000))")
-	require.Equal(t, 1000, dbtest.Value[int](t, app, "SELECT length(error) FROM pgbaton.look_run('job')"))
+	testkit.Exec(t, app, "SELECT pgbaton.end_run('job', 8, true, repeat('ö', 100000))")
+	require.Equal(t, 1000, testkit.Value[int](t, app, "SELECT length(error) FROM pgbaton.look_run('job')"))
 	requireCode(t, app, "22023", "SELECT pgbaton.end_run('job', 8, NULL, NULL)")
 }
 
@@ -119,11 +119,11 @@ func TestStartRun_Results(t *testing.T) {
 func TestStartRun_IsDurable(t *testing.T) {
 	t.Parallel()
 	_, appURL := newDatabase(t)
-	app := dbtest.Connect(t, appURL)
-	dbtest.Exec(t, app, "SELECT pgbaton.start_run('job', '1 h', 5, false, false)")
+	app := testkit.Connect(t, appURL)
+	testkit.Exec(t, app, "SELECT pgbaton.start_run('job', '1 h', 5, false, false)")
 	for _, call := range []string{"start_run('job', '1 h', 6, false, true)", "end_run('job', 6, true, NULL)"} {
-		dbtest.Exec(t, app, "SET synchronous_commit = off; BEGIN; SELECT pgbaton."+call)
-		require.Equal(t, "local", dbtest.Value[string](t, app, "SHOW synchronous_commit"))
-		dbtest.Exec(t, app, "COMMIT")
+		testkit.Exec(t, app, "SET synchronous_commit = off; BEGIN; SELECT pgbaton."+call)
+		require.Equal(t, "local", testkit.Value[string](t, app, "SHOW synchronous_commit"))
+		testkit.Exec(t, app, "COMMIT")
 	}
 }

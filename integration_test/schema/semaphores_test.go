@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // slots is a semaphore with two holders, as SQL knows it.
@@ -32,11 +32,11 @@ type claim struct {
 func newSlots(t *testing.T, searchPath string) *slots {
 	t.Helper()
 	ownerURL, appURL := newDatabase(t)
-	s := &slots{owner: dbtest.Connect(t, ownerURL), one: dbtest.Connect(t, appURL), other: dbtest.Connect(t, appURL)}
-	dbtest.Exec(t, s.one, "SET search_path = "+searchPath+"; SELECT pgbaton.enlist(101, 'one')")
-	dbtest.Exec(t, s.other, "SET search_path = "+searchPath+"; SELECT pgbaton.enlist(102, 'other')")
-	s.id = dbtest.Value[int64](t, s.one, "SELECT id::bigint FROM pgbaton.open_semaphore('calls', 3)")
-	s.gate = dbtest.Value[int64](t, s.one, "SELECT pgbaton.key('pgbaton/semaphore/calls')")
+	s := &slots{owner: testkit.Connect(t, ownerURL), one: testkit.Connect(t, appURL), other: testkit.Connect(t, appURL)}
+	testkit.Exec(t, s.one, "SET search_path = "+searchPath+"; SELECT pgbaton.enlist(101, 'one')")
+	testkit.Exec(t, s.other, "SET search_path = "+searchPath+"; SELECT pgbaton.enlist(102, 'other')")
+	s.id = testkit.Value[int64](t, s.one, "SELECT id::bigint FROM pgbaton.open_semaphore('calls', 3)")
+	s.gate = testkit.Value[int64](t, s.one, "SELECT pgbaton.key('pgbaton/semaphore/calls')")
 	return s
 }
 
@@ -71,7 +71,7 @@ func (s *slots) change(t *testing.T, conn *pgx.Conn, with string, holder int64, 
 	if with == "renew" {
 		call = "pgbaton.renew_slots($1, " + arrays + ", 60000, false)"
 	}
-	return dbtest.Value[bool](t, conn, "SELECT coalesce("+call+" = '{1}', false)", holder, s.id, slot, token)
+	return testkit.Value[bool](t, conn, "SELECT coalesce("+call+" = '{1}', false)", holder, s.id, slot, token)
 }
 
 // A slot is freed and renewed by who has claimed it, by that claim and before it has expired.
@@ -99,7 +99,7 @@ func TestSlots_FromSQL(t *testing.T) {
 				expired := s.claimFor(t, s.one, "-101", "{1,2}", 60_000, "false, 0, false") // without a session
 				require.EqualValues(t, 2, expired.Granted)
 				require.Greater(t, *expired.Token, token)
-				dbtest.Exec(t, s.owner, "UPDATE pgbaton.slot SET expires_at = clock_timestamp()")
+				testkit.Exec(t, s.owner, "UPDATE pgbaton.slot SET expires_at = clock_timestamp()")
 				for _, change := range []string{"renew", "free"} {
 					require.False(t, s.change(t, s.one, change, -101, expired.Slots[0], *expired.Token, alone), "%s of what has expired", change)
 				}
@@ -109,7 +109,7 @@ func TestSlots_FromSQL(t *testing.T) {
 				for _, change := range []string{"renew", "free"} {
 					require.False(t, s.change(t, s.one, change, -101, expired.Slots[0], *expired.Token, alone), "a late %s", change)
 				}
-				require.Equal(t, int64(0), dbtest.Value[int64](t, s.owner,
+				require.Equal(t, int64(0), testkit.Value[int64](t, s.owner,
 					"SELECT available::bigint FROM pgbaton.semaphore_state($1::bigint::integer)", s.id))
 			})
 		}
@@ -127,25 +127,25 @@ func TestSlots_Claims(t *testing.T) {
 			require.EqualValues(t, 0, s.claim(t, s.other, "{2,1}").Granted, "nor does anybody pass the first")
 
 			// Somebody stands at the gate.
-			dbtest.Exec(t, s.owner, "SELECT pg_advisory_lock(pgbaton.key('pgbaton/semaphore/calls'))")
+			testkit.Exec(t, s.owner, "SELECT pg_advisory_lock(pgbaton.key('pgbaton/semaphore/calls'))")
 			require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted)
-			dbtest.Exec(t, s.owner, "SELECT pg_advisory_unlock_all()")
+			testkit.Exec(t, s.owner, "SELECT pg_advisory_unlock_all()")
 			require.EqualValues(t, 1, s.claim(t, s.other, "{1}").Granted)
 
 			// The first holder's session ends.
 			require.EqualValues(t, 0, s.claim(t, s.other, "{2}").Granted)
 			require.NoError(t, s.one.Close(t.Context()))
-			dbtest.WaitFor(t, s.owner, "SELECT available = 2 FROM pgbaton.semaphore_state($1::bigint::integer)", s.id)
+			testkit.WaitFor(t, s.owner, "SELECT available = 2 FROM pgbaton.semaphore_state($1::bigint::integer)", s.id)
 			granted := s.claim(t, s.other, "{2}")
 			require.EqualValues(t, 1, granted.Granted)
 
 			// A capacity that is lowered takes nothing from anybody, and grants nothing until enough is free.
-			dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
+			testkit.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
 			require.True(t, s.change(t, s.other, "free", 102, granted.Slots[0], *granted.Token, true))
 			require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted, "two are held, and one is allowed")
 			require.True(t, s.change(t, s.other, "free", 102, granted.Slots[1], *granted.Token, true))
 			require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted)
-			require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
+			require.Equal(t, int64(1), testkit.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
 		})
 	}
 }
@@ -163,27 +163,27 @@ func TestSlots_Turns(t *testing.T) {
 			t.Run(strings.ReplaceAll(path, ", ", "+")+"/"+wants, func(t *testing.T) {
 				t.Parallel()
 				s := newSlots(t, path)
-				dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
+				testkit.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
 				claim := func(holder, how string) int32 { return s.claimFor(t, s.one, holder, wants, 60_000, how).Granted }
 				gateUntil := func() time.Time {
-					return dbtest.Value[time.Time](t, s.owner, "SELECT gate_until FROM pgbaton.semaphore WHERE gate_until IS NOT NULL")
+					return testkit.Value[time.Time](t, s.owner, "SELECT gate_until FROM pgbaton.semaphore WHERE gate_until IS NOT NULL")
 				}
 				// The turns that are noted last for half a second; on a busy machine that is no time.
 				const later = "UPDATE pgbaton.semaphore SET head_until = head_until + interval '1 min', gate_until = gate_until + interval '1 min'"
-				free := func() { dbtest.Exec(t, s.owner, "UPDATE pgbaton.slot SET holder = NULL, expires_at = NULL") }
-				dbtest.Exec(t, s.owner, "SELECT pg_advisory_lock($1::bigint)", s.gate) // somebody stands there all the time
+				free := func() { testkit.Exec(t, s.owner, "UPDATE pgbaton.slot SET holder = NULL, expires_at = NULL") }
+				testkit.Exec(t, s.owner, "SELECT pg_advisory_lock($1::bigint)", s.gate) // somebody stands there all the time
 				require.EqualValues(t, 0, claim("-1", pooled), "it is taken note of")
 				require.EqualValues(t, 0, claim("101", atGate), "the turn of -1, then that of the gate")
 				require.EqualValues(t, 0, claim("-2", pooled))
 				require.EqualValues(t, 1, claim("-1", pooled))
 				for range 2 {
-					dbtest.Exec(t, s.owner, later)
+					testkit.Exec(t, s.owner, later)
 					require.EqualValues(t, 0, claim("101", atGate), "nothing is free")
 					until := gateUntil()
-					dbtest.Exec(t, s.owner, later)
+					testkit.Exec(t, s.owner, later)
 					require.EqualValues(t, 0, claim("101", atGate), "it waits for its turn")
 					require.True(t, gateUntil().After(until), "which it is given for longer")
-					dbtest.Exec(t, s.owner, later)
+					testkit.Exec(t, s.owner, later)
 					free()
 					require.EqualValues(t, 0, claim("-1", pooled), "not one after the other")
 					require.EqualValues(t, 0, claim("-2", pooled), "nor another")
@@ -196,7 +196,7 @@ func TestSlots_Turns(t *testing.T) {
 				}
 				// The note of the gate's turn is forgotten when nobody comes for it.
 				free()
-				dbtest.WaitFor(t, s.owner, "SELECT gate_until < clock_timestamp() FROM pgbaton.semaphore")
+				testkit.WaitFor(t, s.owner, "SELECT gate_until < clock_timestamp() FROM pgbaton.semaphore")
 				require.EqualValues(t, 0, claim("-1", pooled))
 				require.EqualValues(t, 1, claim("-1", pooled))
 			})
@@ -210,15 +210,15 @@ func TestSlots_DeadBesidePinned(t *testing.T) {
 	s := newSlots(t, "public")
 	asserted := s.claim(t, s.other, "{1}")
 	require.EqualValues(t, 1, s.claim(t, s.one, "{2}").Granted)
-	dbtest.Exec(t, s.owner, "BEGIN")
-	require.True(t, dbtest.Value[bool](t, s.owner, "SELECT pgbaton.holds_slots($1::bigint::integer, 102, $2, $3)",
+	testkit.Exec(t, s.owner, "BEGIN")
+	require.True(t, testkit.Value[bool](t, s.owner, "SELECT pgbaton.holds_slots($1::bigint::integer, 102, $2, $3)",
 		s.id, asserted.Slots, *asserted.Token))
 	require.True(t, s.change(t, s.other, "free", 102, asserted.Slots[0], *asserted.Token, true))
 	require.EqualValues(t, 0, s.claim(t, s.other, "{1}").Granted)
 	require.NoError(t, s.one.Close(t.Context()))
-	dbtest.WaitFor(t, s.owner, sqlGone, 101)
+	testkit.WaitFor(t, s.owner, sqlGone, 101)
 	require.EqualValues(t, 1, s.claim(t, s.other, "{2}").Granted)
-	dbtest.Exec(t, s.owner, "ROLLBACK")
+	testkit.Exec(t, s.owner, "ROLLBACK")
 }
 
 // A capacity that was lowered is reached when the holder of what is too much is dead.
@@ -226,21 +226,21 @@ func TestSlots_DeadSurplus(t *testing.T) {
 	t.Parallel()
 	s := newSlots(t, "public")
 	require.EqualValues(t, 1, s.claim(t, s.other, "{3}").Granted)
-	dbtest.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
+	testkit.Exec(t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 1)", s.id)
 	require.EqualValues(t, 0, s.claim(t, s.one, "{1}").Granted)
 	require.NoError(t, s.other.Close(t.Context()))
-	dbtest.WaitFor(t, s.owner, sqlGone, 102)
+	testkit.WaitFor(t, s.owner, sqlGone, 102)
 	require.EqualValues(t, 1, s.claim(t, s.one, "{1}").Granted)
-	require.Equal(t, int64(1), dbtest.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
+	require.Equal(t, int64(1), testkit.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.slot"))
 }
 
 func TestResize_UnknownLeavesTheTransactionAsItWas(t *testing.T) {
 	t.Parallel()
 	s := newSlots(t, "public")
-	dbtest.Exec(t, s.owner, "BEGIN; SET LOCAL lock_timeout = '7s'")
-	require.True(t, dbtest.Value[bool](t, s.owner, "SELECT pgbaton.resize_semaphore(999, 1) IS NULL"))
-	require.Equal(t, "7s", dbtest.Value[string](t, s.owner, "SHOW lock_timeout"))
-	require.Equal(t, int64(5), dbtest.Value[int64](t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 5)::bigint", s.id))
-	require.Equal(t, "7s", dbtest.Value[string](t, s.owner, "SHOW lock_timeout"))
-	dbtest.Exec(t, s.owner, "ROLLBACK")
+	testkit.Exec(t, s.owner, "BEGIN; SET LOCAL lock_timeout = '7s'")
+	require.True(t, testkit.Value[bool](t, s.owner, "SELECT pgbaton.resize_semaphore(999, 1) IS NULL"))
+	require.Equal(t, "7s", testkit.Value[string](t, s.owner, "SHOW lock_timeout"))
+	require.Equal(t, int64(5), testkit.Value[int64](t, s.owner, "SELECT pgbaton.resize_semaphore($1::bigint::integer, 5)::bigint", s.id))
+	require.Equal(t, "7s", testkit.Value[string](t, s.owner, "SHOW lock_timeout"))
+	testkit.Exec(t, s.owner, "ROLLBACK")
 }

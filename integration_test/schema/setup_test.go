@@ -8,27 +8,27 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // newDatabase makes a migrated database and a role that has the documented grants, and returns the
 // URLs of the owner and of that role.
 func newDatabase(t *testing.T) (owner, app string) {
 	t.Helper()
-	role := dbtest.Role(t)
-	owner = dbtest.Migrated(t)
-	dbtest.Exec(t, dbtest.Connect(t, owner), "SELECT pgbaton.grant_service('"+role+"')")
-	return owner, dbtest.As(t, owner, role)
+	role := testkit.Role(t)
+	owner = testkit.Migrated(t)
+	testkit.Exec(t, testkit.Connect(t, owner), "SELECT pgbaton.grant_service('"+role+"')")
+	return owner, testkit.As(t, owner, role)
 }
 
 // racing returns what says whether calls that race with others go on: for so many rounds, a sixth of them with -short, and
 // until the rarest result was there more than 50 times, or 10. How often each comes depends on the machine.
 func racing(t *testing.T, rounds int) (again func(rarest int) bool) {
 	t.Helper()
-	limit, done, end := lab.Brief(rounds, rounds/6), 0, time.Now().Add(lab.Hang)
+	limit, done, end := testkit.Brief(rounds, rounds/6), 0, time.Now().Add(lab.Hang)
 	return func(rarest int) bool {
 		done++
-		enough := rarest > lab.Brief(50, 10)
+		enough := rarest > testkit.Brief(50, 10)
 		require.True(t, enough || done <= limit || time.Now().Before(end), "the race is not one: the rarest result came %d times", rarest)
 		return done <= limit || !enough
 	}
@@ -52,10 +52,10 @@ WHERE locktype = 'advisory' AND granted AND pid = $1 ORDER BY 1`
 // waitsForLock returns when the session of pid waits for a lock.
 func waitsForLock(t *testing.T, observer *pgx.Conn, pid uint32) {
 	t.Helper()
-	dbtest.WaitFor(t, observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(pid))
+	testkit.WaitFor(t, observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", int32(pid))
 }
 
 func nextToken(t *testing.T, conn *pgx.Conn) int64 {
 	t.Helper()
-	return dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()")
+	return testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()")
 }

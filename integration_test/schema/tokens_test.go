@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestTokens_Rise(t *testing.T) {
@@ -21,7 +21,7 @@ func TestTokens_Rise(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[int64]bool{}
 	for range sessions {
-		conn := dbtest.Connect(t, app)
+		conn := testkit.Connect(t, app)
 		group.Go(func() {
 			var last int64
 			for range draws {
@@ -44,11 +44,11 @@ func TestTokens_Rise(t *testing.T) {
 func TestTokens_LastBlockEndsBelow2To53(t *testing.T) {
 	t.Parallel()
 	owner, app := newDatabase(t)
-	conn := dbtest.Connect(t, owner)
+	conn := testkit.Connect(t, owner)
 	nextToken(t, conn)
 	const last = 1<<53 - 32
-	dbtest.Exec(t, conn, "SELECT setval('pgbaton.token', 9007199254740992 - 64)")
-	conn = dbtest.Connect(t, app)
+	testkit.Exec(t, conn, "SELECT setval('pgbaton.token', 9007199254740992 - 64)")
+	conn = testkit.Connect(t, app)
 	require.Equal(t, int64(last), nextToken(t, conn))
 	_, err := conn.Exec(t.Context(), "SELECT pgbaton.next_token()")
 	require.ErrorContains(t, err, "reached maximum value")
@@ -69,16 +69,16 @@ func TestTokens_Repair(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+			owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 			before := nextToken(t, app)
-			require.True(t, dbtest.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
-			dbtest.Exec(t, owner, cause)
-			require.False(t, dbtest.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			require.True(t, testkit.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			testkit.Exec(t, owner, cause)
+			require.False(t, testkit.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
 			after := nextToken(t, app)
 			require.Greater(t, after, before+31)
 			require.Less(t, after, int64(1)<<53)
-			require.True(t, dbtest.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
-			require.False(t, dbtest.Value[bool](t, app, "SELECT pgbaton.repair_tokens()"))
+			require.True(t, testkit.Value[bool](t, app, "SELECT pgbaton.tokens_trusted()"))
+			require.False(t, testkit.Value[bool](t, app, "SELECT pgbaton.repair_tokens()"))
 			require.Greater(t, nextToken(t, app), after+31)
 		})
 	}
@@ -93,19 +93,19 @@ func TestTokens_RepairHoldsNobodyUp(t *testing.T) {
 			t.Run(cause+"/"+end, func(t *testing.T) {
 				t.Parallel()
 				ownerURL, appURL := newDatabase(t)
-				owner, first, second := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
+				owner, first, second := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL), testkit.Connect(t, appURL)
 				before := nextToken(t, first)
-				dbtest.Exec(t, owner, cause)
+				testkit.Exec(t, owner, cause)
 
-				dbtest.Exec(t, first, "BEGIN")
-				require.True(t, dbtest.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
+				testkit.Exec(t, first, "BEGIN")
+				require.True(t, testkit.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
 				firstToken := nextToken(t, first)
-				require.False(t, dbtest.Value[bool](t, second, "SELECT pgbaton.tokens_trusted()"), "nothing is believed before it is so")
+				require.False(t, testkit.Value[bool](t, second, "SELECT pgbaton.tokens_trusted()"), "nothing is believed before it is so")
 				secondToken := nextToken(t, second)
-				require.True(t, dbtest.Value[bool](t, second, "SELECT pgbaton.tokens_trusted()"))
+				require.True(t, testkit.Value[bool](t, second, "SELECT pgbaton.tokens_trusted()"))
 				thirdToken := nextToken(t, first)
-				dbtest.Exec(t, first, end)
-				require.False(t, dbtest.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
+				testkit.Exec(t, first, end)
+				require.False(t, testkit.Value[bool](t, first, "SELECT pgbaton.repair_tokens()"))
 
 				require.Greater(t, firstToken, before)
 				require.Greater(t, secondToken, firstToken)
@@ -120,14 +120,14 @@ func TestTokens_RepairHoldsNobodyUp(t *testing.T) {
 func TestTokens_OneRepairs(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner := dbtest.Connect(t, ownerURL)
+	owner := testkit.Connect(t, ownerURL)
 	before := nextToken(t, owner)
 	conns := make([]*pgx.Conn, 8)
 	for i := range conns {
-		conns[i] = dbtest.Connect(t, appURL)
+		conns[i] = testkit.Connect(t, appURL)
 	}
 	for range 20 {
-		dbtest.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		testkit.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
 		var repairs atomic.Int32
 		var finders sync.WaitGroup
 		for _, conn := range conns {
@@ -149,17 +149,17 @@ func TestTokens_OneRepairs(t *testing.T) {
 func TestTokens_OldSnapshot(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, old, other := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL), dbtest.Connect(t, appURL)
+	owner, old, other := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL), testkit.Connect(t, appURL)
 	before := nextToken(t, other)
 	for _, cause := range []string{"DELETE FROM pgbaton.incarnation", "UPDATE pgbaton.incarnation SET started = now()"} {
-		dbtest.Exec(t, owner, cause)
-		dbtest.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-		dbtest.Exec(t, old, "SELECT 1")
+		testkit.Exec(t, owner, cause)
+		testkit.Exec(t, old, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+		testkit.Exec(t, old, "SELECT 1")
 		repaired := nextToken(t, other)
 		require.Greater(t, repaired, before)
 		before = nextToken(t, old)
 		require.Greater(t, before, repaired)
-		dbtest.Exec(t, old, "COMMIT")
+		testkit.Exec(t, old, "COMMIT")
 	}
 }
 
@@ -180,18 +180,18 @@ func TestTokens_RepairIsSynchronous(t *testing.T) {
 		t.Run(set, func(t *testing.T) {
 			t.Parallel()
 			_, appURL := newDatabase(t)
-			app := dbtest.Connect(t, appURL)
+			app := testkit.Connect(t, appURL)
 			const sqlSetting = "SELECT current_setting('synchronous_commit')"
-			dbtest.Exec(t, app, "SET synchronous_commit = "+set)
-			dbtest.Exec(t, app, "BEGIN")
+			testkit.Exec(t, app, "SET synchronous_commit = "+set)
+			testkit.Exec(t, app, "BEGIN")
 			nextToken(t, app)
-			require.Equal(t, want, dbtest.Value[string](t, app, sqlSetting))
-			dbtest.Exec(t, app, "COMMIT")
-			require.Equal(t, set, dbtest.Value[string](t, app, sqlSetting))
-			dbtest.Exec(t, app, "BEGIN")
+			require.Equal(t, want, testkit.Value[string](t, app, sqlSetting))
+			testkit.Exec(t, app, "COMMIT")
+			require.Equal(t, set, testkit.Value[string](t, app, sqlSetting))
+			testkit.Exec(t, app, "BEGIN")
 			nextToken(t, app)
-			require.Equal(t, set, dbtest.Value[string](t, app, sqlSetting), "without a repair it is the caller's")
-			dbtest.Exec(t, app, "COMMIT")
+			require.Equal(t, set, testkit.Value[string](t, app, sqlSetting), "without a repair it is the caller's")
+			testkit.Exec(t, app, "COMMIT")
 		})
 	}
 }
@@ -201,59 +201,59 @@ func TestTokens_RepairIsSynchronous(t *testing.T) {
 func TestTokens_RepairsKeepToTheClock(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	const clock = "SELECT ((extract(epoch FROM clock_timestamp()) - 1577836800) * 1000)::bigint << 12"
 	before := nextToken(t, app)
 	for range 20 {
-		dbtest.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+		testkit.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
 		after := nextToken(t, app)
 		require.Greater(t, after, before)
-		require.LessOrEqual(t, after, dbtest.Value[int64](t, owner, clock)+32)
+		require.LessOrEqual(t, after, testkit.Value[int64](t, owner, clock)+32)
 		before = after
 	}
 	// The sequence is lost altogether.
-	dbtest.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation")
+	testkit.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART; TRUNCATE pgbaton.incarnation")
 	require.Greater(t, nextToken(t, app), before)
 
 	// A clock that was set back is of no use: the sequence's own value counts.
 	var far int64
 	for _, back := range []time.Duration{time.Minute, time.Hour} {
-		far = dbtest.Value[int64](t, owner, clock) + back.Milliseconds()<<12
-		dbtest.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", far))
+		far = testkit.Value[int64](t, owner, clock) + back.Milliseconds()<<12
+		testkit.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", far))
 		require.Equal(t, far+1<<26+32, nextToken(t, app))
 	}
 	// Set by hand, it goes on from where the last repair put it.
-	dbtest.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART")
+	testkit.Exec(t, owner, "ALTER SEQUENCE pgbaton.token RESTART")
 	require.Greater(t, nextToken(t, app), far+32)
 
 	// A clock that is a little behind is waited for.
-	near := dbtest.Value[int64](t, owner, clock) + 100<<12
-	dbtest.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", near))
+	near := testkit.Value[int64](t, owner, clock) + 100<<12
+	testkit.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d); DELETE FROM pgbaton.incarnation", near))
 	after := nextToken(t, app)
 	require.Greater(t, after, near)
-	require.LessOrEqual(t, after, dbtest.Value[int64](t, owner, clock)+32)
+	require.LessOrEqual(t, after, testkit.Value[int64](t, owner, clock)+32)
 }
 
 // No token is handed out before the server's clock is there; where the clock was set back, draws go on at a pace.
 func TestTokens_WaitForTheClock(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	const clock = "((extract(epoch FROM clock_timestamp()) - 1577836800) * 4096000)::bigint"
 	nextToken(t, app)
 	for _, draw := range []string{"pgbaton.draw_token()", "pgbaton.next_token()", "pgbaton.lock_for_transaction(7, false, false, 0)"} {
-		ahead := dbtest.Value[int64](t, owner, "SELECT "+clock) + 200<<12
-		dbtest.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d)", ahead))
-		token := dbtest.Value[int64](t, app, "SELECT "+draw)
+		ahead := testkit.Value[int64](t, owner, "SELECT "+clock) + 200<<12
+		testkit.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d)", ahead))
+		token := testkit.Value[int64](t, app, "SELECT "+draw)
 		require.Equal(t, ahead+32, token)
-		require.LessOrEqual(t, token+31, dbtest.Value[int64](t, owner, "SELECT "+clock))
+		require.LessOrEqual(t, token+31, testkit.Value[int64](t, owner, "SELECT "+clock))
 	}
 
-	ahead := dbtest.Value[int64](t, owner, "SELECT "+clock) + time.Hour.Milliseconds()<<12
-	dbtest.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d)", ahead))
+	ahead := testkit.Value[int64](t, owner, "SELECT "+clock) + time.Hour.Milliseconds()<<12
+	testkit.Exec(t, owner, fmt.Sprintf("SELECT setval('pgbaton.token', %d)", ahead))
 	const draws = 50
 	began := time.Now()
-	last := dbtest.Value[int64](t, app, fmt.Sprintf("SELECT max(pgbaton.draw_token()) FROM generate_series(1, %d)", draws))
+	last := testkit.Value[int64](t, app, fmt.Sprintf("SELECT max(pgbaton.draw_token()) FROM generate_series(1, %d)", draws))
 	require.GreaterOrEqual(t, time.Since(began), draws*time.Millisecond)
 	require.Equal(t, ahead+32*draws, last)
 }
@@ -262,7 +262,7 @@ func TestTokens_WaitForTheClock(t *testing.T) {
 func TestTokens_BeginSession(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	begin := func(repaired bool) (drawn int64) {
 		t.Helper()
 		var got bool
@@ -273,7 +273,7 @@ func TestTokens_BeginSession(t *testing.T) {
 	require.Positive(t, begin(false), "a new sequence is not in doubt")
 	token := nextToken(t, app)
 	require.Equal(t, token, begin(false))
-	dbtest.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
+	testkit.Exec(t, owner, "TRUNCATE pgbaton.incarnation")
 	drawn := begin(true)
 	require.Greater(t, drawn, token)
 	require.Equal(t, drawn+32, nextToken(t, app))
@@ -285,11 +285,11 @@ func TestTokens_BeginSession(t *testing.T) {
 func TestTokens_RowsOfTheIncarnation(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	owner, app := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	owner, app := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	for range 5 {
 		nextToken(t, app)
-		dbtest.Exec(t, owner, "UPDATE pgbaton.incarnation SET started = started - interval '1 s'")
+		testkit.Exec(t, owner, "UPDATE pgbaton.incarnation SET started = started - interval '1 s'")
 	}
 	nextToken(t, app)
-	require.EqualValues(t, 1, dbtest.Value[int64](t, owner, "SELECT count(*) FROM pgbaton.incarnation"))
+	require.EqualValues(t, 1, testkit.Value[int64](t, owner, "SELECT count(*) FROM pgbaton.incarnation"))
 }

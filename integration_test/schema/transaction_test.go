@@ -7,12 +7,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func lockForTransaction(t *testing.T, conn *pgx.Conn, pair, shared bool, waitMS any) *int64 {
 	t.Helper()
-	return dbtest.Value[*int64](t, conn, "SELECT pgbaton.lock_for_transaction($1, $2, $3, $4::integer)",
+	return testkit.Value[*int64](t, conn, "SELECT pgbaton.lock_for_transaction($1, $2, $3, $4::integer)",
 		waitKey, pair, shared, waitMS)
 }
 
@@ -47,23 +47,23 @@ func TestLockForTransaction(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			observer, conn := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
-			dbtest.Exec(t, dbtest.Connect(t, appURL), c.taken)
+			observer, conn := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
+			testkit.Exec(t, testkit.Connect(t, appURL), c.taken)
 			before := nextToken(t, conn) // repairs, which takes locks of the transaction's
-			dbtest.Exec(t, conn, "SET lock_timeout = '70ms'; BEGIN")
+			testkit.Exec(t, conn, "SET lock_timeout = '70ms'; BEGIN")
 
 			token := lockForTransaction(t, conn, c.pair, c.shared, c.waitMS)
 			require.Equal(t, c.granted, token != nil)
-			require.Equal(t, "70ms", dbtest.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+			require.Equal(t, "70ms", testkit.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
 			if c.granted {
 				require.Greater(t, *token, before)
 				require.Equal(t, []int64{waitKey}, advisoryLocks(t, observer, pidOf(conn)))
 			} else {
 				require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
 			}
-			dbtest.Exec(t, conn, "COMMIT")
+			testkit.Exec(t, conn, "COMMIT")
 			require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
-			require.Equal(t, "70ms", dbtest.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+			require.Equal(t, "70ms", testkit.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
 		})
 	}
 }
@@ -71,22 +71,22 @@ func TestLockForTransaction(t *testing.T) {
 func TestLockForTransaction_Savepoints(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	observer, conn := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	observer, conn := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	nextToken(t, conn) // repairs, which takes locks of the transaction's
 	for _, waitMS := range []any{0, 30, nil} {
-		dbtest.Exec(t, conn, "BEGIN; SET LOCAL lock_timeout = '5s'; SAVEPOINT a")
+		testkit.Exec(t, conn, "BEGIN; SET LOCAL lock_timeout = '5s'; SAVEPOINT a")
 		first := lockForTransaction(t, conn, false, false, waitMS)
 		require.NotNil(t, first)
-		dbtest.Exec(t, conn, "ROLLBACK TO a")
+		testkit.Exec(t, conn, "ROLLBACK TO a")
 		require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
-		require.Equal(t, "5s", dbtest.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+		require.Equal(t, "5s", testkit.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
 
 		second := lockForTransaction(t, conn, false, false, waitMS)
 		require.NotNil(t, second)
 		require.Greater(t, *second, *first)
-		dbtest.Exec(t, conn, "RELEASE a")
+		testkit.Exec(t, conn, "RELEASE a")
 		require.Equal(t, []int64{waitKey}, advisoryLocks(t, observer, pidOf(conn)))
-		dbtest.Exec(t, conn, "COMMIT")
+		testkit.Exec(t, conn, "COMMIT")
 		require.Empty(t, advisoryLocks(t, observer, pidOf(conn)))
 	}
 }
@@ -96,15 +96,15 @@ func TestLockForTransaction_Savepoints(t *testing.T) {
 func TestLockForTransaction_HoldsWhatItSays(t *testing.T) {
 	t.Parallel()
 	ownerURL, appURL := newDatabase(t)
-	observer, conn := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+	observer, conn := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 	defer startTraffic(t, ownerURL, false, 0)()
 	var granted, refused int
 	last := nextToken(t, conn) // repairs, which takes locks of the transaction's
 	for again := racing(t, 3000); again(min(granted, refused)); {
-		dbtest.Exec(t, conn, "BEGIN; SAVEPOINT a")
+		testkit.Exec(t, conn, "BEGIN; SAVEPOINT a")
 		token := lockForTransaction(t, conn, false, rand.IntN(2) == 0, rand.IntN(3))
 		held := advisoryLocks(t, observer, pidOf(conn))
-		require.Equal(t, "0", dbtest.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
+		require.Equal(t, "0", testkit.Value[string](t, conn, "SELECT current_setting('lock_timeout')"))
 		if token != nil {
 			granted++
 			require.Greater(t, *token, last)
@@ -114,7 +114,7 @@ func TestLockForTransaction_HoldsWhatItSays(t *testing.T) {
 			refused++
 			require.Empty(t, held)
 		}
-		dbtest.Exec(t, conn, "RELEASE a; COMMIT")
+		testkit.Exec(t, conn, "RELEASE a; COMMIT")
 	}
 	t.Logf("granted %d, refused %d", granted, refused)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Two keys with their gates, in the order in which they are taken: 4242, 42, 4343, 43.
@@ -55,11 +55,11 @@ func TestWaitForTurns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			observer, waiter := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+			observer, waiter := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 			for _, key := range several(c.gates, c.keys) {
-				dbtest.Exec(t, waiter, "SELECT pg_advisory_lock($1)", key)
+				testkit.Exec(t, waiter, "SELECT pg_advisory_lock($1)", key)
 			}
-			dbtest.Exec(t, dbtest.Connect(t, appURL), c.taken)
+			testkit.Exec(t, testkit.Connect(t, appURL), c.taken)
 			gates, keys, err := waitSeveral(t.Context(), waiter, c.gates, c.keys, c.waitMS)
 			require.NoError(t, err)
 			require.Equal(t, []int{c.nowGates, c.nowKeys}, []int{gates, keys})
@@ -67,7 +67,7 @@ func TestWaitForTurns(t *testing.T) {
 				keys = 0 // they were given back
 			}
 			require.Equal(t, several(gates, keys), advisoryLocks(t, observer, pidOf(waiter)))
-			require.Equal(t, "0", dbtest.Value[string](t, waiter, "SELECT current_setting('lock_timeout')"))
+			require.Equal(t, "0", testkit.Value[string](t, waiter, "SELECT current_setting('lock_timeout')"))
 			unlockAll(t, waiter)
 			require.Empty(t, advisoryLocks(t, observer, pidOf(waiter)), "none is held twice")
 		})
@@ -82,7 +82,7 @@ func TestWaitForTurns_HoldsWhatItSays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			observer, waiter := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+			observer, waiter := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 			stop := startTraffic(t, ownerURL, cancels, pidOf(waiter))
 			defer stop()
 			gates, keys, turns, partial := 0, 0, 0, 0

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 const (
@@ -70,17 +70,17 @@ func TestWaitForTurn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			observer, waiter := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
-			dbtest.Exec(t, dbtest.Connect(t, appURL), c.taken)
+			observer, waiter := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
+			testkit.Exec(t, testkit.Connect(t, appURL), c.taken)
 			if c.call.atGate {
-				dbtest.Exec(t, waiter, lockGate)
+				testkit.Exec(t, waiter, lockGate)
 			}
 			c.call.waitMS = 30
 			turn, err := c.call.run(t.Context(), waiter)
 			require.NoError(t, err)
 			require.Equal(t, c.turn, turn)
 			require.Equal(t, c.held, advisoryLocks(t, observer, pidOf(waiter)))
-			require.Equal(t, "0", dbtest.Value[string](t, waiter, "SELECT current_setting('lock_timeout')"))
+			require.Equal(t, "0", testkit.Value[string](t, waiter, "SELECT current_setting('lock_timeout')"))
 		})
 	}
 }
@@ -90,9 +90,9 @@ func TestWaitForTurn(t *testing.T) {
 func TestWaitForTurn_DeadlockLeavesNothing(t *testing.T) {
 	t.Parallel()
 	ownerURL, _ := newDatabase(t)
-	observer, waiter, other := dbtest.Connect(t, ownerURL), dbtest.Connect(t, ownerURL), dbtest.Connect(t, ownerURL)
-	dbtest.Exec(t, waiter, "SET deadlock_timeout = '100ms'; SELECT pg_advisory_lock(4242)")
-	dbtest.Exec(t, other, "SET deadlock_timeout = '1min'; SELECT pg_advisory_lock(42)")
+	observer, waiter, other := testkit.Connect(t, ownerURL), testkit.Connect(t, ownerURL), testkit.Connect(t, ownerURL)
+	testkit.Exec(t, waiter, "SET deadlock_timeout = '100ms'; SELECT pg_advisory_lock(4242)")
+	testkit.Exec(t, other, "SET deadlock_timeout = '1min'; SELECT pg_advisory_lock(42)")
 	granted := make(chan error, 1)
 	go func() {
 		_, err := other.Exec(t.Context(), "SELECT pg_advisory_lock(4242)")
@@ -113,7 +113,7 @@ func TestWaitForTurn_HoldsWhatItSays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ownerURL, appURL := newDatabase(t)
-			observer, waiter := dbtest.Connect(t, ownerURL), dbtest.Connect(t, appURL)
+			observer, waiter := testkit.Connect(t, ownerURL), testkit.Connect(t, appURL)
 			stop := startTraffic(t, ownerURL, cancels, pidOf(waiter))
 			defer stop()
 
@@ -190,7 +190,7 @@ func startTraffic(t *testing.T, dsn string, cancels bool, pid uint32) (stop func
 	ctx, end := context.WithCancel(t.Context())
 	var group sync.WaitGroup
 	loop := func(sql string, args ...any) {
-		conn := dbtest.Connect(t, dsn)
+		conn := testkit.Connect(t, dsn)
 		group.Go(func() {
 			for ctx.Err() == nil {
 				if _, err := conn.Exec(ctx, sql, args...); err != nil && ctx.Err() == nil {

@@ -13,7 +13,8 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 const mebibyte = 1 << 20
@@ -28,7 +29,7 @@ func churn(t *testing.T, dsn, name string, more func(done int64) bool) int64 {
 	var done atomic.Int64
 	errs := make(chan error, clients)
 	for range clients {
-		s, err := lab.Client(t, dsn, nil).Semaphore(ctx, name, 0)
+		s, err := testclient.New(t, dsn, nil).Semaphore(ctx, name, 0)
 		require.NoError(t, err)
 		group.Go(func() {
 			for more(done.Load()) {
@@ -60,9 +61,9 @@ func pair(ctx context.Context, s *pgbaton.Semaphore) error {
 // small.
 func tellSize(t *testing.T, conn *pgx.Conn, what string, pairs int64, took time.Duration) int64 {
 	t.Helper()
-	table := dbtest.Value[int64](t, conn, "SELECT pg_relation_size('pgbaton.slot')")
-	total := dbtest.Value[int64](t, conn, "SELECT pg_total_relation_size('pgbaton.slot')")
-	lab.Note(t, "bloat %s: %d pairs in %v, then the slots have %d KiB, with indexes %d KiB", what, pairs,
+	table := testkit.Value[int64](t, conn, "SELECT pg_relation_size('pgbaton.slot')")
+	total := testkit.Value[int64](t, conn, "SELECT pg_total_relation_size('pgbaton.slot')")
+	testkit.Figure(t, "bloat %s: %d pairs in %v, then the slots have %d KiB, with indexes %d KiB", what, pairs,
 		took.Round(time.Millisecond), table>>10, total>>10)
 	if lab.Figures() {
 		require.LessOrEqual(t, total, int64(mebibyte), what)
@@ -73,17 +74,17 @@ func tellSize(t *testing.T, conn *pgx.Conn, what string, pairs int64, took time.
 // keepSnapshot begins a transaction that sees the database as it is now.
 func keepSnapshot(t *testing.T, conn *pgx.Conn) {
 	t.Helper()
-	dbtest.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-	require.NotEmpty(t, dbtest.Value[string](t, conn, "SELECT pg_current_snapshot()::text"))
+	testkit.Exec(t, conn, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+	require.NotEmpty(t, testkit.Value[string](t, conn, "SELECT pg_current_snapshot()::text"))
 }
 
 // writeAnew lets the table of slots grow faster than by a load alone, and writes it anew if it can: the clients do it
 // too, unless they are too busy.
 func writeAnew(t *testing.T, conn *pgx.Conn) {
 	t.Helper()
-	dbtest.Exec(t, conn, `UPDATE pgbaton.slot SET closed = closed
+	testkit.Exec(t, conn, `UPDATE pgbaton.slot SET closed = closed
 		WHERE semaphore = (SELECT id FROM pgbaton.semaphore WHERE name = 'ballast')`)
-	dbtest.Exec(t, conn, "SELECT pgbaton.compact_slots(524288)")
+	testkit.Exec(t, conn, "SELECT pgbaton.compact_slots(524288)")
 }
 
 // sqlFile names the file of the table of slots: another when it was written anew.
@@ -102,7 +103,7 @@ func TestBloat(t *testing.T) {
 		t.Parallel()
 		dsn := lab.Database(t)
 		s := create(t, dsn, "s", 16)
-		conn := dbtest.Connect(t, dsn)
+		conn := testkit.Connect(t, dsn)
 		started := time.Now()
 		done := churn(t, dsn, "s", func(done int64) bool { return done < pairs })
 		before := tellSize(t, conn, "without a snapshot", done, time.Since(started))
@@ -118,9 +119,9 @@ func TestBloat(t *testing.T) {
 		t.Parallel()
 		dsn := lab.Database(t)
 		create(t, dsn, "s", 16)
-		conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+		conn, old := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
 		keepSnapshot(t, old)
-		file := dbtest.Value[int64](t, conn, sqlFile)
+		file := testkit.Value[int64](t, conn, sqlFile)
 		var anew atomic.Bool
 		over := make(chan struct{})
 		go func() { // how soon depends on the machine: the table must be free for a moment when a client looks
@@ -143,10 +144,10 @@ func TestBloat(t *testing.T) {
 		<-over
 		require.True(t, anew.Load(), "the clients write the table anew by themselves")
 		tellSize(t, conn, "under an old snapshot", done, time.Since(started))
-		dbtest.WaitFor(t, conn, "SELECT pgbaton.compact_slots(1) IS NOT NULL") // with nobody in it
+		testkit.WaitFor(t, conn, "SELECT pgbaton.compact_slots(1) IS NOT NULL") // with nobody in it
 		// The 16 slots and no version of them that is over, though the snapshot could still see it.
 		require.LessOrEqual(t, tellSize(t, conn, "written anew under an old snapshot", done, time.Since(started)), int64(mebibyte))
-		dbtest.Exec(t, old, "ROLLBACK")
+		testkit.Exec(t, old, "ROLLBACK")
 	})
 }
 
@@ -158,9 +159,9 @@ func TestBloat_Exclusion(t *testing.T) {
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", capacity)
 	create(t, dsn, "ballast", 1000)
-	conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	conn, old := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
 	keepSnapshot(t, old)
-	file, rewrites := dbtest.Value[int64](t, conn, sqlFile), 0
+	file, rewrites := testkit.Value[int64](t, conn, sqlFile), 0
 	var workers []*worker.Process
 	var calls []*worker.Call
 	for range 3 {
@@ -170,11 +171,11 @@ func TestBloat_Exclusion(t *testing.T) {
 			Do: worker.Permits, DSN: dsn, Key: "s", N: 3, Goroutines: 8, For: lab.Hang,
 		}))
 	}
-	begun, load := time.Now(), lab.Brief(4*time.Second, 2*time.Second)
-	lab.Eventually(t, "the table is written anew, and the processes are at work meanwhile", func() bool {
+	begun, load := time.Now(), testkit.Brief(4*time.Second, 2*time.Second)
+	testkit.Eventually(t, "the table is written anew, and the processes are at work meanwhile", func() bool {
 		time.Sleep(50 * time.Millisecond)
 		writeAnew(t, conn)
-		if now := dbtest.Value[int64](t, conn, sqlFile); now != file {
+		if now := testkit.Value[int64](t, conn, sqlFile); now != file {
 			if grants, _ := workers[0].History(); len(grants) > 0 {
 				rewrites++
 			}
@@ -186,8 +187,8 @@ func TestBloat_Exclusion(t *testing.T) {
 		workers[i].Do(worker.Command{Do: worker.Stop})
 		require.Zero(t, call.Wait().Counts["lost"])
 	}
-	lab.Note(t, "bloat between processes: the table was written anew %d times", rewrites)
-	dbtest.Exec(t, old, "ROLLBACK")
+	testkit.Figure(t, "bloat between processes: the table was written anew %d times", rewrites)
+	testkit.Exec(t, old, "ROLLBACK")
 	_, overlaps := judge(t, fixed(capacity), workers...)
 	require.Empty(t, overlaps)
 	requireWhole(t, s, capacity)

@@ -11,7 +11,8 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // What must work on every PostgreSQL: capacity, weights, waiting, resizing, assertion, loss, compaction, a short hammer.
@@ -44,9 +45,9 @@ func conform(t *testing.T, dsn string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 	defer cancel()
-	control := dbtest.Connect(t, dsn)
-	a := create(t, dbtest.Named(t, dsn, "a"), "s", 3)
-	client := lab.Client(t, dsn, &pgbaton.Config{Name: "b"})
+	control := testkit.Connect(t, dsn)
+	a := create(t, testkit.Named(t, dsn, "a"), "s", 3)
+	client := testclient.New(t, dsn, &pgbaton.Config{Name: "b"})
 	_, err := client.Semaphore(ctx, "s", 4)
 	require.ErrorIs(t, err, pgbaton.ErrCapacityMismatch)
 	b, err := client.Semaphore(ctx, "s", 0)
@@ -87,13 +88,13 @@ func conform(t *testing.T, dsn string) {
 
 	last, err := a.Acquire(ctx, 1)
 	require.NoError(t, err)
-	dbtest.Exec(t, control, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'a' AND datname = current_database()")
+	testkit.Exec(t, control, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'a' AND datname = current_database()")
 	<-last.Done()
 	require.ErrorIs(t, last.Release(ctx), pgbaton.ErrLost)
-	dbtest.Exec(t, control, "SELECT pgbaton.open_semaphore('ballast', 2000)")
+	testkit.Exec(t, control, "SELECT pgbaton.open_semaphore('ballast', 2000)")
 	for range 10 {
-		dbtest.Exec(t, control, "UPDATE pgbaton.slot SET closed = closed")
+		testkit.Exec(t, control, "UPDATE pgbaton.slot SET closed = closed")
 	}
-	require.Positive(t, dbtest.Value[int64](t, control, "SELECT pg_relation_size('pgbaton.slot') + pgbaton.compact_slots(1)::integer"))
+	require.Positive(t, testkit.Value[int64](t, control, "SELECT pg_relation_size('pgbaton.slot') + pgbaton.compact_slots(1)::integer"))
 	requireWhole(t, b, 1)
 }

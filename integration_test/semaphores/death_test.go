@@ -11,12 +11,13 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Law 6: the permits of a killed process go to a waiter in another one within a second, long before TTL.
 func TestKill_Holder(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(6, 3)
+	rounds := testkit.Brief(6, 3)
 	dsn := lab.Database(t)
 	waiter := worker.Start(t)
 	waiter.Open("c", dsn, 0)
@@ -109,7 +110,7 @@ func TestFreeze_Holder(t *testing.T) {
 			lab.Report(t, fmt.Sprintf("frozen for %d/10 TTL, permits granted after", tenths),
 				lab.NewSpread([]int64{granted.At - frozen}), ttl+time.Second)
 			_, overlaps := judge(t, fixed(2), holder, next)
-			lab.Note(t, "frozen for %d/10 TTL, Done closed after the next grant: %v", tenths, lab.NewSpread(overlaps))
+			testkit.Figure(t, "frozen for %d/10 TTL, Done closed after the next grant: %v", tenths, lab.NewSpread(overlaps))
 		})
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Law 8: three processes want more permits than there are, and each gets its part.
@@ -23,7 +23,7 @@ func TestFairness_Processes(t *testing.T) {
 		p := worker.Start(t)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 6, For: lab.Brief(3*time.Second, 1500*time.Millisecond), Hold: time.Millisecond,
+			Do: worker.Permits, DSN: dsn, Key: "s", N: 1, Goroutines: 6, For: testkit.Brief(3*time.Second, 1500*time.Millisecond), Hold: time.Millisecond,
 		}))
 	}
 	var grants []int64
@@ -33,7 +33,7 @@ func TestFairness_Processes(t *testing.T) {
 		grants = append(grants, n)
 		total += n
 	}
-	lab.Note(t, "fairness: grants by process %v", grants)
+	testkit.Figure(t, "fairness: grants by process %v", grants)
 	for _, n := range grants {
 		require.Positive(t, n, "a process got no turn: %v", grants)
 		if lab.Figures() {
@@ -62,7 +62,7 @@ func waits(workers ...*worker.Process) lab.Spread {
 func TestFairness_Weighted(t *testing.T) {
 	t.Parallel()
 	const capacity = 4
-	rounds := lab.Brief(5, 2)
+	rounds := testkit.Brief(5, 2)
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", capacity)
 	var workers []*worker.Process
@@ -99,7 +99,7 @@ func TestFairness_Weighted(t *testing.T) {
 // A release passes permits on at once: waiters in other processes do not sleep until the next poll.
 func TestHandOver(t *testing.T) {
 	t.Parallel()
-	rounds := lab.Brief(20, 8)
+	rounds := testkit.Brief(20, 8)
 	dsn := lab.Database(t)
 	create(t, dsn, "s", 2)
 	a, b := worker.Start(t), worker.Start(t)
@@ -127,24 +127,24 @@ func TestHandOver(t *testing.T) {
 func TestCrowd(t *testing.T) {
 	t.Parallel()
 	const goroutines = 1000
-	watched := lab.Brief(3*time.Second, 2*time.Second)
+	watched := testkit.Brief(3*time.Second, 2*time.Second)
 	dsn := lab.Database(t)
 	s := create(t, dsn, "s", 1)
-	control := dbtest.Connect(t, dsn)
+	control := testkit.Connect(t, dsn)
 	holder, crowd := worker.Start(t), worker.Start(t)
 	holder.Open("c", dsn, 0)
 	hold(t, holder, "s", 1)
 	crowd.Open("c", dsn, 0) // from then on it has a history
 	call := crowd.Begin(worker.Command{
-		Do: worker.Permits, DSN: dbtest.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
+		Do: worker.Permits, DSN: testkit.Named(t, dsn, "crowd"), Key: "s", N: 1, Goroutines: goroutines, Count: goroutines,
 	})
-	lab.Eventually(t, "all goroutines wait", func() bool {
+	testkit.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()
 		return counts.Tried == goroutines
 	})
-	statements, most := lab.Statements(t, control, "crowd", watched)
+	statements, most := testkit.Statements(t, control, "crowd", watched)
 	perSecond := float64(statements) / watched.Seconds()
-	lab.Note(t, "crowd: %d connections", most)
+	testkit.Figure(t, "crowd: %d connections", most)
 	require.LessOrEqual(t, most, 4, "connections")
 	lab.RequireFew(t, perSecond)
 	require.True(t, holder.Release("s").OK())

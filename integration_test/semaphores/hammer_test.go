@@ -13,7 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 const (
@@ -91,7 +91,7 @@ func (c *control) kill(t *testing.T) {
 // then their number only falls.
 func (c *control) sample(t *testing.T) {
 	t.Helper()
-	held := dbtest.Value[int](t, c.conn, sqlHeld, "hammer")
+	held := testkit.Value[int](t, c.conn, sqlHeld, "hammer")
 	c.samples++
 	c.peak = max(c.peak, held)
 	require.LessOrEqual(t, held, c.most, "permits held in the table; capacities so far: %+v", c.resizes)
@@ -115,7 +115,7 @@ func TestHammer(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
 	total := loadSize(t)
-	c := &control{conn: dbtest.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
+	c := &control{conn: testkit.Connect(t, dsn), semaphore: create(t, dsn, "hammer", hammerCapacity), resizes: fixed(hammerCapacity), most: hammerCapacity}
 	c.command = worker.Command{
 		Do: worker.Permits, DSN: dsn, Key: "hammer", N: hammerWeight,
 		Goroutines: 4, Count: total / hammerProcesses, Hold: 300 * time.Microsecond,
@@ -147,13 +147,13 @@ func TestHammer(t *testing.T) {
 		granted += a.Counts["granted"]
 		require.Zero(t, a.Counts["lost"], "nobody lost a permit while alive")
 	}
-	lab.Note(t, "hammer: %d grants in %v by the processes that lived, %d killed, %d resizes, %d samples with at the most %d held",
+	testkit.Figure(t, "hammer: %d grants in %v by the processes that lived, %d killed, %d resizes, %d samples with at the most %d held",
 		granted, time.Since(started), c.kills, len(c.resizes)-1, c.samples, c.peak)
 	require.Positive(t, c.kills)
 	require.Greater(t, len(c.resizes), 2)
-	lab.Note(t, "hammer: waits %v", waits(c.workers...))
+	testkit.Figure(t, "hammer: waits %v", waits(c.workers...))
 	_, overlaps := judge(t, c.resizes, c.workers...)
 	require.Empty(t, overlaps)
 	requireWhole(t, c.semaphore, c.capacity())
-	require.Zero(t, dbtest.Value[int](t, c.conn, sqlHeld, "hammer"))
+	require.Zero(t, testkit.Value[int](t, c.conn, sqlHeld, "hammer"))
 }

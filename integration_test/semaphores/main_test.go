@@ -15,6 +15,8 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 func TestMain(m *testing.M) {
@@ -30,7 +32,7 @@ func loadSize(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv(loadVariable)
 	if text == "" {
-		return lab.Brief(6_000, 2_400)
+		return testkit.Brief(6_000, 2_400)
 	}
 	n, err := strconv.Atoi(text)
 	require.NoError(t, err, loadVariable)
@@ -40,7 +42,7 @@ func loadSize(t *testing.T) int {
 // create makes a semaphore, and a client that is closed with the test.
 func create(t *testing.T, dsn, name string, capacity int) *pgbaton.Semaphore {
 	t.Helper()
-	s, err := lab.Client(t, dsn, nil).Semaphore(context.Background(), name, capacity)
+	s, err := testclient.New(t, dsn, nil).Semaphore(context.Background(), name, capacity)
 	require.NoError(t, err)
 	return s
 }
@@ -59,7 +61,7 @@ func judge(t *testing.T, resizes []history.Resize, processes ...*worker.Process)
 	peak, overlaps, err := history.Permits(all, resizes)
 	require.NoError(t, err)
 	require.NoError(t, history.Distinct(all))
-	lab.Note(t, "history: %+v; at the most %d permits held at once", total, peak)
+	testkit.Figure(t, "history: %+v; at the most %d permits held at once", total, peak)
 	lab.Report(t, "a claim is handed over within its process for", lab.NewSpread([]int64{history.Tenure(all)}), 1500*time.Millisecond)
 	return peak, overlaps
 }
@@ -74,7 +76,7 @@ func requireWhole(t *testing.T, s *pgbaton.Semaphore, capacity int) {
 	started := time.Now()
 	permit, err := s.Acquire(ctx, capacity)
 	require.NoError(t, err, "all permits at once")
-	lab.Note(t, "all %d permits at once after %v", capacity, time.Since(started))
+	testkit.Figure(t, "all %d permits at once after %v", capacity, time.Since(started))
 	require.NoError(t, permit.Release(context.Background()))
 	state, err := s.State(context.Background())
 	require.NoError(t, err)
@@ -86,7 +88,7 @@ func waitFor(t *testing.T, p *worker.Process, name string, n int) *worker.Call {
 	t.Helper()
 	_, before := p.History()
 	call := p.Begin(worker.Command{Do: worker.Acquire, Client: "c", Key: name, As: name, N: n})
-	lab.Eventually(t, "the waiter has called", func() bool {
+	testkit.Eventually(t, "the waiter has called", func() bool {
 		_, counts := p.History()
 		return counts.Tried > before.Tried
 	})

@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // mutate writes a function of the schema anew, with a piece of its text replaced. It fails when there is no such piece.
@@ -60,11 +60,11 @@ func TestMutants(t *testing.T) {
 			for round := 0; round == 0 || (mutant != "" && violation == "" && round < patience); round++ { // a mistake shows by chance
 				dsn := lab.Database(t)
 				if mutant != "" {
-					dbtest.Run(t, dsn, mutate+mutant)
+					testkit.Run(t, dsn, mutate+mutant)
 				}
 				violation = disturbed(t, dsn)
 			}
-			lab.Note(t, "mutant %s, after %v: %.200s", name, time.Since(started).Round(time.Millisecond), violation)
+			testkit.Figure(t, "mutant %s, after %v: %.200s", name, time.Since(started).Round(time.Millisecond), violation)
 			if mutant == "" {
 				require.Empty(t, violation)
 			} else {
@@ -80,7 +80,7 @@ func disturbed(t *testing.T, dsn string) string {
 	t.Helper()
 	s := create(t, dsn, "s", hammerCapacity)
 	create(t, dsn, "ballast", 1000)
-	conn, old := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	conn, old := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
 	keepSnapshot(t, old)
 	resizes := fixed(hammerCapacity)
 	var workers []*worker.Process
@@ -107,7 +107,7 @@ func disturbed(t *testing.T, dsn string) string {
 			}
 		}
 	}
-	dbtest.Exec(t, old, "ROLLBACK")
+	testkit.Exec(t, old, "ROLLBACK")
 	lost := int64(0)
 	for _, call := range calls {
 		lost += call.Wait().Counts["lost"]

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // pooledTTL is short, since it is the wait for the permits of a killed process, and longer than a machine keeps a process from
@@ -22,7 +23,7 @@ func crowd(t *testing.T, dsn string, reduced bool, processes int) (workers []*wo
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
 			Do: worker.Permits, DSN: dsn, Reduced: reduced, TTL: pooledTTL, Key: "s", N: 2, Goroutines: 4,
-			For: lab.Brief(3*time.Second, 1500*time.Millisecond), Hold: 3 * time.Millisecond,
+			For: testkit.Brief(3*time.Second, 1500*time.Millisecond), Hold: 3 * time.Millisecond,
 		}))
 	}
 	return workers, calls
@@ -47,7 +48,7 @@ func TestPooler(t *testing.T) {
 				require.Positive(t, a.Counts["granted"], "somebody was never served")
 				grants = append(grants, a.Counts["granted"])
 			}
-			lab.Note(t, "%s: grants by process %v", name, grants)
+			testkit.Figure(t, "%s: grants by process %v", name, grants)
 			lab.Report(t, name+": waits through the pooler", waits(workers...), 3*time.Second)
 			_, overlaps := judge(t, fixed(3), append(workers, others...)...)
 			require.Empty(t, overlaps)
@@ -66,7 +67,7 @@ func TestPooler_KilledHolder(t *testing.T) {
 	pooled.Do(worker.Command{Do: worker.Open, Client: "c", DSN: through, TTL: pooledTTL, Reduced: true})
 	direct.Open("c", dsn, pooledTTL)
 	held := hold(t, holder, "s", 2)
-	time.Sleep(pooledTTL * lab.Brief[time.Duration](5, 3) / 2) // it is renewed
+	time.Sleep(pooledTTL * testkit.Brief[time.Duration](5, 3) / 2) // it is renewed
 	require.True(t, holder.Do(worker.Command{Do: worker.Err, As: "s"}).Result.OK())
 	calls := []*worker.Call{waitFor(t, pooled, "s", 1), waitFor(t, direct, "s", 1)}
 	killed := holder.Kill()

@@ -9,7 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A change of capacity needs all rows. It waits for one that somebody has locked for longer than the client's
@@ -18,9 +18,9 @@ func TestResize_WaitsForRows(t *testing.T) {
 	t.Parallel()
 	dsn := lab.Database(t)
 	s, other := create(t, dsn, "s", 4), create(t, dsn, "s", 4)
-	locker := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, locker, "BEGIN")
-	dbtest.Exec(t, locker, "SELECT FROM pgbaton.slot WHERE slot = 4 FOR UPDATE")
+	locker := testkit.Connect(t, dsn)
+	testkit.Exec(t, locker, "BEGIN")
+	testkit.Exec(t, locker, "SELECT FROM pgbaton.slot WHERE slot = 4 FOR UPDATE")
 
 	short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
@@ -39,7 +39,7 @@ func TestResize_WaitsForRows(t *testing.T) {
 	}
 	lab.Report(t, "a permit beside a change of capacity that waits", lab.NewSpread(waits), time.Second)
 	require.Empty(t, resized)
-	dbtest.Exec(t, locker, "COMMIT")
+	testkit.Exec(t, locker, "COMMIT")
 	require.NoError(t, <-resized)
 	requireWhole(t, s, 6)
 	_, err = other.Acquire(context.Background(), 7)

@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/storm"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -25,7 +26,7 @@ const seed = 20250701
 // options are of a short storm: small, since every process of it has the race detector.
 func options(kind storm.Kind, server *pgserver.Server) storm.Options {
 	return storm.Options{
-		Kind: kind, Server: server, For: lab.Brief(3*time.Second, 1500*time.Millisecond), TTL: ttl,
+		Kind: kind, Server: server, For: testkit.Brief(3*time.Second, 1500*time.Millisecond), TTL: ttl,
 		// A slow machine takes its time to tell a holder, and to move.
 		Processes: 2, Clients: 1, Seed: seed, Bound: time.Minute, Strict: ttl, Both: lab.Slow,
 	}

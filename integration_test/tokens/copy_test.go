@@ -16,7 +16,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // replica is a copy of a server's data directory. It lies beside the original, so that nothing is left of it
@@ -119,7 +119,7 @@ func startEmpty(t *testing.T, bindir string) *pgserver.Server {
 
 func migrate(t *testing.T, dsn string) {
 	t.Helper()
-	pool := dbtest.Pool(t, dsn)
+	pool := testkit.Pool(t, dsn)
 	require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 }
 

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // unhurried keeps WAL that no commit waits for off the disk, for as long as a test takes.
@@ -17,14 +17,14 @@ var unhurried = []string{"wal_writer_delay", "10s", "wal_level", "minimal", "max
 // that was another's transaction, or if the commit does not.
 var losses = map[string]func(t *testing.T, dsn string, h *history){
 	"OpenNextval": func(t *testing.T, dsn string, h *history) {
-		other, conn := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, "CHECKPOINT")
-		dbtest.Exec(t, other, "BEGIN; SELECT nextval('pgbaton.token')")
+		other, conn := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, "CHECKPOINT")
+		testkit.Exec(t, other, "BEGIN; SELECT nextval('pgbaton.token')")
 		h.draw(t, conn, 20)
 	},
 	"AsynchronousCommit": func(t *testing.T, dsn string, h *history) {
-		conn := dbtest.Connect(t, dsn)
-		dbtest.Exec(t, conn, "SET synchronous_commit = off; CHECKPOINT")
+		conn := testkit.Connect(t, dsn)
+		testkit.Exec(t, conn, "SET synchronous_commit = off; CHECKPOINT")
 		h.draw(t, conn, 20)
 	},
 }
@@ -32,7 +32,7 @@ var losses = map[string]func(t *testing.T, dsn string, h *history){
 // The ways to crash. Each returns when the server serves again.
 var crashes = map[string]func(t *testing.T, server *pgserver.Server){
 	"BackendKilled": func(t *testing.T, server *pgserver.Server) {
-		victim, witness := dbtest.Connect(t, server.URL()), dbtest.Connect(t, server.URL())
+		victim, witness := testkit.Connect(t, server.URL()), testkit.Connect(t, server.URL())
 		require.NoError(t, syscall.Kill(pidOf(victim), syscall.SIGKILL))
 		// The server ends every other session when it has noticed.
 		_, err := witness.Exec(t.Context(), "SELECT pg_sleep(60)")
@@ -65,7 +65,7 @@ func crashInEveryWay(t *testing.T, bindir string) {
 			if lossName == "OpenNextval" { // a client comes first, or SQL does
 				h.grant(t, server.URL())
 			}
-			h.draw(t, dbtest.Connect(t, server.URL()), 3)
+			h.draw(t, testkit.Connect(t, server.URL()), 3)
 			require.Empty(t, h.violations, "%s, %s", crashName, lossName)
 		}
 	}
@@ -88,7 +88,7 @@ func TestTokens_CrashOfMutants(t *testing.T) {
 					for range 5 {
 						lose(t, server.URL(), &h)
 						crash(t, server)
-						h.draw(t, dbtest.Connect(t, server.URL()), 1)
+						h.draw(t, testkit.Connect(t, server.URL()), 1)
 						if len(h.violations) > 0 {
 							break
 						}
@@ -108,7 +108,7 @@ func TestTokens_CrashOfALoggedTable(t *testing.T) {
 	for range 3 {
 		losses["OpenNextval"](t, server.URL(), &h)
 		crashes["BackendKilled"](t, server)
-		h.draw(t, dbtest.Connect(t, server.URL()), 3)
+		h.draw(t, testkit.Connect(t, server.URL()), 3)
 	}
 	h.require(t, none)
 }
@@ -122,9 +122,9 @@ func TestTokens_CleanRestart(t *testing.T) {
 	var h history
 	for range 2 {
 		h.grant(t, server.URL())
-		h.draw(t, dbtest.Connect(t, server.URL()), 20)
+		h.draw(t, testkit.Connect(t, server.URL()), 20)
 		require.NoError(t, server.Restart(t.Context(), "fast"))
 	}
-	h.draw(t, dbtest.Connect(t, server.URL()), 1)
+	h.draw(t, testkit.Connect(t, server.URL()), 1)
 	h.require(t, none)
 }

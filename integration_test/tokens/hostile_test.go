@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Mistakes that roles without any right on the tables can make use of.
@@ -46,7 +46,7 @@ func twoMajors(t *testing.T, test func(t *testing.T, bindir string)) {
 // as is the server's URL for a role, which it makes.
 func as(t *testing.T, server *pgserver.Server, role, grants string) string {
 	t.Helper()
-	dbtest.Exec(t, dbtest.Connect(t, server.URL()), "CREATE ROLE "+role+" LOGIN PASSWORD 'secret';"+grants)
+	testkit.Exec(t, testkit.Connect(t, server.URL()), "CREATE ROLE "+role+" LOGIN PASSWORD 'secret';"+grants)
 	u, err := url.Parse(server.URL())
 	require.NoError(t, err)
 	u.User = url.UserPassword(role, "secret")
@@ -57,22 +57,22 @@ func as(t *testing.T, server *pgserver.Server, role, grants string) string {
 // transactions open that have them.
 func lockEverything(t *testing.T, stranger, service string) {
 	t.Helper()
-	keys := dbtest.Connect(t, stranger)
-	dbtest.Exec(t, keys, "BEGIN; SELECT pg_advisory_lock(k) FROM generate_series(6539763025470766915, 6539763025470766930) AS k")
+	keys := testkit.Connect(t, stranger)
+	testkit.Exec(t, keys, "BEGIN; SELECT pg_advisory_lock(k) FROM generate_series(6539763025470766915, 6539763025470766930) AS k")
 	for _, statement := range []string{ // PREPARE needs no right on a table to lock it
 		"INSERT INTO pgbaton.incarnation DEFAULT VALUES", "DELETE FROM pgbaton.incarnation",
 		"SELECT FROM pgbaton.incarnation FOR UPDATE", "SELECT FROM pgbaton.token",
 	} {
-		conn := dbtest.Connect(t, service)
-		dbtest.Exec(t, conn, "BEGIN; PREPARE p AS "+statement)
+		conn := testkit.Connect(t, service)
+		testkit.Exec(t, conn, "BEGIN; PREPARE p AS "+statement)
 	}
 	for _, mode := range []string{"ACCESS SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE"} {
 		for _, table := range []string{"incarnation", "fence", "slot"} {
 			_, err := keys.Exec(t.Context(), "SAVEPOINT s; LOCK TABLE pgbaton."+table+" IN "+mode+" MODE")
 			require.ErrorContains(t, err, "permission denied")
-			dbtest.Exec(t, keys, "ROLLBACK TO s")
+			testkit.Exec(t, keys, "ROLLBACK TO s")
 		}
-		_, err := dbtest.Connect(t, service).Exec(t.Context(), "BEGIN; LOCK TABLE pgbaton.incarnation IN "+mode+" MODE")
+		_, err := testkit.Connect(t, service).Exec(t.Context(), "BEGIN; LOCK TABLE pgbaton.incarnation IN "+mode+" MODE")
 		require.ErrorContains(t, err, "permission denied")
 	}
 }
@@ -94,7 +94,7 @@ func TestTokens_StrangersLocks(t *testing.T) {
 			if name == "OpenNextval" {
 				h.grant(t, server.URL())
 			}
-			h.draw(t, dbtest.Connect(t, server.URL()), 3)
+			h.draw(t, testkit.Connect(t, server.URL()), 3)
 		}
 		h.require(t, none)
 	})
@@ -110,7 +110,7 @@ func TestTokens_StrangersLocksOnAMutant(t *testing.T) {
 		losses["OpenNextval"](t, server.URL(), &h)
 		crashes["ServerKilled"](t, server)
 		lockEverything(t, stranger, service)
-		h.draw(t, dbtest.Connect(t, server.URL()), 1)
+		h.draw(t, testkit.Connect(t, server.URL()), 1)
 		if len(h.violations) > 0 {
 			break
 		}
@@ -132,7 +132,7 @@ func TestTokens_Overdraw(t *testing.T) {
 					overdraw(t, server, back, &h)
 					crashes["ServerKilled"](t, server)
 					h.grant(t, server.URL())
-					h.draw(t, dbtest.Connect(t, server.URL()), 3)
+					h.draw(t, testkit.Connect(t, server.URL()), 3)
 				}
 				h.require(t, none)
 			})
@@ -154,18 +154,18 @@ func overdraw(t *testing.T, server *pgserver.Server, back string, h *history) {
 	t.Helper()
 	const sessions, draws = 8, 100
 	const sqlClock = "((extract(epoch FROM clock_timestamp()) - 1577836800) * 4096000)::bigint"
-	admin := dbtest.Connect(t, server.URL())
-	dbtest.Exec(t, admin, "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'greedy') THEN "+
+	admin := testkit.Connect(t, server.URL())
+	testkit.Exec(t, admin, "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'greedy') THEN "+
 		"CREATE ROLE greedy; PERFORM pgbaton.grant_service('greedy'); END IF; END $$")
-	dbtest.Exec(t, admin, "SELECT setval('pgbaton.token', greatest(last_value, "+sqlClock+" + "+back+")) FROM pgbaton.token")
+	testkit.Exec(t, admin, "SELECT setval('pgbaton.token', greatest(last_value, "+sqlClock+" + "+back+")) FROM pgbaton.token")
 	var group sync.WaitGroup
 	var mu sync.Mutex
 	var newest, count int64
 	began := time.Now()
 	stop := make(chan struct{})
 	for range sessions {
-		conn := dbtest.Connect(t, server.URL())
-		dbtest.Exec(t, conn, "SET ROLE greedy; SET synchronous_commit = off")
+		conn := testkit.Connect(t, server.URL())
+		testkit.Exec(t, conn, "SET ROLE greedy; SET synchronous_commit = off")
 		group.Go(func() {
 			for {
 				var token, clock int64
@@ -186,8 +186,8 @@ func overdraw(t *testing.T, server *pgserver.Server, back string, h *history) {
 	}
 	time.AfterFunc(3*time.Second, func() { close(stop) })
 	<-stop
-	open := dbtest.Connect(t, server.URL())
-	dbtest.Exec(t, open, "SET ROLE greedy; BEGIN; SELECT pgbaton.draw_token() FROM generate_series(1, 40)")
+	open := testkit.Connect(t, server.URL())
+	testkit.Exec(t, open, "SET ROLE greedy; BEGIN; SELECT pgbaton.draw_token() FROM generate_series(1, 40)")
 	require.NoError(t, syscall.Kill(server.PID(), syscall.SIGKILL))
 	_ = syscall.Kill(pidOf(open), syscall.SIGKILL)
 	terminated := make(chan struct{})
@@ -214,15 +214,15 @@ func TestTokens_WhoReliesFlushes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := start(t, withPrograms(t, "initdb"), mutant, unhurried...)
-			admin, first, second := dbtest.Connect(t, server.URL()), dbtest.Connect(t, server.URL()), dbtest.Connect(t, server.URL())
-			dbtest.Exec(t, admin, "TRUNCATE pgbaton.incarnation")
-			dbtest.Exec(t, second, "BEGIN; SELECT 1")
-			dbtest.Exec(t, first, "BEGIN; SELECT pgbaton.next_token()")
-			moved := dbtest.Value[string](t, admin, "SELECT pg_current_wal_insert_lsn()::text")
-			require.False(t, dbtest.Value[bool](t, second, "SELECT repaired FROM pgbaton.begin_session()"))
-			dbtest.Exec(t, second, "COMMIT")
-			require.True(t, dbtest.Value[bool](t, admin, "SELECT pgbaton.tokens_trusted()"))
-			flushed := dbtest.Value[bool](t, admin, "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn", moved)
+			admin, first, second := testkit.Connect(t, server.URL()), testkit.Connect(t, server.URL()), testkit.Connect(t, server.URL())
+			testkit.Exec(t, admin, "TRUNCATE pgbaton.incarnation")
+			testkit.Exec(t, second, "BEGIN; SELECT 1")
+			testkit.Exec(t, first, "BEGIN; SELECT pgbaton.next_token()")
+			moved := testkit.Value[string](t, admin, "SELECT pg_current_wal_insert_lsn()::text")
+			require.False(t, testkit.Value[bool](t, second, "SELECT repaired FROM pgbaton.begin_session()"))
+			testkit.Exec(t, second, "COMMIT")
+			require.True(t, testkit.Value[bool](t, admin, "SELECT pgbaton.tokens_trusted()"))
+			flushed := testkit.Value[bool](t, admin, "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn", moved)
 			require.Equal(t, mutant == none, flushed)
 			require.NoError(t, first.Close(context.Background()))
 		})

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Sessions that contend for one key write their tokens down while they hold it: they rise in the order in which
@@ -19,15 +19,15 @@ func TestTokens_OrderOfGrants(t *testing.T) {
 	for name, mutant := range map[string]string{"None": none, "TokenBeforeGrant": tokenFirst, "Cache20": cache20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
-			conn := dbtest.Connect(t, dsn)
-			dbtest.Exec(t, conn, `SELECT pgbaton.next_token();
+			dsn := testkit.Migrated(t)
+			conn := testkit.Connect(t, dsn)
+			testkit.Exec(t, conn, `SELECT pgbaton.next_token();
 				CREATE TABLE grants (place bigint GENERATED ALWAYS AS IDENTITY, token bigint);`+mutant)
 			oneAfterAnother(t, dsn)
 			const sessions, rounds = 4, 100
 			var group sync.WaitGroup
 			for range sessions {
-				session := dbtest.Connect(t, dsn)
+				session := testkit.Connect(t, dsn)
 				group.Go(func() {
 					for range rounds {
 						if err := noteGrant(t, session); err != nil {
@@ -58,14 +58,14 @@ func TestTokens_OrderOfGrants(t *testing.T) {
 // oneAfterAnother has two grants while a third session waits.
 func oneAfterAnother(t *testing.T, dsn string) {
 	t.Helper()
-	first, waiter := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
-	dbtest.Exec(t, first, "SELECT pg_advisory_lock(7)") // counts beside the grants
+	first, waiter := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+	testkit.Exec(t, first, "SELECT pg_advisory_lock(7)") // counts beside the grants
 	done := make(chan error, 1)
 	go func() { done <- noteGrant(t, waiter) }()
-	dbtest.WaitFor(t, first, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", pidOf(waiter))
+	testkit.WaitFor(t, first, "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", pidOf(waiter))
 	require.NoError(t, noteGrant(t, first))
 	require.NoError(t, noteGrant(t, first))
-	dbtest.Exec(t, first, "SELECT pg_advisory_unlock(7)")
+	testkit.Exec(t, first, "SELECT pg_advisory_unlock(7)")
 	require.NoError(t, <-done)
 }
 
@@ -98,12 +98,12 @@ func TestTokens_DoneByHand(t *testing.T) {
 	} {
 		t.Run(change, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
-			conn := dbtest.Connect(t, dsn)
+			dsn := testkit.Migrated(t)
+			conn := testkit.Connect(t, dsn)
 			var h history
 			h.grant(t, dsn)
 			h.draw(t, conn, 3)
-			dbtest.Exec(t, conn, change)
+			testkit.Exec(t, conn, change)
 			if refusal != "" {
 				_, err := pgbaton.Open(t.Context(), dsn, nil)
 				require.ErrorIs(t, err, pgbaton.ErrSchema)

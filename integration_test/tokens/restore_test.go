@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // Each copy is older than what the original hands out after it, and is used later.
@@ -22,18 +22,18 @@ func TestTokens_DumpAndRestore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server, elsewhere := start(t, bindir, mutant), startEmpty(t, bindir)
-			dbtest.Exec(t, dbtest.Connect(t, server.URL()), "CREATE DATABASE restored")
+			testkit.Exec(t, testkit.Connect(t, server.URL()), "CREATE DATABASE restored")
 			dump := filepath.Join(t.TempDir(), "dump")
 			var original history
-			original.draw(t, dbtest.Connect(t, server.URL()), 3)
+			original.draw(t, testkit.Connect(t, server.URL()), 3)
 			command(t, bindir, "pg_dump", "-Fc", "-f", dump, "-d", server.URL())
 			original.grant(t, server.URL())
-			original.draw(t, dbtest.Connect(t, server.URL()), 100)
+			original.draw(t, testkit.Connect(t, server.URL()), 100)
 
 			for _, dsn := range []string{withDatabase(t, server.URL(), "restored"), elsewhere.URL()} {
 				h := original
 				command(t, bindir, "pg_restore", "-d", dsn, dump)
-				h.draw(t, dbtest.Connect(t, dsn), 3)
+				h.draw(t, testkit.Connect(t, dsn), 3)
 				h.grant(t, dsn)
 				h.require(t, mutant)
 			}
@@ -50,14 +50,14 @@ func TestTokens_ColdCopy(t *testing.T) {
 			coldCopy := func(t *testing.T, bindir string) {
 				server := start(t, bindir, mutant)
 				var h history
-				h.draw(t, dbtest.Connect(t, server.URL()), 3)
+				h.draw(t, testkit.Connect(t, server.URL()), 3)
 				pgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
 				cold := copyOf(t, server)
 				require.NoError(t, server.Restart(t.Context(), "fast"))
 				h.grant(t, server.URL())
-				h.draw(t, dbtest.Connect(t, server.URL()), 100)
+				h.draw(t, testkit.Connect(t, server.URL()), 100)
 				dsn := cold.start(t)
-				h.draw(t, dbtest.Connect(t, dsn), 3)
+				h.draw(t, testkit.Connect(t, dsn), 3)
 				h.grant(t, dsn)
 				h.require(t, mutant)
 			}
@@ -76,18 +76,18 @@ func TestTokens_Template(t *testing.T) {
 	for name, mutant := range mutantsOfCopies {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn, other := dbtest.Migrated(t), dbtest.Empty(t)
-			conn := dbtest.Connect(t, dsn)
+			dsn, other := testkit.Migrated(t), testkit.Empty(t)
+			conn := testkit.Connect(t, dsn)
 			var h history
 			h.draw(t, conn, 3)
-			dbtest.Exec(t, conn, mutant)
+			testkit.Exec(t, conn, mutant)
 			require.NoError(t, conn.Close(t.Context())) // a template has no sessions
-			admin := dbtest.Connect(t, withDatabase(t, dsn, "postgres"))
-			dbtest.Exec(t, admin, "DROP DATABASE "+nameOf(t, other))
-			dbtest.Exec(t, admin, "CREATE DATABASE "+nameOf(t, other)+" TEMPLATE "+nameOf(t, dsn))
+			admin := testkit.Connect(t, withDatabase(t, dsn, "postgres"))
+			testkit.Exec(t, admin, "DROP DATABASE "+nameOf(t, other))
+			testkit.Exec(t, admin, "CREATE DATABASE "+nameOf(t, other)+" TEMPLATE "+nameOf(t, dsn))
 			h.grant(t, dsn)
-			h.draw(t, dbtest.Connect(t, dsn), 100)
-			h.draw(t, dbtest.Connect(t, other), 3)
+			h.draw(t, testkit.Connect(t, dsn), 100)
+			h.draw(t, testkit.Connect(t, other), 3)
 			h.grant(t, other)
 			h.require(t, mutant)
 		})
@@ -103,7 +103,7 @@ func TestTokens_Upgrade(t *testing.T) {
 	dir := filepath.Dir(server.DataDir())
 	upgraded := &replica{of: server, data: filepath.Join(dir, "upgraded")}
 	var h history
-	h.draw(t, dbtest.Connect(t, server.URL()), 3)
+	h.draw(t, testkit.Connect(t, server.URL()), 3)
 	pgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
 	u, err := url.Parse(server.URL())
 	require.NoError(t, err)
@@ -113,10 +113,10 @@ func TestTokens_Upgrade(t *testing.T) {
 		"-b", bindir, "-B", bindir, "-d", server.DataDir(), "-D", upgraded.data, "-s", dir)
 	pgCtl(t, server, server.DataDir(), "start", "-l", server.LogFile()) // a restart would use pg_upgrade's options
 	h.grant(t, server.URL())
-	h.draw(t, dbtest.Connect(t, server.URL()), 100)
+	h.draw(t, testkit.Connect(t, server.URL()), 100)
 
 	dsn := upgraded.start(t, "listen_addresses=127.0.0.1", "unix_socket_directories="+dir)
-	h.draw(t, dbtest.Connect(t, dsn), 3)
+	h.draw(t, testkit.Connect(t, dsn), 3)
 	h.grant(t, dsn)
 	h.require(t, none)
 }
@@ -124,14 +124,14 @@ func TestTokens_Upgrade(t *testing.T) {
 // The schema is taken away and made again, soon after a repair.
 func TestTokens_DownAndUp(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Empty(t)
+	dsn := testkit.Empty(t)
 	migrate(t, dsn)
-	conn := dbtest.Connect(t, dsn)
+	conn := testkit.Connect(t, dsn)
 	var h history
 	for range 3 {
 		h.grant(t, dsn)
 		h.draw(t, conn, 100)
-		dbtest.Exec(t, conn, "DROP SCHEMA pgbaton CASCADE; DROP TABLE pgbaton_schema_migrations")
+		testkit.Exec(t, conn, "DROP SCHEMA pgbaton CASCADE; DROP TABLE pgbaton_schema_migrations")
 		migrate(t, dsn)
 	}
 	h.grant(t, dsn)

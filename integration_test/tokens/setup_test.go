@@ -17,7 +17,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -73,7 +73,7 @@ func (h *history) require(t *testing.T, mutant string) {
 func (h *history) draw(t *testing.T, conn *pgx.Conn, n int) {
 	t.Helper()
 	for range n {
-		h.add("next_token", dbtest.Value[int64](t, conn, "SELECT pgbaton.next_token()"))
+		h.add("next_token", testkit.Value[int64](t, conn, "SELECT pgbaton.next_token()"))
 	}
 }
 
@@ -141,10 +141,10 @@ func start(t *testing.T, bindir, mutant string, settings ...string) *pgserver.Se
 	server, err := pgserver.StartBinaries(t.Context(), bindir, opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Stop(context.Background())) })
-	require.NoError(t, pgbaton.Migrate(t.Context(), dbtest.Pool(t, server.URL())))
-	conn := dbtest.Connect(t, server.URL())
-	dbtest.Exec(t, conn, "SELECT pgbaton.next_token()")
-	dbtest.Exec(t, conn, mutant)
+	require.NoError(t, pgbaton.Migrate(t.Context(), testkit.Pool(t, server.URL())))
+	conn := testkit.Connect(t, server.URL())
+	testkit.Exec(t, conn, "SELECT pgbaton.next_token()")
+	testkit.Exec(t, conn, mutant)
 	return server
 }
 

@@ -14,7 +14,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A standby that lags is promoted while the old primary lives on, and may have crashed and been repaired before.
@@ -26,7 +26,7 @@ func TestTokens_Promotion(t *testing.T) {
 			everyMajor(t, func(t *testing.T, bindir string) {
 				var h history
 				primary, standby := promote(t, bindir, none, crashes, &h)
-				h.draw(t, dbtest.Connect(t, standby), 1)
+				h.draw(t, testkit.Connect(t, standby), 1)
 				twoHolders(t, primary, standby, &h)
 				h.grant(t, standby)
 				h.require(t, none)
@@ -50,7 +50,7 @@ func TestTokens_PromotionOfMutants(t *testing.T) {
 			t.Parallel()
 			var h history
 			_, standby := promote(t, bindir, c.mutant, c.crashes, &h)
-			h.draw(t, dbtest.Connect(t, standby), 1)
+			h.draw(t, testkit.Connect(t, standby), 1)
 			h.require(t, c.mutant)
 		})
 	}
@@ -60,19 +60,19 @@ func TestTokens_PromotionOfMutants(t *testing.T) {
 func promote(t *testing.T, bindir, mutant string, crashes int, h *history) (primary, standby string) {
 	t.Helper()
 	server := start(t, bindir, mutant, "wal_keep_size", "256MB")
-	conn := dbtest.Connect(t, server.URL())
-	dbtest.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
+	conn := testkit.Connect(t, server.URL())
+	testkit.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
 	r := standbyOf(t, server, conn)
 	standby = r.start(t)
 	_, err := pgbaton.Open(t.Context(), standby, nil)
 	require.ErrorIs(t, err, pgbaton.ErrStandby)
 	require.ErrorContains(t, err, "Connect to the primary")
 	h.draw(t, conn, 3)
-	dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+	testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
 
-	sender := dbtest.Value[int32](t, conn, "SELECT pid FROM pg_stat_replication")
-	dbtest.Exec(t, conn, "ALTER ROLE replica NOLOGIN") // no other sender after this one
-	dbtest.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+	sender := testkit.Value[int32](t, conn, "SELECT pid FROM pg_stat_replication")
+	testkit.Exec(t, conn, "ALTER ROLE replica NOLOGIN") // no other sender after this one
+	testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
 	require.NoError(t, syscall.Kill(int(sender), syscall.SIGSTOP))
 	thaw := func() { _ = syscall.Kill(int(sender), syscall.SIGCONT) }
 	t.Cleanup(thaw)
@@ -84,9 +84,9 @@ func promote(t *testing.T, bindir, mutant string, crashes int, h *history) (prim
 		require.Error(t, err)
 		waitUp(t, server.URL())
 		h.grant(t, server.URL())
-		conn = dbtest.Connect(t, server.URL())
+		conn = testkit.Connect(t, server.URL())
 		h.draw(t, conn, 100)
-		victim = pidOf(dbtest.Connect(t, server.URL()))
+		victim = pidOf(testkit.Connect(t, server.URL()))
 	}
 	pgCtl(t, server, r.data, "promote")
 	return server.URL(), standby
@@ -98,7 +98,7 @@ func twoHolders(t *testing.T, primary, standby string, h *history) {
 	t.Helper()
 	ctx := t.Context()
 	oldClient, newClient := open(t, primary), open(t, standby)
-	pool := dbtest.Pool(t, standby)
+	pool := testkit.Pool(t, standby)
 	write := func(lock *pgbaton.Lock, resource string) error {
 		return pgbaton.InTx(ctx, pool, nil, func(ctx context.Context, tx pgx.Tx) error {
 			if resource != "" {
@@ -160,9 +160,9 @@ func standbyOf(t *testing.T, server *pgserver.Server, conn *pgx.Conn) *replica {
 		if server.Major() < 15 {
 			begin, end = "SELECT pg_start_backup('copy', true, false)::text", "SELECT labelfile FROM pg_stop_backup(false, false)"
 		}
-		dbtest.Value[string](t, conn, begin)
+		testkit.Value[string](t, conn, begin)
 		r = copyOf(t, server)
-		r.write(t, "backup_label", dbtest.Value[string](t, conn, end))
+		r.write(t, "backup_label", testkit.Value[string](t, conn, end))
 	}
 	r.write(t, "standby.signal", "")
 	r.write(t, "postgresql.auto.conf", "primary_conninfo = '"+info+"'\n")

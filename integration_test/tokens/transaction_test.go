@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A standby draws no tokens and would lock nothing that its primary knows of. It says so, and the transaction goes on.
@@ -14,10 +14,10 @@ func TestStandby_RefusesTransactionLocks(t *testing.T) {
 	t.Parallel()
 	everyMajor(t, func(t *testing.T, bindir string) {
 		server := start(t, bindir, none)
-		conn := dbtest.Connect(t, server.URL())
-		dbtest.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
+		conn := testkit.Connect(t, server.URL())
+		testkit.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
 		r := standbyOf(t, server, conn)
-		standby := dbtest.Connect(t, r.start(t))
+		standby := testkit.Connect(t, r.start(t))
 		tx, err := standby.Begin(t.Context())
 		require.NoError(t, err)
 		for _, acquire := range []func() (pgbaton.Token, error){

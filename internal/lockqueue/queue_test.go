@@ -10,18 +10,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
-const patience = dbtest.Patience
+const patience = testkit.Patience
 
 // fixture is a queue with real sessions and a pretended lock manager that takes every turn.
 type fixture struct {
 	*Queue
 	t     *testing.T
 	admin *pgx.Conn
-	proxy *dbtest.Proxy
+	proxy *testkit.Proxy
 
 	mu      sync.Mutex
 	wanted  map[advisory.Key]advisory.Mode
@@ -33,11 +33,11 @@ type fixture struct {
 
 func open(t *testing.T, ttl time.Duration, conns int) *fixture {
 	t.Helper()
-	dsn := dbtest.Migrated(t)
-	proxy, cfg := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	proxy, cfg := testkit.Through(t, dsn)
 	cfg.RuntimeParams["application_name"] = "lockqueue"
 	f := &fixture{
-		t: t, admin: dbtest.Connect(t, dsn), proxy: proxy,
+		t: t, admin: testkit.Connect(t, dsn), proxy: proxy,
 		wanted: map[advisory.Key]advisory.Mode{}, turns: make(chan advisory.Key, 1000),
 		swept: make(chan []advisory.Key, 1000), reports: make(chan error, 1000),
 	}
@@ -106,13 +106,13 @@ func (f *fixture) unlock() {
 
 // sessions counts the queue's on the server, queued those that wait for an advisory lock, holding what they hold.
 func (f *fixture) sessions() int {
-	return dbtest.Value[int](f.t, f.admin, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lockqueue' AND datname = current_database()")
+	return testkit.Value[int](f.t, f.admin, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lockqueue' AND datname = current_database()")
 }
 
 func (f *fixture) queued() int { return f.locks("NOT granted") }
 
 func (f *fixture) locks(condition string) int {
-	return dbtest.Value[int](f.t, f.admin, `SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+	return testkit.Value[int](f.t, f.admin, `SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
 		WHERE application_name = 'lockqueue' AND datname = current_database() AND locktype = 'advisory' AND `+condition)
 }
 
@@ -159,7 +159,7 @@ func TestQueue_AnnouncesTheTurn(t *testing.T) {
 	freed := time.Now()
 	f.unlock()
 	require.Equal(t, advisory.Key{}, f.turn())
-	dbtest.Figure(t, "a turn was announced %v after the release", time.Since(freed))
+	testkit.Figure(t, "a turn was announced %v after the release", time.Since(freed))
 	f.within("the gate is free", func() bool { return f.locks("true") == 0 })
 	f.within("the idle session is closed", func() bool { return f.sessions() == 0 && f.proxy.Open() == 0 })
 	f.quiet()
@@ -180,7 +180,7 @@ func TestQueue_LeaveCancelsTheWait(t *testing.T) {
 		f.within("the wait is cancelled", func() bool { return f.locks("true") == 0 })
 		fastest = min(fastest, time.Since(left))
 	}
-	dbtest.Figure(t, "a wait that nobody wants was cancelled in %v, the best of 5", fastest)
+	testkit.Figure(t, "a wait that nobody wants was cancelled in %v, the best of 5", fastest)
 	f.quiet()
 	require.LessOrEqual(t, f.sessions(), 1)
 }
@@ -215,7 +215,7 @@ func TestQueue_RotatesWhileKeysStayTaken(t *testing.T) {
 	f.enter(keys(4)...)
 	seen := map[int64]bool{}
 	f.within("each has its slice", func() bool {
-		seen[dbtest.Value[int64](t, f.admin, `SELECT coalesce(max(objid::int8), 99) FROM pg_locks JOIN pg_stat_activity USING (pid)
+		seen[testkit.Value[int64](t, f.admin, `SELECT coalesce(max(objid::int8), 99) FROM pg_locks JOIN pg_stat_activity USING (pid)
 			WHERE application_name = 'lockqueue' AND datname = current_database() AND NOT granted`)] = true
 		delete(seen, 99)
 		return len(seen) == 4
@@ -255,7 +255,7 @@ func TestQueue_TurnWithoutAnswer(t *testing.T) {
 	f.turn()
 	started := time.Now()
 	f.Close()
-	dbtest.Figure(t, "a queue whose turns nobody answers was closed in %v", time.Since(started))
+	testkit.Figure(t, "a queue whose turns nobody answers was closed in %v", time.Since(started))
 	f.within("nothing is left", func() bool { return f.sessions() == 0 })
 }
 
@@ -268,7 +268,7 @@ func TestQueue_CloseOnADeadNetwork(t *testing.T) {
 	f.proxy.Stall(true)
 	started := time.Now()
 	f.Close()
-	dbtest.Figure(t, "a queue on a dead network was closed in %v", time.Since(started))
+	testkit.Figure(t, "a queue on a dead network was closed in %v", time.Since(started))
 	f.proxy.Stall(false)
 }
 
@@ -279,7 +279,7 @@ func TestQueue_EnterAndLeaveAtRandom(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range 6 {
 		group.Go(func() {
-			for n := range dbtest.Rounds(60) {
+			for n := range testkit.Rounds(60) {
 				f.enter(advisory.Key{ID: int64(i)})
 				time.Sleep(time.Duration((n*7+i)%11) * time.Millisecond)
 				f.leave(advisory.Key{ID: int64(i)})
@@ -313,7 +313,7 @@ func TestQueue_MakesRoom(t *testing.T) {
 		f.MakeRoom()
 		return false
 	})
-	dbtest.Figure(t, "a place was given up after %v", time.Since(asked))
+	testkit.Figure(t, "a place was given up after %v", time.Since(asked))
 	f.quiet()
 	f.unlock()
 	for range conns - 1 {

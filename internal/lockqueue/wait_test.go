@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // ready waits for a wait's turn.
@@ -24,7 +24,7 @@ func (f *fixture) ready(p *Wait) {
 
 // unlockKey has the session that holds keys free one of them.
 func (f *fixture) unlockKey(key int) {
-	require.True(f.t, dbtest.Value[bool](f.t, f.admin, "SELECT pg_advisory_unlock($1)", key))
+	require.True(f.t, testkit.Value[bool](f.t, f.admin, "SELECT pg_advisory_unlock($1)", key))
 }
 
 // gather makes a wait for the keys from 0 on.
@@ -73,7 +73,7 @@ func TestWait_TurnIsLost(t *testing.T) {
 	f.ready(p)
 	began := time.Now()
 	f.holds(0)
-	dbtest.Figure(t, "a turn that nobody uses was over after %v", time.Since(began))
+	testkit.Figure(t, "a turn that nobody uses was over after %v", time.Since(began))
 	require.False(t, p.Held())
 	p.Again()
 	f.ready(p)
@@ -167,9 +167,9 @@ func TestWait_KilledAtEveryStep(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute, 4)
 	kill := func() {
-		pid := dbtest.Value[int](t, f.admin, `SELECT min(pid) FROM pg_stat_activity
+		pid := testkit.Value[int](t, f.admin, `SELECT min(pid) FROM pg_stat_activity
 			WHERE application_name = 'lockqueue' AND datname = current_database()`)
-		dbtest.Value[bool](t, f.admin, "SELECT pg_terminate_backend($1)", pid)
+		testkit.Value[bool](t, f.admin, "SELECT pg_terminate_backend($1)", pid)
 		require.Error(t, <-f.reports)
 	}
 	f.lock(3)

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -34,7 +34,7 @@ END;`, version)
 
 func TestRun_FailureLeavesNothing(t *testing.T) {
 	t.Parallel()
-	conn := dbtest.Connect(t, dbtest.Empty(t))
+	conn := testkit.Connect(t, testkit.Empty(t))
 
 	// Files run with search_path = pg_catalog, so an unqualified name is refused.
 	files := map[string]string{
@@ -61,7 +61,7 @@ func TestRun_FailureLeavesNothing(t *testing.T) {
 	require.NoError(t, Run(t.Context(), conn, migrationFiles(files)))
 	require.Equal(t, []string{"one", "pgbaton_schema_migrations", "ten", "two"}, tables(t, conn))
 	require.Equal(t, int64(10), recordedVersion(t, conn))
-	require.Equal(t, `"$user", public`, dbtest.Value[string](t, conn, "SHOW search_path"))
+	require.Equal(t, `"$user", public`, testkit.Value[string](t, conn, "SHOW search_path"))
 
 	// A file that does not say its version would be applied for ever.
 	files["000011_mute.up.sql"] = "CREATE TABLE public.mute ()"
@@ -90,31 +90,31 @@ func TestMigrations_SetTheSchemaVersion(t *testing.T) {
 	files, err := readMigrations(migrations.FS)
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	conn := dbtest.Connect(t, dbtest.Empty(t))
+	conn := testkit.Connect(t, testkit.Empty(t))
 	is := func(version int64) {
 		t.Helper()
 		found := lookAt(t, conn)
 		require.Equal(t, version, found.version)
 		require.Empty(t, without(made(files, version), found.objects))
 		if version > 0 {
-			require.Equal(t, version, dbtest.Value[int64](t, conn, "SELECT version FROM pgbaton.schema_version()"))
+			require.Equal(t, version, testkit.Value[int64](t, conn, "SELECT version FROM pgbaton.schema_version()"))
 		}
 	}
 	is(0)
 	for _, file := range files {
-		dbtest.Exec(t, conn, file.sql)
+		testkit.Exec(t, conn, file.sql)
 		is(file.version)
 	}
 	known := made(files, newest(files))
 	for _, object := range lookAt(t, conn).objects {
-		require.True(t, slices.Contains(known, object) || dbtest.Value[bool](t, conn, // an identity's sequence
+		require.True(t, slices.Contains(known, object) || testkit.Value[bool](t, conn, // an identity's sequence
 			"SELECT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND deptype = 'i' "+
 				"AND objid = to_regclass('pgbaton.' || split_part($1, ' ', 2)))", object), object)
 	}
 	for i, file := range slices.Backward(files) {
 		sql, err := fs.ReadFile(migrations.FS, file.name+".down.sql")
 		require.NoError(t, err)
-		dbtest.Exec(t, conn, string(sql))
+		testkit.Exec(t, conn, string(sql))
 		is(file.version - 1)
 		if i > 0 {
 			require.GreaterOrEqual(t, file.version-1, files[i-1].version)
@@ -148,9 +148,9 @@ func TestMade(t *testing.T) {
 // A role that may not read the catalog's functions is told so, as of any other privilege.
 func TestExplain(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Empty(t)
-	conn := dbtest.Connect(t, dsn)
-	dbtest.Exec(t, conn, "SET ROLE pg_read_all_settings")
+	dsn := testkit.Empty(t)
+	conn := testkit.Connect(t, dsn)
+	testkit.Exec(t, conn, "SET ROLE pg_read_all_settings")
 	err := Run(t.Context(), conn, migrations.FS)
 	require.ErrorIs(t, err, lockerr.Schema)
 	require.ErrorContains(t, err, `role "pg_read_all_settings" may not migrate: `)
@@ -169,5 +169,5 @@ func tables(t *testing.T, conn *pgx.Conn) []string {
 
 func recordedVersion(t *testing.T, conn *pgx.Conn) int64 {
 	t.Helper()
-	return dbtest.Value[int64](t, conn, "SELECT version FROM pgbaton_schema_migrations WHERE NOT dirty")
+	return testkit.Value[int64](t, conn, "SELECT version FROM pgbaton_schema_migrations WHERE NOT dirty")
 }

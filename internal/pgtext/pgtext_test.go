@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/pgtext"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestArrays(t *testing.T) {
@@ -46,7 +46,7 @@ func TestArrays(t *testing.T) {
 func TestArrays_ServerAgrees(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	conn := dbtest.Connect(t, dbtest.Server(t))
+	conn := testkit.Connect(t, testkit.Server(t))
 	texts := []string{"", "NULL", "null", `"`, `\`, `{,}`, " a ", "'; --", "\t\n", "Ж"}
 	var back []string
 	require.NoError(t, conn.QueryRow(ctx, "SELECT $1::text::text[]", string(pgtext.Texts(texts))).Scan(&back))

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 var (
@@ -95,7 +95,7 @@ func TestPipeline_AsideFails(t *testing.T) {
 	f.Attend()
 	cancel := func() {
 		for !chans.Closed(sleep.answered) {
-			dbtest.Value[bool](t, f.admin, "SELECT pg_cancel_backend($1)", int32(f.pid)) //nolint:gosec // a pid
+			testkit.Value[bool](t, f.admin, "SELECT pg_cancel_backend($1)", int32(f.pid)) //nolint:gosec // a pid
 			time.Sleep(time.Millisecond)
 		}
 	}

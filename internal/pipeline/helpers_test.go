@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // call is an operation: a statement and, once answered, its result.
@@ -45,7 +45,7 @@ func (c *call) Row(values [][]byte) error {
 type fixture struct {
 	*Pipeline[*call]
 	t     *testing.T
-	proxy *dbtest.Proxy
+	proxy *testkit.Proxy
 	admin *pgx.Conn
 	pid   uint32
 
@@ -58,10 +58,10 @@ type fixture struct {
 
 func open(t *testing.T, ttl time.Duration, pooled bool) *fixture {
 	t.Helper()
-	dsn := dbtest.Migrated(t)
-	f := &fixture{t: t, admin: dbtest.Connect(t, dsn), gone: make(chan struct{}), closed: make(chan struct{})}
+	dsn := testkit.Migrated(t)
+	f := &fixture{t: t, admin: testkit.Connect(t, dsn), gone: make(chan struct{}), closed: make(chan struct{})}
 	var cfg *pgx.ConnConfig
-	f.proxy, cfg = dbtest.Through(t, dsn)
+	f.proxy, cfg = testkit.Through(t, dsn)
 	dialer := &session.Dialer{Config: cfg, TTL: ttl}
 	dial := func() (*session.Session, error) { return dialer.Dial(t.Context(), session.Holding) }
 	if pooled {

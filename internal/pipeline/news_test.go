@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestSocket_News(t *testing.T) {
@@ -45,7 +45,7 @@ func TestSocket_News(t *testing.T) {
 		now := time.Duration(0)
 		look := func() bool { now += lookEvery; return s.news(now) }
 		if test.news {
-			for end := time.Now().Add(dbtest.Patience); !look(); time.Sleep(time.Millisecond) {
+			for end := time.Now().Add(testkit.Patience); !look(); time.Sleep(time.Millisecond) {
 				require.True(t, time.Now().Before(end), name)
 			}
 			require.False(t, s.news(now), "not twice in a moment")

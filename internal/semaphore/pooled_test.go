@@ -13,10 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/sidecar"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // fixture is a manager that takes its session for a pooler's.
@@ -24,22 +24,22 @@ type fixture struct {
 	*Manager
 	line    *Line
 	sidecar *sidecar.Sidecar
-	proxy   *dbtest.Proxy
+	proxy   *testkit.Proxy
 	admin   *pgx.Conn
 }
 
 func newFixture(t *testing.T, capacity int, ttl time.Duration) *fixture {
 	t.Helper()
-	dsn := dbtest.Migrated(t)
-	proxy, cfg := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	proxy, cfg := testkit.Through(t, dsn)
 	dialer := &session.Dialer{Config: cfg, TTL: ttl}
-	f := &fixture{proxy: proxy, admin: dbtest.Connect(t, dsn)}
+	f := &fixture{proxy: proxy, admin: testkit.Connect(t, dsn)}
 	f.sidecar = sidecar.New(sidecar.Config{
 		TTL: ttl, Name: "me", Pooled: true, Report: func(string, error) {}, Dial: dialer.DialPooled, Hung: func() {},
 	})
 	f.Manager = New(Config{TTL: ttl, Sidecar: f.sidecar, Pooled: true, Report: func(string, error) {}})
-	id := dbtest.Value[int32](t, f.admin, "SELECT id FROM pgbaton.open_semaphore('s', $1)", capacity)
-	gate := dbtest.Value[int64](t, f.admin, "SELECT pgbaton.key('pgbaton/semaphore/s')")
+	id := testkit.Value[int32](t, f.admin, "SELECT id FROM pgbaton.open_semaphore('s', $1)", capacity)
+	gate := testkit.Value[int64](t, f.admin, "SELECT pgbaton.key('pgbaton/semaphore/s')")
 	f.line = f.Line(id, "s", advisory.Key{ID: gate}, capacity)
 	t.Cleanup(func() { f.close(context.Background()) })
 	return f
@@ -67,7 +67,7 @@ func TestPooled_PermitSurvivesALostConnection(t *testing.T) {
 		default:
 			return true
 		}
-	}, dbtest.Patience, 10*time.Millisecond)
+	}, testkit.Patience, 10*time.Millisecond)
 	time.Sleep(6500 * time.Millisecond) // longer than TTL: it is renewed
 	require.NoError(t, p.Err())
 	require.NoError(t, p.Release())
@@ -100,9 +100,9 @@ func TestPooled_GrantsAfterALostConnectionAreHeld(t *testing.T) {
 			}
 		})
 	}
-	for range dbtest.Rounds(20) {
+	for range testkit.Rounds(20) {
 		before := granted.Load()
-		require.Eventually(t, func() bool { return granted.Load() > before+5 }, dbtest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool { return granted.Load() > before+5 }, testkit.Patience, time.Millisecond)
 		f.proxy.Cut()
 	}
 	stop()
@@ -118,14 +118,14 @@ func TestPooled_ReleaseEndsWithClose(t *testing.T) {
 	require.NoError(t, err)
 	f.proxy.Refuse(true)
 	f.proxy.Cut()
-	require.Eventually(t, func() bool { return f.sidecar.Current() == nil }, dbtest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return f.sidecar.Current() == nil }, testkit.Patience, time.Millisecond)
 	released := make(chan error)
 	go func() { released <- p.Release() }()
 	time.Sleep(50 * time.Millisecond)
 	started := time.Now()
 	f.close(t.Context())
 	require.ErrorIs(t, <-released, lockerr.Lost)
-	dbtest.Figure(t, "a release without a connection ended %v after Close", time.Since(started))
+	testkit.Figure(t, "a release without a connection ended %v after Close", time.Since(started))
 }
 
 // Close does not wait for a claim that the server does not answer.
@@ -146,7 +146,7 @@ func TestPooled_CloseHeedsItsContext(t *testing.T) {
 	defer cancel()
 	started := time.Now()
 	f.close(ctx)
-	dbtest.Figure(t, "with a context of 300 ms a client on a silent network was closed in %v", time.Since(started))
+	testkit.Figure(t, "with a context of 300 ms a client on a silent network was closed in %v", time.Since(started))
 	require.ErrorIs(t, <-waiting, lockerr.Closed)
 	require.ErrorIs(t, held.Err(), lockerr.Lost)
 }
@@ -154,8 +154,8 @@ func TestPooled_CloseHeedsItsContext(t *testing.T) {
 // Behind a pooler a statement must see what others have just committed, whatever the default is.
 func TestPooled_RefusesOtherIsolation(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	_, cfg := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	_, cfg := testkit.Through(t, dsn)
 	cfg.RuntimeParams["default_transaction_isolation"] = "repeatable read"
 	_, err := (&session.Dialer{Config: cfg, TTL: time.Second}).DialPooled(t.Context())
 	require.ErrorContains(t, err, "read committed")
@@ -171,7 +171,7 @@ func TestPooled_ManySlots(t *testing.T) {
 	time.Sleep(5 * time.Second) // renewed
 	require.NoError(t, p.Err())
 	require.NoError(t, p.Release())
-	require.Zero(t, dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+	require.Zero(t, testkit.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
 }
 
 // What a client held behind a pooler is free when it has been closed, however much that was.
@@ -182,7 +182,7 @@ func TestPooled_CloseFreesEverything(t *testing.T) {
 	_, err := f.line.Acquire(t.Context(), capacity, false)
 	require.NoError(t, err)
 	f.close(t.Context())
-	require.Zero(t, dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
+	require.Zero(t, testkit.Value[int](t, f.admin, "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL"))
 }
 
 // A claim that is answered when its session has been replaced is granted to nobody: the new one has freed it.
@@ -211,13 +211,13 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.session != nil && f.session != old
-	}, dbtest.Patience, time.Millisecond)
+	}, testkit.Patience, time.Millisecond)
 	c := &claimCall{line: f.line, session: old, waiters: []*waiter{w}}
 	c.answered(&sidecar.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
 	gone := func(*waiter) bool { panic("it waits") }
 	require.NoError(t, w.Wait(context.Background(), gone, nil))
 	require.NotEqual(t, token, strconv.FormatInt(w.Value.permit.Token(), 10))
-	held := dbtest.Value[int64](t, f.admin, "SELECT token FROM pgbaton.slot WHERE holder IS NOT NULL")
+	held := testkit.Value[int64](t, f.admin, "SELECT token FROM pgbaton.slot WHERE holder IS NOT NULL")
 	require.Equal(t, held, w.Value.permit.Token(), "it was claimed anew")
 	require.NoError(t, w.Value.permit.Release())
 }
@@ -279,7 +279,7 @@ func TestPooled_SilentNetwork(t *testing.T) {
 	require.NoError(t, err)
 	f.proxy.Stall(true)
 	<-p.Done()
-	expires := dbtest.Value[time.Time](t, f.admin, "SELECT expires_at FROM pgbaton.slot")
+	expires := testkit.Value[time.Time](t, f.admin, "SELECT expires_at FROM pgbaton.slot")
 	f.mu.Lock()
 	trusted := p.claim.trusted
 	f.mu.Unlock()
@@ -299,6 +299,6 @@ func TestPooled_TokensAreLookedAfter(t *testing.T) {
 		require.Greater(t, p.Token(), last)
 		last = p.Token()
 		require.NoError(t, p.Release())
-		dbtest.Exec(t, f.admin, "DELETE FROM pgbaton.incarnation; SELECT setval('pgbaton.token', 32)") // as after a crash
+		testkit.Exec(t, f.admin, "DELETE FROM pgbaton.incarnation; SELECT setval('pgbaton.token', 32)") // as after a crash
 	}
 }

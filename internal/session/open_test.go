@@ -12,9 +12,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // turns counts the round trips of the connections that are dialled through it: how often each has turned from listening
@@ -74,7 +74,7 @@ func (c *turning) Read(b []byte) (int, error) {
 // pooler in session mode may stand in between.
 func TestDial_RoundTrips(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	var counted turns
 	d := dialer(t, dsn)
 	d.Config.DialFunc = counted.dial
@@ -109,7 +109,7 @@ func TestDial_RoundTrips(t *testing.T) {
 // TestDial_AgainstTheRolesSettings opens sessions, and uses one, in spite of what a role, a database or a hook has set.
 func TestDial_AgainstTheRolesSettings(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	var holders atomic.Int64
 	for _, setting := range []string{
 		"statement_timeout = 1", "lock_timeout = 1", "client_encoding = 'LATIN1'", "search_path = ''",
@@ -146,9 +146,9 @@ func TestDial_AgainstTheRolesSettings(t *testing.T) {
 						What: "hold rows", SQL: "SELECT pgbaton.enlist($1, 'größe')", Params: [][]byte{[]byte(id)},
 					})
 					require.NoError(t, err, by)
-					require.Equal(t, "UTF8", dbtest.Value[string](t, s.Conn, "SHOW client_encoding"), by)
-					require.Equal(t, "größe", dbtest.Value[string](t, s.Conn, "SELECT name FROM pgbaton.holder WHERE id = "+id), by)
-					require.Equal(t, int32(2), dbtest.Value[int32](t, s.Conn, "SELECT pgbaton.wait_for_turn("+id+", false, false, -"+id+", false, false, 5000)"), by)
+					require.Equal(t, "UTF8", testkit.Value[string](t, s.Conn, "SHOW client_encoding"), by)
+					require.Equal(t, "größe", testkit.Value[string](t, s.Conn, "SELECT name FROM pgbaton.holder WHERE id = "+id), by)
+					require.Equal(t, int32(2), testkit.Value[int32](t, s.Conn, "SELECT pgbaton.wait_for_turn("+id+", false, false, -"+id+", false, false, 5000)"), by)
 					s.HangUp()
 				}
 			}
@@ -176,17 +176,17 @@ func options(setting string) string {
 // TestDial_NamesWhatWasRevoked takes from PUBLIC what PostgreSQL grants to it.
 func TestDial_NamesWhatWasRevoked(t *testing.T) {
 	t.Parallel()
-	role := dbtest.Role(t)
-	dsn := dbtest.Migrated(t)
-	dbtest.Run(t, dsn, "GRANT USAGE ON SCHEMA pgbaton TO "+role+"; GRANT USAGE ON SEQUENCE pgbaton.token TO "+role+
+	role := testkit.Role(t)
+	dsn := testkit.Migrated(t)
+	testkit.Run(t, dsn, "GRANT USAGE ON SCHEMA pgbaton TO "+role+"; GRANT USAGE ON SEQUENCE pgbaton.token TO "+role+
 		"; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgbaton TO "+role)
-	d := dialer(t, dbtest.As(t, dsn, role))
+	d := dialer(t, testkit.As(t, dsn, role))
 	dial(t, d, session.Holding)
 	for _, revoked := range []string{
 		"FUNCTION pg_control_system()", "TABLE pg_settings", "FUNCTION set_config(text, text, boolean)",
 		"FUNCTION pg_try_advisory_lock(bigint)", "FUNCTION pg_is_in_recovery()",
 	} {
-		dbtest.Run(t, dsn, "REVOKE ALL ON "+revoked+" FROM PUBLIC")
+		testkit.Run(t, dsn, "REVOKE ALL ON "+revoked+" FROM PUBLIC")
 		s, err := d.Dial(t.Context(), session.Holding)
 		if err != nil {
 			require.ErrorIs(t, err, lockerr.Schema, revoked)
@@ -198,16 +198,16 @@ func TestDial_NamesWhatWasRevoked(t *testing.T) {
 		if revoked == "TABLE pg_settings" {
 			privilege = "SELECT"
 		}
-		dbtest.Run(t, dsn, "GRANT "+privilege+" ON "+revoked+" TO PUBLIC")
+		testkit.Run(t, dsn, "GRANT "+privilege+" ON "+revoked+" TO PUBLIC")
 	}
 }
 
 // A network with a round trip of a good part of the TTL opens a session all the same.
 func TestDial_OnASlowNetwork(t *testing.T) {
 	t.Parallel()
-	d := dialer(t, dbtest.Migrated(t))
+	d := dialer(t, testkit.Migrated(t))
 	d.TTL = 3 * time.Second
-	d.Config.DialFunc = dbtest.Slow(600 * time.Millisecond)
+	d.Config.DialFunc = testkit.Slow(600 * time.Millisecond)
 	s, err := d.DialProbed(t.Context(), session.Holding)
 	require.NoError(t, err)
 	s.HangUp()

@@ -8,17 +8,17 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A session that is asked in place of a second one is granted the key again, as by an engine whose locks do
 // nothing; and one that is asked in place of two is, in a transaction, what a pooler makes of them.
 func TestProbe(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	ctx := context.Background()
-	one, two := dbtest.Connect(t, dsn), dbtest.Connect(t, dsn)
+	one, two := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
 	try := func(witnessed *pgx.Conn) error {
 		w := &witness{called: make(chan struct{}), conn: two, key: "4711"}
 		close(w.called)
@@ -29,11 +29,11 @@ func TestProbe(t *testing.T) {
 		return w.judge(ctx, w.identity, answers)
 	}
 	require.NoError(t, try(one))
-	left := dbtest.Value[int64](t, dbtest.Connect(t, dsn),
+	left := testkit.Value[int64](t, testkit.Connect(t, dsn),
 		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1", int32(one.PgConn().PID())) //nolint:gosec // a pid
 	require.Zero(t, left)
 
-	third := dbtest.Connect(t, dsn)
+	third := testkit.Connect(t, dsn)
 	w := &witness{key: "4712", identity: "here", conn: third}
 	require.ErrorContains(t, w.judge(ctx, "there", nil), "reached two servers")
 	yes := answer{rows: [][][]byte{{[]byte("t")}}}
@@ -43,22 +43,22 @@ func TestProbe(t *testing.T) {
 		"refuses a lock on a free key":               {no, no, yes},
 		"has forgotten a lock that was just granted": {no, yes, no},
 	} {
-		dbtest.Exec(t, third, "SELECT pg_advisory_lock(4712)")
+		testkit.Exec(t, third, "SELECT pg_advisory_lock(4712)")
 		err := w.judge(ctx, "here", answers)
 		require.ErrorIs(t, err, lockerr.UnsupportedServer)
 		require.ErrorContains(t, err, says)
 	}
-	dbtest.Exec(t, third, "SELECT pg_advisory_unlock_all()")
+	testkit.Exec(t, third, "SELECT pg_advisory_unlock_all()")
 	for range 2 { // a session that no longer has the key, and one that is no more
 		err := w.judge(ctx, "here", []answer{yes, yes, yes})
 		require.NotErrorIs(t, err, lockerr.UnsupportedServer)
 		require.ErrorContains(t, err, "was lost")
-		dbtest.Exec(t, one, "SELECT pg_terminate_backend($1)", int32(third.PgConn().PID())) //nolint:gosec // a pid
+		testkit.Exec(t, one, "SELECT pg_terminate_backend($1)", int32(third.PgConn().PID())) //nolint:gosec // a pid
 	}
 
 	require.NoError(t, probePooler(ctx, one.PgConn(), two.PgConn(), pid(one), 2))
 	require.ErrorIs(t, probePooler(ctx, one.PgConn(), one.PgConn(), pid(one), 1), lockerr.Pooler)
-	dbtest.Exec(t, one, "ROLLBACK")
+	testkit.Exec(t, one, "ROLLBACK")
 	require.ErrorIs(t, probePooler(ctx, one.PgConn(), two.PgConn(), pid(two), 1), lockerr.Pooler)
 }
 

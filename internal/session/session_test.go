@@ -11,9 +11,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func dialer(t *testing.T, dsn string) *session.Dialer {
@@ -51,8 +51,8 @@ func TestDial_Gate(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			dsn := dbtest.Migrated(t)
-			dbtest.Run(t, dsn, test.sql)
+			dsn := testkit.Migrated(t)
+			testkit.Run(t, dsn, test.sql)
 			_, err := dialer(t, dsn).Dial(context.Background(), session.Holding)
 			require.ErrorIs(t, err, lockerr.Schema)
 			require.ErrorContains(t, err, test.says)
@@ -67,38 +67,38 @@ func version(numbers string) string {
 
 func TestDial_NewerSchemaThatServesThisClient(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	dbtest.Run(t, dsn, version("99, 1"))
+	dsn := testkit.Migrated(t)
+	testkit.Run(t, dsn, version("99, 1"))
 	dial(t, dialer(t, dsn), session.Holding)
 }
 
 func TestDial_NamesTheMissingGrant(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
+	dsn := testkit.Migrated(t)
 	name := "r " + time.Now().Format("150405.000000")
 	role := pgx.Identifier{name}.Sanitize()
-	dbtest.Run(t, dsn, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
-	t.Cleanup(func() { dbtest.Run(t, dsn, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
+	testkit.Run(t, dsn, "CREATE ROLE "+role+" LOGIN PASSWORD 'service'")
+	t.Cleanup(func() { testkit.Run(t, dsn, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
 	d := dialer(t, dsn)
 	d.Config.User, d.Config.Password = name, "service"
 	for _, also := range []string{"", "GRANT USAGE ON SCHEMA pgbaton TO " + role} {
-		dbtest.Run(t, dsn, also)
+		testkit.Run(t, dsn, also)
 		_, err := d.Dial(context.Background(), session.Holding)
 		require.ErrorIs(t, err, lockerr.Schema)
 		require.ErrorContains(t, err, "SELECT pgbaton.grant_service('"+role+"')")
 	}
-	dbtest.Run(t, dsn, "SELECT pgbaton.grant_service('"+role+"')")
+	testkit.Run(t, dsn, "SELECT pgbaton.grant_service('"+role+"')")
 	// A role that may only read by default can still repair the tokens.
-	dbtest.Run(t, dsn, "ALTER ROLE "+role+" SET default_transaction_read_only = on")
+	testkit.Run(t, dsn, "ALTER ROLE "+role+" SET default_transaction_read_only = on")
 	require.False(t, dial(t, d, session.Holding).Repaired, "a new sequence is not in doubt")
-	dbtest.Run(t, dsn, "DELETE FROM pgbaton.incarnation") // as a crash does
+	testkit.Run(t, dsn, "DELETE FROM pgbaton.incarnation") // as a crash does
 	require.True(t, dial(t, d, session.Holding).Repaired)
 	require.False(t, dial(t, d, session.Holding).Repaired)
 }
 
 func TestDial_Pooler(t *testing.T) {
 	t.Parallel()
-	proxy, cfg := dbtest.Through(t, dbtest.Migrated(t))
+	proxy, cfg := testkit.Through(t, testkit.Migrated(t))
 	proxy.Rewrite(func(b []byte) { // BackendKeyData: 'K', length 12, process id, secret
 		if i := bytes.Index(b, []byte{'K', 0, 0, 0, 12}); i >= 0 && i+9 <= len(b) {
 			binary.BigEndian.PutUint32(b[i+5:], 77)
@@ -114,8 +114,8 @@ func TestDial_Pooler(t *testing.T) {
 
 func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	dbtest.Run(t, dsn, `CREATE SCHEMA hostile; CREATE FUNCTION hostile.nextval(regclass) RETURNS bigint LANGUAGE sql AS 'SELECT 1';
+	dsn := testkit.Migrated(t)
+	testkit.Run(t, dsn, `CREATE SCHEMA hostile; CREATE FUNCTION hostile.nextval(regclass) RETURNS bigint LANGUAGE sql AS 'SELECT 1';
 		CREATE FUNCTION hostile.pg_backend_pid() RETURNS integer LANGUAGE sql AS 'SELECT 1'`)
 	d := dialer(t, dsn)
 	before, after := 0, 0
@@ -149,15 +149,15 @@ func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 			"synchronous_commit": "off", "application_name": "hooked", "tcp_user_timeout": []string{"4000", "1000"}[i],
 			"idle_session_timeout": []string{"4s", "1s"}[i],
 		} {
-			require.Equal(t, want, dbtest.Value[string](t, s.Conn, "SELECT current_setting($1)", name), name)
+			require.Equal(t, want, testkit.Value[string](t, s.Conn, "SELECT current_setting($1)", name), name)
 		}
 	}
 }
 
 func TestDial_HooksThatFail(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	proxy, cfg := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	proxy, cfg := testkit.Through(t, dsn)
 	no := errors.New("no")
 	d := &session.Dialer{Config: cfg, TTL: time.Second}
 	d.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return no }
@@ -175,7 +175,7 @@ func TestDial_HooksThatFail(t *testing.T) {
 		_, err = d.Dial(context.Background(), session.Holding)
 		require.ErrorContains(t, err, says)
 	}
-	require.Eventually(t, func() bool { return proxy.Open() == 0 }, dbtest.Patience, time.Millisecond, "nothing is left open")
+	require.Eventually(t, func() bool { return proxy.Open() == 0 }, testkit.Patience, time.Millisecond, "nothing is left open")
 }
 
 func TestDial_NoPasswordInErrors(t *testing.T) {
@@ -193,7 +193,7 @@ func TestDial_NoPasswordInErrors(t *testing.T) {
 // On a network that swallows everything a session that was given up is gone soon, with its socket.
 func TestClose_OnADeadNetwork(t *testing.T) {
 	t.Parallel()
-	proxy, cfg := dbtest.Through(t, dbtest.Migrated(t))
+	proxy, cfg := testkit.Through(t, testkit.Migrated(t))
 	s, err := (&session.Dialer{Config: cfg, TTL: time.Second}).Dial(context.Background(), session.Waiting)
 	require.NoError(t, err)
 	proxy.Stall(true)
@@ -203,7 +203,7 @@ func TestClose_OnADeadNetwork(t *testing.T) {
 	require.Error(t, err)
 	started := time.Now()
 	session.Close(s.Conn)
-	dbtest.Figure(t, "a session on a network that swallows everything was closed in %v", time.Since(started))
+	testkit.Figure(t, "a session on a network that swallows everything was closed in %v", time.Since(started))
 	select {
 	case <-s.PgConn().CleanupDone():
 	default:

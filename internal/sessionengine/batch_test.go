@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/pipeline"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 func TestAnchor_Batches(t *testing.T) {
@@ -85,7 +85,7 @@ func TestAnchor_MendsAFailedRoundTrip(t *testing.T) {
 	freed := &engine.Request{Verb: engine.Acquire, Key: advisory.Key{ID: -8}}
 	f.do(kept)
 	f.do(freed)
-	dbtest.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
+	testkit.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
 		(SELECT last_value FROM pgbaton.token)); END $$`)
 	for _, size := range []int{1, 2, 500, 2500} {
 		ops := []*engine.Request{}
@@ -108,10 +108,10 @@ func TestAnchor_MendsAFailedRoundTrip(t *testing.T) {
 		require.Empty(t, difference(want, f.holdings()))
 		if size > 1 {
 			freed = &engine.Request{Verb: engine.Acquire, Key: freed.Key}
-			dbtest.Run(t, f.dsn, "ALTER SEQUENCE pgbaton.token MAXVALUE 9007199254740960")
+			testkit.Run(t, f.dsn, "ALTER SEQUENCE pgbaton.token MAXVALUE 9007199254740960")
 			f.do(freed)
 			require.True(t, freed.OK)
-			dbtest.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
+			testkit.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
 				(SELECT last_value FROM pgbaton.token)); END $$`)
 		}
 	}
@@ -127,10 +127,10 @@ func TestAnchor_MendsAFailedRoundTrip(t *testing.T) {
 func TestAnchor_CancelledAllTheTime(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute)
-	ctx, cancel := context.WithTimeout(context.Background(), dbtest.Length(3*time.Second))
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Length(3*time.Second))
 	defer cancel()
 	stopped := make(chan struct{})
-	canceller := dbtest.Connect(t, f.dsn)
+	canceller := testkit.Connect(t, f.dsn)
 	t.Cleanup(func() { cancel(); <-stopped })
 	go func() {
 		defer close(stopped)

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/engine"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // A downgrade neither waits for a queued exclusive waiter nor lets it in between.
@@ -18,7 +18,7 @@ func TestAnchor_Downgrade(t *testing.T) {
 	for _, key := range []advisory.Key{{ID: 7}, {ID: 7<<32 | 9, Pair: true}} {
 		f := open(t, time.Minute)
 		f.do(&engine.Request{Verb: engine.Acquire, Key: key})
-		writer := dbtest.Connect(t, f.dsn)
+		writer := testkit.Connect(t, f.dsn)
 		granted := make(chan error, 1)
 		go func() {
 			_, err := writer.Exec(context.Background(), map[bool]string{
@@ -27,7 +27,7 @@ func TestAnchor_Downgrade(t *testing.T) {
 			granted <- err
 		}()
 		require.Eventually(t, func() bool {
-			return dbtest.Value[int](t, f.admin, "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1
+			return testkit.Value[int](t, f.admin, "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1
 		}, patience, time.Millisecond)
 
 		down := &engine.Request{Verb: engine.Downgrade, Key: key}
@@ -59,7 +59,7 @@ func TestAnchor_DowngradeInAFailedRoundTrip(t *testing.T) {
 	f := open(t, time.Minute)
 	key := advisory.Key{ID: 7}
 	f.do(&engine.Request{Verb: engine.Acquire, Key: key})
-	dbtest.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
+	testkit.Run(t, f.dsn, `DO $$ BEGIN EXECUTE format('ALTER SEQUENCE pgbaton.token MAXVALUE %s',
 		(SELECT last_value FROM pgbaton.token)); END $$`)
 	down, try := &engine.Request{Verb: engine.Downgrade, Key: key}, &engine.Request{Verb: engine.Acquire, Key: advisory.Key{ID: 8}}
 	f.do(down, try) // for which there is no token
@@ -77,10 +77,10 @@ func TestAnchor_DowngradeInAFailedRoundTrip(t *testing.T) {
 func TestAnchor_DowngradeCancelledAllTheTime(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute)
-	ctx, cancel := context.WithTimeout(context.Background(), dbtest.Length(2*time.Second))
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Length(2*time.Second))
 	defer cancel()
 	stopped := make(chan struct{})
-	canceller := dbtest.Connect(t, f.dsn)
+	canceller := testkit.Connect(t, f.dsn)
 	t.Cleanup(func() { cancel(); <-stopped })
 	go func() {
 		defer close(stopped)

@@ -10,9 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // listener is an [engine.Manager] that notes what an engine tells.
@@ -36,8 +36,8 @@ type started struct {
 
 func start(t *testing.T, cfg Config) *started {
 	t.Helper()
-	dsn := dbtest.Migrated(t)
-	_, through := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	_, through := testkit.Through(t, dsn)
 	dialer := &session.Dialer{Config: through, TTL: time.Minute}
 	s := &started{told: &listener{
 		recorder: newRecorder(), ready: make(chan struct{}, 100), down: make(chan error, 1000), lost: make(chan engine.Anchor, 100),

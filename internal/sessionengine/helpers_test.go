@@ -11,13 +11,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
-const patience = dbtest.Patience
+const patience = testkit.Patience
 
 // recorder is an [engine.Manager] that counts the answers.
 type recorder struct {
@@ -128,16 +128,16 @@ type fixture struct {
 	*anchor
 	t     *testing.T
 	dsn   string
-	proxy *dbtest.Proxy
+	proxy *testkit.Proxy
 	pid   uint32
 	admin *pgx.Conn
 }
 
 func open(t *testing.T, ttl time.Duration) *fixture {
 	t.Helper()
-	dsn := dbtest.Migrated(t)
-	proxy, cfg := dbtest.Through(t, dsn)
-	f := &fixture{t: t, dsn: dsn, proxy: proxy, admin: dbtest.Connect(t, dsn)}
+	dsn := testkit.Migrated(t)
+	proxy, cfg := testkit.Through(t, dsn)
+	f := &fixture{t: t, dsn: dsn, proxy: proxy, admin: testkit.Connect(t, dsn)}
 	f.connect(cfg, ttl)
 	return f
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/engine"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 var key = advisory.Key{ID: 4711}
@@ -32,7 +32,7 @@ func TestAnchor_HelpEndsWithItsContext(t *testing.T) {
 		f.Help(ctx, func() bool { return f.answered(op) })
 		require.Error(t, ctx.Err(), "nothing else can have ended it")
 		deadline, _ := ctx.Deadline()
-		dbtest.Figure(t, "on a silent network a caller's help ended %v after its context", time.Since(deadline))
+		testkit.Figure(t, "on a silent network a caller's help ended %v after its context", time.Since(deadline))
 		cancel()
 		f.proxy.Stall(false)
 		f.wait(t, op)
@@ -79,10 +79,10 @@ func TestAnchor_NoticesTheEndOfItsSession(t *testing.T) {
 		if round%2 == 0 { // while a caller hardly ever lets the anchor be idle, or when it stands by
 			time.Sleep(10 * time.Millisecond)
 		}
-		dbtest.Value[bool](t, f.admin, "SELECT pg_terminate_backend($1)", int32(f.pid)) //nolint:gosec // a pid
+		testkit.Value[bool](t, f.admin, "SELECT pg_terminate_backend($1)", int32(f.pid)) //nolint:gosec // a pid
 		asked := time.Now()
 		require.ErrorContains(t, f.waitLost(t), "terminated by an operator")
-		dbtest.Figure(t, "the end of a session was noticed after %v", f.lostAt.Sub(asked))
+		testkit.Figure(t, "the end of a session was noticed after %v", f.lostAt.Sub(asked))
 		op := &engine.Request{Verb: engine.Acquire, Key: key}
 		f.do(op)
 		require.False(t, op.OK)
@@ -108,7 +108,7 @@ func TestAnchor_StopsTrustingItselfBeforeTheServerDoes(t *testing.T) {
 			took := f.lostAt.Sub(started)
 			require.Greater(t, took, ttl/2)
 			require.False(t, f.Trusted(time.Now()))
-			dbtest.Figure(t, "with TTL %v an anchor on a silent network was lost after %v", ttl, took)
+			testkit.Figure(t, "with TTL %v an anchor on a silent network was lost after %v", ttl, took)
 			f.proxy.Stall(false) // what was stalled arrives at last, at nobody
 			within(t, "the server frees the lock", func() bool { return len(f.holdings()) == 0 })
 		})
@@ -144,7 +144,7 @@ func TestAnchor_Close(t *testing.T) {
 	require.NoError(t, f.close(context.Background()))
 	require.Empty(t, f.holdings())
 	within(t, "the session ends", func() bool {
-		return dbtest.Value[int](t, f.admin, "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", int32(f.pid)) == 0 //nolint:gosec // a pid
+		return testkit.Value[int](t, f.admin, "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", int32(f.pid)) == 0 //nolint:gosec // a pid
 	})
 	require.ErrorContains(t, f.close(context.Background()), "did not confirm")
 
@@ -155,14 +155,14 @@ func TestAnchor_Close(t *testing.T) {
 	defer cancel()
 	started := time.Now()
 	require.ErrorIs(t, stalled.close(ctx), context.DeadlineExceeded)
-	dbtest.Figure(t, "with a context of 50 ms an anchor on a silent network was closed in %v", time.Since(started))
+	testkit.Figure(t, "with a context of 50 ms an anchor on a silent network was closed in %v", time.Since(started))
 }
 
 // A connection that breaks at any byte leaves nobody waiting, and nothing locked.
 func TestAnchor_CutAtEveryByte(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute)
-	proxy, through := dbtest.Through(t, f.dsn)
+	proxy, through := testkit.Through(t, f.dsn)
 	for offset, whole := 0, false; !whole; offset += 3 {
 		proxy.CutAfter(-1)
 		f.connect(through, time.Minute)
@@ -181,7 +181,7 @@ func TestAnchor_CutAtEveryByte(t *testing.T) {
 		require.NotPanics(t, func() { _ = f.close(context.Background()) })
 	}
 	within(t, "no lock is left", func() bool {
-		return dbtest.Value[int](t, f.admin, `SELECT count(*) FROM pg_locks
+		return testkit.Value[int](t, f.admin, `SELECT count(*) FROM pg_locks
 			WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
 	})
 }
@@ -196,7 +196,7 @@ func TestAnchor_Jeopardy(t *testing.T) {
 	<-f.Jeopardy()
 	told := time.Since(start)
 	require.GreaterOrEqual(t, told, (ttl-ttl/10)/2, "half of the time for which it is trusted")
-	dbtest.Figure(t, "with TTL %v an anchor on a silent network was in jeopardy after %v", ttl, told)
+	testkit.Figure(t, "with TTL %v an anchor on a silent network was in jeopardy after %v", ttl, told)
 	require.True(t, f.Trusted(time.Now()))
 	f.proxy.Stall(false) // the ping under way is answered
 	within(t, "relief", func() bool {

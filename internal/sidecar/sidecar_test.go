@@ -12,13 +12,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
-const patience = dbtest.Patience
+const patience = testkit.Patience
 
 var stmtPid = pipeline.Statement{Name: "pid", SQL: "SELECT pg_backend_pid()"}
 
@@ -26,7 +26,7 @@ var stmtPid = pipeline.Statement{Name: "pid", SQL: "SELECT pg_backend_pid()"}
 type fixture struct {
 	*Sidecar
 	dsn   string
-	proxy *dbtest.Proxy
+	proxy *testkit.Proxy
 
 	mu     sync.Mutex
 	opened []*Session
@@ -37,9 +37,9 @@ type fixture struct {
 
 func newFixture(t *testing.T, pooled bool) *fixture {
 	t.Helper()
-	f := &fixture{dsn: dbtest.Migrated(t)}
+	f := &fixture{dsn: testkit.Migrated(t)}
 	var cfg *pgx.ConnConfig
-	f.proxy, cfg = dbtest.Through(t, f.dsn)
+	f.proxy, cfg = testkit.Through(t, f.dsn)
 	dialer := &session.Dialer{Config: cfg, TTL: 6 * time.Second}
 	f.Sidecar = New(Config{
 		TTL: dialer.TTL, Name: "me", Pooled: pooled, Report: func(string, error) {},
@@ -91,9 +91,9 @@ func TestSidecar_OpensWhenNeeded(t *testing.T) {
 	require.Len(t, rows, 1)
 	holder, err := f.Holder(t.Context())
 	require.NoError(t, err)
-	admin := dbtest.Connect(t, f.dsn)
-	require.Equal(t, "me", dbtest.Value[string](t, admin, "SELECT name FROM pgbaton.holder WHERE id = $1", holder))
-	require.True(t, dbtest.Value[bool](t, admin, "SELECT pgbaton.present($1)", holder))
+	admin := testkit.Connect(t, f.dsn)
+	require.Equal(t, "me", testkit.Value[string](t, admin, "SELECT name FROM pgbaton.holder WHERE id = $1", holder))
+	require.True(t, testkit.Value[bool](t, admin, "SELECT pgbaton.present($1)", holder))
 }
 
 // A session that is lost is replaced, under a new name; its end is seen at once.
@@ -104,13 +104,13 @@ func TestSidecar_Reopens(t *testing.T) {
 	require.NoError(t, err)
 	rows, err := f.Query(t.Context(), &stmtPid)
 	require.NoError(t, err)
-	admin := dbtest.Connect(t, f.dsn)
-	dbtest.Value[bool](t, admin, "SELECT pg_terminate_backend($1::text::int)", string(rows[0][0]))
+	admin := testkit.Connect(t, f.dsn)
+	testkit.Value[bool](t, admin, "SELECT pg_terminate_backend($1::text::int)", string(rows[0][0]))
 	f.within(t, func() bool { opened, lost := f.count(); return opened == 2 && lost == 1 })
 	after, err := f.Holder(t.Context())
 	require.NoError(t, err)
 	require.NotEqual(t, before, after)
-	require.False(t, dbtest.Value[bool](t, admin, "SELECT pgbaton.present($1)", before))
+	require.False(t, testkit.Value[bool](t, admin, "SELECT pgbaton.present($1)", before))
 	require.False(t, f.opened[0].Alive())
 	require.True(t, f.opened[1].Alive())
 	f.within(t, func() bool { return f.open == 1 })
@@ -141,7 +141,7 @@ func TestSidecar_Notifications(t *testing.T) {
 		f.Notify(payload)
 	}
 	require.Equal(t, "a:1", <-heard)
-	admin := dbtest.Connect(t, f.dsn)
+	admin := testkit.Connect(t, f.dsn)
 	time.Sleep(20 * time.Millisecond) // it stands by
 	_, err = admin.Exec(t.Context(), "NOTIFY pgbaton, 'a:2'")
 	require.NoError(t, err)
@@ -206,7 +206,7 @@ func TestSidecar_NoServer(t *testing.T) {
 func TestSidecar_WrongGround(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, false)
-	dbtest.Run(t, f.dsn, "DROP SCHEMA pgbaton CASCADE")
+	testkit.Run(t, f.dsn, "DROP SCHEMA pgbaton CASCADE")
 	_, err := f.Query(t.Context(), &stmtPid)
 	require.ErrorIs(t, err, lockerr.Schema)
 }
@@ -217,7 +217,7 @@ func TestSidecar_Storm(t *testing.T) {
 	f := newFixture(t, false)
 	_, err := f.Query(t.Context(), &stmtPid)
 	require.NoError(t, err)
-	admin := dbtest.Connect(t, f.dsn)
+	admin := testkit.Connect(t, f.dsn)
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 10 {
@@ -235,8 +235,8 @@ func TestSidecar_Storm(t *testing.T) {
 			}
 		})
 	}
-	for range dbtest.Rounds(60) {
-		dbtest.Exec(t, admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "+
+	for range testkit.Rounds(60) {
+		testkit.Exec(t, admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "+
 			"WHERE datname = current_database() AND pid <> pg_backend_pid()")
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -255,7 +255,7 @@ func TestSidecar_ContextEnds(t *testing.T) {
 	start := time.Now()
 	_, err = f.Query(ctx, &pipeline.Statement{Name: "sleep", SQL: "SELECT pg_sleep(0.3)"})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	dbtest.Figure(t, "a query with a context of 20 ms returned after %v", time.Since(start))
+	testkit.Figure(t, "a query with a context of 20 ms returned after %v", time.Since(start))
 	_, err = f.Query(t.Context(), &stmtPid)
 	require.NoError(t, err)
 	after, err := f.Holder(t.Context())

@@ -8,17 +8,17 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
 	"github.com/pgbaton/pgbaton/internal/session"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // While a session lives, the holders that are gone are forgotten, and claims from the future are cut short, which is
 // told.
 func TestSidecar_Tends(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.Migrated(t)
-	admin := dbtest.Connect(t, dsn)
-	_, cfg := dbtest.Through(t, dsn)
+	dsn := testkit.Migrated(t)
+	admin := testkit.Connect(t, dsn)
+	_, cfg := testkit.Through(t, dsn)
 	dialer := &session.Dialer{Config: cfg, TTL: 5 * time.Second}
 	var mu sync.Mutex
 	var reports []string
@@ -36,15 +36,15 @@ func TestSidecar_Tends(t *testing.T) {
 	defer func() { require.NoError(t, l.Close(context.Background())) }()
 	holder, err := l.Holder(t.Context())
 	require.NoError(t, err)
-	dbtest.Exec(t, admin, "INSERT INTO pgbaton.holder (id, name, since) SELECT 1000 + n, 'gone', now() FROM generate_series(1, 300) AS n")
-	dbtest.Exec(t, admin, `SELECT pgbaton.open_semaphore('s', 1);
+	testkit.Exec(t, admin, "INSERT INTO pgbaton.holder (id, name, since) SELECT 1000 + n, 'gone', now() FROM generate_series(1, 300) AS n")
+	testkit.Exec(t, admin, `SELECT pgbaton.open_semaphore('s', 1);
 UPDATE pgbaton.slot SET holder = -1, token = 32, lease = 5000, expires_at = clock_timestamp() + interval '2 years'`)
-	dbtest.WaitFor(t, admin, "SELECT count(*) = 1 AND min(id) = $1 FROM pgbaton.holder", holder)
-	dbtest.WaitFor(t, admin, "SELECT expires_at < clock_timestamp() + interval '1 hour' FROM pgbaton.slot")
+	testkit.WaitFor(t, admin, "SELECT count(*) = 1 AND min(id) = $1 FROM pgbaton.holder", holder)
+	testkit.WaitFor(t, admin, "SELECT expires_at < clock_timestamp() + interval '1 hour' FROM pgbaton.slot")
 	require.Eventually(t, func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(reports) == 1
-	}, dbtest.Patience, 5*time.Millisecond)
+	}, testkit.Patience, 5*time.Millisecond)
 	require.Contains(t, reports[0], `semaphore "s": 1`)
 }

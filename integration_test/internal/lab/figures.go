@@ -78,17 +78,3 @@ func RequireFew(tb testing.TB, perSecond float64) {
 	}
 	require.LessOrEqual(tb, perSecond, bound, "statements a second")
 }
-
-// Note tells a figure that has no target.
-func Note(tb testing.TB, format string, args ...any) {
-	tb.Helper()
-	tb.Logf("figure: "+format, args...)
-}
-
-// Brief returns the second of two amounts with -short, else the first.
-func Brief[T any](full, brief T) T {
-	if testing.Short() {
-		return brief
-	}
-	return full
-}

@@ -1,23 +1,20 @@
-// Package lab gives the integration tests what they work with: servers, databases with the schema pgbaton,
-// control connections and figures.
+// Package lab gives the integration tests what package testkit does not have: servers, one or every major, databases on them,
+// PgBouncer, and figures with targets.
 package lab
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
 // pool is what a package's tests share: servers that are started when they are first asked for, and stopped by [Run].
@@ -110,104 +107,14 @@ func Database(tb testing.TB) string {
 // DatabaseOn makes a migrated database on a server.
 func DatabaseOn(tb testing.TB, server *pgserver.Server) string {
 	tb.Helper()
-	return dbtest.MigratedOn(tb, server.URL())
-}
-
-// Client opens a client in this process, closed with the test. Its TTL is longer than a busy machine keeps it from the server,
-// unless the config says another.
-func Client(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
-	tb.Helper()
-	var own pgbaton.Config
-	if cfg != nil {
-		own = *cfg
-	}
-	own.TTL = cmp.Or(own.TTL, time.Minute)
-	client, err := pgbaton.Open(context.Background(), dsn, &own)
-	require.NoError(tb, err)
-	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), Hang)
-		defer cancel()
-		require.NoError(tb, client.Close(ctx))
-	})
-	return client
-}
-
-// here leaves out the sessions of other tests, in databases of their own, that may have the same name.
-const here = " AND datname = current_database()"
-
-// Session is a session of a client, as pg_stat_activity shows it.
-type Session struct {
-	PID   int
-	Link  bool // it holds locks, or the last thing that it did was a link's
-	Query string
-}
-
-// Sessions lists the sessions with an application_name.
-func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
-	tb.Helper()
-	rows, err := conn.Query(context.Background(),
-		"SELECT pid, query !~ 'wait_for_turn|unlock_all', query FROM pg_stat_activity WHERE application_name = $1"+here+" ORDER BY pid", name)
-	require.NoError(tb, err)
-	sessions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Session])
-	require.NoError(tb, err)
-	return sessions
-}
-
-// HeldBy counts the advisory locks that sessions with an application_name hold or wait for.
-func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
-	tb.Helper()
-	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-		WHERE l.locktype = 'advisory' AND a.application_name = $1`+here, name)
-}
-
-// Waiting counts the sessions with an application_name that wait for an advisory lock.
-func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
-	tb.Helper()
-	return dbtest.Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
-		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`+here, name)
-}
-
-// Statements looks at the sessions with an application_name for a while, often enough to see each of their
-// statements begin, and returns how many began and how many sessions there were at the most.
-func Statements(tb testing.TB, control *pgx.Conn, name string, watched time.Duration) (statements, most int) {
-	tb.Helper()
-	started := map[int]time.Time{}
-	ticker := time.NewTicker(3 * time.Millisecond)
-	defer ticker.Stop()
-	for end := time.Now().Add(watched); time.Now().Before(end); <-ticker.C {
-		rows, err := control.Query(context.Background(),
-			"SELECT pid, query_start FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NOT NULL"+here, name)
-		require.NoError(tb, err)
-		sessions := 0
-		var pid int
-		var at time.Time
-		_, err = pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
-			sessions++
-			if before, seen := started[pid]; seen && !before.Equal(at) {
-				statements++
-			}
-			started[pid] = at
-			return nil
-		})
-		require.NoError(tb, err)
-		most = max(most, sessions)
-	}
-	return statements, most
-}
-
-// Eventually waits until a condition that only the server can tell of holds.
-func Eventually(tb testing.TB, what string, condition func() bool) {
-	tb.Helper()
-	for end := time.Now().Add(Hang); !condition(); time.Sleep(2 * time.Millisecond) {
-		require.True(tb, time.Now().Before(end), "not within %v: %s", Hang, what)
-	}
+	return testkit.MigratedOn(tb, server.URL())
 }
 
 // Counters makes the table that a hammer changes, with a row for each of key/0 … key/n-1.
 func Counters(tb testing.TB, conn *pgx.Conn, key string, n int) {
 	tb.Helper()
-	dbtest.Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
+	testkit.Exec(tb, conn, "CREATE TABLE counter (key text PRIMARY KEY, value int8 NOT NULL DEFAULT 0, token int8 NOT NULL DEFAULT 0)")
 	for i := range n {
-		dbtest.Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
+		testkit.Exec(tb, conn, "INSERT INTO counter (key) VALUES ($1)", fmt.Sprintf("%s/%d", key, i))
 	}
 }

@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
+)
+
+// A waiter behind a network that has fallen silent costs those behind it no more than one that is frozen.
+func TestSilentNetwork_OfAWaiter(t *testing.T) {
+	t.Parallel()
+	key := pgbaton.Name("2")
+	lock := func(c *pgbaton.Client) func(context.Context) (releaser, error) {
+		return func(ctx context.Context) (releaser, error) { return c.Acquire(ctx, key) }
+	}
+	set := func(c *pgbaton.Client) func(context.Context) (releaser, error) {
+		return func(ctx context.Context) (releaser, error) { return c.AcquireAll(ctx, keysOf("1", "2", "3")...) }
+	}
+	permit := func(c *pgbaton.Client) func(context.Context) (releaser, error) {
+		return func(ctx context.Context) (releaser, error) {
+			s, err := c.Semaphore(ctx, "s", 1)
+			if err != nil {
+				return nil, err
+			}
+			return s.Acquire(ctx, 1)
+		}
+	}
+	for name, way := range map[string]func(*pgbaton.Client) func(context.Context) (releaser, error){
+		"Lock": lock, "Set": set, "Semaphore": permit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
+			defer cancel()
+			dsn := testkit.Migrated(t)
+			proxy, cfg := testkit.Through(t, testkit.Named(t, dsn, "silent"))
+			poolConfig, err := pgxpool.ParseConfig(dsn)
+			require.NoError(t, err)
+			poolConfig.ConnConfig = cfg
+			pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+			require.NoError(t, err)
+			defer pool.Close()
+			silent, err := pgbaton.New(ctx, pool, &pgbaton.Config{TTL: time.Hour}) // nobody waits for its end
+			require.NoError(t, err)
+			holder, next := testclient.New(t, dsn, nil), testclient.New(t, testkit.Named(t, dsn, "next"), nil)
+			held, err := way(holder)(ctx)
+			require.NoError(t, err)
+			stopped, stop := context.WithCancel(ctx)
+			begin := func(ctx context.Context, c *pgbaton.Client) chan error {
+				done := make(chan error, 1)
+				go func() {
+					r, err := way(c)(ctx)
+					if err == nil {
+						err = r.Release(context.WithoutCancel(ctx))
+					}
+					done <- err
+				}()
+				return done
+			}
+			conn := testkit.Connect(t, dsn)
+			stands := func(name string) {
+				testkit.WaitFor(t, conn, `SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+					WHERE application_name = $1 AND datname = current_database() AND query ~ 'wait_for_turn' AND locktype = 'advisory')`, name)
+			}
+			lost := begin(stopped, silent)
+			stands("silent")
+			got := begin(ctx, next)
+			stands("next")
+			proxy.Stall(true)
+			released := time.Now()
+			require.NoError(t, held.Release(ctx))
+			require.NoError(t, <-got)
+			testkit.Figure(t, "behind a silent waiter the next holder of a %s had it after %v", name, time.Since(released))
+			stop()
+			err = <-lost
+			require.ErrorIs(t, err, context.Canceled)
+			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+			proxy.Stall(false)
+			require.NoError(t, silent.Close(ctx))
+		})
+	}
+}
