@@ -332,6 +332,13 @@ func (l *fakeAnchor) setExpired() {
 	l.expired = true
 }
 
+// gone reports whether the anchor's holders cannot release well any longer.
+func (l *fakeAnchor) gone() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.expired || l.cause != nil || l.unread != nil
+}
+
 // take takes what was submitted, as a round trip under way.
 func (l *fakeAnchor) take() []*engine.Request {
 	l.mu.Lock()

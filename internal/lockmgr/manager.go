@@ -259,6 +259,7 @@ func (m *Manager) Close(ctx context.Context) error {
 		m.refuse(e, lockerr.Closed, false, a)
 		m.unqueue(e)
 		m.settleTurn(e, true)
+		m.forget(e)
 	}
 	var held []*Hold
 	for _, e := range m.keys {

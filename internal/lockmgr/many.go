@@ -80,6 +80,9 @@ func (m *Manager) joinTry(key advisory.Key, w *waiter, ours bool, a *actions) er
 	}
 	w.ch = m.signals.Get().(chan struct{}) //nolint:forcetypeassert // there is nothing else in it
 	if ours {
+		if e.first != nil && (w.mode == advisory.Exclusive || e.first.mode == advisory.Exclusive) {
+			m.refuse(e, lockerr.NotAcquired, true, a) // else a try would wait behind a holder
+		}
 		e.unshift(w)
 	} else {
 		e.push(w)
