@@ -341,14 +341,14 @@ func (h *history) books() {
 	defer m.mu.Unlock()
 	held := 0
 	for k, e := range m.keys {
-		if e.phase > asking {
+		if e.state.counts() {
 			held++
 		}
-		if (e.phase == idle) != (e.anchor == nil) {
-			h.failf("key %d: phase %d with anchor %v", k.ID, e.phase, e.anchor)
+		if (e.state == idle) != (e.anchor == nil) {
+			h.failf("key %d: state %d with anchor %v", k.ID, e.state, e.anchor)
 		}
-		if e.waiting != h.queued[k] {
-			h.failf("key %d: waiting %v, and in the engine's queue %v", k.ID, e.waiting, h.queued[k])
+		if (e.queue != unqueued) != h.queued[k] || (e.queue == atTurn) != (e.turn != nil) {
+			h.failf("key %d: queue state %d, and in the engine's queue: %v", k.ID, e.queue, h.queued[k])
 		}
 	}
 	if held != m.held {
