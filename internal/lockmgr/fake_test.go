@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
@@ -127,13 +128,13 @@ func (w *world) Capacity() int { return w.capacity }
 
 // Queue implements [engine.Engine].
 func (w *world) Queue(key advisory.Key) {
-	require.False(w.t, w.queued[key], "queued twice")
+	assert.False(w.t, w.queued[key], "queued twice") // the manager's mutex must not stay locked
 	w.queued[key] = true
 }
 
 // Unqueue implements [engine.Engine].
 func (w *world) Unqueue(key advisory.Key) {
-	require.True(w.t, w.queued[key], "not queued")
+	assert.True(w.t, w.queued[key], "not queued")
 	delete(w.queued, key)
 }
 

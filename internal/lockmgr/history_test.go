@@ -50,6 +50,7 @@ type keyModel struct {
 	untold  []*attempt // whose trust has ended, and who need not know it before somebody else is granted the key
 	newest  [2]int64   // tokens of grants, by mode
 	turn    <-chan bool
+	passes  int  // grants since the server has granted the key, or has let this process go on
 	refused bool // the server has refused to run something for it
 }
 
@@ -272,6 +273,11 @@ func (h *history) land(l *fakeAnchor) {
 	f := h.flights[i]
 	h.flights = slices.Delete(h.flights, i, i+1)
 	h.note("anchor %d answers", l.session)
+	for _, r := range f.requests {
+		if r.OK && (r.Verb == engine.Acquire || r.Verb == engine.Yield) {
+			h.keys[r.Key].passes = 0
+		}
+	}
 	h.start(func() { h.Answer(f.requests) })
 }
 
@@ -311,6 +317,7 @@ func (h *history) turn(k advisory.Key) {
 		return
 	}
 	h.note("a turn for key %d", k.ID)
+	km.passes = 0
 	km.turn = h.Turn(k)
 	h.settle()
 }

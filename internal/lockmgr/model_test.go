@@ -21,12 +21,17 @@ var (
 	modelSeed  = flag.Uint64("model.seed", 0, "the one history to run, and to print; 0 for all")
 )
 
-// modelEvents is how many events a history has.
-const modelEvents = 60
+const (
+	modelEvents = 60 // of a history
+	slack       = 8  // grants that the model may take for those of the next tenure, since they came at the same moment
+)
 
 // check compares what has happened with the model.
 func (h *history) check() {
 	synctest.Wait()
+	if h.t.Failed() { // the fake has noticed something
+		h.t.FailNow()
+	}
 	h.checkReleases()
 	h.checkMany()
 	for k, km := range h.keys {
@@ -60,6 +65,12 @@ func (h *history) answers(km *keyModel) {
 			h.note("acquire %d is granted with token %d", a.order, a.hold.Token())
 			if len(left) > 0 {
 				h.failf("%v was granted before %v", a, left[0])
+			}
+			if l := a.hold.anchor.(*fakeAnchor); l.expired && a.hold.Reason() == nil { //nolint:forcetypeassert // of this test
+				h.failf("%v was granted at an anchor that is not trusted", a)
+			}
+			if km.passes++; km.passes > maxPasses+slack {
+				h.failf("%v is grant %d of a tenure", a, km.passes)
 			}
 			h.granted(km, a)
 		}
@@ -207,6 +218,9 @@ func (h *history) quiet() {
 	h.answerAll()
 	h.check()
 	for k, km := range h.keys {
+		if km.turn != nil {
+			h.failf("the turn for key %d is never answered", k.ID)
+		}
 		for _, a := range km.waiting {
 			if a.try {
 				h.failf("%v is left hanging", a)
@@ -229,7 +243,11 @@ func (h *history) quiet() {
 
 // answerAll answers everything, also what answers lead to.
 func (h *history) answerAll() {
-	for again := true; again; {
+	rounds := 0
+	for again := true; again; rounds++ {
+		if rounds > 1000 {
+			h.failf("the manager never comes to rest")
+		}
 		again = len(h.flights) > 0
 		for len(h.flights) > 0 {
 			h.land(h.flights[0].anchor)
