@@ -36,19 +36,19 @@ func (m *Manager) answered(e *keyState, r *engine.Request, a *actions) {
 			}
 			a.freed = append(a.freed, h)
 		}
-		m.vacate(e)
+		m.happens(e, freed, a)
 	case engine.Yield:
-		e.phase = held
+		m.happens(e, answered, a)
 		if r.Err == nil && r.OK {
 			e.since, e.passes = a.now, 0
 		} else {
 			m.refuse(e, lockerr.NotAcquired, true, a)
 			if e.first != nil {
-				m.queue(e)
+				m.queueHears(e, taken, nil)
 			}
 		}
 	case engine.Draw:
-		e.phase = held
+		m.happens(e, answered, a)
 		if r.Err == nil {
 			e.tokens, e.retries = r.Tokens, 0
 		} else if !e.again(r) {
@@ -75,27 +75,26 @@ func (e *keyState) again(r *engine.Request) bool {
 func (m *Manager) tried(e *keyState, r *engine.Request, a *actions) {
 	switch {
 	case r.OK:
-		e.phase, e.tokens = held, r.Tokens
-		m.held++
+		m.happens(e, granted, a)
+		e.tokens = r.Tokens
 		e.since, e.passes, e.retries = a.now, -1, 0 // the first grant is no hand-over
 		if m.held > m.most() {                      // many were asked for at once
 			m.refuse(e, lockerr.Limit(m.most()), false, a)
 		}
-		m.unqueue(e)
-		m.settleTurn(e, true)
+		m.queueHears(e, needless, nil)
 	case r.Err != nil:
-		m.vacate(e)
+		m.happens(e, denied, a)
 		if !e.again(r) {
 			e.retries = 0
 			m.refuse(e, r.Err, false, a)
 		}
 	default:
-		m.vacate(e)
+		m.happens(e, denied, a)
 		m.refuse(e, lockerr.NotAcquired, true, a)
 		if e.first != nil {
-			m.queue(e)
+			m.queueHears(e, taken, nil)
 		}
-		m.settleTurn(e, false)
+		m.queueHears(e, turnMissed, nil)
 	}
 	m.advance(e, a)
 }
@@ -135,7 +134,7 @@ func (m *Manager) lose(e *keyState, cause error, a *actions) {
 		h.result = lost(cause)
 		a.freed = append(a.freed, h)
 	}
-	m.vacate(e)
+	m.happens(e, anchorLost, a)
 	e.renew(new(engine.Request)) // the lost anchor may still be busy with the old one
 	m.advance(e, a)
 }
@@ -146,7 +145,7 @@ func (m *Manager) Ready() {
 	m.mu.Lock()
 	m.down = nil
 	for _, e := range m.keys {
-		if e.phase == idle {
+		if e.state == idle {
 			m.advance(e, a)
 		}
 	}
@@ -160,7 +159,7 @@ func (m *Manager) Down(err error) {
 	m.mu.Lock()
 	m.down = err
 	for _, e := range m.keys {
-		if e.phase == idle {
+		if e.state == idle {
 			m.refuse(e, fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), true, a)
 			m.forget(e)
 		}

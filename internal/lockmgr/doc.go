@@ -18,9 +18,59 @@
 //
 // # How it works
 //
-// There is one state a key, with its waiters, its owners and a phase that says which answer is awaited, if any. All
-// of it is guarded by one mutex, which is never held while something is sent or somebody is woken: a
-// step collects these in actions, and they are carried out after it. The manager has no goroutine of its own.
+// There is one record a key, with its waiters, its owners and two states: what the server holds of the key or is asked for, and
+// whether the engine waits for it. All of it is guarded by one mutex, which is never held while something is sent or somebody is
+// woken: a step collects these in actions, and they are carried out after it. The manager has no goroutine of its own.
+//
+// # The states of a key
+//
+// A row says what an event does: the next state and, after a comma, the action. "-" is an event that changes nothing, "never"
+// one that cannot come in that state: it panics, since a manager that has met one can vouch for nothing.
+//
+//	            | wanted          | granted     | denied     | overdue         | tokensOut     | downgraded             | unwanted           | answered | freed      | anchorLost
+//	idle        | asking, acquire | never       | never      | never           | never         | never                  | never              | never    | never      | never
+//	asking      | never           | held, count | idle, drop | never           | never         | never                  | never              | never    | never      | idle, drop
+//	held        | never           | never       | never      | checking, yield | drawing, draw | downgrading, downgrade | releasing, release | never    | never      | idle, drop
+//	checking    | never           | never       | never      | never           | never         | never                  | never              | held     | never      | idle, drop
+//	drawing     | never           | never       | never      | never           | never         | never                  | never              | held     | never      | idle, drop
+//	downgrading | never           | never       | never      | never           | never         | never                  | never              | held     | idle, drop | idle, drop
+//	releasing   | never           | never       | never      | never           | never         | never                  | never              | never    | idle, drop | idle, drop
+//
+// In idle the server holds nothing of the key for this process; in asking, an Acquire is under way; in held, nothing is. In the
+// other states the key is held, and a Yield, Draw, Downgrade or Release is under way. The events:
+//
+//   - wanted: somebody is in line, and there is an anchor; who waits in the engine's queue asks at a turn or in a sweep.
+//   - granted, denied: the answer to the Acquire; it is denied, too, when the server refuses to run it.
+//   - overdue: the next in line fits those who own the key, and the tenure is over.
+//   - tokensOut: the next in line may have the key, and there is no token for it.
+//   - downgraded: the only owner wants to hold the key shared.
+//   - unwanted: nobody owns the key, and nobody may be granted it in the tenure and in the mode in which it is held.
+//   - answered: the answer to a Yield, to a Draw, or to a Downgrade of a key that is held.
+//   - freed: the answer to a Release, or to a Downgrade that has found the key not held.
+//   - anchorLost: the loss of the anchor, or of the key at the anchor. The answer under way, if there is one, no longer counts.
+//
+// The actions that have the name of a verb ask the anchor for it; see [engine.Verb]. To count a key is to have it among those
+// that are bounded by [Config.MaxHeld]; to drop it takes it off its anchor, and out of the count.
+//
+// # The states of the wait for a key
+//
+// They go with any of the states above.
+//
+//	         | taken         | turnCame         | turnMissed    | needless
+//	unqueued | inQueue, join | unqueued, answer | -             | -
+//	inQueue  | -             | atTurn, listen   | -             | unqueued, leave
+//	atTurn   | -             | atTurn, listen   | inQueue, deny | unqueued, settle
+//
+// The events:
+//
+//   - taken: another process has the key, or waits for it and is first, and somebody is in line.
+//   - turnCame: the engine announces a turn; again, if it did not get an answer in time.
+//   - turnMissed: the turn did not lead to a grant.
+//   - needless: the key is granted, or nobody is in line.
+//
+// To join and to leave are [engine.Engine.Queue] and Unqueue. At a turn the engine listens for what became of it: to
+// deny says that it was not taken, and that the process goes on waiting; to settle says that it was, or that nobody wants it,
+// and leaves. A turn that comes too late gets the same answer at once.
 //
 // # How mutexes nest
 //

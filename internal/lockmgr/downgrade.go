@@ -42,9 +42,9 @@ func (h *Hold) Downgrade(ctx context.Context) error {
 	case h.mode == advisory.Shared:
 		m.mu.Unlock()
 		return nil
-	case h.owner() && e.phase == held: // while it is held exclusively nothing else is under way
+	case h.owner() && e.state == held: // while it is held exclusively nothing else is under way
 		e.shift, e.shifting = &shift{done: make(chan struct{})}, h
-		m.submit(e, a, downgrading, engine.Downgrade)
+		m.happens(e, downgraded, a)
 	}
 	s := e.shift
 	released := e.shifting != h || !h.owner()
@@ -79,10 +79,11 @@ func (m *Manager) downgraded(e *keyState, r *engine.Request, a *actions) {
 	h := e.shifting
 	switch {
 	case r.Err != nil:
-		e.phase = held
+		m.happens(e, answered, a)
 		e.endShift(r.Err, a)
 	case r.OK:
-		e.phase, e.mode, h.mode = held, advisory.Shared, advisory.Shared
+		m.happens(e, answered, a)
+		e.mode, h.mode = advisory.Shared, advisory.Shared
 		e.endShift(nil, a)
 	default:
 		if e.owners == h {
@@ -91,7 +92,7 @@ func (m *Manager) downgraded(e *keyState, r *engine.Request, a *actions) {
 			a.lost = append(a.lost, h)
 		}
 		e.endShift(lost(errNotThere), a)
-		m.vacate(e)
+		m.happens(e, freed, a)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
@@ -127,13 +128,13 @@ func (w *world) Capacity() int { return w.capacity }
 
 // Queue implements [engine.Engine].
 func (w *world) Queue(key advisory.Key) {
-	require.False(w.t, w.queued[key], "queued twice")
+	assert.False(w.t, w.queued[key], "queued twice") // the manager's mutex must not stay locked
 	w.queued[key] = true
 }
 
 // Unqueue implements [engine.Engine].
 func (w *world) Unqueue(key advisory.Key) {
-	require.True(w.t, w.queued[key], "not queued")
+	assert.True(w.t, w.queued[key], "not queued")
 	delete(w.queued, key)
 }
 
@@ -330,6 +331,13 @@ func (l *fakeAnchor) setExpired() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expired = true
+}
+
+// gone reports whether the anchor's holders cannot release well any longer.
+func (l *fakeAnchor) gone() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.expired || l.cause != nil || l.unread != nil
 }
 
 // take takes what was submitted, as a round trip under way.

@@ -165,7 +165,7 @@ func (h *Hold) part(wait bool, a *actions) (unlocking bool, err error) {
 	e.disown(h)
 	before := len(a.requests)
 	m.advance(e, a)
-	unlocking = wait && e.phase == releasing && e.leaving == nil && len(a.requests) > before
+	unlocking = wait && e.state == releasing && e.leaving == nil && len(a.requests) > before
 	if unlocking {
 		e.leaving = h
 	}

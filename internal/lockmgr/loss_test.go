@@ -207,7 +207,7 @@ func closeAfter(t *testing.T, setup func(w *world) (waiter, release *call)) {
 		owners = append(owners, h)
 	}
 	var answer <-chan bool
-	if w.keys[key].waiting {
+	if w.keys[key].queue != unqueued {
 		answer = w.Turn(key)
 	}
 	require.NoError(t, w.Manager.Close(context.Background()))

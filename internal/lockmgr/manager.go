@@ -186,7 +186,7 @@ func (m *Manager) abandon(key advisory.Key, w *waiter) bool {
 	e := m.keys[key]
 	e.drop(w)
 	if e.first == nil {
-		m.unqueue(e)
+		m.queueHears(e, needless, nil)
 	}
 	m.advance(e, a) // those behind may fit where it did not
 	m.mu.Unlock()
@@ -257,8 +257,8 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.closed = true
 	for _, e := range m.keys {
 		m.refuse(e, lockerr.Closed, false, a)
-		m.unqueue(e)
-		m.settleTurn(e, true)
+		m.queueHears(e, needless, nil)
+		m.forget(e)
 	}
 	var held []*Hold
 	for _, e := range m.keys {

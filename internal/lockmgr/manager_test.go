@@ -205,8 +205,8 @@ func TestManager_CancelInEveryPhase(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
-		setup func(w *world) // leaves the key in the phase
-		phase phase
+		setup func(w *world) // leaves the key in the state
+		state state
 	}{
 		{"asking", func(*world) {}, asking},
 		{"held", func(w *world) { w.held(key, exclusive) }, held},
@@ -234,21 +234,21 @@ func TestManager_CancelInEveryPhase(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { cancelIn(t, test.phase, test.setup) })
+			synctest.Test(t, func(t *testing.T) { cancelIn(t, test.state, test.setup) })
 		})
 	}
 }
 
-// cancelIn lets a waiter leave in a phase, with another behind it.
-func cancelIn(t *testing.T, phase phase, setup func(w *world)) {
+// cancelIn lets a waiter leave in a state, with another behind it.
+func cancelIn(t *testing.T, in state, setup func(w *world)) {
 	t.Helper()
 	w := newWorld(t)
 	setup(w)
 	c, next := w.acquire(key, exclusive, false), w.acquire(key, exclusive, false)
-	if phase == idle {
+	if in == idle {
 		w.rounds()
 	}
-	require.Equal(t, phase, w.keys[key].phase)
+	require.Equal(t, in, w.keys[key].state)
 	c.cancel()
 	synctest.Wait()
 	w.refused(c, lockerr.NotAcquired)
@@ -261,7 +261,7 @@ func cancelIn(t *testing.T, phase phase, setup func(w *world)) {
 			break
 		}
 	}
-	if phase == idle {
+	if in == idle {
 		w.server.drop(2)
 		w.Sweep([]advisory.Key{key})
 		w.rounds()

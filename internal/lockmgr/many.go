@@ -75,11 +75,14 @@ func (m *Manager) joinTry(key advisory.Key, w *waiter, ours bool, a *actions) er
 		return lockerr.Closed
 	}
 	e := m.state(key)
-	if !e.admits(w.mode) && (!ours || (e.phase != idle && e.phase != asking)) {
+	if !e.admits(w.mode) && (!ours || e.state.counts()) {
 		return lockerr.NotAcquired
 	}
 	w.ch = m.signals.Get().(chan struct{}) //nolint:forcetypeassert // there is nothing else in it
 	if ours {
+		if e.first != nil && (w.mode == advisory.Exclusive || e.first.mode == advisory.Exclusive) {
+			m.refuse(e, lockerr.NotAcquired, true, a) // else a try would wait behind a holder
+		}
 		e.unshift(w)
 	} else {
 		e.push(w)

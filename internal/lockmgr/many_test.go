@@ -14,6 +14,8 @@ import (
 // manyCall is a TryMany or a ReleaseMany under way.
 type manyCall struct {
 	done  chan struct{}
+	keys  []advisory.Key
+	mode  advisory.Mode
 	holds []*Hold
 	errs  []error
 }

@@ -1,282 +1,419 @@
 package lockmgr
 
 import (
+	"context"
+	"errors"
+	"flag"
 	"fmt"
-	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// TestDesk_Model takes random steps and compares after each what the manager has done with what it may do:
-// exclusion among its own holders and other processes, rising tokens, order of arrival, and in the end
-// nothing left anywhere.
-func TestManager_Model(t *testing.T) {
-	t.Parallel()
-	for seed := range uint64(24) {
-		t.Run(fmt.Sprintf("Seed%d", seed), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				m := &model{
-					world: newWorld(t, func(w *world, _ *Config) { w.maxAnchors, w.perAnchor = 1+int(seed%3), 2 }),
-					rand:  rand.New(rand.NewPCG(seed, 1)), //nolint:gosec // reproducible on purpose
-					keys:  map[advisory.Key]*keyModel{},
-				}
-				for i := range 4 {
-					m.keys[advisory.Key{ID: int64(i), Pair: i == 3}] = &keyModel{turns: map[int]<-chan bool{}}
-				}
-				m.other, m.queue = m.server.newSession(), m.server.newSession()
-				for range 3000 {
-					m.step()
-					m.check()
-				}
-				m.drain()
-			})
-		})
-	}
-}
+var (
+	modelSeeds = flag.Int("model.seeds", 2000, "how many random histories the model test runs")
+	modelSeed  = flag.Uint64("model.seed", 0, "the one history to run, and to print; 0 for all")
+)
 
-type model struct {
-	*world
-	rand         *rand.Rand
-	keys         map[advisory.Key]*keyModel
-	other, queue int // sessions of another process, and of our lock queue
-}
+const (
+	modelEvents = 60 // of a history
+	slack       = 8  // grants that the model may take for those of the next tenure, since they came at the same moment
+)
 
-// keyModel is what the model knows of a key.
-type keyModel struct {
-	waiting []*attempt // in order of arrival
-	holders []*attempt
-	newest  [2]int64 // tokens of grants, by mode
-	turns   map[int]<-chan bool
-}
-
-type attempt struct {
-	*call
-	mode advisory.Mode
-	try  bool
-	gone bool // its context has ended
-
-	downgrade *call
-}
-
-func (m *model) pick() (advisory.Key, *keyModel) {
-	k := advisory.Key{ID: m.rand.Int64N(4)}
-	k.Pair = k.ID == 3
-	return k, m.keys[k]
-}
-
-func (m *model) mode() advisory.Mode { return advisory.Mode(m.rand.IntN(2)) } //nolint:gosec // 0 or 1
-
-func (m *model) step() {
-	k, km := m.pick()
-	switch n := m.rand.IntN(100); {
-	case n < 30:
-		if len(km.waiting) < 12 {
-			a := &attempt{mode: m.mode(), try: m.rand.IntN(4) == 0}
-			a.call = m.acquire(k, a.mode, a.try)
-			km.waiting = append(km.waiting, a)
-		}
-	case n < 55:
-		if len(km.holders) > 0 {
-			i := m.rand.IntN(len(km.holders))
-			h := km.holders[i]
-			km.holders = slices.Delete(km.holders, i, i+1)
-			m.release(h.hold)
-		}
-	case n < 62:
-		if len(km.waiting) > 0 {
-			a := km.waiting[m.rand.IntN(len(km.waiting))]
-			a.gone = true
-			a.cancel()
-			synctest.Wait()
-		}
-	case n < 82:
-		if len(m.anchors) > 0 {
-			l := m.anchors[m.rand.IntN(len(m.anchors))]
-			l.complete(l.take())
-			synctest.Wait()
-		}
-	case n < 88:
-		m.stranger(k, km)
-	case n < 94:
-		m.turn(k, km)
-	case n < 95:
-		if len(km.holders) > 0 {
-			m.downgrade(km.holders[m.rand.IntN(len(km.holders))])
-		}
-	case n < 97:
-		m.Sweep([]advisory.Key{k, {ID: 0}})
-		synctest.Wait()
-	case n < 98:
-		time.Sleep(time.Duration(m.rand.IntN(1200)) * time.Millisecond)
-	case m.rand.IntN(4) == 0:
-		m.lose()
-	}
-}
-
-// stranger is what another process does.
-func (m *model) stranger(k advisory.Key, km *keyModel) {
-	mode := m.mode()
-	switch m.rand.IntN(4) {
-	case 0, 1:
-		if m.server.try(m.other, k, mode) {
-			km.granted(m.t, mode, m.server.draw())
-		}
-	case 2:
-		m.server.unlock(m.other, k, mode)
-	case 3:
-		if !m.server.unlock(m.other, gateOf(k), exclusive) {
-			m.server.try(m.other, gateOf(k), exclusive)
-		}
-	}
-}
-
-func (m *model) downgrade(a *attempt) {
-	c := &call{done: make(chan struct{})}
-	go func() {
-		defer close(c.done)
-		c.err = a.hold.Downgrade(m.t.Context())
-	}()
+// check compares what has happened with the model.
+func (h *history) check() {
 	synctest.Wait()
-	a.downgrade = c
-	if a.mode == shared {
-		require.True(m.t, c.ended(), "nothing to do")
+	if h.t.Failed() { // the fake has noticed something
+		h.t.FailNow()
 	}
-}
-
-// turn is what the lock queue does.
-func (m *model) turn(k advisory.Key, km *keyModel) {
-	if len(km.turns) > 0 || !m.queued[k] {
-		return
-	}
-	mode, _, ok := m.Need(k)
-	if ok && m.server.try(m.queue, gateOf(k), exclusive) {
-		if m.server.free(m.queue, k, mode) {
-			km.turns[0] = m.Turn(k)
-			synctest.Wait()
-		} else {
-			m.server.unlock(m.queue, gateOf(k), exclusive)
+	h.checkReleases()
+	h.checkMany()
+	for k, km := range h.keys {
+		h.answers(km)
+		km.untold = slices.DeleteFunc(km.untold, func(a *attempt) bool { return a.hold.Reason() != nil })
+		h.exclusion(k, km)
+		if len(km.turn) > 0 {
+			<-km.turn // if the turn was not taken the queue would go on at the gate; here it leaves
+			km.turn = nil
+			if !h.server.unlock(h.queue, gateOf(k), exclusive) {
+				h.failf("a turn for key %d without its gate", k.ID)
+			}
 		}
 	}
+	h.books()
 }
 
-// lose fails an anchor, with a round trip under way or not.
-func (m *model) lose() {
-	if len(m.anchors) == 0 {
-		return
+// answers takes the answers to a key's acquires.
+func (h *history) answers(km *keyModel) {
+	var left []*attempt
+	for _, a := range km.waiting {
+		switch {
+		case !a.ended() && a.cut:
+			h.failf("%v goes on after its context has ended", a)
+		case !a.ended():
+			left = append(left, a)
+		case a.err != nil:
+			h.note("acquire %d: %v", a.order, a.err)
+			h.refusal(km, a.err, a.try, a.cut)
+		default:
+			h.note("acquire %d is granted with token %d", a.order, a.hold.Token())
+			if len(left) > 0 {
+				h.failf("%v was granted before %v", a, left[0])
+			}
+			if l := a.hold.anchor.(*fakeAnchor); l.expired && a.hold.Reason() == nil { //nolint:forcetypeassert // of this test
+				h.failf("%v was granted at an anchor that is not trusted", a)
+			}
+			if km.passes++; km.passes > maxPasses+slack {
+				h.failf("%v is grant %d of a tenure", a, km.passes)
+			}
+			h.granted(km, a)
+		}
 	}
-	l := m.anchors[m.rand.IntN(len(m.anchors))]
-	ops := l.take()
-	m.server.run(m.t, l.session, ops)
-	l.Fail(errCut)
-	for _, km := range m.keys { // the keys are free: every holder must know by now
-		km.holders = slices.DeleteFunc(km.holders, func(a *attempt) bool {
-			require.Equal(m.t, a.hold.anchor == engine.Anchor(l), a.hold.Err() != nil)
-			return a.hold.Err() != nil
-		})
+	km.waiting = left
+}
+
+// refusal checks why an acquire has failed.
+func (h *history) refusal(km *keyModel, err error, try, cut bool) {
+	switch {
+	case cut && errors.Is(err, lockerr.NotAcquired) && errors.Is(err, context.Canceled):
+	case try && errors.Is(err, lockerr.NotAcquired) && !errors.Is(err, context.Canceled):
+	case km.refused && (errors.Is(err, errRefused) || errors.Is(err, errRetry)):
+	case h.limited && errors.Is(err, lockerr.TooManyLocks):
+	case h.closed && errors.Is(err, lockerr.Closed):
+	default:
+		h.failf("it must not fail: %v", err)
 	}
-	if m.rand.IntN(2) == 0 {
-		m.Answer(ops)
+}
+
+// granted takes a grant, in the order of the grants.
+func (h *history) granted(km *keyModel, a *attempt) {
+	if a.hold.Reason() != nil {
+		return // lost at once
+	}
+	h.tokens(km, a.mode, a.hold.Token())
+	for _, former := range km.untold {
+		if former.hold.Reason() == nil && former.hold.anchor != a.hold.anchor {
+			h.failf("%v was granted before acquire %d was told of its loss", a, former.order)
+		}
+	}
+	if a.hold.anchor.(*fakeAnchor).gone() { //nolint:forcetypeassert // of this test
+		km.untold = append(km.untold, a)
 	} else {
-		m.Lost(l, errCut)
+		km.holders = append(km.holders, a)
 	}
-	synctest.Wait()
 }
 
-// granted takes a grant's token, in the order of the grants.
-func (km *keyModel) granted(t *testing.T, mode advisory.Mode, token int64) {
-	t.Helper()
-	require.Greater(t, token, km.newest[exclusive], "token goes back")
-	if mode == exclusive {
-		require.Greater(t, token, km.newest[shared], "token goes back")
+// tokens checks a grant's token.
+func (h *history) tokens(km *keyModel, mode advisory.Mode, token int64) {
+	if token <= km.newest[exclusive] || (mode == exclusive && token <= km.newest[shared]) {
+		h.failf("token %d in mode %d after %v", token, mode, km.newest)
 	}
 	km.newest[mode] = max(km.newest[mode], token)
 }
 
-// check looks at what the last step has done.
-func (m *model) check() {
-	for k, km := range m.keys {
-		var left []*attempt
+// checkMany takes the answers to tries of several keys.
+func (h *history) checkMany() {
+	h.many = slices.DeleteFunc(h.many, func(c *manyCall) bool {
+		select {
+		case <-c.done:
+		default:
+			return false
+		}
+		for i, k := range c.keys {
+			if c.errs[i] != nil {
+				h.refusal(h.keys[k], c.errs[i], true, false)
+				continue
+			}
+			h.attempts++
+			a := &attempt{order: h.attempts, key: k, mode: c.mode, call: &call{done: c.done, hold: c.holds[i], cancel: func() {}}}
+			h.note("%v is granted as one of many", a)
+			h.granted(h.keys[k], a)
+		}
+		return true
+	})
+}
+
+// checkReleases checks what releases have told.
+func (h *history) checkReleases() {
+	h.releases = slices.DeleteFunc(h.releases, func(a *attempt) bool {
+		if !a.release.ended() {
+			if a.fate == mustLose {
+				h.failf("the release of acquire %d outlives its anchor", a.order)
+			}
+			return false
+		}
+		err := a.release.err
+		h.note("acquire %d is released: %v", a.order, err)
+		switch {
+		case err == nil && a.fate == mustLose:
+			h.failf("the release of acquire %d does not tell of the loss", a.order)
+		case err != nil && (!errors.Is(err, lockerr.Lost) || a.fate == holdsOn):
+			h.failf("the release of acquire %d: %v", a.order, err)
+		}
+		return true
+	})
+}
+
+// exclusion checks that a key's holders have it on the server, in modes that go together, and nobody else has it.
+func (h *history) exclusion(k advisory.Key, km *keyModel) {
+	writers := 0
+	for _, a := range km.holders {
+		mode, lowers := h.modeOf(a)
+		session := a.hold.anchor.(*fakeAnchor).session //nolint:forcetypeassert // of this test
+		switch known := h.server.held[slot{session, k, mode}] > 0 || (lowers && h.server.held[slot{session, k, shared}] > 0); {
+		case a.hold.Err() != nil:
+			h.failf("acquire %d has lost what it holds: %v", a.order, a.hold.Err())
+		case !known:
+			h.failf("the server does not know of acquire %d", a.order)
+		case !lowers && !h.server.free(session, k, mode):
+			h.failf("another process has what acquire %d holds", a.order)
+		}
+		if mode == exclusive {
+			writers++
+		}
+	}
+	if writers > 0 && len(km.holders) > 1 {
+		h.failf("key %d has %d exclusive holders of %d", k.ID, writers, len(km.holders))
+	}
+}
+
+// modeOf returns the mode of a hold, and whether it may be another one on the server.
+func (h *history) modeOf(a *attempt) (mode advisory.Mode, lowers bool) {
+	c := a.downgrade
+	if c == nil || a.mode == shared {
+		return a.mode, false
+	}
+	if !c.ended() {
+		return exclusive, true
+	}
+	a.downgrade = nil
+	switch {
+	case c.err == nil && a.hold.Shared():
+		a.mode = shared
+	case c.err == nil:
+		h.failf("the downgrade of acquire %d did nothing", a.order)
+	case !h.keys[a.key].refused:
+		h.failf("the downgrade of acquire %d: %v", a.order, c.err)
+	}
+	return a.mode, false
+}
+
+// quiet has everything answered, and checks that nothing is left undone.
+func (h *history) quiet() {
+	h.note("all is answered")
+	h.dial(nil)
+	h.pickFails(nil)
+	for _, l := range h.opened() {
+		if l.gone() {
+			h.fail(l)
+		}
+	}
+	h.sleep(200 * time.Millisecond) // an anchor is opened
+	h.answerAll()
+	h.check()
+	for k, km := range h.keys {
+		if km.turn != nil {
+			h.failf("the turn for key %d is never answered", k.ID)
+		}
 		for _, a := range km.waiting {
-			switch {
-			case !a.ended():
-				left = append(left, a)
-			case a.err != nil:
-				require.True(m.t, a.gone || a.try, "%v", a.err)
-				require.ErrorIs(m.t, a.err, lockerr.NotAcquired)
-			default:
-				require.Empty(m.t, left, "granted before one that came earlier")
-				km.granted(m.t, a.mode, a.hold.Token())
-				if a.hold.Err() == nil {
-					km.holders = append(km.holders, a)
+			if a.try {
+				h.failf("%v is left hanging", a)
+			}
+		}
+		if len(km.waiting) == 0 && len(km.holders) == 0 {
+			if e := h.Manager.keys[k]; e != nil || h.queued[k] {
+				h.failf("key %d is not forgotten", k.ID)
+			}
+			for s := range h.server.held {
+				if s.key == k && s.session != h.other {
+					h.failf("key %d is not given back", k.ID)
 				}
 			}
 		}
-		km.waiting = left
-		for _, a := range km.holders {
-			if c := a.downgrade; c != nil && c.ended() && a.hold.Err() == nil {
-				require.NoError(m.t, c.err)
-				require.True(m.t, a.hold.Shared())
-				a.mode = shared
-			}
-		}
-		m.exclusion(k, km)
-		if ch := km.turns[0]; len(ch) > 0 {
-			<-ch // if the turn was not taken the queue would go on at the gate; here it leaves
-			delete(km.turns, 0)
-			require.True(m.t, m.server.unlock(m.queue, gateOf(k), exclusive))
-		}
+		h.waitsForReason(k, km)
+		km.refused = false
 	}
 }
 
-func (m *model) exclusion(k advisory.Key, km *keyModel) {
-	if len(km.holders) == 0 {
+// answerAll answers everything, also what answers lead to.
+func (h *history) answerAll() {
+	rounds := 0
+	for again := true; again; rounds++ {
+		if rounds > 1000 {
+			h.failf("the manager never comes to rest")
+		}
+		again = len(h.flights) > 0
+		for len(h.flights) > 0 {
+			h.land(h.flights[0].anchor)
+		}
+		for _, l := range h.opened() {
+			h.send(l, false)
+		}
+		again = again || len(h.flights) > 0
+		synctest.Wait()
+	}
+}
+
+// waitsForReason checks that the first in line cannot have the key, or would get it with the next sweep.
+func (h *history) waitsForReason(k advisory.Key, km *keyModel) {
+	h.check()
+	if len(km.waiting) == 0 || len(km.holders) > 0 || km.turn != nil || h.limited {
 		return
 	}
-	mode := km.holders[0].mode
-	for _, a := range km.holders {
-		require.NoError(m.t, a.hold.Err())
-		require.Equal(m.t, mode, a.mode)
-		session := a.hold.anchor.(*fakeAnchor).session
-		require.Positive(m.t, m.server.held[slot{session, k, mode}], "the server does not know of it")
-		require.True(m.t, m.server.free(session, k, mode), "another process has it too")
+	first := km.waiting[0]
+	if !h.server.free(0, k, first.mode) || !h.server.free(0, gateOf(k), exclusive) {
+		return
 	}
-	require.False(m.t, mode == exclusive && len(km.holders) > 1)
+	if !h.queued[k] {
+		h.failf("%v waits for nothing", first)
+	}
+	h.note("a sweep of key %d, which is free", k.ID)
+	h.Sweep([]advisory.Key{k})
+	h.answerAll()
+	if !first.ended() || first.err != nil {
+		h.failf("%v does not get a free key", first)
+	}
+	h.check()
 }
 
-// drain ends everything and looks whether something is left.
-func (m *model) drain() {
-	m.server.drop(m.other)
-	for k, km := range m.keys {
-		for _, a := range km.waiting {
-			if m.rand.IntN(2) == 0 {
-				a.gone = true
-				a.cancel()
+// finish ends a history: everybody is served, or the manager is closed at whatever moment it is.
+func (h *history) finish() {
+	if h.random.IntN(3) > 0 {
+		h.server.drop(h.other)
+		h.quiet()
+		for i := 0; i < 1000 && h.busy(); i++ {
+			for k, km := range h.keys {
+				for len(km.holders) > 0 {
+					h.giveUp(km.holders[0])
+				}
+				h.Sweep([]advisory.Key{k})
+				h.answerAll()
+				h.turn(k)
+				h.check()
 			}
 		}
-		for range 100 {
-			m.Sweep([]advisory.Key{k})
-			m.rounds()
-			m.check()
-			for _, a := range km.holders {
-				m.release(a.hold)
-			}
-			km.holders = nil
-			m.rounds()
-			m.turn(k, km)
-			time.Sleep(10 * time.Millisecond)
+		if h.busy() {
+			h.failf("somebody is left hanging")
 		}
-		m.check()
-		require.Empty(m.t, km.waiting, "left hanging")
-		require.Empty(m.t, km.turns)
+		h.quiet()
 	}
-	m.empty()
+	h.close()
+}
+
+func (h *history) busy() bool {
+	for _, km := range h.keys {
+		if len(km.waiting)+len(km.holders) > 0 {
+			return true
+		}
+	}
+	return len(h.many)+len(h.releases) > 0
+}
+
+// close ends the manager.
+func (h *history) close() {
+	h.note("close")
+	h.closed = true
+	var holders []*attempt
+	for _, km := range h.keys {
+		holders = append(append(holders, km.holders...), km.untold...)
+		km.holders = nil
+	}
+	for _, a := range h.releases {
+		a.fate = mayLose
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := h.Manager.Close(context.Background()); err != nil {
+			h.t.Error(err)
+		}
+	}()
+	<-done
+	for len(h.flights) > 0 {
+		h.land(h.flights[0].anchor)
+	}
+	h.check()
+	for _, a := range holders {
+		if a.hold.Reason() == nil {
+			h.failf("acquire %d holds a key of a manager that is closed", a.order)
+		}
+	}
+	if h.busy() || len(h.queued) > 0 || len(h.Manager.keys) > 0 {
+		h.failf("something outlives the manager: %v, %v", h.queued, h.Manager.keys)
+	}
+	if _, err := h.Acquire(context.Background(), h.aKey(), shared, false); !errors.Is(err, lockerr.Closed) {
+		h.failf("closed: %v", err)
+	}
+}
+
+// books checks what the manager has written down: what it counts, and that no key waits for an answer without an anchor.
+func (h *history) books() {
+	m := h.Manager
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held := 0
+	for k, e := range m.keys {
+		if e.state.counts() {
+			held++
+		}
+		if (e.state == idle) != (e.anchor == nil) {
+			h.failf("key %d: state %d with anchor %v", k.ID, e.state, e.anchor)
+		}
+		if (e.queue != unqueued) != h.queued[k] || (e.queue == atTurn) != (e.turn != nil) {
+			h.failf("key %d: queue state %d, and in the engine's queue: %v", k.ID, e.queue, h.queued[k])
+		}
+	}
+	if held != m.held {
+		h.failf("%d keys are held, and %d are counted", held, m.held)
+	}
+}
+
+func (h *history) run() {
+	defer h.tell()
+	length := modelEvents
+	if h.seed%50 == 0 {
+		length *= 10
+	}
+	for range length {
+		h.event()
+		h.check()
+	}
+	h.finish()
+}
+
+func TestModel(t *testing.T) { //nolint:tparallel // Seeds waits for its own, so that the whole can be told
+	t.Parallel()
+	if *modelSeed != 0 {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHistory(t, *modelSeed)
+			h.run()
+			t.Log(strings.Join(h.log, "\n"))
+		})
+		return
+	}
+	const parts = 4
+	var events atomic.Int64
+	start := time.Now()
+	t.Run("Seeds", func(t *testing.T) {
+		for part := range parts {
+			t.Run(fmt.Sprint(part), func(t *testing.T) {
+				t.Parallel()
+				for seed := part + 1; seed <= *modelSeeds; seed += parts {
+					synctest.Test(t, func(t *testing.T) {
+						h := newHistory(t, uint64(seed)) //nolint:gosec // it is positive
+						h.run()
+						events.Add(int64(h.events))
+					})
+				}
+			})
+		}
+	})
+	t.Logf("%d seeds, %d events, %.0f events a second", *modelSeeds, events.Load(),
+		float64(events.Load())/time.Since(start).Seconds())
 }

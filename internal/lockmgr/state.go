@@ -9,23 +9,11 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
-// phase says what a key waits for. In every phase but idle its anchor has, or asks for, the key.
-type phase uint8
-
-const (
-	idle        phase = iota // the server holds nothing for us
-	asking                   // a try is under way
-	held                     // the anchor holds the key; nothing is under way
-	checking                 // held, and the server is asked whether another process waits
-	drawing                  // held, and tokens are on their way
-	downgrading              // held exclusively, and about to be held shared
-	releasing                // an unlock is under way
-)
-
 // keyState is what the process knows of a key that it holds or wants. Guarded by the manager's mutex.
 type keyState struct {
 	key   advisory.Key
-	phase phase
+	state state
+	queue queueState
 	mode  advisory.Mode // in which it is held or asked for
 
 	anchor  engine.Anchor   // at which; nil when idle
@@ -45,8 +33,7 @@ type keyState struct {
 	passes   int       // hand-overs and joins in it
 	behind   bool      // the tenure has ended with others waiting: ask behind other processes
 	retries  int
-	waiting  bool        // the engine waits for it
-	turn     chan<- bool // the engine wants to hear whether the turn was taken
+	turn     chan<- bool // on which the engine wants to hear whether the turn was taken; nil but at a turn
 }
 
 // waiter is a goroutine that waits for a grant.
@@ -102,7 +89,7 @@ func (e *keyState) drop(w *waiter) {
 // admits reports whether a try may join the key's line: it then gets its answer from what is under way, or
 // from one try of its own. If not, it is refused at once.
 func (e *keyState) admits(mode advisory.Mode) bool {
-	if e.waiting {
+	if e.queue != unqueued {
 		return false
 	}
 	for w := e.first; w != nil; w = w.next {
@@ -142,14 +129,13 @@ func (a *actions) reset() {
 
 // advance takes a key as far as it goes without an answer from outside. The caller holds the mutex.
 func (m *Manager) advance(e *keyState, a *actions) {
-	switch e.phase {
-	case asking, checking, drawing, downgrading, releasing:
+	switch e.state { // the others wait for an answer
 	case held:
 		m.serve(e, a)
 	case idle:
 		if e.first == nil {
 			m.forget(e)
-		} else if !e.waiting || e.turn != nil || e.first.try { // see TakeMany
+		} else if e.queue != inQueue || e.first.try { // see TakeMany
 			m.ask(e, a)
 		}
 	}
@@ -162,34 +148,34 @@ func (m *Manager) serve(e *keyState, a *actions) {
 		switch {
 		case w == nil || w.mode != e.mode || (e.mode == advisory.Exclusive && e.owned > 0):
 			if w == nil {
-				m.unqueue(e)
+				m.queueHears(e, needless, nil)
 			}
 			if e.owned == 0 {
 				m.unlock(e, a)
 			} else {
-				m.settleTurn(e, false) // it was for others than those who wait now
+				m.queueHears(e, turnMissed, nil) // it was for others than those who wait now
 			}
 			return
 		case !e.anchor.Trusted(a.now):
 			a.expire = append(a.expire, e.anchor)
 			return
-		case e.turn != nil:
+		case e.queue == atTurn:
 			// The other processes have let those who wait here pass: a new tenure.
 			e.since, e.passes = a.now, 0
-			m.unqueue(e)
-			m.settleTurn(e, true)
+			m.queueHears(e, needless, nil)
 			continue
 		case e.passes >= maxPasses || a.now.Sub(e.since) >= tenure:
 			if e.owned == 0 {
 				m.unlock(e, a)
-			} else if !e.waiting {
-				m.submit(e, a, checking, engine.Yield)
+			} else if e.queue == unqueued {
+				m.happens(e, overdue, a)
 			}
 			return
 		}
 		token, ok := e.tokens.Next()
 		if !ok {
-			m.submit(e, a, drawing, engine.Draw).Want = min(e.inLine, maxPasses-e.passes)
+			m.happens(e, tokensOut, a)
+			e.request.Want = min(e.inLine, maxPasses-e.passes)
 			return
 		}
 		e.passes++
@@ -255,7 +241,6 @@ func (m *Manager) ask(e *keyState, a *actions) {
 	switch {
 	case err != nil:
 		m.refuse(e, err, false, a)
-		m.settleTurn(e, true)
 		m.forget(e)
 		return
 	case anchor == nil:
@@ -264,14 +249,14 @@ func (m *Manager) ask(e *keyState, a *actions) {
 	manners := e.manners()
 	e.behind = false
 	e.anchor, e.mode = anchor, e.first.mode
-	r := m.submit(e, a, asking, engine.Acquire)
-	r.Manners, r.Want = manners, min(e.inLine, maxPasses+1)
+	m.happens(e, wanted, a)
+	e.request.Manners, e.request.Want = manners, min(e.inLine, maxPasses+1)
 }
 
 // manners returns how to ask for the key: with an eye on the other processes that wait, or without.
 func (e *keyState) manners() engine.Manners {
 	switch {
-	case e.turn != nil, e.first.ours: // no other process comes before this one
+	case e.queue == atTurn, e.first.ours: // no other process comes before this one
 		return engine.Barge
 	case e.behind:
 		return engine.Behind
@@ -284,32 +269,15 @@ func (e *keyState) manners() engine.Manners {
 // unlock gives the key back. Those who wait have had, or would have passed, their turn: they ask behind others.
 func (m *Manager) unlock(e *keyState, a *actions) {
 	e.behind = e.first != nil
-	m.submit(e, a, releasing, engine.Release)
-}
-
-func (m *Manager) submit(e *keyState, a *actions, p phase, verb engine.Verb) *engine.Request {
-	e.phase = p
-	e.request.Reset(verb, e.mode)
-	a.requests, a.anchors = append(a.requests, e.request), append(a.anchors, e.anchor)
-	return e.request
-}
-
-// vacate makes a key idle: the server holds nothing for it any longer.
-func (m *Manager) vacate(e *keyState) {
-	if e.phase != asking {
-		m.held--
-	}
-	e.anchor.Drop()
-	e.phase, e.anchor, e.tokens = idle, nil, engine.Tokens{}
+	m.happens(e, unwanted, a)
 }
 
 // forget drops an idle key that nobody waits for.
 func (m *Manager) forget(e *keyState) {
-	if e.first != nil || e.phase != idle {
+	if e.first != nil || e.state != idle {
 		return
 	}
-	m.unqueue(e)
-	m.settleTurn(e, true)
+	m.queueHears(e, needless, nil)
 	delete(m.keys, e.key)
 	if e.request == &e.own && len(m.spare) < maxSpare { // no lost anchor knows it
 		*e = keyState{}

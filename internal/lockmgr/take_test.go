@@ -95,3 +95,29 @@ func TestManager_TakeManyWhenTheLinkIsLost(t *testing.T) {
 		w.empty()
 	})
 }
+
+// A try that is under way when those who gather come is refused, for it would have to wait until they release.
+func TestManager_TakeManyBeforeATry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		all := numbered(1)
+		w.mu.Lock()
+		w.dialErr = errCut
+		w.mu.Unlock()
+		w.anchor().Fail(errCut)
+		synctest.Wait()
+		try := w.acquire(all[0], exclusive, true)
+		c := w.takeMany(all...)
+		w.refused(try, lockerr.NotAcquired)
+		w.mu.Lock()
+		w.dialErr = nil
+		w.mu.Unlock()
+		require.NoError(t, w.open())
+		w.rounds()
+		<-c.done
+		require.NoError(t, c.errs[0])
+		w.GiveBackMany(c.holds)
+		w.empty()
+	})
+}

@@ -7,42 +7,18 @@ import (
 	"github.com/pgbaton/pgbaton/internal/engine"
 )
 
-// queue has the engine wait for a key. The caller holds the mutex.
-func (m *Manager) queue(e *keyState) {
-	if !e.waiting {
-		e.waiting = true
-		m.engine.Queue(e.key)
-	}
-}
-
-// unqueue ends the engine's wait for a key. The caller holds the mutex.
-func (m *Manager) unqueue(e *keyState) {
-	if e.waiting {
-		e.waiting = false
-		m.engine.Unqueue(e.key)
-	}
-}
-
 // Gather has the engine wait for several keys; see [engine.Engine].
 func (m *Manager) Gather(keys []advisory.Key) engine.Gathering { return m.engine.Gather(keys) }
 
 // Closing returns a channel that is closed when the manager is closed: nobody has a turn any longer.
 func (m *Manager) Closing() <-chan struct{} { return m.engine.Closing() }
 
-// settleTurn tells the engine what became of the turn that it announced.
-func (m *Manager) settleTurn(e *keyState, taken bool) {
-	if e.turn != nil {
-		e.turn <- taken
-		e.turn = nil
-	}
-}
-
 // Need implements [engine.Waiting].
 func (m *Manager) Need(key advisory.Key) (mode advisory.Mode, until time.Time, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.keys[key]
-	if e == nil || !e.waiting || e.first == nil || e.phase == asking {
+	if e == nil || e.queue == unqueued || e.first == nil || e.state == asking {
 		return 0, time.Time{}, false
 	}
 	for w := e.first; w != nil; w = w.next {
@@ -62,13 +38,12 @@ func (m *Manager) Turn(key advisory.Key) <-chan bool {
 	a := m.step()
 	m.mu.Lock()
 	e := m.keys[key]
-	if e == nil || !e.waiting {
-		m.mu.Unlock()
+	if e == nil {
 		answer <- true
-		return answer
+	} else {
+		m.queueHears(e, turnCame, answer)
+		m.advance(e, a)
 	}
-	e.turn = answer
-	m.advance(e, a)
 	m.mu.Unlock()
 	m.run(a, nil)
 	return answer
@@ -82,7 +57,7 @@ func (m *Manager) Sweep(keys []advisory.Key) {
 		if m.full() {
 			break // they go on waiting: most of these tries would only find the key taken
 		}
-		if e := m.keys[key]; e != nil && e.waiting && e.phase == idle && e.first != nil {
+		if e := m.keys[key]; e != nil && e.queue != unqueued && e.state == idle && e.first != nil {
 			m.ask(e, a)
 		}
 	}
