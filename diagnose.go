@@ -43,7 +43,7 @@ type ground struct {
 //
 // The error matches [ErrClosed] after Close.
 func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
-	g, err := c.stand(ctx)
+	g, err := c.findGround(ctx)
 	if err != nil {
 		return Diagnosis{}, wrap(err, "diagnose")
 	}
@@ -72,8 +72,8 @@ func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
 
 var stmtNothing = &pipeline.Statement{Name: "pgbaton_nothing", SQL: "SELECT"}
 
-// stand returns the ground, and opens a session to find it if there was none yet.
-func (c *Client) stand(ctx context.Context) (*ground, error) {
+// findGround returns the ground, and opens a session to find it if there was none yet.
+func (c *Client) findGround(ctx context.Context) (*ground, error) {
 	if err := c.made(); err != nil {
 		return nil, err
 	}

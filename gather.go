@@ -137,7 +137,7 @@ func (g *gathering) watch() {
 		return
 	}
 	wants := waitgraph.Lock{Key: g.waits.key, Mode: advisory.Exclusive}
-	g.watched = g.client.deadlocks.Watch(g.waits.String(), wants, g.holds, g.end)
+	g.watched = g.client.waits.Watch(g.waits.String(), wants, g.holds, g.end)
 }
 
 func (g *gathering) unwatch() {

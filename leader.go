@@ -59,7 +59,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 	if err != nil {
 		return wrap(err, "term of %q", name)
 	}
-	run, err := c.campaigns.Join(name, key.key)
+	run, err := c.elections.Join(name, key.key)
 	if err != nil {
 		return wrap(err, "term of %q", name)
 	}
@@ -70,14 +70,14 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 			return wrap(err, "term of %q", name)
 		}
 		lock := &Lock{client: c, key: key, hold: term.Hold, parent: ctx}
-		if over, err := c.serve(ctx, term, lock, fn); over {
+		if over, err := c.lead(ctx, term, lock, fn); over {
 			return err
 		}
 	}
 }
 
-// serve runs fn for a term, and reports whether that was the last one.
-func (c *Client) serve(
+// lead runs fn for a term, and reports whether that was the last one.
+func (c *Client) lead(
 	outer context.Context, term *election.Term, lock *Lock, fn func(context.Context, *Lock) error,
 ) (over bool, err error) {
 	ctx, cancel := context.WithCancelCause(lock.holding())
@@ -142,7 +142,7 @@ func (c *Client) Leader(ctx context.Context, name string) (Holder, error) {
 	if _, err := c.leaderKey(name); err != nil {
 		return Holder{}, wrap(err, "leader of %q", name)
 	}
-	info, err := c.campaigns.Leader(ctx, name)
+	info, err := c.elections.Leader(ctx, name)
 	if err != nil {
 		return Holder{}, wrap(pgerr.Schema(translate(err)), "leader of %q", name)
 	}
@@ -156,7 +156,7 @@ func (c *Client) RequestResign(ctx context.Context, name string) error {
 	if _, err := c.leaderKey(name); err != nil {
 		return wrap(err, "request that the leader of %q resign", name)
 	}
-	if err := c.campaigns.RequestResign(ctx, name); err != nil {
+	if err := c.elections.RequestResign(ctx, name); err != nil {
 		return wrap(pgerr.Schema(translate(err)), "request that the leader of %q resign", name)
 	}
 	return nil

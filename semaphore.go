@@ -160,7 +160,7 @@ func (c *Client) openSemaphore(
 		}
 	}
 	id := int32(has.id) //nolint:gosec // it is an integer of the server's
-	line := c.permits.Line(id, name, Name("pgbaton/semaphore/"+name).key, has.capacity)
+	line := c.semaphores.Line(id, name, Name("pgbaton/semaphore/"+name).key, has.capacity)
 	return &Semaphore{client: c, name: name, line: line}, has, nil
 }
 
@@ -223,14 +223,14 @@ func (s *Semaphore) TryAcquire(ctx context.Context, n int) (*Permit, error) {
 }
 
 func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, error) {
-	p, err := s.take(ctx, n, try)
+	p, err := s.wait(ctx, n, try)
 	if err != nil {
 		return nil, wrap(err, "acquire %s", permitsOf(n, s))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
 
-func (s *Semaphore) take(ctx context.Context, n int, try bool) (*semaphore.Permit, error) {
+func (s *Semaphore) wait(ctx context.Context, n int, try bool) (*semaphore.Permit, error) {
 	if err := s.made(); err != nil {
 		return nil, err
 	}

@@ -76,7 +76,7 @@ func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmg
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	wants := waitgraph.Lock{Key: key.key, Mode: mode}
-	w := c.deadlocks.Watch(key.String(), wants, func() []waitgraph.Lock { return held.in(c) }, end)
+	w := c.waits.Watch(key.String(), wants, func() []waitgraph.Lock { return held.in(c) }, end)
 	hold, err := request.Wait(watched)
 	w.Over()
 	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {

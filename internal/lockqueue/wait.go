@@ -64,7 +64,7 @@ func (q *Queue) follow(gates, keys []advisory.Key) *Wait {
 	if !q.closed {
 		q.waits[w] = struct{}{}
 		q.line = append(q.line, w.ticket)
-		q.staff()
+		q.assign()
 	}
 	return w
 }
@@ -123,7 +123,7 @@ func (w *Wait) Again() {
 	chans.Signal(w.nudge)
 	if w.ticket.queuer == nil && !w.ticket.left && !q.closed && !slices.Contains(q.line, w.ticket) {
 		q.line = append(q.line, w.ticket)
-		q.staff()
+		q.assign()
 	}
 }
 
@@ -158,7 +158,7 @@ func (w *Wait) Leave() {
 		chans.Signal(w.nudge)
 		return
 	}
-	q.unline(w.ticket)
+	q.dequeue(w.ticket)
 }
 
 // fail ends a wait whose owner cannot be helped.

@@ -189,7 +189,7 @@ func TestWait_KilledAtEveryStep(t *testing.T) {
 }
 
 // A wait leaves for a session that something else needs.
-func TestWait_MakesRoom(t *testing.T) {
+func TestWait_GivesWay(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute, 4)
 	var posts []*Wait
@@ -202,7 +202,7 @@ func TestWait_MakesRoom(t *testing.T) {
 			return true
 		}
 		require.True(t, f.cfg.Budget.Crowded())
-		f.MakeRoom()
+		f.GiveWay()
 		return false
 	})
 	for _, p := range posts {

@@ -23,7 +23,7 @@ func (p *Pipeline[O]) Help(ctx context.Context, done func() bool) {
 		p.Attend() // what this goroutine has sent may be somebody else's
 		return
 	}
-	turn, ok := p.claim(false)
+	turn, ok := p.startReading(false)
 	if !ok {
 		return
 	}
@@ -36,7 +36,7 @@ func (p *Pipeline[O]) Help(ctx context.Context, done func() bool) {
 			break
 		}
 	}
-	p.yield()
+	p.stopReading()
 }
 
 // Attend makes sure that somebody reads the answers to what was submitted.
@@ -49,8 +49,8 @@ func (p *Pipeline[O]) Attend() {
 	}
 }
 
-// claim makes the caller the reader, if there is none and there is something to read for it.
-func (p *Pipeline[O]) claim(own bool) (uint64, bool) {
+// startReading makes the caller the reader, if there is none and there is something to read for it.
+func (p *Pipeline[O]) startReading(own bool) (uint64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reading || p.closed || (!own && (len(p.flight) == 0 || len(p.failed) > 0)) {
@@ -62,8 +62,8 @@ func (p *Pipeline[O]) claim(own bool) (uint64, bool) {
 	return p.turn, true
 }
 
-// yield ends the reader's turn.
-func (p *Pipeline[O]) yield() {
+// stopReading ends the reader's turn.
+func (p *Pipeline[O]) stopReading() {
 	p.mu.Lock()
 	p.reading, p.attended = false, false
 	if p.interrupted {
@@ -104,12 +104,12 @@ func (p *Pipeline[O]) attend() {
 			return
 		case <-p.wake:
 		}
-		if _, ok := p.claim(true); !ok {
+		if _, ok := p.startReading(true); !ok {
 			chans.Signal(p.nudge) // a caller was faster; the keeper must look again when it has left
 			continue
 		}
-		err := p.serve()
-		p.yield()
+		err := p.readAll()
+		p.stopReading()
 		if err != nil && !errors.Is(err, errInterrupted) {
 			return // the pipeline has failed
 		}
@@ -117,8 +117,8 @@ func (p *Pipeline[O]) attend() {
 	}
 }
 
-// serve reads until nothing is under way; with nothing under way it reads until something was.
-func (p *Pipeline[O]) serve() error {
+// readAll reads until nothing is under way; with nothing under way it reads until something was.
+func (p *Pipeline[O]) readAll() error {
 	for {
 		p.mu.Lock()
 		broken := len(p.failed) > 0 && len(p.flight) == 0
@@ -153,7 +153,7 @@ func (p *Pipeline[O]) read() error {
 		if b == nil {
 			continue // a notice or a changed parameter, asked for by nobody
 		}
-		finished, err := b.take(msg)
+		finished, err := b.accept(msg)
 		if err != nil {
 			return p.readError(err)
 		}
@@ -234,7 +234,7 @@ func (p *Pipeline[O]) finish(b *batch[O]) error {
 	if len(b.ops) > 0 {
 		b.round.Complete(b.ops, b.sent) // from here on the operations may be used anew
 	}
-	tell(b.asides, nil)
+	conclude(b.asides, nil)
 	b.reset()
 	p.mu.Lock()
 	p.spare = append(p.spare, b)

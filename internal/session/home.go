@@ -94,7 +94,7 @@ func (h *Home) enter(identity string, visit int, end func(cause error)) (*member
 	return m, nil
 }
 
-func (h *Home) leave(m *member) {
+func (h *Home) remove(m *member) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.members, m)

@@ -32,7 +32,7 @@ func TestHome_Move(t *testing.T) {
 	two.onExpel(end("two, by its link"))
 	three, err := h.enter("A", h.visit(), end("three"))
 	require.NoError(t, err)
-	h.leave(three)
+	h.remove(three)
 	require.Empty(t, ended)
 
 	early := h.visit() // a dial that will take long
@@ -54,7 +54,7 @@ func TestHome_Move(t *testing.T) {
 	_, err = h.enter("A", h.visit(), end("six"))
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{"four", "five"}, ended)
-	h.leave(four) // twice does no harm
+	h.remove(four) // twice does no harm
 }
 
 // Nobody is let in on a new server before all on the old one are ended, however many come at once.
@@ -101,7 +101,7 @@ func TestHome_NeverOnTwoServers(t *testing.T) {
 						alive[server]--
 					}
 					mu.Unlock()
-					h.leave(m)
+					h.remove(m)
 				}
 			}
 		})

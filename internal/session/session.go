@@ -310,7 +310,7 @@ func (s *Session) OnMove(end func(cause error)) {
 // Left says that the connection is closed.
 func (s *Session) Left() {
 	if s.member != nil {
-		s.home.leave(s.member)
+		s.home.remove(s.member)
 	}
 }
 

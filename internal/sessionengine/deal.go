@@ -17,8 +17,8 @@ func (d *dealer) tokens(want int) engine.Tokens {
 	return engine.TokensFrom(first, count)
 }
 
-// leave adds to tokens that were dealt last the ones that are left behind them.
-func (d *dealer) leave(tokens *engine.Tokens) {
+// extend adds to the tokens that were dealt last the unused ones that follow them.
+func (d *dealer) extend(tokens *engine.Tokens) {
 	if d.used%tokensPerDraw != 0 {
 		_, run := d.run()
 		tokens.Extend(run)

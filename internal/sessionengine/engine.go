@@ -109,8 +109,8 @@ func (e *Engine) Capacity() int {
 	return int(e.table.size.Load()) / share
 }
 
-// Room returns how many locks fit into the server's lock table before new ones are refused, if nobody else holds any.
-func (e *Engine) Room() int { return int(e.table.size.Load()) * fullest / percentage }
+// MostLocks returns how many locks fit into the server's lock table before new ones are refused, if nobody else holds any.
+func (e *Engine) MostLocks() int { return int(e.table.size.Load()) * fullest / percentage }
 
 // Queue implements [engine.Engine].
 func (e *Engine) Queue(key advisory.Key) { e.queue.Enter(key) }
@@ -124,8 +124,8 @@ func (e *Engine) Gather(keys []advisory.Key) engine.Gathering { return e.queue.G
 // AtGate waits at a gate alone; see [lockqueue.Queue.AtGate].
 func (e *Engine) AtGate(gate advisory.Key) *lockqueue.Wait { return e.queue.AtGate(gate) }
 
-// MakeRoom asks a session that waits to leave, since the budget has no place for another one.
-func (e *Engine) MakeRoom() { e.queue.MakeRoom() }
+// GiveWay asks a session that waits to leave, since the budget has no place for another one.
+func (e *Engine) GiveWay() { e.queue.GiveWay() }
 
 // Closing implements [engine.Engine].
 func (e *Engine) Closing() <-chan struct{} { return e.queue.Done() }
@@ -195,7 +195,7 @@ var errNoPlace = errors.New("all connections are in use")
 func (e *Engine) open(ctx context.Context) error {
 	if !e.cfg.Budget.Take(session.Holding) {
 		if e.cfg.Budget.Crowded() {
-			e.queue.MakeRoom()
+			e.queue.GiveWay()
 		}
 		return errNoPlace
 	}

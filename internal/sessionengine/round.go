@@ -219,7 +219,7 @@ func (r *round) Complete(requests []*engine.Request, _ time.Time) {
 		last = request
 	}
 	if last != nil {
-		deal.leave(&last.Tokens)
+		deal.extend(&last.Tokens)
 	}
 	clear(r.carried)
 	r.anchor.engine.manager.Answer(requests)

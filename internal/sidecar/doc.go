@@ -13,7 +13,7 @@
 //     Operations that are First, those that keep permits, wait for two others at the most.
 //   - A query waits for a session, and for the next one when that is lost, until its context ends; only a server that will
 //     not do without somebody's help ends it sooner. It returns when its context ends, whatever the network does.
-//   - A session that nobody has used for a while, or needs (see [Sidecar.KeepWhile] and [Lender]), is closed; the next one is
+//   - A session that nobody has used for a while, or needs (see [Sidecar.StayOpenWhile] and [Lender]), is closed; the next one is
 //     opened when somebody asks.
 //
 // # What it does not

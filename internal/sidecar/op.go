@@ -28,8 +28,8 @@ type Op struct {
 	asked   chan struct{} // of Query, which repeats by itself: closed when answered
 }
 
-// tell gives the answer to the one that wants it.
-func (op *Op) tell() {
+// answer gives the answer to the one that wants it.
+func (op *Op) answer() {
 	if op.Then != nil {
 		op.Then(op)
 	}
@@ -101,7 +101,7 @@ func (r round) Check() error { return nil }
 func (r round) Complete(ops []*Op, sent time.Time) {
 	for _, op := range ops {
 		op.Sent = sent
-		op.tell()
+		op.answer()
 	}
 }
 
@@ -118,7 +118,7 @@ func (r round) Refuse(ops []*Op, culprit pipeline.Sink, err *pgconn.PgError) {
 			op.Err = fmt.Errorf("%w: another of its transaction failed: %w", pipeline.ErrRetry, refusal)
 		}
 		if op.asked != nil || !errors.Is(op.Err, pipeline.ErrRetry) || op.retries >= maxRetries {
-			op.tell()
+			op.answer()
 			continue
 		}
 		op.retries++

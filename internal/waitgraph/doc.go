@@ -43,9 +43,9 @@ const (
 	apartShared = 600 * time.Millisecond
 	// soon is how quickly a look follows another when waits begin or end meanwhile.
 	soon = 25 * time.Millisecond
-	// restPerWait and restShare are how long it rests; see [pace].
-	restPerWait = 250 * time.Microsecond
-	restShare   = 10
+	// pausePerWait and pauseShare are how long it rests; see [pace].
+	pausePerWait = 250 * time.Microsecond
+	pauseShare   = 10
 	// longest is how long it rests when all that is left to do is to withdraw rows from a board that is away.
 	longest = 5 * time.Second
 	// patience bounds what a statement waits for the board.

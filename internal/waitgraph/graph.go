@@ -86,7 +86,7 @@ func newGraph(waits []Wait) *graph {
 //   - no cycle is left, since each would have been closed by its youngest wait;
 //   - each victim is needed: those that close its cycle with it go on. In the cycle it is the youngest;
 //   - a victim's end changes nothing for others: it never took part. So whoever looks at what is left when some have
-//     ended finds the rest of the same victims;
+//     ended finds the pause of the same victims;
 //   - whether a wait must end depends on older waits only, not on those that come later.
 func (g *graph) victims() []Cycle {
 	if g.from == nil {

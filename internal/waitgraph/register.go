@@ -77,7 +77,7 @@ func (r *register) reach(waits []*Watched, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, w := range waits {
-		w.posted = yes
+		w.visible = yes
 	}
 }
 
@@ -113,7 +113,7 @@ func (r *register) here(place string) []*Watched {
 	for w, other := range r.waits {
 		if other == place && !w.ended {
 			here = append(here, w)
-			all = all && w.posted
+			all = all && w.visible
 		}
 	}
 	if all {
@@ -122,11 +122,11 @@ func (r *register) here(place string) []*Watched {
 	return here
 }
 
-// unposted reports whether one of the waits cannot be seen on the board.
-func (r *register) unposted(waits []*Watched) bool {
+// anyHidden reports whether one of the waits cannot be seen on the board.
+func (r *register) anyHidden(waits []*Watched) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.ContainsFunc(waits, func(w *Watched) bool { return !w.posted })
+	return slices.ContainsFunc(waits, func(w *Watched) bool { return !w.visible })
 }
 
 // finish reports whether a wait shall end for a cycle, and makes a note of it. It shall not if another wait of the cycle

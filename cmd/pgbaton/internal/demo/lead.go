@@ -23,7 +23,7 @@ const (
 )
 
 // lead is the worker: it campaigns, and in each term gives Ada one raise and leads until it is killed or dismissed.
-func (b *bench) lead(ctx context.Context) error {
+func (b *kit) lead(ctx context.Context) error {
 	if err := b.say(message{Event: eventWaiting}); err != nil {
 		return err
 	}

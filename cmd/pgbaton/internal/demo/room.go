@@ -64,7 +64,7 @@ func readRoom(ctx context.Context, pool *pgxpool.Pool) (room, error) {
 }
 
 // visitRoom is the job of a process: its workers go into the room and out again, at the same time, over and over.
-func (b *bench) visitRoom(ctx context.Context) error {
+func (b *kit) visitRoom(ctx context.Context) error {
 	visit := b.stay
 	if b.job.Locked {
 		semaphore, err := b.client.Semaphore(ctx, roomName, roomPermits)
@@ -107,7 +107,7 @@ func together(ctx context.Context, visit func(context.Context) error) (times []t
 }
 
 // stay goes into the room and out again, the latter also when the worker is dismissed meanwhile.
-func (b *bench) stay(ctx context.Context) error {
+func (b *kit) stay(ctx context.Context) error {
 	if _, err := b.pool.Exec(ctx, sqlEnterRoom); err != nil {
 		return fmt.Errorf("enter the room: %w", err)
 	}
