@@ -191,7 +191,7 @@ func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
 	return s, err
 }
 
-// seen notes what a new session for locks found, and tells the log what is odd about its server.
+// seen keeps what a new session for locks found, and logs what is odd about its server.
 func (c *Client) seen(s *session.Session) {
 	c.note(s)
 	if s.Repaired {
@@ -270,7 +270,7 @@ func (c *Client) Close(ctx context.Context) error {
 	return nil
 }
 
-// made returns an error for a client that neither New nor Open has made.
+// made returns an error for a client that is nil or zero.
 func (c *Client) made() error {
 	if c == nil || c.done == nil {
 		return fmt.Errorf("%w: it is nil or zero: New and Open make one", lockerr.Closed)

@@ -9,7 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
-// Diagnosis is the ground that a client stands on; see [Client.Diagnose].
+// Diagnosis is what a client has found out about its server; see [Client.Diagnose].
 type Diagnosis struct {
 	Server   string        // the server's version, in its own words
 	Schema   int           // the version of the schema pgbaton

@@ -165,7 +165,7 @@ func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 // failed adds that the context has ended, if it has.
 func (t *turn[H]) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return t.notAcquired(fmt.Errorf("%w: %w", endOf(ctx), err))
+		return t.notAcquired(fmt.Errorf("%w: %w", lockerr.Ended(ctx, nil), err))
 	}
 	return err
 }
@@ -188,7 +188,7 @@ func (t *turn[H]) pause(ctx context.Context, attempt int) error {
 		return t.notAcquired(fmt.Errorf("%w: the wait of %v is over: %s", context.DeadlineExceeded, t.wait, why))
 	}
 	if err := backoff.Wait(ctx, attempt); err != nil {
-		return t.notAcquired(fmt.Errorf("%w: %s", endOf(ctx), why))
+		return t.notAcquired(fmt.Errorf("%w: %s", lockerr.Ended(ctx, nil), why))
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // gathering is a wait for several keys. A session of the lock queue takes them one after the other; when it has all,
-// it gives them back but goes on standing at their gates, so that they can be taken in one round trip. While all
+// it gives them back but keeps their gates, so that they can be taken in one round trip. While all
 // sessions are busy, the gathering tries now and then.
 type gathering struct {
 	client *Client

@@ -61,13 +61,13 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 // Two runs in one window cannot be, wherever a process stops or is frozen:
 //
 //   - before its lock is granted, or before its record is written, it has not run. When it goes on, the row has the token of
-//     whoever ran meanwhile, which is greater if that lock is newer, or a beginning within the window. Either refuses the
+//     the run meanwhile, which is greater if that lock is newer, or a beginning within the window. Either refuses the
 //     record. A record that comes first refuses the other's in the same way.
-//   - after the record is written and before fn begins, the record stands: others wait for the window to pass. When the process
+//   - after the record is written and before fn begins, the record counts: others wait for the window to pass. When the process
 //     goes on, it does not begin fn if its lock is lost, or if more than half of the window has passed since the record was
 //     sent: a run that began that late would nearly meet the next one. Such a run counts as failed.
-//   - after its last look at the lock and the clock, which is the statement before fn's first, a process that stands still is
-//     one that stands still in fn: its context has ended when it goes on, and [Lock.Assert] refuses what it writes.
+//   - after its last look at the lock and the clock, which is the statement before fn's first, a process that is paused is
+//     one that is paused in fn: its context has ended when it goes on, and [Lock.Assert] refuses what it writes.
 //   - a record whose answer was lost with the connection is sent again, with the same token, and counts once.
 //
 // So the records of two runs are at least a window apart, and the beginnings of their funcs half a window, where that is

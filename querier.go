@@ -164,7 +164,7 @@ type statement struct {
 }
 
 // fail explains an error of the statement: what was being done to which table, the identifier that the
-// server did not know, and the sentinel that the error stands for.
+// server did not know, and the sentinel that the error represents.
 func (s *statement) fail(err error) error {
 	err = translate(err)
 	if name := sqltext.AtPosition(s.text, pgerr.Position(err)); name != "" {

@@ -24,14 +24,14 @@ const maxCapacity = 10_000
 //
 // Each slot of a semaphore is a row. A permit is a claim of rows for [Config.TTL] by the database's clock, which the
 // client renews three times in that time. When the process dies its rows can be claimed by others at once: they
-// see that its session has ended. When it stands still, they can after TTL. A client behind a pooler in
+// see that its session has ended. When it is paused, they can after TTL. A client behind a pooler in
 // transaction mode, see [Config.Reduced], has no session, so what it leaves behind is always there for TTL.
 //
 // Within the process waiters are served in the order of their arrival, and released permits are handed to
-// them without asking the server, for a second at most. Processes that wait stand in PostgreSQL's own queue, and the
-// first of them looks for permits until it has what its first waiter wants; who comes later waits behind it. Behind
+// them without asking the server, for a second at most. Processes that wait wait in PostgreSQL's own queue, and the
+// first of them looks for permits until it has what its first waiter wants; a process that comes later waits behind it. Behind
 // a pooler they look every now and then instead, and one of them at a time is let through first, in turn with those
-// who stand in the queue. A client that holds [Config.MaxHeld] locks looks every now and then as well: a place in the
+// the processes in the queue. A client that holds [Config.MaxHeld] locks looks every now and then as well: a place in the
 // queue is a lock.
 type Semaphore struct {
 	client *Client
@@ -311,7 +311,7 @@ type SemaphoreState struct {
 
 // State returns how many permits there are, how many of them are free and who holds the others. While more are held
 // than there are, since the capacity was lowered, none is granted. The holders are looked up a moment after the rest.
-// [ErrNotFound] says that the semaphore was removed.
+// [ErrNotFound] means that the semaphore was removed.
 func (s *Semaphore) State(ctx context.Context) (SemaphoreState, error) {
 	state, err := s.state(ctx)
 	if err != nil {

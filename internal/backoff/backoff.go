@@ -42,7 +42,7 @@ const (
 // and one that refuses at once is not asked in a hot loop.
 type Reconnect struct{ failures int }
 
-// Connected says that an attempt has succeeded: the next failure is the first again.
+// Connected reports that an attempt has succeeded: the next failure is the first again.
 func (r *Reconnect) Connected() { r.failures = 0 }
 
 // Pause returns how long to pause after an attempt that failed.

@@ -17,7 +17,7 @@ type Config struct {
 	Budget *session.Budget
 	Dial   func(context.Context) (*session.Session, error)
 	Report func(event string, err error) // for the log
-	// Waiting is on whose behalf the sessions wait. It is called without the queue's mutex.
+	// Waiting is the lock manager, for which the sessions wait. It is called without the queue's mutex.
 	Waiting engine.Waiting
 }
 
@@ -184,7 +184,7 @@ func (q *Queue) sweep() {
 		q.mu.Lock()
 		keys := make([]advisory.Key, 0, len(q.line))
 		for _, t := range q.line {
-			if t.wait == nil { // those who have a wait look by themselves
+			if t.wait == nil { // a Wait has its keys tried by its owner
 				keys = append(keys, t.key)
 			}
 		}
@@ -226,7 +226,7 @@ func (q *Queue) GiveWay() {
 	}
 }
 
-// Done returns a channel that is closed when the queue is: no wait has a turn any longer.
+// Done returns a channel that is closed when the queue is: no wait has a turn after that.
 func (q *Queue) Done() <-chan struct{} { return q.ctx.Done() }
 
 // Close ends all waits and waits for the queue's goroutines.

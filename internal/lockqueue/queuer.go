@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -187,8 +188,8 @@ func (w *queuer) waitForKey(t *ticket) (err error) {
 	}
 }
 
-// announce tells the lock manager that it is its turn. False means that a passer-by was faster, and that the queuer
-// shall stay at the gate. If it does not answer, others shall have the turn.
+// announce reports the turn to the lock manager. False means that a passer-by was faster, and that the queuer
+// should stay at the gate. If it does not answer, the next process has the turn.
 func (w *queuer) announce(t *ticket) bool {
 	timer := time.NewTimer(w.turnLimit())
 	defer timer.Stop()
@@ -203,7 +204,7 @@ func (w *queuer) announce(t *ticket) bool {
 
 func (w *queuer) turnLimit() time.Duration { return min(w.queue.cfg.TTL/2, turnLimit) }
 
-// wait stands in the server's queue for a slice at the most.
+// wait waits in the server's queue for a slice at the most.
 func (w *queuer) wait(t *ticket, atGate, keepGate bool) (answer int, err error) {
 	mode, until, ok := w.queue.cfg.Waiting.Need(t.key)
 	if !ok { // it is about to be unwanted, or nobody could use a turn now
@@ -214,8 +215,8 @@ func (w *queuer) wait(t *ticket, atGate, keepGate bool) (answer int, err error) 
 		slice = max(min(slice, time.Until(until)), time.Millisecond)
 	}
 	params := [][]byte{
-		number(t.key.ID), boolean(t.key.Pair), boolean(mode == advisory.Shared), number(t.key.Gate()),
-		boolean(atGate), boolean(keepGate), number(slice.Milliseconds()),
+		pgtext.Int(t.key.ID), pgtext.Bool(t.key.Pair), pgtext.Bool(mode == advisory.Shared), pgtext.Int(t.key.Gate()),
+		pgtext.Bool(atGate), pgtext.Bool(keepGate), pgtext.Int(slice.Milliseconds()),
 	}
 	if w.slice == 0 {
 		statement, params = stmtTry, params[:len(params)-1]
@@ -308,7 +309,7 @@ func (w *queuer) dial() error {
 	return nil
 }
 
-// abandon cancels the wait under way, so that it does not stand in the queue for nobody. The protocol's
+// abandon cancels the wait under way, so that no session waits for nobody. The protocol's
 // cancel names the session by a secret, so it cannot hit another's. The caller holds the queue's mutex.
 func (w *queuer) abandon() {
 	if !w.calling {
@@ -325,7 +326,3 @@ func (w *queuer) abandon() {
 		done <- pg.CancelRequest(ctx) // without it the wait ends with its slice
 	}()
 }
-
-func number(n int64) []byte { return strconv.AppendInt(nil, n, 10) }
-
-func boolean(b bool) []byte { return strconv.AppendBool(nil, b) }

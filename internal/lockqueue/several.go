@@ -10,6 +10,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 )
 
 const (
@@ -91,7 +92,7 @@ func (w *queuer) mustStop(t *ticket, began time.Time) bool {
 func (w *queuer) gather(t *ticket, gates, keys int) (gatesHeld, keysHeld int, err error) {
 	wait := t.wait
 	row, err := w.call(t, w.slice, stmtSeveral, [][]byte{
-		wait.gates, wait.numbers, wait.pairs, number(int64(gates)), number(int64(keys)), number(w.slice.Milliseconds()),
+		wait.gates, wait.numbers, wait.pairs, pgtext.Int(int64(gates)), pgtext.Int(int64(keys)), pgtext.Int(w.slice.Milliseconds()),
 	})
 	if err != nil {
 		return gates, keys, err
@@ -173,11 +174,11 @@ func (w *queuer) turn(t *ticket, began time.Time) (again bool, err error) {
 
 // ping gives a sign of life, and fails when the session is dead.
 func (w *queuer) ping(t *ticket) error {
-	_, err := w.call(t, 0, stmtSeveral, [][]byte{[]byte("{}"), []byte("{}"), []byte("{}"), number(0), number(0), number(0)})
+	_, err := w.call(t, 0, stmtSeveral, [][]byte{[]byte("{}"), []byte("{}"), []byte("{}"), pgtext.Int(0), pgtext.Int(0), pgtext.Int(0)})
 	return err
 }
 
-// prepareSeveral prepares the statement for waits. A schema without its function is told to the wait's owner.
+// prepareSeveral prepares the statement for waits. If the schema lacks its function, the wait fails.
 func (w *queuer) prepareSeveral(wait *Wait) error {
 	if w.several {
 		return nil

@@ -47,7 +47,7 @@ func (b *batch[O]) reset() {
 	*b = batch[O]{ops: b.ops[:0], round: b.round, asides: b.asides[:0], sinks: b.sinks[:0], parsed: b.parsed[:0]}
 }
 
-// ErrProtocol says that the server has not answered what it was asked.
+// ErrProtocol means that the server has not answered what it was asked.
 var ErrProtocol = errors.New("the server's answer does not fit the statement sent")
 
 // accept digests one message of the batch's answer and reports whether it was the last.

@@ -6,7 +6,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/chans"
 )
 
-// keepAlive watches the pipeline's trust, pings while it is idle, and calls the pipeline's own reader to stand by.
+// keepAlive watches the pipeline's trust, pings while it is idle, and calls the pipeline's own reader when it is idle.
 func (p *Pipeline[O]) keepAlive() {
 	defer p.cfg.Workers.Done()
 	timer := time.NewTimer(idleAfter)

@@ -94,7 +94,7 @@ func (p *Pipeline[O]) due() bool {
 	return len(p.flight) > 0 && len(p.failed) == 0
 }
 
-// attend is the pipeline's own reader: it takes over from callers, sets failed batches right, and stands by
+// attend is the pipeline's own reader: it takes over from callers, sets failed batches right, and reads
 // while the pipeline is idle.
 func (p *Pipeline[O]) attend() {
 	defer p.cfg.Workers.Done()
@@ -209,7 +209,7 @@ func (p *Pipeline[O]) oldest() *batch[O] {
 // finish takes an answered batch out of flight and tells the owner.
 func (p *Pipeline[O]) finish(b *batch[O]) error {
 	now := time.Now()
-	// An answer that lay unread while this process stood still proves nothing.
+	// An answer that lay unread while this process was paused proves nothing.
 	if now.Sub(b.sent) >= p.trustSpan() {
 		return p.readError(p.Expired())
 	}

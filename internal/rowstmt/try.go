@@ -20,7 +20,7 @@ const (
 	mostLooks = 3
 )
 
-// UnsettledError says that a statement found no row to lock or to write though there is one. Another try tells more; the
+// UnsettledError reports that a statement found no row to lock or to write though there is one. Another try tells more; the
 // error is what it means if it does not.
 type UnsettledError struct{ Err error }
 

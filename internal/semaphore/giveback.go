@@ -41,7 +41,7 @@ func (g *giveBack) answer(result error, a *actions) {
 	}
 }
 
-// giveBacks are the slots that go back to the server. Each stands in one of three lists. Guarded by the manager's mutex.
+// giveBacks are the slots that go back to the server. Each is in one of three lists. Guarded by the manager's mutex.
 //
 //	           | the statement is sent | answered   | undone: others had rows | Release no longer waits
 //	fresh      | sent                  |            |                         | fresh, freed nevertheless
@@ -93,7 +93,7 @@ func (m *Manager) giveBack(c *claim, slots []int32, p *Permit, a *actions) {
 
 var stmtFree = pipeline.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
 
-// free frees the slots that go back, in one statement, unless one is under way. Those that were stuck come after a pause,
+// free frees the slots that go back, in one statement, unless one is under way. Stuck slots come after a pause,
 // when there are no others, each by itself: it may be the one whose row others have.
 func (m *Manager) free(a *actions) {
 	g := &m.returns

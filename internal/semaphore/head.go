@@ -63,7 +63,7 @@ func (h *head) giveUpPlace() {
 }
 
 // takeTurn waits for its turn and then for slots, and lets the next process to the gate. A head that cannot claim,
-// because there is no session, does not stand in the way of others. One that cannot stand at the gate, because of a
+// because there is no session, does not block others. One that cannot wait at the gate, because of a
 // pooler or because all sessions that could are busy, looks every now and then.
 func (h *head) takeTurn() error {
 	m := h.line.manager

@@ -87,7 +87,7 @@ type finding struct {
 	isolation string // the session's default
 }
 
-// inspect refuses wrong ground. What a role may do is checked before it is done, so that the error can
+// inspect refuses wrong ground. A privilege is checked before it is used, so that the error can
 // name the GRANT. It takes one round trip.
 func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	if version := conn.ParameterStatus("crdb_version"); version != "" {

@@ -5,7 +5,7 @@ import "github.com/pgbaton/pgbaton/internal/engine"
 // dealer gives out the tokens that a round trip drew, in their order. They serve the grants of that round trip and, after
 // them, hand-overs of the same keys; never a later grant by the server, since its own round trip brings newer ones.
 type dealer struct {
-	draws []int64 // each stands for tokensPerDraw
+	draws []int64 // each represents tokensPerDraw
 	used  int     // tokens
 }
 

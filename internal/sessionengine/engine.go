@@ -253,7 +253,7 @@ func (e *Engine) maintain(ctx context.Context) {
 	}
 }
 
-// failed tells that an anchor could not be opened.
+// failed reports that an anchor could not be opened.
 func (e *Engine) failed(err error) {
 	e.cfg.Report("no connection for locks can be opened; it is tried again", err)
 	if len(*e.anchors.Load()) == 0 {

@@ -19,7 +19,7 @@
 // # What it does not
 //
 // It does not repeat operations that were submitted and were under way when the session was lost: whether the server has run
-// them, nobody can tell. Queries it does repeat, so they must be of a kind that may run twice.
+// them, that is not known. Queries are repeated, so they must be of a kind that may run twice.
 // Behind a pooler there is no session to be told of: only the clock says that the holder is gone, and
 // notifications do not come.
 package sidecar

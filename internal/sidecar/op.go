@@ -22,7 +22,7 @@ type Op struct {
 
 	Sent time.Time  // when its round trip began
 	Rows [][][]byte // as text; nil is NULL
-	Err  error      // set when it did not run, or nobody can tell: then it matches Lost
+	Err  error      // set when it did not run, or it is not known whether it did: then it matches Lost
 
 	retries int
 	asked   chan struct{} // of Query, which repeats by itself: closed when answered

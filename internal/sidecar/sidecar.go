@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -22,7 +21,7 @@ import (
 type Config struct {
 	TTL    time.Duration
 	Name   string // of the client, for people
-	Pooled bool   // a pooler may stand in between
+	Pooled bool   // a pooler may be in between
 	// Dial opens a session and runs the commands on it. It returns ErrNoConnection, ErrBusy, or what is wrong with the server.
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed
@@ -33,7 +32,7 @@ type Config struct {
 
 const defaultIdle = 10 * time.Second
 
-// Observer is told about the sidecar's sessions, by goroutines that must not be kept waiting.
+// Observer hears of the sidecar's sessions, on goroutines that must not be kept waiting.
 type Observer interface {
 	Opened(s *Session)
 	Failed(err error)             // there is no session, and one could not be opened
@@ -50,7 +49,7 @@ type Sidecar struct {
 	failure   error         // of the last attempt to open a session, while there is none
 	observers []Observer
 	listeners []*listener
-	busy      []func() bool // of those who need the session though they say nothing
+	busy      []func() bool // of users that need the session though they send nothing
 	started   bool
 	unused    bool // the session was closed for want of use; the next one is opened when somebody asks
 	closed    bool
@@ -174,14 +173,7 @@ func (c *Sidecar) ended(ctx context.Context) error {
 	c.mu.Lock()
 	failure := c.failure
 	c.mu.Unlock()
-	err := ctx.Err()
-	if cause := context.Cause(ctx); !errors.Is(err, cause) {
-		err = fmt.Errorf("%w: %w", err, cause)
-	}
-	if failure != nil {
-		err = fmt.Errorf("%w; there is no connection: %w", err, failure)
-	}
-	return err
+	return lockerr.Ended(ctx, lockerr.NoConnection(failure))
 }
 
 // Holder is the id of the holder that the present session is.
@@ -269,7 +261,7 @@ func (c *Sidecar) present(s *Session) {
 	}
 }
 
-// fail tells that there is no session.
+// fail reports that there is no session.
 func (c *Sidecar) fail(err error) {
 	c.mu.Lock()
 	c.failure = err
@@ -287,7 +279,7 @@ func (c *Sidecar) wakeWaiters() {
 	c.changed = make(chan struct{})
 }
 
-// notified hands a notification to those who want it.
+// notified hands a notification to the listeners for its prefix.
 func (c *Sidecar) notified(payload string) {
 	c.mu.Lock()
 	listeners := c.listeners
@@ -320,8 +312,8 @@ func (c *Sidecar) Close(ctx context.Context) error {
 }
 
 var (
-	// ErrNoConnection says that the client may open no more connections.
+	// ErrNoConnection means that the client may open no more connections.
 	ErrNoConnection = errors.New("no connection is left of Config.MaxConns")
-	// ErrBusy says that it may as soon as another one is closed, which has been asked to be.
+	// ErrBusy means that it may as soon as another one is closed, which has been asked to be.
 	ErrBusy = errors.New("all connections of Config.MaxConns are in use at the moment")
 )

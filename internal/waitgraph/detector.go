@@ -41,11 +41,11 @@ type Watched struct {
 	end      func(error)
 
 	// Guarded by the register's mutex.
-	row     row  // what stands for it on the board, last
-	visible bool // and is of use there
+	row     row  // its newest row on the board
+	visible bool // and the board shows it
 	ended   bool // by a detector
 
-	published []Lock // what the row says that it holds; of the goroutine that looks
+	published []Lock // what it holds by its row; of the goroutine that looks
 }
 
 // New makes a detector.
@@ -58,7 +58,7 @@ func New(board Board, place func() string, report func(event string, err error))
 }
 
 // Watch watches a wait that has lasted for [After], until Over is called. If it must end, end is called, with an error
-// that names the cycle. What it holds is asked for at every look. The name is that of the key, for people.
+// that names the cycle. holds is called at every look. The name is that of the key, for people.
 func (d *Detector) Watch(name string, wants Lock, holds func() []Lock, end func(error)) *Watched {
 	w := &Watched{detector: d, wait: Wait{Name: name, Wants: wants}, holds: holds, end: end}
 	d.mu.Lock()
@@ -89,7 +89,7 @@ func (d *Detector) Busy() bool {
 	return d.looking
 }
 
-// Over says that the wait has ended.
+// Over reports that the wait has ended.
 func (w *Watched) Over() {
 	d := w.detector
 	d.mu.Lock()

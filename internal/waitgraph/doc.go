@@ -12,7 +12,7 @@
 //     that it goes on, and holds what it did: what one look sees may be over already. So a process that is cut off from
 //     the board, or frozen, has no victims, whatever its rows say.
 //   - A wait that ends sooner than [After] costs nothing here.
-//   - The row of a wait is deleted when the wait ends, as soon as the board can be reached. Those of a process that died do
+//   - The row of a wait is deleted when the wait ends, as soon as the board can be reached. Rows of a process that died do
 //     not count.
 //
 // # What it does not

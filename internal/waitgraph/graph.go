@@ -33,7 +33,7 @@ type Cycle []Wait
 // wants. Waits and keys are known by their places. With keys between them there are as many edges as locks, however
 // many hold one key and however many want it.
 //
-// Who wants to share a key that is shared depends on its holders, too, for only an exclusive lock in the queue
+// A wait to share a key that is shared depends on its holders, too, for only an exclusive lock in the queue
 // between them lets him wait. Whether there is one is not known here, since he who wants it need not hold anything
 // and then is not watched; see [Cycle.apart].
 type graph struct {
@@ -85,7 +85,7 @@ func newGraph(waits []Wait) *graph {
 //
 //   - no cycle is left, since each would have been closed by its youngest wait;
 //   - each victim is needed: those that close its cycle with it go on. In the cycle it is the youngest;
-//   - a victim's end changes nothing for others: it never took part. So whoever looks at what is left when some have
+//   - a victim's end changes nothing for others: it never took part. So a process that looks at what is left when some have
 //     ended finds the pause of the same victims;
 //   - whether a wait must end depends on older waits only, not on those that come later.
 func (g *graph) victims() []Cycle {

@@ -62,7 +62,7 @@ func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic
 	<-ctx.Done()
 	at := history.Now()
 	free.Store(at)
-	// A process that stood still may have been asked to resign before it was told that the lock was lost.
+	// A process that was paused may have been asked to resign before it was told that the lock was lost.
 	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) || errors.Is(lock.Err(), pgbaton.ErrLost) {
 		c.log.Append(history.Event{At: at, Kind: history.Lost, Op: op})
 		return nil

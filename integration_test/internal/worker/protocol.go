@@ -103,5 +103,5 @@ type Result struct {
 	err error // in the worker only
 }
 
-// OK says that the call returned no error.
+// OK reports that the call returned no error.
 func (r Result) OK() bool { return r.Err == "" }

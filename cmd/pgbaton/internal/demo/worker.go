@@ -37,7 +37,7 @@ type kit struct {
 	counts counts // not yet reported
 }
 
-// jobKinds says what the workers of each kind do.
+// jobKinds reports what the workers of each kind do.
 var jobKinds = map[string]func(*kit, context.Context) error{
 	jobRaiseUnlocked:  mutating((*kit).raiseUnlocked),
 	jobRaiseAdvisory:  mutating((*kit).raiseAdvisory),
@@ -139,7 +139,7 @@ func mutating(mutation func(*kit, context.Context) error) func(*kit, context.Con
 	}
 }
 
-// errRefused says that a mutation ended with a conflict, as it may.
+// errRefused means that a mutation ended with a conflict, as it may.
 var errRefused = errors.New("refused because of a conflict")
 
 // repeat does op until the time is over, and reports the counts now and then. op counts what it did,
