@@ -62,13 +62,13 @@ type Client struct {
 // Of a pool it takes the connection config, with its BeforeConnect and AfterConnect for every connection, and no
 // connection. From a *sql.DB it takes a connection for a moment to ask it how it was opened, and keeps none: the client
 // opens its connections with the password and the address that this one had. Hooks that were given to stdlib.OpenDB are
-// not to be had; where passwords rotate, give a pool. Connections of other drivers do not say how they were opened: use
+// not to be had; where passwords rotate, give a pool. Connections of other drivers do not show how they were opened: use
 // [Open] there, for lib/pq for example.
 //
 // All connections of a client are on one server. When the address comes to lead to another one, the client moves there
 // as soon as a new connection finds out: first it loses everything that it holds on the old server; see [LossReasonOf].
 //
-// New connects, and on failure returns an error that says what to do and matches [ErrPooler],
+// New connects, and on failure returns an error that names the remedy and matches [ErrPooler],
 // [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
 func New[DB *pgxpool.Pool | *sql.DB](ctx context.Context, db DB, cfg *Config) (*Client, error) {
 	config, err := configOf(ctx, db)
@@ -229,8 +229,8 @@ func (c *Client) endPermits(ctx context.Context) {
 	c.semaphores.Close(ctx)
 }
 
-// Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
-// told, and all connections and goroutines are gone when it returns. It waits for the server's word on
+// Close ends the client: waiters get [ErrClosed], locks that are still held are released, their holders
+// are told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
 // that the connections are closed, and the error says so. Leaders are asked to resign first, and may take half
 // of that time for it. It is safe to call twice; the second call waits for the first, until its own ctx ends, and

@@ -52,7 +52,7 @@ type Config struct {
 	// Defaults to zero: no bound.
 	MaxHold time.Duration
 
-	// Name is what this client is called, for people who ask for the holders of permits or for a leader.
+	// Name is what this client is called, as people see it who look up the holders of permits or a leader.
 	//
 	// Defaults to the host's name and the process's number, host:pid.
 	Name string

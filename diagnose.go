@@ -18,15 +18,15 @@ type Diagnosis struct {
 	Reduced  error         // why the client has no locks of its own; nil if it has
 	TTL      time.Duration // after which a client that has fallen silent loses what it holds
 	MaxConns int           // the most connections of the client
-	Conns    int           // those that are open or being opened
+	Conns    int           // the connections that are open or being opened
 
 	// Protections are the settings by which the server frees what a silent client holds, such as idle_session_timeout,
 	// with the values that the client asks for.
 	Protections map[string]string
 
-	// Refused has those protections that the server does not let the client set, with the server's reasons. Locks exclude
-	// as well without them. But without idle_session_timeout those of a frozen process are not freed, and without the
-	// others those behind a dead network later.
+	// Refused has the protections that the server does not let the client set, with the server's reasons. Locks exclude
+	// as well without them. But without idle_session_timeout the locks of a frozen process are not freed, and without the
+	// other settings the locks behind a dead network are freed later.
 	Refused map[string]string
 }
 

@@ -12,9 +12,9 @@
 //     exclusive one greater than that of every earlier grant: through crashes, failover and restore.
 //   - An acquire that fails holds nothing, and returns within 50 ms of its context's end.
 //   - Release returns nil only if the lock was held without a break until then.
-//   - The server frees the locks of a killed process within milliseconds, those of a frozen or
+//   - The server frees the locks of a killed process within milliseconds, and the locks of a frozen or
 //     unreachable one within [Config.TTL].
-//   - A process that waits and freezes, or cannot be reached, keeps those behind it waiting for at most a
+//   - A process that waits and freezes, or cannot be reached, keeps the waiters behind it waiting for at most a
 //     second and a half, whatever TTL is and whatever it waits for: in line for a lock, exclusive or shared, for several,
 //     for permits, also behind a pooler, or to lead. A process whose turn it is takes it or loses it
 //     within a second. A lock that is granted in the moment in which the process freezes is held, as above. When several

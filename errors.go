@@ -54,8 +54,8 @@ var ErrTooManyLocks = lockerr.TooManyLocks
 //
 // The client knows what a goroutine holds by the context of its acquire: it must be, or derive from, [Lock.Context],
 // [LockSet.Context] or what [Client.Do], [Client.Lead] or [Client.Once] gives to its function. Only waits for locks are
-// watched: those of Acquire, AcquireShared, AcquireAll and what is made of them. A wait for a permit of a [Semaphore],
-// or to lead by [Client.Lead], is not, whatever its context says, and permits do not count as held. With
+// watched: the waits of Acquire, AcquireShared, AcquireAll and what is made of them. A wait for a permit of a [Semaphore],
+// or to lead by [Client.Lead], is not, whatever its context, and permits do not count as held. With
 // [Config.MaxConns] 2, and while the table of waits cannot be reached, only cycles within the process are found.
 //
 // It is also the error for what PostgreSQL's own detector finds, for row locks and the locks of [AcquireTx].

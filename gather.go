@@ -80,7 +80,7 @@ func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 	}
 }
 
-// try tries all keys, in a turn before those of this process that wait for one of them.
+// try tries all keys, in a turn before the waiters of this process for one of them.
 func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, error) {
 	try := g.client.locks.TryMany
 	if turn {

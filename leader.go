@@ -30,7 +30,7 @@ type Holder struct {
 // while its context has not ended, Lead resigns and returns that error. When fn returns nil, Lead resigns and is a
 // candidate again. [Client.Close] ends Lead with [ErrClosed].
 //
-// fn gets the leader's lock, whose token is the term: each is greater than those before. fn's context ends with ctx,
+// fn gets the leader's lock, whose token is the term: each is greater than all before. fn's context ends with ctx,
 // and before that with a cause that matches [ErrLost] when the lock is lost, or [ErrResigned] when somebody asked the
 // leader to resign; fn should then return soon, for the next leader may run already in the first case and waits
 // in the second. Until fn has returned, this client is no candidate for the name.
@@ -162,7 +162,7 @@ func (c *Client) leaderKey(name string) (Key, error) {
 	return Name(leaderPrefix + name), c.sideSession()
 }
 
-// sideSession returns why the client has no connection for rows and notifications, if so.
+// sideSession returns why the client has no sidecar, nil if it has one.
 func (c *Client) sideSession() error {
 	if err := c.made(); err != nil {
 		return err
@@ -173,7 +173,7 @@ func (c *Client) sideSession() error {
 	return c.thirdConnection()
 }
 
-// thirdConnection returns why the client has none for rows, besides those that hold locks and wait, if so.
+// thirdConnection returns why the client has no connection for rows besides the ones that hold locks and wait, nil if it has one.
 func (c *Client) thirdConnection() error {
 	if err := c.made(); err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
-// NotDueError says beside the [ErrNotAcquired] of [Client.Once] when a run was and when the next may be.
+// NotDueError reports, beside the [ErrNotAcquired] of [Client.Once], when a run was and when the next may be.
 type NotDueError struct {
 	Name    string
 	Running bool      // the window has passed, but somebody else runs it, or is about to; else nobody has looked
@@ -38,7 +38,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 // for what cron calls in every replica: let each call Once at the scheduled time, with a window that is longer than the
 // replicas' clocks differ and shorter than the time between two runs; exactly one runs fn.
 //
-// The others return at once, with [ErrNotAcquired] and a [*NotDueError], which says when the last run was and when
+// The others return at once, with [ErrNotAcquired] and a [*NotDueError], which reports when the last run was and when
 // the next may be. Where fn takes longer than the window, runs still do not overlap: fn runs under the exclusive lock of
 // [Name](name), as in [Client.Do], and its context ends with a cause that matches [ErrLost] when that is lost.
 // The error of a run is fn's, joined with [ErrLost] when the lock was lost before fn had returned.
@@ -276,7 +276,7 @@ var stmtLookRun = &pipeline.Statement{
 		"failed, error FROM pgbaton.look_run($1)",
 }
 
-// LastRun returns when the name's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] says
+// LastRun returns when the name's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] means
 // that there is none that is known.
 func (c *Client) LastRun(ctx context.Context, name string) (Run, error) {
 	err := c.runnable(name)

@@ -50,7 +50,7 @@ func (e *ConflictError) Error() string {
 //
 // How it works: one UPDATE … WHERE key AND version, on condition that only one row has the key. If it changed
 // nothing, a second statement looks why. The first call for a table in a process looks the table up in the catalog; see docs/rows.md. A
-// trigger of pgbaton.bump_version() on the table makes writers who do not use pgbaton raise the version too; it may be
+// trigger of pgbaton.bump_version() on the table makes writers that do not use pgbaton raise the version too; it may be
 // there or not:
 //
 //	CREATE TRIGGER bump_version BEFORE UPDATE ON accounts
@@ -99,7 +99,7 @@ func DeleteVersion(
 // On success it returns the row as it was written, triggers included. If fn changed nothing, nothing is written.
 // T is a struct read as by [LockRow]; it need not have the version, and fn must not change it if it has.
 //
-// On failure nothing is written and T is zero. Errors are those of [UpdateVersion], but [ErrConflict] says that every
+// On failure nothing is written and T is zero. Errors are those of [UpdateVersion], but [ErrConflict] means that every
 // attempt came too late. If the context ended during a pause, the error matches ErrConflict and the context's
 // error. An error of fn is returned as it is. If the connection fails during the write, the row may have been
 // written.

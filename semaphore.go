@@ -28,9 +28,9 @@ const maxCapacity = 10_000
 // transaction mode, see [Config.Reduced], has no session, so what it leaves behind is always there for TTL.
 //
 // Within the process waiters are served in the order of their arrival, and released permits are handed to
-// them without asking the server, for a second at most. Processes that wait wait in PostgreSQL's own queue, and the
+// them without asking the server, for a second at most. Waiting processes are in PostgreSQL's own queue, and the
 // first of them looks for permits until it has what its first waiter wants; a process that comes later waits behind it. Behind
-// a pooler they look every now and then instead, and one of them at a time is let through first, in turn with those
+// a pooler they look every now and then instead, and one of them at a time is let through first, in turn with
 // the processes in the queue. A client that holds [Config.MaxHeld] locks looks every now and then as well: a place in the
 // queue is a lock.
 type Semaphore struct {
@@ -62,8 +62,8 @@ var (
 type SemaphoreOpts struct {
 	// Revision is for a capacity that changes with the code, in a rolling deploy too. It counts the changes, from 1: a
 	// change of the capacity in the code adds one. Of all revisions that the semaphore was opened with the greatest
-	// decides. The first process with it resizes the semaphore, as [Semaphore.Resize] does; those with smaller ones, and
-	// those without, take the capacity as it is. So code of before and after the change runs side by side, and a rollback
+	// decides. The first process with it resizes the semaphore, as [Semaphore.Resize] does; processes with smaller ones, and
+	// processes without, take the capacity as it is. So code of before and after the change runs side by side, and a rollback
 	// leaves the capacity as it is. A Resize by hand is kept until the next revision.
 	//
 	// The error matches [ErrCapacityMismatch] when the greatest revision came with another capacity: two changes have the
@@ -276,7 +276,7 @@ func (s *Semaphore) Do(
 }
 
 // Resize gives the semaphore another capacity, for everybody. Raising it serves waiters at once, or within a
-// fraction of a second if they are elsewhere. Lowering it takes permits from nobody: those who hold them finish, and
+// fraction of a second if they are elsewhere. Lowering it takes permits from nobody: their holders finish, and
 // none is granted until fewer are held than the new capacity; only that for a second other processes may
 // still hand theirs on among their own goroutines. A wait for more than the capacity ends with [ErrCapacityMismatch].
 // While others hold rows of the semaphore, it tries until ctx ends. If ctx ends during the call, it may have taken
@@ -309,7 +309,7 @@ type SemaphoreState struct {
 	Holders   []Holder // in the order of their claims
 }
 
-// State returns how many permits there are, how many of them are free and who holds the others. While more are held
+// State returns how many permits there are, how many of them are free, and the holders of the others. While more are held
 // than there are, since the capacity was lowered, none is granted. The holders are looked up a moment after the rest.
 // [ErrNotFound] means that the semaphore was removed.
 func (s *Semaphore) State(ctx context.Context) (SemaphoreState, error) {

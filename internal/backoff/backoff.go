@@ -15,7 +15,7 @@ const (
 // Wait waits before the retry that follows the given attempt, counted from 1: a random time between zero and
 // a bound that doubles with each attempt, from 4 ms to 250 ms. It returns the context's error if that ends first.
 //
-// The whole range is random ("full jitter"), because those who collided once would otherwise meet again.
+// The whole range is random ("full jitter"), because callers that collided once would otherwise meet again.
 func Wait(ctx context.Context, attempt int) error {
 	return sleep(ctx, rand.N(Bound(attempt))) //nolint:gosec // not a secret
 }

@@ -14,7 +14,7 @@
 //
 // # What it does not
 //
-// It knows nothing of who holds what in this process: a second Acquire of one key may be granted again. The lock manager
+// It knows nothing of the holders in this process: a second Acquire of one key may be granted again. The lock manager
 // has one request a key under way at the most.
 //
 // # Two engines
@@ -85,8 +85,8 @@ type Engine interface {
 type Anchor interface {
 	// Submit hands requests over, which are answered to the manager. It does not wait for answers: Help or Attend must follow.
 	//
-	// Leases: requests that arrive during a round trip share the next one, in one INSERT … ON CONFLICT … RETURNING for those
-	// that acquire or draw, and one UPDATE for those that release.
+	// Leases: requests that arrive during a round trip share the next one, in one INSERT … ON CONFLICT … RETURNING for the requests
+	// that acquire or draw, and one UPDATE for the ones that release.
 	Submit(requests ...*Request)
 	// Help reads answers, for everybody, while the calling goroutine waits for its own: until done, or ctx ends, or nothing
 	// is under way. It returns at once when somebody else reads already.
@@ -119,7 +119,7 @@ type Manager interface {
 	// Answer hands over the answers to requests that made one round trip. It may come after Lost, when the anchor was lost while they
 	// were on their way: what they grant was lost at once.
 	Answer(requests []*Request)
-	// Lost reports that keys of an anchor are lost: those given or, with none, all, and the anchor with them. It comes again for
+	// Lost reports that keys of an anchor are lost: the keys given or, with none, all, and the anchor with them. It comes again for
 	// requests that are submitted to a lost anchor.
 	//
 	// Leases: a renewal that does not find a row reports the loss of its key.

@@ -18,7 +18,7 @@ type Journal struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	recent map[string]*recent // by event: those that were written within the quiet time
+	recent map[string]*recent // by event: the ones that were written within the quiet time
 	closed bool
 }
 

@@ -9,7 +9,7 @@ import (
 // Owner owns a pipeline of operations O. Its methods must not wait. Methods that are called with the
 // pipeline's mutex say so; the others are called without any, by whichever goroutine reads or fails the pipeline.
 type Owner[O any] interface {
-	// Enqueue adds operations to those that wait to be sent, and returns all in the order in which they are to go. It is
+	// Enqueue adds operations to the ones that wait to be sent, and returns all in the order in which they are to go. It is
 	// called with the mutex.
 	Enqueue(waiting, ops []O) []O
 	// Fits returns how many of the waiting operations, at least the first, go into one round trip. The request should fit

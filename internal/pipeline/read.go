@@ -77,7 +77,7 @@ func (p *Pipeline[O]) stopReading() {
 	}
 }
 
-// interrupt ends the turn of one reader, who may be blocked in a read.
+// interrupt ends the turn of one reader, which may be blocked in a read.
 func (p *Pipeline[O]) interrupt(turn uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

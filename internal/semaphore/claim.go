@@ -55,7 +55,7 @@ func (l *Line) claim(a *actions, answer chan<- int) {
 	}
 	head, atGate := answer != nil, l.state.atGate()
 	queue := time.Duration(0)
-	if head && !atGate && a.now.Sub(l.served) >= restPooled {
+	if head && !atGate && a.now.Sub(l.served) >= pausePooled {
 		queue = turnPooled
 	}
 	m.writes += total

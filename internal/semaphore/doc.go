@@ -46,7 +46,7 @@
 //	turn         | -             | never  | never             | turnAsking, claim ahead   | never      | queued       | never
 //	turnAsking   | -             | turn   | turn              | never                     | never      | queuedAsking | never
 //
-// The states say two things: whether a claim is under way (those with Asking), and whether the head is away, in the
+// The states say two things: whether a claim is under way (the states with Asking), and whether the head is away, in the
 // queue or at its turn. The events:
 //
 //   - wanted: somebody is in line, there is a session, and the semaphore is not being looked up.
@@ -77,8 +77,8 @@ const (
 	pollEvery = 200 * time.Millisecond
 	// pollPooled is the same for a head that cannot wait at the gate, and may get no notifications.
 	pollPooled = 80 * time.Millisecond
-	// restPooled is how long a head that had a turn leaves the next to others: each of them asks once in that time.
-	restPooled = 2 * pollPooled
+	// pausePooled is how long a head that had a turn leaves the next to others: each of them asks once in that time.
+	pausePooled = 2 * pollPooled
 	// patience is for the answer to the claim of a head that keeps others from the gate.
 	patience = 700 * time.Millisecond
 	// turnPooled is how long a turn lasts that nobody can see the end of.

@@ -8,7 +8,7 @@ import (
 // wish is for how long a session that found no place is waited for; it is asked for again sooner than that.
 const wish = 5 * time.Second
 
-// Budget shares the connections that a client may open between sessions that hold locks, those that wait, and the sidecar.
+// Budget shares the connections that a client may open between sessions that hold locks, sessions that wait, and the sidecar.
 // One place is always kept for locks and one for a waiting session.
 type Budget struct {
 	mu       sync.Mutex

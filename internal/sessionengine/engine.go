@@ -34,7 +34,7 @@ type Engine struct {
 	manager engine.Manager
 	queue   *lockqueue.Queue
 
-	anchors atomic.Pointer[[]*anchor] // those that can be picked; replaced with mu
+	anchors atomic.Pointer[[]*anchor] // the ones that can be picked; replaced with mu
 	table   lockTable
 
 	mu     sync.Mutex
@@ -177,7 +177,7 @@ func (e *Engine) add(a *anchor) {
 	}
 }
 
-// remove takes a lost anchor out of those that can be picked, and reports whether to say so: it is the first time, and
+// remove takes a lost anchor out of the ones that can be picked, and reports whether to report that: it is the first time, and
 // not because the engine is being closed.
 func (e *Engine) remove(a *anchor) bool {
 	e.mu.Lock()

@@ -47,7 +47,7 @@ func (r *rows) Row(values [][]byte) error {
 	return nil
 }
 
-// Enqueue implements [pipeline.Owner]: those that are First before the others.
+// Enqueue implements [pipeline.Owner]: First operations before the others.
 func (s *Session) Enqueue(waiting, ops []*Op) []*Op {
 	for _, op := range ops {
 		place := len(waiting)

@@ -273,7 +273,7 @@ func (c *Sidecar) fail(err error) {
 	}
 }
 
-// wakeWaiters wakes those that wait for a session. The caller holds mu.
+// wakeWaiters wakes the callers that wait for a session. The caller holds mu.
 func (c *Sidecar) wakeWaiters() {
 	close(c.changed)
 	c.changed = make(chan struct{})

@@ -19,7 +19,7 @@ type Detector struct {
 	// Of the goroutine that looks.
 	rows   ownRows
 	shared view // the waits on the board
-	own    view // those of this process
+	own    view // the waits of this process
 	misses int  // looks in a row without the board
 
 	mu      sync.Mutex

@@ -201,11 +201,11 @@ func (q *queue) linedUp(ctx context.Context, i int) {
 func (q *queue) term(ctx context.Context, number int) int64 {
 	client, name, last := fmt.Sprintf("client-%d", number), fmt.Sprintf("frozen/%d/%d", q.number, number), len(q.workers)-1
 	q.open(client)
-	campaign := worker.Command{Do: worker.Lead, Client: client, Key: name}
-	q.workers[0].Do(campaign)
+	candidate := worker.Command{Do: worker.Lead, Client: client, Key: name}
+	q.workers[0].Do(candidate)
 	q.elected(ctx, 0, name)
 	for _, p := range q.workers[1:] {
-		p.Do(campaign)
+		p.Do(candidate)
 	}
 	require.True(q.tb, rest(ctx, 1500*time.Millisecond), "interrupted") // each has tried once
 	q.signal(syscall.SIGSTOP)

@@ -48,7 +48,7 @@ var jobKinds = map[string]func(*kit, context.Context) error{
 	jobAudit:          (*kit).audit,
 	jobInherit:        (*kit).inherit,
 	jobOutlive:        (*kit).outlive,
-	jobVisit:          (*kit).visitRoom,
+	jobVisit:          (*kit).visitHall,
 	jobLead:           (*kit).lead,
 }
 
