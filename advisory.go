@@ -17,8 +17,8 @@ import (
 // # How it works
 //
 // The lock is a PostgreSQL session-level advisory lock on a connection of the client that holds many. When
-// the process dies the server frees it within milliseconds, when the process or the network is
-// paused, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
+// the process dies the server frees it within milliseconds, when the process or the network
+// stalls, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
 // line without asking the server, for a while.
 type Lock struct {
 	client *Client

@@ -22,7 +22,7 @@ var ErrLost = lockerr.Lost
 // a metric as well:
 //
 //	connection lost
-//	lease expired              the process, the network or the server was paused
+//	lease expired              the process, the network or the server stalled
 //	terminated by an operator or by the server's shutdown
 //	server restarted after a crash
 //	server became a standby

@@ -200,7 +200,7 @@ func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, 
 	}
 	if late := time.Since(j.sent); late > max(j.every/2, leastLate) {
 		err = fmt.Errorf("%w: it was recorded and did not begin within half of the window, %v: "+
-			"this process, the network or the server stood still for %v", ErrNotAcquired, j.every/2, late)
+			"this process, the network or the server stalled for %v", ErrNotAcquired, j.every/2, late)
 		reason = err.Error()
 		return wrap(err, "run of %q", j.name)
 	}

@@ -34,7 +34,7 @@ func (p *Pipeline[O]) trust(sent time.Time) {
 // Expired returns the cause of the loss of a pipeline that can no longer be trusted.
 func (p *Pipeline[O]) Expired() error {
 	return &lockerr.LossError{Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no answer from the server to anything "+
-		"sent in the last %v (TTL %v); this process or the network stood still", p.trustSpan(), p.cfg.TTL)}
+		"sent in the last %v (TTL %v); this process or the network stalled", p.trustSpan(), p.cfg.TTL)}
 }
 
 // jeopardy is the signal that more than half of the trust is gone without an answer, or all of it.

@@ -76,7 +76,7 @@ func (m *Manager) overdue(c *claim, a *actions) {
 func (m *Manager) expired() error {
 	return fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{
 		Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no renewal that was sent in the last %v (TTL %v) was answered; "+
-			"this process, the network or the server stood still", trust.Span(m.cfg.TTL), m.cfg.TTL),
+			"this process, the network or the server stalled", trust.Span(m.cfg.TTL), m.cfg.TTL),
 	})
 }
 
