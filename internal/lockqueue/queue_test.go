@@ -243,7 +243,7 @@ func TestQueue_DialFailsAndRecovers(t *testing.T) {
 	f.turn()
 }
 
-// A turn that nobody uses, because there is no link, does not keep others from the gate, nor the room from
+// A turn that nobody uses, because there is no anchor, does not keep others from the gate, nor the queue from
 // closing.
 func TestQueue_TurnWithoutAnswer(t *testing.T) {
 	t.Parallel()

@@ -29,7 +29,7 @@ func TestHome_Move(t *testing.T) {
 	require.NoError(t, err)
 	two, err := h.enter("A", h.visit(), end("two"))
 	require.NoError(t, err)
-	two.onExpel(end("two, by its link"))
+	two.onExpel(end("two, by its anchor"))
 	three, err := h.enter("A", h.visit(), end("three"))
 	require.NoError(t, err)
 	h.remove(three)
@@ -38,7 +38,7 @@ func TestHome_Move(t *testing.T) {
 	early := h.visit() // a dial that will take long
 	four, err := h.enter("B", h.visit(), end("four"))
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{"one", "two, by its link"}, ended, "those that are left on A, and no other")
+	require.ElementsMatch(t, []string{"one", "two, by its anchor"}, ended, "those that are left on A, and no other")
 	require.Equal(t, "B", h.Identity())
 	one.onExpel(end("one, late"))
 	require.Contains(t, ended, "one, late", "who comes too late is ended at once")

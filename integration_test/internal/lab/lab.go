@@ -137,9 +137,9 @@ const here = " AND datname = current_database()"
 
 // Session is a session of a client, as pg_stat_activity shows it.
 type Session struct {
-	PID   int
-	Link  bool // it holds locks, or the last thing that it did was a link's
-	Query string
+	PID    int
+	Anchor bool // it holds locks, or its last statement was an anchor's
+	Query  string
 }
 
 // Sessions lists the sessions with an application_name.

@@ -24,7 +24,7 @@ type Load struct {
 	Rows    string `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
 	Clients int    `json:"clients"`
 	Seed    uint64 `json:"seed"`
-	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several links; it is the only one
+	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several anchors; it is the only one
 	Mutant  string `json:"mutant,omitempty"` // a mistake on purpose: see Deaf and Leak
 }
 
