@@ -71,7 +71,7 @@ func isURL(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// misplaced reports whether an @ stands in the path of a URL or in the name of a parameter: then an @ or a slash before it
+// misplaced reports whether an @ is in the path of a URL or in the name of a parameter: then an @ or a slash before it
 // was meant as a piece of the password.
 func misplaced(url string) bool {
 	_, rest, _ := strings.Cut(url, "://")

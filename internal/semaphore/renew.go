@@ -103,7 +103,7 @@ func claimsOf(part []kept) []*claim {
 			claims = append(claims, k.claim)
 		}
 	}
-	return claims // each once: the slots of a claim stand together
+	return claims // each once: the slots of a claim are side by side
 }
 
 var stmtRenew = pipeline.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}
