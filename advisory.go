@@ -17,8 +17,8 @@ import (
 // # How it works
 //
 // The lock is a PostgreSQL session-level advisory lock on a connection of the client that holds many. When
-// the process dies the server frees it within milliseconds, when the process or the network stands
-// still, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
+// the process dies the server frees it within milliseconds, when the process or the network
+// stalls, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
 // line without asking the server, for a while.
 type Lock struct {
 	client *Client
@@ -200,7 +200,7 @@ func (l *Lock) trouble() error {
 
 // Release ends the lock. Nil means that it was held without a break until this call, as far as the server,
 // or for a hand-over within the process the client's trust in its connection, can say. An error that
-// matches [ErrLost] means that it was not, or that nobody can tell; there is nothing left to release.
+// matches [ErrLost] means that it was not, or that it is not known; there is nothing left to release.
 //
 // It is safe to call twice, in defer, and after ctx has ended: a release is never cut short, and ctx is not
 // used. It returns within TTL on a dead network. A second call returns what the first did.

@@ -53,7 +53,7 @@ var errReadOnly = errors.New("the transaction is read-only: every lock has a tok
 // statement_timeout that ends the wait is ErrNotAcquired and costs it, too. A deadlock that PostgreSQL finds is
 // [ErrDeadlock] and costs it.
 //
-// A read-only transaction cannot draw a token: AcquireTx refuses it with an error that says so, and on a standby
+// A read-only transaction cannot draw a token: AcquireTx refuses it with an error of its own, and on a standby
 // with [ErrStandby]. The transaction stays usable.
 //
 // The wait, and the connection for it, are the caller's: with a pool of N connections, N transactions that

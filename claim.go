@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/sqltext"
 )
 
-// constant is SQL that stands in the caller's source. Its name is not exported, so only an untyped constant
+// constant is SQL that is part of the caller's source. Its name is not exported, so only an untyped constant
 // becomes one: a string that was built at run time does not compile.
 type constant string
 

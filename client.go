@@ -42,11 +42,11 @@ type Client struct {
 
 	journal *journal.Journal
 
-	sidecar   *sidecar.Sidecar
-	permits   *semaphore.Manager
-	campaigns *election.Manager
+	sidecar    *sidecar.Sidecar
+	semaphores *semaphore.Manager
+	elections  *election.Manager
 
-	deadlocks *waitgraph.Detector
+	waits *waitgraph.Detector
 
 	reduced error // why there are no locks of the client's own; nil if there are
 
@@ -64,13 +64,14 @@ type Client struct {
 // Of a pool it takes the connection config, with its BeforeConnect and AfterConnect for every connection, and no
 // connection. From a *sql.DB it takes a connection for a moment to ask it how it was opened, and keeps none: the client
 // opens its connections with the password and the address that this one had. Hooks that were given to stdlib.OpenDB are
-// not to be had; where passwords rotate, give a pool. Connections of other drivers do not say how they were opened: use
+// not to be had; where passwords rotate, give a pool. Connections of other drivers do not show how they were opened: use
 // [Open] there, for lib/pq for example.
 //
 // All connections of a client are on one server. When the address comes to lead to another one, the client moves there
 // as soon as a new connection finds out: first it loses everything that it holds on the old server; see [LossReasonOf].
 //
-// New connects, up to five times if the server ends the connection meanwhile, and on failure returns an error that says what to do and matches [ErrPooler],
+// New connects, up to five times if the server ends the connection meanwhile, and on failure returns an error that names
+// the remedy and matches [ErrPooler],
 // [ErrStandby], [ErrUnsupportedServer] or [ErrSchema] when the ground is wrong. ctx covers this call only.
 func New[DB *pgxpool.Pool | *sql.DB](ctx context.Context, db DB, cfg *Config) (*Client, error) {
 	config, err := configOf(ctx, db)
@@ -106,17 +107,17 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	if err := c.open(ctx); err != nil {
 		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
 			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
-			reduced.keepRows()
+			reduced.makeRowParts()
 			return reduced, nil
 		}
 		c.journal.Close()
 		return nil, wrap(err, "")
 	}
-	c.keepRows()
-	if room := c.sessions.Room(); cfg.MaxHeld > room {
-		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table has room for about %d "+
+	c.makeRowParts()
+	if most := c.sessions.MostLocks(); cfg.MaxHeld > most {
+		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table takes about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
-			cfg.MaxHeld, room, ErrTooManyLocks), c.Close(ctx))
+			cfg.MaxHeld, most, ErrTooManyLocks), c.Close(ctx))
 	}
 	return c, nil
 }
@@ -138,8 +139,8 @@ func (c *Client) open(ctx context.Context) (err error) {
 	}
 }
 
-// keepRows makes what works with rows. It opens nothing yet.
-func (c *Client) keepRows() {
+// makeRowParts makes what works with rows. It opens nothing yet.
+func (c *Client) makeRowParts() {
 	c.sidecar = sidecar.New(sidecar.Config{
 		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.journal.Report,
 		Dial: c.dialSidecar, Hung: func() { c.budget.Give(session.Sidecar) },
@@ -148,27 +149,27 @@ func (c *Client) keepRows() {
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
 		board = waitgraph.Table{Session: c.sidecar}
 	}
-	c.deadlocks = waitgraph.New(board, c.home.Identity, c.journal.Report)
+	c.waits = waitgraph.New(board, c.home.Identity, c.journal.Report)
 	permits := semaphore.Config{TTL: c.cfg.TTL, Sidecar: c.sidecar, Pooled: c.reduced != nil, Report: c.journal.Report}
-	campaigns := election.Config{Sidecar: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report}
+	elections := election.Config{Sidecar: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report}
 	if c.reduced == nil {
 		permits.Queue = func(gate advisory.Key) semaphore.Place { return c.sessions.AtGate(gate) }
-		campaigns.Locks = c.locks
+		elections.Locks = c.locks
 	}
-	c.permits, c.campaigns = semaphore.New(permits), election.New(campaigns)
-	c.sidecar.KeepWhile(c.campaigns.Busy)
-	c.sidecar.KeepWhile(c.deadlocks.Busy)
+	c.semaphores, c.elections = semaphore.New(permits), election.New(elections)
+	c.sidecar.StayOpenWhile(c.elections.Busy)
+	c.sidecar.StayOpenWhile(c.waits.Busy)
 }
 
 // dialSidecar opens the session for rows.
 func (c *Client) dialSidecar(ctx context.Context, commands ...session.Command) (*session.Session, error) {
 	if !c.budget.Take(session.Sidecar) {
 		if c.sessions != nil && c.budget.Crowded() {
-			c.sessions.MakeRoom()
+			c.sessions.GiveWay()
 		}
 		if c.budget.Lasting() {
 			return nil, fmt.Errorf("%w (%d): semaphores, leaders and Once need one; raise it, or use them before many locks are held",
-				sidecar.ErrNoRoom, c.cfg.MaxConns)
+				sidecar.ErrNoConnection, c.cfg.MaxConns)
 		}
 		return nil, sidecar.ErrBusy
 	}
@@ -204,20 +205,20 @@ func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
 	return s, err
 }
 
-// seen notes what a new session for locks found, and tells the log what is odd about its server.
+// seen keeps what a new session for locks found, and logs what is odd about its server.
 func (c *Client) seen(s *session.Session) {
 	c.note(s)
 	if s.Repaired {
-		c.journal.Tell(slog.LevelWarn,
+		c.journal.Log(slog.LevelWarn,
 			"the token sequence was in doubt (crash, restart, failover or restore) and was moved on", nil)
 	}
 	if s.Server.DirectDraws {
-		c.journal.Tell(slog.LevelWarn, "other roles than the owner of the schema may draw from the sequence pgbaton.token past "+
+		c.journal.Log(slog.LevelWarn, "other roles than the owner of the schema may draw from the sequence pgbaton.token past "+
 			"the clock, as clients of earlier versions do: when none is left, SELECT pgbaton.apply_grants()", nil)
 	}
 	for _, p := range s.Protections {
 		if p.Refused != "" {
-			c.journal.Tell(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",
+			c.journal.Log(slog.LevelWarn, "the server refuses to set "+p.Setting+"; a lock may outlive its holder longer",
 				errors.New(p.Refused))
 		}
 	}
@@ -232,18 +233,18 @@ func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
 func (c *Client) endTerms(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL/2)
 	defer cancel()
-	c.campaigns.Close(ctx)
+	c.elections.Close(ctx)
 }
 
 // endPermits frees the client's permits. It may take a quarter of the time that Close has: the locks come next.
 func (c *Client) endPermits(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.TTL/4)
 	defer cancel()
-	c.permits.Close(ctx)
+	c.semaphores.Close(ctx)
 }
 
-// Close ends the client: waiters get [ErrClosed], locks that are still held are released and their holders
-// told, and all connections and goroutines are gone when it returns. It waits for the server's word on
+// Close ends the client: waiters get [ErrClosed], locks that are still held are released, their holders
+// are told, and all connections and goroutines are gone when it returns. It waits for the server's word on
 // the releases until ctx ends, and at most TTL; without it the server frees the locks when it notices
 // that the connections are closed, and the error says so. Leaders are asked to resign first, and may take half
 // of that time for it. It is safe to call twice; the second call waits for the first, until its own ctx ends, and
@@ -274,16 +275,16 @@ func (c *Client) Close(ctx context.Context) error {
 	if c.reduced == nil {
 		err = c.locks.Close(ctx)
 	}
-	c.deadlocks.Close(ctx)
+	c.waits.Close(ctx)
 	err = also(err, c.sidecar.Close(ctx))
-	c.permits.Wait()
+	c.semaphores.Wait()
 	if err != nil {
 		return wrap(err, "")
 	}
 	return nil
 }
 
-// made returns an error for a client that neither New nor Open has made.
+// made returns an error for a client that is nil or zero.
 func (c *Client) made() error {
 	if c == nil || c.done == nil {
 		return fmt.Errorf("%w: it is nil or zero: New and Open make one", lockerr.Closed)

@@ -44,14 +44,15 @@ type Config struct {
 	MaxHeld int
 
 	// MaxHold is how long a lock, a set of locks or a permit is held at the most. Then it is lost, as
-	// "held too long" by [LossReasonOf]: the holder is told, and the lock goes to others. It is for the goroutine that hangs and lives, which no
-	// sign of life can tell from one that works; it stops nobody who looks at neither Done nor a context. A leader's
+	// "held too long" by [LossReasonOf]: the holder is told, and the lock goes to others. It is for a goroutine that hangs while
+	// its process lives: no sign of life distinguishes it from one that works. It does not stop a goroutine that looks at neither
+	// Done nor a context. A leader's
 	// term has no such bound. [LockOpts.MaxHold] is the same for one call.
 	//
 	// Defaults to zero: no bound.
 	MaxHold time.Duration
 
-	// Name is what this client is called, for people who ask for the holders of permits or for a leader.
+	// Name is what this client is called, as people see it who look up the holders of permits or a leader.
 	//
 	// Defaults to the host's name and the process's number, host:pid.
 	Name string
@@ -62,7 +63,7 @@ type Config struct {
 	// Defaults to none.
 	Logger *slog.Logger
 
-	// SessionPooler says that the client reaches the server through a pooler in session mode, and
+	// SessionPooler reports that the client reaches the server through a pooler in session mode, and
 	// switches off the check that refuses poolers. Behind one in transaction mode locks exclude
 	// nobody.
 	//
@@ -164,7 +165,7 @@ type LockOpts struct {
 	StaleSnapshot bool
 
 	// RetryFailed lets a run begin in the window of a run that has failed: its func returned an error or panicked, its lock
-	// was lost, or nobody has said how it ended, because its process died or the server was away then.
+	// was lost, or its end is not recorded, because its process died or the server was away then.
 	//
 	// Defaults to false: a run that failed was the window's run.
 	RetryFailed bool

@@ -9,7 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
-// Diagnosis is the ground that a client stands on; see [Client.Diagnose].
+// Diagnosis is what a client has found out about its server; see [Client.Diagnose].
 type Diagnosis struct {
 	Server   string        // the server's version, in its own words
 	Schema   int           // the version of the schema pgbaton
@@ -18,15 +18,15 @@ type Diagnosis struct {
 	Reduced  error         // why the client has no locks of its own; nil if it has
 	TTL      time.Duration // after which a client that has fallen silent loses what it holds
 	MaxConns int           // the most connections of the client
-	Conns    int           // those that are open or being opened
+	Conns    int           // the connections that are open or being opened
 
 	// Protections are the settings by which the server frees what a silent client holds, such as idle_session_timeout,
 	// with the values that the client asks for.
 	Protections map[string]string
 
-	// Refused has those protections that the server does not let the client set, with the server's reasons. Locks exclude
-	// as well without them. But without idle_session_timeout those of a frozen process are not freed, and without the
-	// others those behind a dead network later.
+	// Refused has the protections that the server does not let the client set, with the server's reasons. Locks exclude
+	// as well without them. But without idle_session_timeout the locks of a frozen process are not freed, and without the
+	// other settings the locks behind a dead network are freed later.
 	Refused map[string]string
 }
 
@@ -43,7 +43,7 @@ type ground struct {
 //
 // The error matches [ErrClosed] after Close.
 func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
-	g, err := c.stand(ctx)
+	g, err := c.findGround(ctx)
 	if err != nil {
 		return Diagnosis{}, wrap(err, "diagnose")
 	}
@@ -72,8 +72,8 @@ func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
 
 var stmtNothing = &pipeline.Statement{Name: "pgbaton_nothing", SQL: "SELECT"}
 
-// stand returns the ground, and opens a session to find it if there was none yet.
-func (c *Client) stand(ctx context.Context) (*ground, error) {
+// findGround returns the ground, and opens a session to find it if there was none yet.
+func (c *Client) findGround(ctx context.Context) (*ground, error) {
 	if err := c.made(); err != nil {
 		return nil, err
 	}

@@ -11,12 +11,12 @@
 //   - Every grant has a [Token] greater than that of every earlier exclusive grant of the key, and an
 //     exclusive one greater than that of every earlier grant: through crashes, failover and restore.
 //   - An acquire that fails holds nothing, and returns within 50 ms of its context's end.
-//   - Release says nil only if the lock was held without a break until then.
-//   - The server frees the locks of a killed process within milliseconds, those of a frozen or
+//   - Release returns nil only if the lock was held without a break until then.
+//   - The server frees the locks of a killed process within milliseconds, and the locks of a frozen or
 //     unreachable one within [Config.TTL].
-//   - A process that waits and freezes, or cannot be reached, keeps those behind it waiting for at most a
-//     second and a half, whatever TTL is and wherever it stands: in line for a lock, exclusive or shared, for several,
-//     for permits, also behind a pooler, or to lead. A process that is told that it is its turn takes it or loses it
+//   - A process that waits and freezes, or cannot be reached, keeps the waiters behind it waiting for at most a
+//     second and a half, whatever TTL is and whatever it waits for: in line for a lock, exclusive or shared, for several,
+//     for permits, also behind a pooler, or to lead. A process whose turn it is takes it or loses it
 //     within a second. A lock that is granted in the moment in which the process freezes is held, as above. When several
 //     freeze one after the other, each at its turn, each may cost as much.
 //   - A semaphore never has more valid permits, by the database's clock, than its capacity.
@@ -29,13 +29,13 @@
 //   - A holder that is paused (a stopped process, a long garbage collection, a virtual machine that is moved) cannot
 //     know that it has lost its lock until it runs again. When the server itself ends the session, by an
 //     operator or a crash, the next holder may be granted the key before the old one is told; README has the measured
-//     times. In between its process may hand the key on with a token older than the next holder's.
+//     times. In between the old holder's process may hand the key on with a token older than the next holder's.
 //     A write to something that must not see two holders checks the token there.
 //   - Locks are not re-entrant, and a goroutine that holds one key and waits for another can deadlock with its mirror
 //     image. Take keys by [Client.AcquireAll], or in one order. Where each acquire gets the context of the lock around
 //     it, a deadlock ends within 2 s, later among thousands of such waits, with [ErrDeadlock] for one side; else it lasts.
-//     Between processes that is so for those of one service (see docs/security.md).
-//   - A lock does not survive a failover or a restart of the server: it is lost, and its holder is told.
+//     Between processes this holds for those of one service (see docs/security.md).
+//   - A lock does not survive a failover or a restart of the server: the lock is lost, and its holder is told.
 //   - A lock that a transaction of the caller's waits for ([AcquireTx], [LockRow]) is granted to that transaction also
 //     while its process is frozen, and then is held until the server ends that session, by the caller's settings.
 //   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
@@ -51,11 +51,11 @@
 //
 // One session holds all locks of the process as session-level advisory locks, and never issues a statement that can
 // wait. Requests that come while a round trip is under way share the next one. The sessions of the lock queue only wait:
-// they stand in the server's queue for a key and, when it is free, let the first session take it. The server ends them
+// they wait in the server's queue for a key and, when it is free, let the first session take it. The server ends them
 // after a second of silence, so a place in the queue is worth nothing to a process that is frozen. Within the process a
 // released key goes to the next goroutine in line without the server. The server ends the session that holds when
-// nothing was heard from it for TTL, and the client stops trusting it after 9/10 of that. Permits and elections are kept
-// in rows by one more session, opened when it is needed first. The schema pgbaton has the sequence of tokens, the means
+// nothing was heard from it for TTL, and the client stops trusting it after 9/10 of that. Permits and terms are kept
+// in rows by the sidecar, one more session that is opened when it is needed first. The schema pgbaton has the sequence of tokens, the means
 // to notice that it can no longer be trusted, tables, and functions for SQL; see package
 // [github.com/pgbaton/pgbaton/migrations].
 //
@@ -71,11 +71,11 @@
 //   - [Client.Acquire], [Client.AcquireShared], [Client.Do]: work that spans several transactions, or
 //     touches something outside the database. [Client.AcquireAll]: on several things.
 //   - [Client.Lead]: work that one process of many does all the time, and another when that one ends.
-//   - [Client.Once]: work that every replica is told to do at a time, and one should.
+//   - [Client.Once]: work that every replica is to start at a time, and one of them should do.
 //   - [Client.Semaphore]: work that so many may do at the same time, such as calls of a slow partner.
 //   - [AcquireTx]: work in one transaction, on something that is not one row.
 //   - [LockRow], [LockRows], [ClaimRows]: rows, in one transaction.
 //   - [UpdateVersion], [Mutate]: rows, when conflicts are rare, or a human sits between read and write.
-//   - [Lock.Assert], [Permit.Assert], [Fence]: in a transaction, to keep the writes of a holder out that was paused.
+//   - [Lock.Assert], [Permit.Assert], [Fence]: in a transaction, to keep out the writes of a holder that was paused.
 //   - [InTx]: any transaction that may fail by serialization or deadlock and can be run again.
 package pgbaton

@@ -85,7 +85,7 @@ func doTx[H Tx, F any](
 		begin := r.begin
 		r.begin = func(ctx context.Context) (H, error) {
 			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait), ran: &ran}
-			tx, err := t.take(ctx)
+			tx, err := t.transaction(ctx)
 			if err != nil {
 				err = fmt.Errorf("of DoTx on lock %v: %w", key, err)
 			}
@@ -133,8 +133,8 @@ const sqlTakeTurn = `SELECT CASE WHEN $2::pg_catalog.bool THEN pg_catalog.pg_try
             ELSE pg_catalog.pg_try_advisory_xact_lock($1::pg_catalog.int8) END,
        pg_catalog.current_setting('transaction_isolation')`
 
-// take begins transactions until one has the key, and had it before its snapshot.
-func (t *turn[H]) take(ctx context.Context) (H, error) {
+// transaction begins transactions until one has the key, and had it before its snapshot.
+func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 	var none H
 	sure := false // that all earlier transactions had ended before this one began
 	for attempt := 1; ; attempt++ {
@@ -165,7 +165,7 @@ func (t *turn[H]) take(ctx context.Context) (H, error) {
 // failed adds that the context has ended, if it has.
 func (t *turn[H]) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return t.notAcquired(fmt.Errorf("%w: %w", endOf(ctx), err))
+		return t.notAcquired(fmt.Errorf("%w: %w", lockerr.Ended(ctx, nil), err))
 	}
 	return err
 }
@@ -188,7 +188,7 @@ func (t *turn[H]) pause(ctx context.Context, attempt int) error {
 		return t.notAcquired(fmt.Errorf("%w: the wait of %v is over: %s", context.DeadlineExceeded, t.wait, why))
 	}
 	if err := backoff.Wait(ctx, attempt); err != nil {
-		return t.notAcquired(fmt.Errorf("%w: %s", endOf(ctx), why))
+		return t.notAcquired(fmt.Errorf("%w: %s", lockerr.Ended(ctx, nil), why))
 	}
 	return nil
 }

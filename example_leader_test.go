@@ -23,10 +23,10 @@ func ExampleClient_Lead() {
 		<-ctx.Done()
 		return nil
 	})
-	fmt.Println("campaigns no more:", errors.Is(err, context.Canceled))
+	fmt.Println("no longer a candidate:", errors.Is(err, context.Canceled))
 	// Output:
 	// this process leads; has a term: true
-	// campaigns no more: true
+	// no longer a candidate: true
 }
 
 // An operator's program asks the leader to resign, whichever process it is in.

@@ -18,7 +18,7 @@ const keyResource = "pgbaton:"
 // maxToken is the greatest number that is a token.
 const maxToken Token = 1<<53 - 1
 
-// StaleTokenError says beside an [ErrStaleToken] which newer token a resource has seen.
+// StaleTokenError reports, beside an [ErrStaleToken], which newer token a resource has seen.
 type StaleTokenError struct {
 	// Resource is the name given to [Fence], "pgbaton:" and the key for [Lock.Assert], or the table that a
 	// trigger of pgbaton.fence_guard() guards.
@@ -44,7 +44,7 @@ func (e *StaleTokenError) Error() string {
 // On failure roll back. The error matches [ErrLost] or [ErrNotHeld] if the lock is known to be over (nothing
 // was sent); [ErrStaleToken], with a [*StaleTokenError], if a newer token has been seen; [ErrConflict] if,
 // above READ COMMITTED, another transaction fenced the key after this one's snapshot: run it again, as
-// [InTx] does, and the next attempt tells whether the token is stale. While it waits for another transaction it
+// [InTx] does, and the next attempt shows whether the token is stale. While it waits for another transaction it
 // ends with ctx, which costs the connection, or with [ErrNotAcquired] by the session's lock_timeout or
 // statement_timeout.
 //

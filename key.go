@@ -42,7 +42,7 @@ const (
 //	"größe"       7940386736104268567
 //
 // A name is 1 to 512 bytes of UTF-8 without NUL; another makes every call with the key fail. Names that begin with
-// "pgbaton/" are the library's own: whoever holds one stands in the way of a semaphore or a leader.
+// "pgbaton/" are the library's own: a client that holds one blocks a semaphore or a leader.
 func Name(name string) Key {
 	sum := sha256.Sum256([]byte("pgbaton:" + name))
 	id := int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // the bits are the key

@@ -36,7 +36,7 @@ type LockSet struct {
 // than once: a name and its number are one lock. When all are free it takes one round trip.
 //
 // On success all keys are held, each with a token as in [Client.Acquire]. On failure none is, and the error is as in
-// Acquire. While it waits for a key, those before it in the common order are kept from others, as long as the process
+// Acquire. While it waits for a key, the keys before it in the common order are kept from others, as long as the process
 // shows that it lives: when it freezes they are free within a second and a half, whatever the TTL. More sets than the
 // client has sessions to wait in take turns at gathering.
 func (c *Client) AcquireAll(ctx context.Context, keys ...Key) (*LockSet, error) {
@@ -185,7 +185,7 @@ func (s *LockSet) Context() context.Context {
 	return s.context.of(s.client.holding(s.parent, s.ordered(), s.holds()), &s.end)
 }
 
-// Err is nil while all locks of the set are held and can be trusted. Afterwards it says, as [Lock.Err] does, what
+// Err is nil while all locks of the set are held and can be trusted. Afterwards it returns, as [Lock.Err] does, what
 // happened to the first that was not. It asks no server.
 func (s *LockSet) Err() error {
 	if s.none() {

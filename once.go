@@ -14,7 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
-// NotDueError says beside the [ErrNotAcquired] of [Client.Once] when a run was and when the next may be.
+// NotDueError reports, beside the [ErrNotAcquired] of [Client.Once], when a run was and when the next may be.
 type NotDueError struct {
 	Name    string
 	Running bool      // the window has passed, but somebody else runs it, or is about to; else nobody has looked
@@ -38,7 +38,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 // for what cron calls in every replica: let each call Once at the scheduled time, with a window that is longer than the
 // replicas' clocks differ and shorter than the time between two runs; exactly one runs fn.
 //
-// The others return at once, with [ErrNotAcquired] and a [*NotDueError], which says when the last run was and when
+// The others return at once, with [ErrNotAcquired] and a [*NotDueError], which reports when the last run was and when
 // the next may be. Where fn takes longer than the window, runs still do not overlap: fn runs under the exclusive lock of
 // [Name](name), as in [Client.Do], and its context ends with a cause that matches [ErrLost] when that is lost.
 // The error of a run is fn's, joined with [ErrLost] when the lock was lost before fn had returned.
@@ -61,13 +61,13 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 // Two runs in one window cannot be, wherever a process stops or is frozen:
 //
 //   - before its lock is granted, or before its record is written, it has not run. When it goes on, the row has the token of
-//     whoever ran meanwhile, which is greater if that lock is newer, or a beginning within the window. Either refuses the
+//     the run meanwhile, which is greater if that lock is newer, or a beginning within the window. Either refuses the
 //     record. A record that comes first refuses the other's in the same way.
-//   - after the record is written and before fn begins, the record stands: others wait for the window to pass. When the process
+//   - after the record is written and before fn begins, the record counts: others wait for the window to pass. When the process
 //     goes on, it does not begin fn if its lock is lost, or if more than half of the window has passed since the record was
 //     sent: a run that began that late would nearly meet the next one. Such a run counts as failed.
-//   - after its last look at the lock and the clock, which is the statement before fn's first, a process that stands still is
-//     one that stands still in fn: its context has ended when it goes on, and [Lock.Assert] refuses what it writes.
+//   - after its last look at the lock and the clock, which is the statement before fn's first, a process that is paused is
+//     one that is paused in fn: its context has ended when it goes on, and [Lock.Assert] refuses what it writes.
 //   - a record whose answer was lost with the connection is sent again, with the same token, and counts once.
 //
 // So the records of two runs are at least a window apart, and the beginnings of their funcs half a window, where that is
@@ -200,7 +200,7 @@ func (j *job) run(ctx context.Context, lock *Lock, fn func(ctx context.Context, 
 	}
 	if late := time.Since(j.sent); late > max(j.every/2, leastLate) {
 		err = fmt.Errorf("%w: it was recorded and did not begin within half of the window, %v: "+
-			"this process, the network or the server stood still for %v", ErrNotAcquired, j.every/2, late)
+			"this process, the network or the server stalled for %v", ErrNotAcquired, j.every/2, late)
 		reason = err.Error()
 		return wrap(err, "run of %q", j.name)
 	}
@@ -276,7 +276,7 @@ var stmtLookRun = &pipeline.Statement{
 		"failed, error FROM pgbaton.look_run($1)",
 }
 
-// LastRun returns when the name's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] says
+// LastRun returns when the name's last run by [Client.Once] was, in whichever process, and how it ended. [ErrNotFound] means
 // that there is none that is known.
 func (c *Client) LastRun(ctx context.Context, name string) (Run, error) {
 	err := c.runnable(name)

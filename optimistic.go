@@ -25,7 +25,7 @@ type VersionOpts struct {
 	MaxAttempts int
 }
 
-// ConflictError says beside an [ErrConflict] which version the row has.
+// ConflictError reports, beside an [ErrConflict], which version the row has.
 type ConflictError struct {
 	// Expected is the version that the caller gave.
 	Expected int64
@@ -46,11 +46,11 @@ func (e *ConflictError) Error() string {
 // without a sentinel, since another try would not help: several rows have the key; or the row is as expected
 // and yet is not written, because of a policy of row security, of a trigger that returns NULL, or of a rule.
 //
-// If the connection fails, the row may or may not have been updated; its version then tells.
+// If the connection fails, the row may or may not have been updated; its version then shows which.
 //
 // How it works: one UPDATE … WHERE key AND version, on condition that only one row has the key. If it changed
 // nothing, a second statement looks why. The first call for a table in a process looks the table up in the catalog; see docs/rows.md. A
-// trigger of pgbaton.bump_version() on the table makes writers who do not use pgbaton raise the version too; it may be
+// trigger of pgbaton.bump_version() on the table makes writers that do not use pgbaton raise the version too; it may be
 // there or not:
 //
 //	CREATE TRIGGER bump_version BEFORE UPDATE ON accounts
@@ -99,7 +99,7 @@ func DeleteVersion(
 // On success it returns the row as it was written, triggers included. If fn changed nothing, nothing is written.
 // T is a struct read as by [LockRow]; it need not have the version, and fn must not change it if it has.
 //
-// On failure nothing is written and T is zero. Errors are those of [UpdateVersion], but [ErrConflict] says that every
+// On failure nothing is written and T is zero. Errors are those of [UpdateVersion], but [ErrConflict] means that every
 // attempt came too late. If the context ended during a pause, the error matches ErrConflict and the context's
 // error. An error of fn is returned as it is. If the connection fails during the write, the row may have been
 // written.
@@ -145,7 +145,7 @@ func Mutate[T any](
 	}
 }
 
-// errChanged says that a row was changed between mutateOnce's read and its write.
+// errChanged means that a row was changed between mutateOnce's read and its write.
 var errChanged = fmt.Errorf("%w: changed meanwhile", lockerr.Conflict)
 
 func mutateOnce[T any](
@@ -384,7 +384,7 @@ func contradiction(count int64, current *int64, expected int64) error {
 	return nil
 }
 
-// explain looks why a write changed nothing. Its own snapshot could not tell: the row may have been changed or deleted
+// explain looks why a write changed nothing. Its own snapshot could not show why: the row may have been changed or deleted
 // while the write waited for it.
 func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
 	s := c.statement

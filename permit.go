@@ -3,10 +3,9 @@ package pgbaton
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 	"github.com/pgbaton/pgbaton/internal/rowstmt"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 )
@@ -80,7 +79,7 @@ func (p *Permit) trouble() error {
 }
 
 // Release ends the permit. Nil means that it was held without a break until this call. An error that matches
-// [ErrLost] means that it was not, or that nobody can tell; there is nothing left to release.
+// [ErrLost] means that it was not, or that it is not known; there is nothing left to release.
 //
 // It is safe to call twice, in defer, and after ctx has ended: a release is never cut short, and ctx is not used. It
 // returns within TTL on a dead network. A second call returns what the first did.
@@ -121,11 +120,7 @@ func (p *Permit) assert(ctx context.Context, tx Tx) error {
 	}
 	semaphore, holder, slots, base := p.permit.Claim()
 	var held bool
-	list := make([]string, len(slots))
-	for i, slot := range slots {
-		list[i] = strconv.Itoa(int(slot))
-	}
-	_, err := rowstmt.QueryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, "{"+strings.Join(list, ",")+"}", base)
+	_, err := rowstmt.QueryRow(ctx, tx, []any{&held}, sqlHoldsSlots, semaphore, holder, string(pgtext.Ints(slots)), base)
 	if err == nil && !held {
 		err = fmt.Errorf("%w: it has expired", ErrStaleToken)
 	}

@@ -142,7 +142,7 @@ func (r *sqlRows) Values() ([]any, error) {
 // Values are columns with a value each: the key of a row, or what to set. The names are taken as they are,
 // with upper case and odd characters, and quoted; the values are sent as parameters, never as SQL.
 //
-// A key must be that of one row: a call whose key several rows have does nothing and says so. It needs no index, but
+// A key must be that of one row: a call whose key several rows have does nothing and returns an error. The key needs no index, but
 // without one every call reads the whole table.
 type Values map[string]any
 
@@ -164,7 +164,7 @@ type statement struct {
 }
 
 // fail explains an error of the statement: what was being done to which table, the identifier that the
-// server did not know, and the sentinel that the error stands for.
+// server did not know, and the sentinel that the error represents.
 func (s *statement) fail(err error) error {
 	err = translate(err)
 	if name := sqltext.AtPosition(s.text, pgerr.Position(err)); name != "" {

@@ -67,7 +67,7 @@ type RowOpts struct {
 // an error, several rows with the key are one, and so is a row that a policy of row security lets the role see and not
 // lock; none of these matches a sentinel, since another try would not help.
 //
-// The table is a pgx.Identifier, {"accounts"} or {"bank", "accounts"}: a single string could not tell the table
+// The table is a pgx.Identifier, {"accounts"} or {"bank", "accounts"}: a single string could not distinguish the table
 // "a.b" from the table b of the schema a. Each part is quoted as it is. See docs/rows.md for partitions, foreign
 // tables, row security and triggers.
 //
@@ -97,7 +97,7 @@ func LockRow[T any](ctx context.Context, tx Tx, table pgx.Identifier, key Values
 // the server's: a transaction that changes a key meanwhile can still get in the way.)
 //
 // On failure the result is nil, and errors are those of [LockRow]: ErrNotFound if any row is missing, ErrNotAcquired
-// if any is taken. With a Wait or NoWait nothing is locked then; without, those that were found stay locked until the
+// if any is taken. With a Wait or NoWait nothing is locked then; without, the rows that were found stay locked until the
 // transaction, or a savepoint of the caller's, is rolled back.
 func LockRows[T any](ctx context.Context, tx Tx, table pgx.Identifier, keys []Values, opts *RowOpts) ([]T, error) {
 	lock, err := newRowLock[T]("lock rows of", table, keys, opts)

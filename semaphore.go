@@ -24,14 +24,14 @@ const maxCapacity = 10_000
 //
 // Each slot of a semaphore is a row. A permit is a claim of rows for [Config.TTL] by the database's clock, which the
 // client renews three times in that time. When the process dies its rows can be claimed by others at once: they
-// see that its session has ended. When it stands still, they can after TTL. A client behind a pooler in
+// see that its session has ended. When it is paused, they can after TTL. A client behind a pooler in
 // transaction mode, see [Config.Reduced], has no session, so what it leaves behind is always there for TTL.
 //
 // Within the process waiters are served in the order of their arrival, and released permits are handed to
-// them without asking the server, for a second at most. Processes that wait stand in PostgreSQL's own queue, and the
-// first of them looks for permits until it has what its first waiter wants; who comes later waits behind it. Behind
-// a pooler they look every now and then instead, and one of them at a time is let through first, in turn with those
-// who stand in the queue. A client that holds [Config.MaxHeld] locks looks every now and then as well: a place in the
+// them without asking the server, for a second at most. Waiting processes are in PostgreSQL's own queue, and the
+// first of them looks for permits until it has what its first waiter wants; a process that comes later waits behind it. Behind
+// a pooler they look every now and then instead, and one of them at a time is let through first, in turn with
+// the processes in the queue. A client that holds [Config.MaxHeld] locks looks every now and then as well: a place in the
 // queue is a lock.
 type Semaphore struct {
 	client *Client
@@ -62,8 +62,8 @@ var (
 type SemaphoreOpts struct {
 	// Revision is for a capacity that changes with the code, in a rolling deploy too. It counts the changes, from 1: a
 	// change of the capacity in the code adds one. Of all revisions that the semaphore was opened with the greatest
-	// decides. The first process with it resizes the semaphore, as [Semaphore.Resize] does; those with smaller ones, and
-	// those without, take the capacity as it is. So code of before and after the change runs side by side, and a rollback
+	// decides. The first process with it resizes the semaphore, as [Semaphore.Resize] does; processes with smaller ones, and
+	// processes without, take the capacity as it is. So code of before and after the change runs side by side, and a rollback
 	// leaves the capacity as it is. A Resize by hand is kept until the next revision.
 	//
 	// The error matches [ErrCapacityMismatch] when the greatest revision came with another capacity: two changes have the
@@ -160,7 +160,7 @@ func (c *Client) openSemaphore(
 		}
 	}
 	id := int32(has.id) //nolint:gosec // it is an integer of the server's
-	line := c.permits.Line(id, name, Name("pgbaton/semaphore/"+name).key, has.capacity)
+	line := c.semaphores.Line(id, name, Name("pgbaton/semaphore/"+name).key, has.capacity)
 	return &Semaphore{client: c, name: name, line: line}, has, nil
 }
 
@@ -223,14 +223,14 @@ func (s *Semaphore) TryAcquire(ctx context.Context, n int) (*Permit, error) {
 }
 
 func (s *Semaphore) acquire(ctx context.Context, n int, try bool) (*Permit, error) {
-	p, err := s.take(ctx, n, try)
+	p, err := s.wait(ctx, n, try)
 	if err != nil {
 		return nil, wrap(err, "acquire %s", permitsOf(n, s))
 	}
 	return &Permit{semaphore: s, permit: p, n: n, parent: ctx}, nil
 }
 
-func (s *Semaphore) take(ctx context.Context, n int, try bool) (*semaphore.Permit, error) {
+func (s *Semaphore) wait(ctx context.Context, n int, try bool) (*semaphore.Permit, error) {
 	if err := s.made(); err != nil {
 		return nil, err
 	}
@@ -276,7 +276,7 @@ func (s *Semaphore) Do(
 }
 
 // Resize gives the semaphore another capacity, for everybody. Raising it serves waiters at once, or within a
-// fraction of a second if they are elsewhere. Lowering it takes permits from nobody: those who hold them finish, and
+// fraction of a second if they are elsewhere. Lowering it takes permits from nobody: their holders finish, and
 // none is granted until fewer are held than the new capacity; only that for a second other processes may
 // still hand theirs on among their own goroutines. A wait for more than the capacity ends with [ErrCapacityMismatch].
 // While others hold rows of the semaphore, it tries until ctx ends. If ctx ends during the call, it may have taken
@@ -309,9 +309,9 @@ type SemaphoreState struct {
 	Holders   []Holder // in the order of their claims
 }
 
-// State returns how many permits there are, how many of them are free and who holds the others. While more are held
+// State returns how many permits there are, how many of them are free, and the holders of the others. While more are held
 // than there are, since the capacity was lowered, none is granted. The holders are looked up a moment after the rest.
-// [ErrNotFound] says that the semaphore was removed.
+// [ErrNotFound] means that the semaphore was removed.
 func (s *Semaphore) State(ctx context.Context) (SemaphoreState, error) {
 	state, err := s.state(ctx)
 	if err != nil {

@@ -54,7 +54,7 @@ type TxOpts struct {
 // processes waited for what, and, over a pool and as far as the role may see it, which statement of ours failed and
 // what the other runs by now. (The server itself tells the statements only to its log.)
 //
-// [ErrCommitUnknown] says that it is not known whether the transaction was committed. That is never retried.
+// [ErrCommitUnknown] means that it is not known whether the transaction was committed. That is never retried.
 func InTx(
 	ctx context.Context,
 	db interface {

@@ -82,7 +82,7 @@ END;
 -- time, or 2^26 (two million draws) when the clock is 17 minutes behind or more. If it is less than a quarter of a
 -- second behind, the repair waits for it.
 --
--- Two advisory locks, of the transaction: the first belongs to whoever repairs, the second says that the
+-- Two advisory locks, of the transaction: the first belongs to the session that repairs, the second says that the
 -- sequence has been moved. setval does not wait for the commit, so those who come while the transaction of
 -- the repair goes on, however long, need not wait for it either: the sequence is right already.
 CREATE FUNCTION pgbaton.repair_tokens() RETURNS boolean

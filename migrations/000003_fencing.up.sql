@@ -23,7 +23,7 @@ COMMENT ON COLUMN pgbaton.fence.seen_at IS 'when it was last shown, to a minute'
 -- An exclusive token becomes the transaction's setting pgbaton.token, for fence_guard; with a second, different
 -- one the setting is 0, because it could mean either.
 --
--- Where there is no row to lock, an advisory lock of the transaction stands for it. Above READ COMMITTED a
+-- Where there is no row to lock, an advisory lock of the transaction takes its place. Above READ COMMITTED a
 -- row that was written after the snapshot is a serialization_failure; a shared token, which writes
 -- nothing, finds one that it cannot see by an INSERT that is taken back. (Before it reads, because the
 -- INSERTs of two serializable transactions that have read would be a conflict of theirs.)

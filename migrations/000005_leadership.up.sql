@@ -73,7 +73,7 @@ BEGIN
 END;
 $$;
 
--- Asks whoever leads to resign, and returns the term that is asked to end; NULL if nobody leads.
+-- Asks the leader to resign, and returns the term that is asked to end; NULL if nobody leads.
 CREATE FUNCTION pgbaton.request_resign(name text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

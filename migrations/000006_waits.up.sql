@@ -2,7 +2,7 @@
 --
 -- Locks: creates new objects and replaces a function; waits for nobody.
 
--- A wait of more than a second. UNLOGGED: after a crash nobody waits any more.
+-- A wait of more than a second. UNLOGGED: after a crash nobody waits any longer.
 CREATE UNLOGGED TABLE pgbaton.wait (
     id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     holder      bigint      NOT NULL,
@@ -23,7 +23,7 @@ COMMENT ON COLUMN pgbaton.wait.name IS 'of the key that is waited for, for peopl
 COMMENT ON COLUMN pgbaton.wait.held_keys IS 'what is held by whoever waits';
 
 -- The number of each holder's last look, before which it has brought its rows up to date. Who has read a row learns by it
--- whether the row is still true later: a holder that does not look any more, frozen or cut off, cannot take back what it
+-- whether the row is still true later: a holder that no longer looks, frozen or cut off, cannot take back what it
 -- has published.
 CREATE UNLOGGED TABLE pgbaton.wait_look (
     holder bigint PRIMARY KEY,

@@ -5,7 +5,7 @@
 
 -- The roles that were given the use of this schema. A service is usually a group: every role that is a member of it
 -- speaks for it. The role 0 is PUBLIC: where everybody was given the use of the schema, roles that are no members of a
--- service stand for nobody, and what they make is everybody's.
+-- service act for nobody, and what they make is everybody's.
 CREATE TABLE pgbaton.grantee (
     role     regrole PRIMARY KEY,
     operator boolean NOT NULL
@@ -68,7 +68,7 @@ $$;
 
 -- The service that what the session makes belongs to: the grantee that its role is or, by the name's order the first,
 -- is a member of; else nobody (NULL) where PUBLIC is one, else the role itself. A superuser is a member of every role, and
--- stands for itself.
+-- acts for itself.
 CREATE FUNCTION pgbaton.service() RETURNS regrole
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

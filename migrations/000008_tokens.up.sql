@@ -77,7 +77,7 @@ END;
 -- loop, and the tokens would go back when a standby from before it is promoted. Only a clock that was set back, so that
 -- the sequence is ahead of it, is of no use; then there is a gap of 2^26 above the sequence's own value (two million
 -- draws, or 16 s of the clock). It covers what a crash can lose: draws whose WAL was not flushed. The WAL
--- writer flushes within three times wal_writer_delay, 0.6 s by default, and a record stands for 32 draws.
+-- writer flushes within three times wal_writer_delay, 0.6 s by default, and a record covers 32 draws.
 -- In 0.6 s at draw_token's pace where the clock is behind, 1,000 a second and session, 1,000 sessions lose 600,000 draws;
 -- before it was set back, a sequence that lagged behind the clock can give out 3 million a second, 1.8 million. If the clock
 -- is less than a quarter of a second behind, the repair waits for it.
@@ -88,9 +88,9 @@ END;
 -- fails: setval and nextval are not undone. So a repair in a long transaction holds up nobody: the next one repairs again, and commits.
 --
 -- The others may draw meanwhile, so moving must not put the sequence back. Nothing is moved if the sequence is
--- ahead of the start of this transaction: the crash was before it, so somebody has moved it since, and that is safe whoever it was
+-- ahead of the start of this transaction: the crash was before it, so somebody has moved it since, and that is safe, whichever role it was
 -- and whether or not that commits. The sequence is set if it is behind the start of the server: then nobody has moved or drawn in
--- this run; or 2^26 behind the clock: to draw as many takes two thirds of a second. If it is nearer, whoever has moved
+-- this run; or 2^26 behind the clock: to draw as many takes two thirds of a second. If it is nearer, the role that has moved
 -- it gets a quarter of a second to commit, and then it is led to the clock by nextval, which cannot put it back.
 --
 -- The row may be seen only after the sequence's new value is safe on disk, so this transaction's commit flushes it: it
@@ -179,7 +179,7 @@ BEGIN ATOMIC
     SELECT CASE WHEN pgbaton.repair_tokens() IS NOT NULL THEN pgbaton.draw_token() END;
 END;
 
--- Makes sure of the sequence for a session that will draw by draw_token, and tells what it stands at: later draws
+-- Makes sure of the sequence for a session that will draw by draw_token, and returns its value: later draws
 -- are above last_drawn, 0 if there was none. repaired: it had been used, and was moved. In a statement of its own: the session
 -- may draw when that has committed.
 CREATE FUNCTION pgbaton.begin_session(OUT repaired boolean, OUT last_drawn bigint)

@@ -93,9 +93,9 @@ $$;
 -- it get nothing. With nothing granted, NULL as capacity means that there is no such semaphore.
 --
 -- at_gate: the caller's process holds the gate. Who does not is refused while anybody holds it, so that nobody
--- passes those who wait. queue: for callers whose sessions cannot stand at the gate: if the first request gets
+-- passes the waiters. queue: for callers whose sessions cannot wait at the gate: if the first request gets
 -- nothing, the holder becomes the one that looks for a slot, if nobody is, for queue milliseconds, and is then
--- not refused; after it who stands at the gate has a turn. look: make sure of the token sequence, as a session must
+-- not refused; after it the process at the gate has a turn. look: make sure of the token sequence, as a session must
 -- that may have outlived a crash.
 --
 -- The token is drawn with the slot's row locked, so that of two claims of a slot the later has the greater one.
@@ -167,7 +167,7 @@ BEGIN
              WHERE s.semaphore = claim_slots.semaphore AND s.slot = ANY (claim_slots.slots);
         END IF;
     END IF;
-    -- Those who stand at the gate and those who cannot take turns. Without the note of who is at the gate, one head
+    -- Heads that wait at the gate and heads that cannot take turns. Without the note of who is at the gate, one head
     -- would follow the other, and without a head those at the gate.
     IF granted > 0 THEN
         UPDATE pgbaton.semaphore AS s
@@ -241,8 +241,8 @@ END;
 $$;
 
 -- Frees slots, each only if it is still the holder's by this claim and has not expired, and tells which were, by
--- their place in the arrays, and at whose gates somebody stands. Where nobody does, nobody can come there before
--- this transaction has ended, so whoever comes sees what it freed.
+-- their place in the arrays, and at whose gates somebody waits. Where nobody does, nobody can come there before
+-- this transaction has ended, so a session that comes then sees what it freed.
 CREATE OR REPLACE FUNCTION pgbaton.free_slots(
     holder bigint, semaphores integer[], slots integer[], tokens bigint[], gates bigint[],
     OUT freed integer[], OUT awaited bigint[])
@@ -320,7 +320,7 @@ DECLARE
     present  integer;
     patience CONSTANT text := current_setting('lock_timeout');
 BEGIN
-    -- All rows of a semaphore are locked here, while others lock some in an order of their own: whoever changes a
+    -- All rows of a semaphore are locked here, while others lock some in an order of their own: a session that changes a
     -- capacity gives way soon, and tries again.
     PERFORM set_config('lock_timeout', '20ms', true);
     PERFORM FROM pgbaton.semaphore AS m WHERE m.id = resize_semaphore.semaphore FOR NO KEY UPDATE;

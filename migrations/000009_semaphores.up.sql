@@ -1,6 +1,6 @@
 -- Semaphores among services that do not trust one another, and clocks that are set.
 --
--- A function that acts for a holder makes sure that its caller stands for it. A session stands for the holder whose
+-- A function that acts for a holder makes sure that its caller acts for it. A session acts for the holder whose
 -- advisory lock it has: pg_try_advisory_xact_lock of the holder's id succeeds in that session, and in any other only when
 -- nobody has it, that is, when the holder's session has ended; what is done in the name of a dead holder harms nobody,
 -- since its slots are everybody's. A holder without a session (an id below zero) is a row that belongs to a service.
@@ -14,8 +14,8 @@
 --   * Its holder's session has ended: at once.
 --   * Its holder has no session: when it has expired by the clock. So a step of the server's clock ahead, by more than
 --     what is left of the lease, gives it to another while its holder believes in it for up to a third of the lease.
---   * Its holder's session lives: not by the clock alone. Whoever finds it expired notes that, and it is anybody's a
---     lease later, if it was not renewed meanwhile. Who lives renews three times in a lease; who stands still loses the
+--   * Its holder's session lives: not by the clock alone. A session that finds it expired notes that, and it is anybody's a
+--     lease later, if it was not renewed meanwhile. A holder that lives renews three times in a lease; one that is paused loses the
 --     session to idle_session_timeout, which no clock can mislead.
 -- A claim that ends later than its own lease from now was made, or renewed, before the clock was set back. It is cut to a
 -- lease from now (tend): who lives renews before that is over, however far the clock went back, so nothing is taken
@@ -52,7 +52,7 @@ RETURN service IS NULL
         AND NOT pg_catalog.pg_has_role(session_user, 4571::pg_catalog.oid, 'MEMBER'::pg_catalog.text))
     OR pgbaton.acts_for(service);
 
--- Refuses callers that do not stand for a holder. One without a session, of which there is no row, becomes the caller's.
+-- Refuses callers that do not act for a holder. One without a session, of which there is no row, becomes the caller's.
 CREATE FUNCTION pgbaton.require_holder(holder bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -362,9 +362,9 @@ $$;
 -- it get nothing. With nothing granted, NULL as capacity means that there is no such semaphore.
 --
 -- at_gate: the caller's process holds the gate. Who does not is refused while anybody holds it, so that nobody
--- passes those who wait. queue: for callers whose sessions cannot stand at the gate: if the first request gets
+-- passes the waiters. queue: for callers whose sessions cannot wait at the gate: if the first request gets
 -- nothing, the holder becomes the one that looks for a slot, if nobody is, for queue milliseconds, and is then
--- not refused; after it who stands at the gate has a turn. look: make sure of the token sequence, as a session must
+-- not refused; after it the process at the gate has a turn. look: make sure of the token sequence, as a session must
 -- that may have outlived a crash.
 --
 -- The token is drawn with the slot's row locked, so that of two claims of a slot the later has the greater one.
@@ -448,7 +448,7 @@ BEGIN
              WHERE s.semaphore = claim_slots.semaphore AND s.slot = ANY (claim_slots.slots);
         END IF;
     END IF;
-    -- Those who stand at the gate and those who cannot take turns. Without the note of who is at the gate, one head
+    -- Heads that wait at the gate and heads that cannot take turns. Without the note of who is at the gate, one head
     -- would follow the other, and without a head those at the gate.
     IF granted > 0 THEN
         UPDATE pgbaton.semaphore AS s
@@ -500,8 +500,8 @@ END;
 $$;
 
 -- Frees slots, each only if it is still the holder's by this claim and, where the holder has no session, has not
--- expired, and tells which were, by their place in the arrays, and at whose gates somebody stands. Where nobody does,
--- nobody can come there before this transaction has ended, so whoever comes sees what it freed.
+-- expired, and tells which were, by their place in the arrays, and at whose gates somebody waits. Where nobody does,
+-- nobody can come there before this transaction has ended, so a session that comes then sees what it freed.
 CREATE OR REPLACE FUNCTION pgbaton.free_slots(
     holder bigint, semaphores integer[], slots integer[], tokens bigint[], gates bigint[],
     OUT freed integer[], OUT awaited bigint[])
@@ -630,7 +630,7 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.resize_semaphore: the semaphores of the service % have a million permits', m.service
             USING ERRCODE = 'program_limit_exceeded', HINT = 'An operator removes what is no longer used: pgbaton.prune_semaphores.';
     END IF;
-    -- All rows of a semaphore are locked here, while others lock some in an order of their own: whoever changes a
+    -- All rows of a semaphore are locked here, while others lock some in an order of their own: a session that changes a
     -- capacity gives way soon, and tries again.
     PERFORM set_config('lock_timeout', '20ms', true);
     PERFORM FROM pgbaton.semaphore AS s WHERE s.id = resize_semaphore.semaphore FOR NO KEY UPDATE;

@@ -518,7 +518,7 @@ BEGIN
 END;
 $$;
 
--- Asks whoever leads, of those for whose service the session may act, to resign, and returns the term that is asked to end;
+-- Asks the leader, of those for whose service the session may act, to resign, and returns the term that is asked to end;
 -- NULL if nobody leads.
 CREATE OR REPLACE FUNCTION pgbaton.request_resign(name text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

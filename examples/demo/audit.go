@@ -31,7 +31,7 @@ FROM pgbaton_demo.employee`
 
 // transfer is the writer: it moves one from Ada to Grace in two statements, each a transaction of its own. In
 // between, the money is in neither row.
-func (b *bench) transfer(ctx context.Context) error {
+func (b *kit) transfer(ctx context.Context) error {
 	return b.within(ctx, b.client.Acquire, func(ctx context.Context) error {
 		if _, err := b.pool.Exec(ctx, sqlMoveSalary, ada, -1); err != nil {
 			return fmt.Errorf("take from Ada: %w", err)
@@ -45,7 +45,7 @@ func (b *bench) transfer(ctx context.Context) error {
 }
 
 // audit is the reader: it checks that the two salaries add up.
-func (b *bench) audit(ctx context.Context) error {
+func (b *kit) audit(ctx context.Context) error {
 	return b.repeat(ctx, func(ctx context.Context) error {
 		var sum int64
 		err := b.within(ctx, b.client.AcquireShared, func(ctx context.Context) error {
@@ -63,7 +63,7 @@ func (b *bench) audit(ctx context.Context) error {
 }
 
 // within does fn while it holds the budget's lock, if the job is done with locks.
-func (b *bench) within(ctx context.Context,
+func (b *kit) within(ctx context.Context,
 	acquire func(context.Context, pgbaton.Key) (*pgbaton.Lock, error), fn func(context.Context) error,
 ) error {
 	if !b.job.Locked {

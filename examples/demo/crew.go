@@ -129,7 +129,7 @@ func (c *crew) startWaiting(number int, j job) (*worker, error) {
 	return w, err
 }
 
-// kill ends the process as SIGKILL does: nothing of it runs any more, not even a clean-up.
+// kill ends the process as SIGKILL does: nothing of it runs any longer, not even a clean-up.
 func (w *worker) kill() error {
 	w.over = true
 	if err := w.cmd.Process.Kill(); err != nil {
@@ -173,7 +173,7 @@ func (c *crew) await(what string) (event, error) {
 	return ev, err
 }
 
-// surprise is the error that an event stands for when another one was due.
+// surprise is the error that an event represents when another one was due.
 func (ev event) surprise(due string) error {
 	switch {
 	case ev.Event == eventFailed:

@@ -25,7 +25,7 @@ const (
 
 // outlive is the worker: it waits for the lock, reads the salary, and writes it plus one when it is told to, with no
 // further look at the lock: what it remembers is all that it goes by.
-func (b *bench) outlive(ctx context.Context) error {
+func (b *kit) outlive(ctx context.Context) error {
 	if err := b.say(message{Event: eventWaiting}); err != nil {
 		return err
 	}

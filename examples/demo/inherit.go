@@ -25,7 +25,7 @@ var legacyKey = pgbaton.Name("pgbaton_demo/legacy")
 
 // inherit is the worker: it waits for the lock, reads the salary, commits one raise, and holds the lock in
 // the middle of a second one, until it is killed or dismissed.
-func (b *bench) inherit(ctx context.Context) error {
+func (b *kit) inherit(ctx context.Context) error {
 	if err := b.say(message{Event: eventWaiting}); err != nil {
 		return err
 	}

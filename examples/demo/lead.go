@@ -22,8 +22,8 @@ const (
 	leadWithin = 1500 * time.Millisecond
 )
 
-// lead is the worker: it campaigns, and in each term gives Ada one raise and leads until it is killed or dismissed.
-func (b *bench) lead(ctx context.Context) error {
+// lead is the worker: it is a candidate, and in each term gives Ada one raise and leads until it is killed or dismissed.
+func (b *kit) lead(ctx context.Context) error {
 	if err := b.say(message{Event: eventWaiting}); err != nil {
 		return err
 	}
@@ -98,14 +98,14 @@ func judgeDynasty(got dynasty) outcome {
 			formatTime(r.times.longest), formatTime(leadWithin))
 	}
 	if len(o.failures) == 0 {
-		o.see("Leaders killed by SIGKILL, one of %d that campaign by client.Lead: %d. Another one led %s after the kill on "+
+		o.see("Leaders killed by SIGKILL, one of %d candidates of client.Lead: %d. Another one led %s after the kill on "+
 			"average, %s at most, each in a greater term.",
 			candidates, len(got.waits), formatTime(r.times.average), formatTime(r.times.longest))
 	}
 	return o
 }
 
-// reign lets workers campaign, and kills the leader a few times, each time with another worker in its place.
+// reign lets workers be candidates, and kills the leader a few times, each time with another worker in its place.
 func (s *stage) reign(ctx context.Context) (dynasty, error) {
 	c := newCrew(ctx, s.options.database.ConnString())
 	defer c.disband()

@@ -31,7 +31,7 @@ type employee struct {
 	Salary int64
 }
 
-func (b *bench) raiseUnlocked(ctx context.Context) error {
+func (b *kit) raiseUnlocked(ctx context.Context) error {
 	salary, err := readSalary(ctx, b.pool, ada)
 	if err != nil {
 		return err
@@ -41,13 +41,13 @@ func (b *bench) raiseUnlocked(ctx context.Context) error {
 	return err
 }
 
-func (b *bench) raiseAdvisory(ctx context.Context) error {
+func (b *kit) raiseAdvisory(ctx context.Context) error {
 	return b.client.Do(ctx, adaLock, func(ctx context.Context, _ *pgbaton.Lock) error {
 		return b.raiseUnlocked(ctx)
 	})
 }
 
-func (b *bench) raiseRowLocked(ctx context.Context) error {
+func (b *kit) raiseRowLocked(ctx context.Context) error {
 	return pgbaton.InTx(ctx, b.pool, nil, func(ctx context.Context, tx pgx.Tx) error {
 		row, err := pgbaton.LockRow[employee](ctx, tx, adaTable, adaKey, nil)
 		if err != nil {
@@ -64,7 +64,7 @@ SELECT salary, version
 FROM pgbaton_demo.employee
 WHERE id = $1`
 
-func (b *bench) raiseVersion(ctx context.Context) error {
+func (b *kit) raiseVersion(ctx context.Context) error {
 	var salary, version int64
 	if err := b.pool.QueryRow(ctx, sqlReadVersion, ada).Scan(&salary, &version); err != nil {
 		return fmt.Errorf("read salary and version: %w", err)
@@ -78,7 +78,7 @@ func (b *bench) raiseVersion(ctx context.Context) error {
 	return err
 }
 
-func (b *bench) raiseMutate(ctx context.Context) error {
+func (b *kit) raiseMutate(ctx context.Context) error {
 	attempts := 0
 	_, err := pgbaton.Mutate(ctx, b.pool, adaTable, adaKey, nil, func(row *employee) error {
 		attempts++

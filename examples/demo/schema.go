@@ -57,12 +57,12 @@ CREATE TABLE pgbaton_demo.employee (
 );
 INSERT INTO pgbaton_demo.employee (id, name, salary)
 VALUES (1, 'Ada', 0), (2, 'Grace', 0);
-CREATE TABLE pgbaton_demo.room (
+CREATE TABLE pgbaton_demo.hall (
     inside integer NOT NULL DEFAULT 0,
     peak   integer NOT NULL DEFAULT 0,
     visits integer NOT NULL DEFAULT 0
 );
-INSERT INTO pgbaton_demo.room DEFAULT VALUES;`
+INSERT INTO pgbaton_demo.hall DEFAULT VALUES;`
 
 // checkSchema refuses to go on when the schema of that name is somebody else's.
 func checkSchema(ctx context.Context, pool *pgxpool.Pool) error {

@@ -24,7 +24,7 @@ var sections = []section{
 	{title: "readers and writers", run: auditTransfers},
 	{title: "holder killed", run: killHolders},
 	{title: "holder frozen", run: freezeHolders},
-	{title: "semaphore", run: crowdRoom},
+	{title: "semaphore", run: crowdHall},
 	{title: "leader killed", run: killLeaders},
 }
 
@@ -41,8 +41,8 @@ const (
 	titleFrozenWithoutFence = "8 frozen, no fence"
 	titleFrozenWithFence    = "8 frozen, fence"
 
-	titleRoomWithoutSemaphore = "9 no semaphore"
-	titleRoomWithSemaphore    = "9 semaphore"
+	titleHallWithoutSemaphore = "9 no semaphore"
+	titleHallWithSemaphore    = "9 semaphore"
 	titleLeaderKilled         = "10 leader killed"
 )
 

@@ -29,7 +29,7 @@ func TestJudge(t *testing.T) {
 			return judgeDynasty(got)
 		}
 		visited = func(visits, peak int) crowding {
-			return crowding{row{mutations: visits}, room{peak: peak, visits: visits}}
+			return crowding{row{mutations: visits}, hall{peak: peak, visits: visits}}
 		}
 
 		thawed = func(change func(without, with *aftermath)) outcome {
@@ -107,14 +107,14 @@ func TestJudge(t *testing.T) {
 			thawed(func(_, w *aftermath) { w.late, w.errors, w.problem = 2, 1, "away" }), "1 errors; the first: away",
 		},
 
-		"Room/Good":    {judgeRoom(visited(100, 12), visited(50, 3)), ""},
-		"Room/Unused":  {judgeRoom(visited(100, 12), visited(50, 2)), ""},
-		"Room/Never":   {judgeRoom(visited(100, 3), visited(50, 3)), "at most 3 workers were at work at the same time, so"},
-		"Room/Over":    {judgeRoom(visited(100, 12), visited(50, 4)), "4 workers were at work at the same time. That must never"},
-		"Room/Nothing": {judgeRoom(visited(100, 12), visited(0, 0)), "nobody got to work"},
-		"Room/Inside":  {judgeRoom(visited(100, 12), crowding{row{mutations: 5}, room{1, 3, 5}}), "1 workers were still"},
-		"Room/Errors": {
-			judgeRoom(visited(100, 12), crowding{row{mutations: 5, errors: 1, problem: "away"}, room{1, 3, 5}}), "the first: away",
+		"Hall/Good":    {judgeHall(visited(100, 12), visited(50, 3)), ""},
+		"Hall/Unused":  {judgeHall(visited(100, 12), visited(50, 2)), ""},
+		"Hall/Never":   {judgeHall(visited(100, 3), visited(50, 3)), "at most 3 workers were at work at the same time, so"},
+		"Hall/Over":    {judgeHall(visited(100, 12), visited(50, 4)), "4 workers were at work at the same time. That must never"},
+		"Hall/Nothing": {judgeHall(visited(100, 12), visited(0, 0)), "nobody got to work"},
+		"Hall/Inside":  {judgeHall(visited(100, 12), crowding{row{mutations: 5}, hall{1, 3, 5}}), "1 workers were still"},
+		"Hall/Errors": {
+			judgeHall(visited(100, 12), crowding{row{mutations: 5, errors: 1, problem: "away"}, hall{1, 3, 5}}), "the first: away",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

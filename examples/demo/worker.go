@@ -25,8 +25,8 @@ const (
 	poolSize    = 3
 )
 
-// bench is what a worker process has to work with.
-type bench struct {
+// kit is what a worker process has to work with.
+type kit struct {
 	job    job
 	pool   *pgxpool.Pool
 	client *pgbaton.Client
@@ -37,26 +37,26 @@ type bench struct {
 	counts counts // not yet reported
 }
 
-// jobKinds says what the workers of each kind do.
-var jobKinds = map[string]func(*bench, context.Context) error{
-	jobRaiseUnlocked:  mutating((*bench).raiseUnlocked),
-	jobRaiseAdvisory:  mutating((*bench).raiseAdvisory),
-	jobRaiseRowLocked: mutating((*bench).raiseRowLocked),
-	jobRaiseVersion:   mutating((*bench).raiseVersion),
-	jobRaiseMutate:    mutating((*bench).raiseMutate),
-	jobTransfer:       mutating((*bench).transfer),
-	jobAudit:          (*bench).audit,
-	jobInherit:        (*bench).inherit,
-	jobOutlive:        (*bench).outlive,
-	jobVisit:          (*bench).visitRoom,
-	jobLead:           (*bench).lead,
+// jobKinds reports what the workers of each kind do.
+var jobKinds = map[string]func(*kit, context.Context) error{
+	jobRaiseUnlocked:  mutating((*kit).raiseUnlocked),
+	jobRaiseAdvisory:  mutating((*kit).raiseAdvisory),
+	jobRaiseRowLocked: mutating((*kit).raiseRowLocked),
+	jobRaiseVersion:   mutating((*kit).raiseVersion),
+	jobRaiseMutate:    mutating((*kit).raiseMutate),
+	jobTransfer:       mutating((*kit).transfer),
+	jobAudit:          (*kit).audit,
+	jobInherit:        (*kit).inherit,
+	jobOutlive:        (*kit).outlive,
+	jobVisit:          (*kit).visitHall,
+	jobLead:           (*kit).lead,
 }
 
 // RunWorker is a worker process: it reads its job from std.In and writes messages to std.Out.
 func RunWorker(ctx context.Context, _ []string, std cli.Streams) error {
 	// Ctrl-C reaches every process of the terminal; the parent decides what it means.
 	signal.Ignore(os.Interrupt)
-	b := &bench{input: bufio.NewReader(std.In), told: make(chan struct{}, 1), output: json.NewEncoder(std.Out)}
+	b := &kit{input: bufio.NewReader(std.In), told: make(chan struct{}, 1), output: json.NewEncoder(std.Out)}
 	line, err := b.input.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &b.job)
@@ -70,7 +70,7 @@ func RunWorker(ctx context.Context, _ []string, std cli.Streams) error {
 	return nil
 }
 
-func (b *bench) run(ctx context.Context, std cli.Streams) error {
+func (b *kit) run(ctx context.Context, std cli.Streams) error {
 	work, ok := jobKinds[b.job.Kind]
 	if !ok {
 		return fmt.Errorf("there is no job %q", b.job.Kind)
@@ -106,7 +106,7 @@ func (b *bench) run(ctx context.Context, std cli.Streams) error {
 }
 
 // listen passes on what the parent says, until it closes the input.
-func (b *bench) listen() {
+func (b *kit) listen() {
 	for {
 		if _, err := b.input.ReadString('\n'); err != nil {
 			return
@@ -118,7 +118,7 @@ func (b *bench) listen() {
 	}
 }
 
-func (b *bench) say(m message) error {
+func (b *kit) say(m message) error {
 	if err := b.output.Encode(m); err != nil {
 		return fmt.Errorf("write to parent: %w", err)
 	}
@@ -126,8 +126,8 @@ func (b *bench) say(m message) error {
 }
 
 // mutating is the job of doing one mutation after the other, each with its time.
-func mutating(mutation func(*bench, context.Context) error) func(*bench, context.Context) error {
-	return func(b *bench, ctx context.Context) error {
+func mutating(mutation func(*kit, context.Context) error) func(*kit, context.Context) error {
+	return func(b *kit, ctx context.Context) error {
 		return b.repeat(ctx, func(ctx context.Context) error {
 			start := time.Now()
 			err := mutation(b, ctx)
@@ -139,12 +139,12 @@ func mutating(mutation func(*bench, context.Context) error) func(*bench, context
 	}
 }
 
-// errRefused says that a mutation ended with a conflict, as it may.
+// errRefused means that a mutation ended with a conflict, as it may.
 var errRefused = errors.New("refused because of a conflict")
 
 // repeat does op until the time is over, and reports the counts now and then. op counts what it did,
 // repeat counts the errors.
-func (b *bench) repeat(ctx context.Context, op func(ctx context.Context) error) error {
+func (b *kit) repeat(ctx context.Context, op func(ctx context.Context) error) error {
 	var (
 		now      = time.Now()
 		end      = now.Add(b.job.Duration)
@@ -170,14 +170,14 @@ func (b *bench) repeat(ctx context.Context, op func(ctx context.Context) error) 
 	return b.report(eventDone)
 }
 
-func (b *bench) report(what string) error {
+func (b *kit) report(what string) error {
 	m := message{Event: what, counts: b.counts}
 	b.counts = counts{}
 	return b.say(m)
 }
 
 // think is the work between reading and writing.
-func (b *bench) think(ctx context.Context) { pause(ctx, b.job.Work) }
+func (b *kit) think(ctx context.Context) { pause(ctx, b.job.Work) }
 
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)

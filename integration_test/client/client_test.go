@@ -188,7 +188,7 @@ func TestServiceRole(t *testing.T) {
 // A server that ends the connections while a client is opened is asked again, but not for ever.
 func TestNew_WhileSessionsAreEnded(t *testing.T) {
 	t.Parallel()
-	cfg, err := pgxpool.ParseConfig(dbtest.Migrated(t))
+	cfg, err := pgxpool.ParseConfig(testkit.Migrated(t))
 	require.NoError(t, err)
 	var ends, opened atomic.Int64
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {

@@ -143,7 +143,7 @@ func TestRecipe_SessionModeNeedsPlaces(t *testing.T) {
 	lock, err := one.Acquire(ctx, pgbaton.Name("k"))
 	require.NoError(t, err)
 	two, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true, MaxConns: 2})
-	require.NoError(t, err, "two links, and a second connection for a moment")
+	require.NoError(t, err, "two anchors, and a second connection for a moment")
 	defer two.Close(context.Background())
 	_, err = two.TryAcquire(ctx, pgbaton.Name("k"))
 	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)

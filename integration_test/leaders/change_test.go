@@ -26,7 +26,7 @@ func TestChange_Resign(t *testing.T) {
 	var own, asked []int64
 	for round := range rounds {
 		if round > 0 {
-			time.Sleep(2500 * time.Millisecond) // until nobody holds back any more
+			time.Sleep(2500 * time.Millisecond) // until nobody holds back any longer
 		}
 		for i, name := range f.names() {
 			old := f.newest(name)

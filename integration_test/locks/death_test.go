@@ -163,10 +163,10 @@ func TestTerminate(t *testing.T) {
 		require.True(t, holder.Release(key+"/again").OK())
 		require.True(t, next.Release(key).OK())
 	}
-	lab.Report(t, "pg_terminate_backend of a link to the holder told", lab.NewSpread(told), 250*time.Millisecond)
+	lab.Report(t, "pg_terminate_backend of an anchor to the holder told", lab.NewSpread(told), 250*time.Millisecond)
 	lab.Report(t, "… to the next grant elsewhere", lab.NewSpread(grants), 500*time.Millisecond)
 	lab.Report(t, "… overlap of belief", lab.NewSpread(overlaps), 100*time.Millisecond)
-	lab.Report(t, "… next acquire on a new link", lab.NewSpread(replaced), 2*time.Second)
+	lab.Report(t, "… next acquire on a new anchor", lab.NewSpread(replaced), 2*time.Second)
 	judge(t, holder, next)
 }
 

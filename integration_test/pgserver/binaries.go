@@ -106,7 +106,7 @@ func (s *Server) Restart(ctx context.Context, mode string) error {
 	}
 }
 
-// passing says whether a restart may succeed a little later: a postmaster that was killed is still being
+// passing reports whether a restart may succeed a little later: a postmaster that was killed is still being
 // buried, or its children have not noticed its death yet.
 func (c *cluster) passing(err error, written int) bool {
 	if strings.Contains(err.Error(), "server does not shut down") {

@@ -46,7 +46,7 @@ func (s *Server) exec(ctx context.Context, sql string) error {
 	return err
 }
 
-// withDatabase is dsn with another database. The name may also stand in the query, where it would win.
+// withDatabase is dsn with another database. The name may also be in the query, where it would win.
 func withDatabase(dsn, name string) (string, error) {
 	u, err := url.Parse(dsn)
 	if err != nil {

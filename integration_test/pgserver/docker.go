@@ -30,7 +30,7 @@ const (
 
 func dockerOrigin(image string) string { return "Docker image " + image }
 
-// findImage says which image a container can be started from now. An error means that there is no
+// findImage reports which image a container can be started from now. An error means that there is no
 // healthy engine, or that it has no postgres image and cannot pull one.
 func findImage(ctx context.Context) (string, error) {
 	engine, err := connectDocker(ctx)

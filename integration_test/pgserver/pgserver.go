@@ -22,11 +22,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrNotOurs says that the server was not started from local binaries by this process, so its
+// ErrNotOurs means that the server was not started from local binaries by this process, so its
 // processes and files cannot be touched.
 var ErrNotOurs = errors.New("pgserver: not a server that was started from local binaries")
 
-// ErrNone says that no server was found and none could be started.
+// ErrNone means that no server was found and none could be started.
 var ErrNone = errors.New(`pgserver: no PostgreSQL server. Do one of these:
   1. set DATABASE_URL to a PostgreSQL 14 or later, as a role that may create databases:
      DATABASE_URL=postgres://user:password@host:5432/dbname
@@ -112,7 +112,7 @@ func Start(ctx context.Context, opts ...Option) (*Server, error) {
 	return nil, tried
 }
 
-// Look says which server [Start] would most likely use, without starting it. It does fetch the Docker image.
+// Look reports which server [Start] would most likely use, without starting it. It does fetch the Docker image.
 func Look(ctx context.Context) (string, error) {
 	if url := os.Getenv("DATABASE_URL"); url != "" {
 		_, err := fromURL(ctx, url)

@@ -84,7 +84,7 @@ func makeDir(owner *account) (string, error) {
 	return resolved, nil
 }
 
-// openToAll says whether any user may pass through the directory and those above it.
+// openToAll reports whether any user may pass through the directory and those above it.
 func openToAll(dir string) bool {
 	dir, err := filepath.Abs(dir)
 	for err == nil {
@@ -116,7 +116,7 @@ func freePort() (int, error) {
 	return 0, fmt.Errorf("pgserver: no free port: %w", lastErr)
 }
 
-// alive says whether a process exists. EPERM means that it does, and belongs to somebody else.
+// alive reports whether a process exists. EPERM means that it does, and belongs to somebody else.
 func alive(pid int) bool {
 	err := syscall.Kill(pid, 0)
 	return pid > 0 && (err == nil || errors.Is(err, syscall.EPERM))

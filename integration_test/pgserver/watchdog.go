@@ -9,7 +9,7 @@ import (
 )
 
 // The server has to end with the process that started it, also when that is killed and can do nothing
-// any more. The kernel's own means is no use: Linux sends a parent-death signal when the parent's
+// any longer. The kernel's own means is no use: Linux sends a parent-death signal when the parent's
 // *thread* ends, and Go ends threads as it likes. So a small shell reads from a pipe whose other end only this
 // process holds. However this process ends, the kernel closes the pipe, and the shell cleans up.
 //

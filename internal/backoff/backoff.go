@@ -15,7 +15,7 @@ const (
 // Wait waits before the retry that follows the given attempt, counted from 1: a random time between zero and
 // a bound that doubles with each attempt, from 4 ms to 250 ms. It returns the context's error if that ends first.
 //
-// The whole range is random ("full jitter"), because those who collided once would otherwise meet again.
+// The whole range is random ("full jitter"), because callers that collided once would otherwise meet again.
 func Wait(ctx context.Context, attempt int) error {
 	return sleep(ctx, rand.N(Bound(attempt))) //nolint:gosec // not a secret
 }
@@ -42,7 +42,7 @@ const (
 // and one that refuses at once is not asked in a hot loop.
 type Reconnect struct{ failures int }
 
-// Connected says that an attempt has succeeded: the next failure is the first again.
+// Connected reports that an attempt has succeeded: the next failure is the first again.
 func (r *Reconnect) Connected() { r.failures = 0 }
 
 // Pause returns how long to pause after an attempt that failed.

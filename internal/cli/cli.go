@@ -16,10 +16,10 @@ type Streams struct {
 	Getenv   func(string) string
 }
 
-// ErrReported says that the command failed and has already said how.
+// ErrReported means that the command failed and has already said how.
 var ErrReported = errors.New("failed")
 
-// UsageError says that the command was called in a way that cannot work.
+// UsageError reports that the command was called in a way that cannot work.
 type UsageError struct {
 	text string
 }

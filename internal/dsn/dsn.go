@@ -44,7 +44,7 @@ func Parse(dsn string) (*pgxpool.Config, error) {
 
 var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.$]*$`)
 
-// implausible says why a string that pgx understands was meant otherwise, or nothing.
+// implausible reports why a string that pgx understands was meant otherwise, or nothing.
 func implausible(config *pgx.ConnConfig) string {
 	hosts := []string{config.Host}
 	for _, f := range config.Fallbacks {
@@ -71,7 +71,7 @@ func isURL(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// misplaced reports whether an @ stands in the path of a URL or in the name of a parameter: then an @ or a slash before it
+// misplaced reports whether an @ is in the path of a URL or in the name of a parameter: then an @ or a slash before it
 // was meant as a piece of the password.
 func misplaced(url string) bool {
 	_, rest, _ := strings.Cut(url, "://")
@@ -131,7 +131,7 @@ var advice = []struct{ reason, text string }{
 	{"cannot parse pool_ping_timeout", "has a pool_ping_timeout that is not a time such as 5s"},
 }
 
-// explain says why pgx refuses dsn, without a word of it.
+// explain reports why pgx refuses dsn, without a word of it.
 func explain(dsn string, err error) string {
 	prefix := pgconn.NewParseConfigError(dsn, "", nil).Error() // what pgx puts before its reason
 	reason := strings.TrimPrefix(err.Error(), prefix)

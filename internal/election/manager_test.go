@@ -40,7 +40,7 @@ func (d *taken) tries() int {
 	return len(d.rounds)
 }
 
-// deaf is a ledger that cannot reach its server.
+// deaf is a sidecar that cannot reach its server.
 type deaf struct {
 	mu   sync.Mutex
 	hear map[string]func(string)

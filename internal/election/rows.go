@@ -64,7 +64,7 @@ var (
 	}
 )
 
-// write brings the rows up to date. What fails is done again the next time. It asks for the holder each time, also
+// write brings the rows up to date. A write that fails is done again the next time. It asks for the holder each time, also
 // because that opens the session, which listens.
 func (m *Manager) write() {
 	ctx, cancel := context.WithTimeout(m.ctx, patience)

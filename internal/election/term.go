@@ -45,7 +45,7 @@ func (t *Term) Attach(cancel context.CancelCauseFunc) {
 	}
 }
 
-// askToEnd tells the term to end. The first reason counts.
+// askToEnd asks the func to return. The first reason counts.
 func (t *Term) askToEnd(cause error) {
 	m := t.manager
 	m.mu.Lock()
@@ -129,7 +129,7 @@ func (m *Manager) Resign(ctx context.Context, name string) error {
 		if m.closed {
 			return lockerr.Closed
 		}
-		return fmt.Errorf("%w: this client does not lead it; RequestResign asks whoever does", lockerr.NotHeld)
+		return fmt.Errorf("%w: this client does not lead it; RequestResign asks its leader", lockerr.NotHeld)
 	}
 	t.askToEnd(lockerr.Resigned)
 	select {
@@ -141,7 +141,7 @@ func (m *Manager) Resign(ctx context.Context, name string) error {
 }
 
 // heardRequest is told that a term was asked to end. Every role that may connect can notify, so what it hears only makes the
-// clerk look at the rows now.
+// manager look at the rows now.
 func (m *Manager) heardRequest(payload string) {
 	number, name, ok := strings.Cut(strings.TrimPrefix(payload, resignPrefix), "/")
 	if !ok {

@@ -9,12 +9,12 @@
 //   - Tokens that come with an answer were drawn after the key was granted, or while it is held, and are greater
 //     than all tokens of the key's earlier grants.
 //   - While an anchor is trusted, the server grants its keys to nobody else.
-//   - A loss is told before the engine does anything that frees the keys for others.
+//   - A loss is reported before the engine does anything that frees the keys for others.
 //   - Nothing that the lock manager calls waits for the server, but Start, Help, CatchUp and Close.
 //
 // # What it does not
 //
-// It knows nothing of who holds what in this process: a second Acquire of one key may be granted again. The lock manager
+// It knows nothing of the holders in this process: a second Acquire of one key may be granted again. The lock manager
 // has one request a key under way at the most.
 //
 // # Two engines
@@ -37,7 +37,7 @@ import (
 
 // Engine excludes processes from each other's keys.
 type Engine interface {
-	// Start connects, with manager as the one that is told. On failure nothing is left open. Manager's methods may be called
+	// Start connects, with the manager that it reports to. On failure nothing is left open. Manager's methods may be called
 	// before it returns.
 	//
 	// Leases: open the pipeline, agree with the engine that the schema records, start the renewal.
@@ -50,13 +50,13 @@ type Engine interface {
 	// Leases: the one anchor. Nothing bounds the keys but [Engine.Capacity].
 	Pick(now time.Time) (Anchor, error)
 
-	// Capacity returns how many keys a client may hold that was not told how many.
+	// Capacity returns how many keys a client may hold whose Config sets no number.
 	//
 	// Leases: a constant; rows are not as scarce as places in the lock table.
 	Capacity() int
 
 	// Queue has the engine wait until a key that was found taken may be free: [Manager.Turn] or [Manager.Sweep] says so, again
-	// and again until Unqueue. A key that has left may be queued again. Both return at once; they are called with the
+	// and again until Unqueue. A key that was unqueued may be queued again. Both return at once; they are called with the
 	// lock manager's mutex.
 	//
 	// Leases: put the key into the set that is polled. The poll is a Sweep of all keys of the set, whose requests are one
@@ -85,8 +85,8 @@ type Engine interface {
 type Anchor interface {
 	// Submit hands requests over, which are answered to the manager. It does not wait for answers: Help or Attend must follow.
 	//
-	// Leases: requests that arrive during a round trip share the next one, in one INSERT … ON CONFLICT … RETURNING for those
-	// that acquire or draw, and one UPDATE for those that release.
+	// Leases: requests that arrive during a round trip share the next one, in one INSERT … ON CONFLICT … RETURNING for the requests
+	// that acquire or draw, and one UPDATE for the ones that release.
 	Submit(requests ...*Request)
 	// Help reads answers, for everybody, while the calling goroutine waits for its own: until done, or ctx ends, or nothing
 	// is under way. It returns at once when somebody else reads already.
@@ -108,36 +108,36 @@ type Anchor interface {
 	// Jeopardy returns a channel that is closed while more than half of the trust is gone without an answer.
 	Jeopardy() <-chan struct{}
 
-	// Drop says that a key for which the anchor was picked is no longer held by it or asked for. It is called with the
+	// Drop reports that a key for which the anchor was picked is no longer held by it or asked for. It is called with the
 	// lock manager's mutex.
 	Drop()
 }
 
-// Manager is told how requests ended, what was lost, and when it is worth asking again. Engines call its methods without
+// Manager gets the answers to requests, the losses, and the news that it is worth asking again. Engines call its methods without
 // any mutex of theirs.
 type Manager interface {
-	// Answer tells the answers to requests that made one round trip. It may come after Lost, when the anchor was lost while they
+	// Answer hands over the answers to requests that made one round trip. It may come after Lost, when the anchor was lost while they
 	// were on their way: what they grant was lost at once.
 	Answer(requests []*Request)
-	// Lost says that keys of an anchor are lost: those given or, with none, all, and the anchor with them. It comes again for
+	// Lost reports that keys of an anchor are lost: the keys given or, with none, all, and the anchor with them. It comes again for
 	// requests that are submitted to a lost anchor.
 	//
-	// Leases: a renewal that does not find a row tells the loss of its key.
+	// Leases: a renewal that does not find a row reports the loss of its key.
 	Lost(anchor Anchor, cause error, keys ...advisory.Key)
-	// Ready says that there is an anchor again, or another one.
+	// Ready reports that there is an anchor again, or another one.
 	Ready()
-	// Down says that there is no anchor, and that one could not be had just now.
+	// Down reports that there is no anchor, and that one could not be had just now.
 	Down(err error)
 
 	Waiting
 }
 
-// Waiting is what those who wait on the lock manager's behalf ask it and tell it.
+// Waiting is what the lock queue asks the lock manager and reports to it.
 type Waiting interface {
 	// Need returns in which mode to wait for a queued key, and until when anybody wants it; the zero time is without end.
 	// It reports false if nobody does at the moment, or the key is being asked for.
 	Need(key advisory.Key) (mode advisory.Mode, until time.Time, ok bool)
-	// Turn says that this process is first in line for a key, which was free a moment ago. The answer comes on the channel:
+	// Turn reports that this process is first in line for a key, which was free a moment ago. The answer comes on the channel:
 	// true when the turn was used or nobody wants it, false when a passer-by was faster.
 	Turn(key advisory.Key) <-chan bool
 	// Sweep has the keys tried that are still queued, in one round trip.
@@ -149,10 +149,10 @@ type Gathering interface {
 	// Ready gets a value when the keys may be free, or there will be no turn: see Err.
 	Ready() <-chan struct{}
 	Err() error
-	// Held reports whether the process stands before all others for the keys, so that those who wait for one of them in
-	// this process stand behind.
+	// Held reports whether the process comes before all others for the keys, so that waiters for one of them in
+	// this process come behind.
 	Held() bool
-	// Again says that the keys were tried, and one was taken by a passer-by.
+	// Again reports that the keys were tried, and one was taken by a passer-by.
 	Again()
 	// Placed reports whether the engine waits for the keys: else their owner should try them now and then.
 	Placed() bool

@@ -15,7 +15,7 @@ const (
 
 // Manners say how an Acquire treats the processes that wait for the key.
 //
-// Leases: where nobody knows who waits, all three are Barge, and a Yield is answered OK=false.
+// Leases: where the waiters are not known, all three are Barge, and a Yield is answered OK=false.
 type Manners uint8
 
 const (

@@ -20,7 +20,7 @@ func (e *End) Reason() error {
 	return e.reason
 }
 
-// Done is closed when the grant is over, and whoever OnEnd was given has been told: who sees it closed sees the contexts
+// Done is closed when the grant is over, and all that OnEnd was given have been called: a caller that sees it closed sees the contexts
 // ended as well.
 func (e *End) Done() <-chan struct{} {
 	e.mu.Lock()

@@ -18,7 +18,7 @@ type Journal struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	recent map[string]*recent // by event: those that were written within the quiet time
+	recent map[string]*recent // by event: the ones that were written within the quiet time
 	closed bool
 }
 
@@ -35,8 +35,8 @@ func New(log *slog.Logger) *Journal {
 	return &Journal{log: log, recent: map[string]*recent{}}
 }
 
-// Tell writes an event, or counts it. The text is the event's kind; err may be nil.
-func (j *Journal) Tell(level slog.Level, event string, err error) {
+// Log writes an event, or counts it. The text is the event's kind; err may be nil.
+func (j *Journal) Log(level slog.Level, event string, err error) {
 	j.mu.Lock()
 	r := j.recent[event]
 	if r != nil {
@@ -58,7 +58,7 @@ func (j *Journal) Report(event string, err error) {
 	if err != nil {
 		level = slog.LevelWarn
 	}
-	j.Tell(level, event, err)
+	j.Log(level, event, err)
 }
 
 // settle writes how often an event has come since it was written last, or forgets it when it has not.

@@ -30,20 +30,20 @@ func TestJournal(t *testing.T) {
 			},
 		})))
 		for i := range 100 {
-			j.Tell(slog.LevelWarn, "lost", errors.New(string(rune('a'+i%26))))
+			j.Log(slog.LevelWarn, "lost", errors.New(string(rune('a'+i%26))))
 		}
-		j.Tell(slog.LevelInfo, "opened", nil)
+		j.Log(slog.LevelInfo, "opened", nil)
 		require.Equal(t, []string{`level=WARN msg="pgbaton: lost" error=a`, `level=INFO msg="pgbaton: opened"`}, lines(),
 			"the first of each kind")
 		time.Sleep(quiet + 1)
 		require.Equal(t, []string{`level=WARN msg="pgbaton: lost" error=v times=99`}, lines(), "the others, counted, with the last")
-		j.Tell(slog.LevelInfo, "opened", nil)
+		j.Log(slog.LevelInfo, "opened", nil)
 		require.Equal(t, []string{`level=INFO msg="pgbaton: opened"`}, lines(), "after a quiet time it is the first again")
-		j.Tell(slog.LevelWarn, "lost", errors.New("x"))
+		j.Log(slog.LevelWarn, "lost", errors.New("x"))
 		require.Equal(t, []string{""}, lines(), "it was written a moment ago")
 		j.Close()
 		require.Equal(t, []string{`level=WARN msg="pgbaton: lost" error=x times=1`}, lines(), "what was counted is not lost")
-		j.Tell(slog.LevelInfo, "late", nil)
+		j.Log(slog.LevelInfo, "late", nil)
 		require.Equal(t, []string{`level=INFO msg="pgbaton: late"`}, lines())
 	})
 }

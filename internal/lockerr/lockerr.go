@@ -1,4 +1,4 @@
-// Package lockerr holds the sentinel errors that the rooms of the library share with its door.
+// Package lockerr holds the sentinel errors that the packages of the library share with the root.
 // The root package exports each one under its public name and documents it there.
 package lockerr
 
@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Prefix begins the text of every error at the library's door, once.
+// Prefix begins the text of every error that the library returns, once.
 const Prefix = "pgbaton: "
 
 // condition is a sentinel. By itself it says whose it is; within another error, whose text begins with that, only what.
@@ -67,7 +67,7 @@ func Limit(maxHeld int) error {
 	return fmt.Errorf("%w: this client holds the %d that its MaxHeld allows", TooManyLocks, maxHeld)
 }
 
-// LossReason says in which way a lock was lost.
+// LossReason reports in which way a lock was lost.
 type LossReason string
 
 const (
@@ -92,7 +92,7 @@ type LossError struct {
 // ClosedLoss is why what a client holds is lost when it is closed.
 var ClosedLoss = &LossError{Reason: ClientClosed, Cause: Closed}
 
-// Error says the reason and what was seen.
+// Error returns the reason and what was seen.
 func (l *LossError) Error() string {
 	cause := fmt.Sprint(l.Cause)
 	if l.Cause == nil || cause == string(l.Reason) {

@@ -1,15 +1,15 @@
-// Package lockqueue stands in the server's queues for the keys that this process waits for.
+// Package lockqueue waits in the server's queues for the keys that this process waits for.
 //
 // # What it guarantees
 //
-//   - A waiting session holds nothing but, for a while, the gate of the key that it waits for. What any error
+//   - A waiting session holds nothing but, for a while, the gate of the key that it waits for. All that an error
 //     may have left it holding is given back before the session is used again, or dies with it.
-//   - The processes that wait for a key stand at its gate, first in, first out; the first waits for
+//   - The processes that wait for a key wait at its gate, first in, first out; the first waits for
 //     the key itself. It announces a turn when the key was free for it, and keeps the gate until the lock manager has
-//     the key: only a passer-by who never stood at the gate can be faster, and then it waits again, still
+//     the key: only a passer-by that never was at the gate can be faster, and then it waits again, still
 //     first.
-//   - A process that freezes, or cannot be reached, keeps nobody waiting for more than a second and a half, wherever it
-//     stands: its wait under way ends within a slice, and the server ends its session after a second of silence. A turn
+//   - A process that freezes, or cannot be reached, keeps nobody waiting for more than a second and a half, whatever it
+//     waits for: its wait under way ends within a slice, and the server ends its session after a second of silence. A turn
 //     that the lock manager has not used within [turnLimit] is lost. While a turn goes on, its session says that it lives.
 //   - Each wait ends within a slice, so its snapshot holds nobody up and the server logs nothing. Where
 //     deadlock_timeout leaves no time to wait in, there are tries instead, and no order among the processes.
@@ -21,13 +21,13 @@
 //
 //   - Its session takes the keys one after the other in the order in which everybody takes them, each after its gate,
 //     and keeps them. When it has all, it gives the keys back and keeps the gates: that is a turn, in which the owner
-//     can take all of them in one round trip. What a passer-by has taken meanwhile is waited for again, still first at
+//     can take all of them in one round trip. A key that a passer-by has taken meanwhile is waited for again, still first at
 //     all gates.
 //   - Waits cannot be in a cycle: gates and keys are taken in one order by all, and a session that waits for one
 //     key holds its gate and nothing else here.
 //   - A session that gathers is the wait's for [gatherFor] at least. When others need it then, the wait gives everything
-//     back and goes to the end of the line; the next time it has twice as long. So it does not stand in the way of
-//     others for ever, and keys that are released sooner or later do not keep it waiting for ever. Those who are in
+//     back and goes to the end of the line; the next time it has twice as long. So it does not block
+//     others for ever, and keys that are released sooner or later do not keep it waiting for ever. Waits that are in
 //     line meanwhile are not stuck, since they try. At a gate without a key a slice is enough.
 //
 // # What it does not

@@ -17,7 +17,7 @@ type Config struct {
 	Budget *session.Budget
 	Dial   func(context.Context) (*session.Session, error)
 	Report func(event string, err error) // for the log
-	// Waiting is on whose behalf the sessions wait. It is called without the queue's mutex.
+	// Waiting is the lock manager, for which the sessions wait. It is called without the queue's mutex.
 	Waiting engine.Waiting
 }
 
@@ -61,18 +61,18 @@ func (q *Queue) Enter(key advisory.Key) {
 	if q.closed {
 		return
 	}
-	if st := q.tickets[key]; st != nil {
-		st.left = false
+	if t := q.tickets[key]; t != nil {
+		t.left = false
 		return
 	}
-	st := &ticket{key: key}
-	q.tickets[key] = st
-	q.line = append(q.line, st)
-	q.staff()
+	t := &ticket{key: key}
+	q.tickets[key] = t
+	q.line = append(q.line, t)
+	q.assign()
 }
 
-// staff sees to it that somebody serves the line. The caller holds mu.
-func (q *Queue) staff() {
+// assign makes sure that a session works for the line. The caller holds mu.
+func (q *Queue) assign() {
 	if q.closed {
 		return
 	}
@@ -94,24 +94,24 @@ func (q *Queue) staff() {
 func (q *Queue) Leave(key advisory.Key) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	st := q.tickets[key]
-	if st == nil {
+	t := q.tickets[key]
+	if t == nil {
 		return
 	}
 	q.ended++
-	if st.queuer != nil {
-		st.left = true
-		st.queuer.abandon()
+	if t.queuer != nil {
+		t.left = true
+		t.queuer.abandon()
 		return
 	}
 	delete(q.tickets, key)
-	q.unline(st)
+	q.dequeue(t)
 }
 
-// unline takes a ticket out of the line.
-func (q *Queue) unline(st *ticket) {
+// dequeue takes a ticket out of the line.
+func (q *Queue) dequeue(t *ticket) {
 	for i, other := range q.line {
-		if other == st {
+		if other == t {
 			q.line = append(q.line[:i], q.line[i+1:]...)
 			return
 		}
@@ -125,39 +125,39 @@ func (q *Queue) next(p *queuer) *ticket {
 	if len(q.line) == 0 {
 		return nil
 	}
-	st := q.line[0]
+	t := q.line[0]
 	q.line = q.line[1:]
-	st.queuer = p
+	t.queuer = p
 	if len(q.line) > 0 {
-		q.staff() // the call that came with this key may have been for two
+		q.assign() // the call that came with this key may have been for two
 	}
-	return st
+	return t
 }
 
-// part ends a queuer's service of a ticket: it goes back into the line, or away if nobody wants it.
-func (q *Queue) part(st *ticket, front bool) {
+// release ends a queuer's work on a ticket: it goes back into the line, or away if nobody wants it.
+func (q *Queue) release(t *ticket, front bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	st.queuer = nil
+	t.queuer = nil
 	switch {
-	case st.wait != nil && (st.left || st.wait.busy): // it comes back by itself, or never
-	case st.left:
-		delete(q.tickets, st.key)
+	case t.wait != nil && (t.left || t.wait.busy): // it comes back by itself, or never
+	case t.left:
+		delete(q.tickets, t.key)
 	case front:
-		q.line = append([]*ticket{st}, q.line...)
+		q.line = append([]*ticket{t}, q.line...)
 		if q.idle > 0 {
-			q.staff() // the queuer that failed will pause
+			q.assign() // the queuer that failed will pause
 		}
 	default:
-		q.line = append(q.line, st)
+		q.line = append(q.line, t)
 	}
 }
 
 // wanted reports whether anybody still waits for the key, and whether other keys wait for a queuer.
-func (q *Queue) wanted(st *ticket) (wanted, others bool) {
+func (q *Queue) wanted(t *ticket) (wanted, others bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return !st.left, len(q.line) > 0
+	return !t.left, len(q.line) > 0
 }
 
 // A sweep is one round trip, but costs the server a try for each key in line. Where waits end often, with or without
@@ -183,9 +183,9 @@ func (q *Queue) sweep() {
 		}
 		q.mu.Lock()
 		keys := make([]advisory.Key, 0, len(q.line))
-		for _, st := range q.line {
-			if st.wait == nil { // those who have a wait look by themselves
-				keys = append(keys, st.key)
+		for _, t := range q.line {
+			if t.wait == nil { // a Wait has its keys tried by its owner
+				keys = append(keys, t.key)
 			}
 		}
 		if len(q.line) == 0 {
@@ -193,7 +193,7 @@ func (q *Queue) sweep() {
 			q.mu.Unlock()
 			return
 		}
-		q.staff() // the budget may allow another place by now
+		q.assign() // the budget may allow another place by now
 		pause *= 2
 		if q.ended != seen {
 			pause, seen = sweepOften, q.ended
@@ -207,13 +207,13 @@ func (q *Queue) sweep() {
 	}
 }
 
-// MakeRoom asks one of the waiting sessions to leave for a session that is needed more, without waiting for the end of its slice.
-func (q *Queue) MakeRoom() {
+// GiveWay asks one of the waiting sessions to leave for a session that is needed more, without waiting for the end of its slice.
+func (q *Queue) GiveWay() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, st := range q.tickets {
-		if st.queuer != nil && st.queuer.calling {
-			st.queuer.abandon()
+	for _, t := range q.tickets {
+		if t.queuer != nil && t.queuer.calling {
+			t.queuer.abandon()
 			return
 		}
 	}
@@ -226,17 +226,17 @@ func (q *Queue) MakeRoom() {
 	}
 }
 
-// Done returns a channel that is closed when the queue is: no wait has a turn any longer.
+// Done returns a channel that is closed when the queue is: no wait has a turn after that.
 func (q *Queue) Done() <-chan struct{} { return q.ctx.Done() }
 
 // Close ends all waits and waits for the queue's goroutines.
 func (q *Queue) Close() {
 	q.mu.Lock()
 	q.closed = true
-	for _, st := range q.tickets {
-		if st.queuer != nil {
-			st.left = true
-			st.queuer.abandon()
+	for _, t := range q.tickets {
+		if t.queuer != nil {
+			t.left = true
+			t.queuer.abandon()
 		}
 	}
 	for wait := range q.waits {

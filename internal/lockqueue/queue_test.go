@@ -243,7 +243,7 @@ func TestQueue_DialFailsAndRecovers(t *testing.T) {
 	f.turn()
 }
 
-// A turn that nobody uses, because there is no link, does not keep others from the gate, nor the room from
+// A turn that nobody uses, because there is no anchor, does not keep others from the gate, nor the queue from
 // closing.
 func TestQueue_TurnWithoutAnswer(t *testing.T) {
 	t.Parallel()
@@ -297,7 +297,7 @@ func TestQueue_EnterAndLeaveAtRandom(t *testing.T) {
 }
 
 // A waiting session leaves at once, also from the middle of its slice, for a session that something else needs.
-func TestQueue_MakesRoom(t *testing.T) {
+func TestQueue_GivesWay(t *testing.T) {
 	t.Parallel()
 	const conns = 4
 	f := open(t, time.Minute, conns) // a slice is 0.9 s
@@ -310,7 +310,7 @@ func TestQueue_MakesRoom(t *testing.T) {
 			return true
 		}
 		require.True(t, f.cfg.Budget.Crowded())
-		f.MakeRoom()
+		f.GiveWay()
 		return false
 	})
 	testkit.Figure(t, "a place was given up after %v", time.Since(asked))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -33,9 +34,9 @@ const (
 )
 
 const (
-	stmtWait = "pgbaton_wait"
-	sqlWait  = "SELECT pgbaton.wait_for_turn($1, $2, $3, $4, $5, $6, $7)"
-	sqlFree  = "SELECT pg_advisory_unlock_all()"
+	stmtWait     = "pgbaton_wait"
+	sqlWait      = "SELECT pgbaton.wait_for_turn($1, $2, $3, $4, $5, $6, $7)"
+	sqlUnlockAll = "SELECT pg_advisory_unlock_all()"
 
 	// The same with tries alone, for servers whose deadlock_timeout leaves no time to wait in.
 	stmtTry = "pgbaton_try_turn"
@@ -51,8 +52,8 @@ const (
 )
 
 const (
-	// restFor is how long an idle session is kept: less than the server's patience with it.
-	restFor = 400 * time.Millisecond
+	// idleFor is how long an idle session is kept: less than the server's patience with it.
+	idleFor = 400 * time.Millisecond
 	// turnLimit is within which a turn is used or lost, and the session says that it lives: together with the way there
 	// and back, less than the server's patience with a session that has nothing to say.
 	turnLimit = 700 * time.Millisecond
@@ -60,21 +61,21 @@ const (
 	firstTry, lastTry = 5 * time.Millisecond, 100 * time.Millisecond
 )
 
-// run serves the line until there has been nothing to do for a while.
+// run works for the line until there has been nothing to do for a while.
 func (w *queuer) run() {
 	q := w.queue
 	defer q.workers.Done()
 	var redial backoff.Reconnect
 	for {
-		st := q.next(w)
-		if st == nil {
-			if !w.rest() && w.quit(false) {
+		t := q.next(w)
+		if t == nil {
+			if !w.awaitWork() && w.quit(false) {
 				return
 			}
 			continue
 		}
-		err := w.serve(st)
-		q.part(st, err != nil)
+		err := w.waitFor(t)
+		q.release(t, err != nil)
 		if err == nil {
 			redial.Connected()
 		} else {
@@ -90,29 +91,29 @@ func (w *queuer) run() {
 	}
 }
 
-// rest waits for work; false when there was none for so long that the session is better closed.
-func (w *queuer) rest() bool {
+// awaitWork waits for work; false when there was none for so long that the session is better closed.
+func (w *queuer) awaitWork() bool {
 	q := w.queue
 	q.mu.Lock()
 	q.idle++
 	busy := len(q.line) > 0 // it may have come since
 	q.mu.Unlock()
-	timer := time.NewTimer(min(q.cfg.TTL/4, restFor))
+	timer := time.NewTimer(min(q.cfg.TTL/4, idleFor))
 	defer timer.Stop()
-	rested := true
+	found := true
 	if !busy {
 		select {
 		case <-q.wake:
 		case <-timer.C:
-			rested = false
+			found = false
 		case <-q.ctx.Done():
-			rested = false
+			found = false
 		}
 	}
 	q.mu.Lock()
 	q.idle--
 	q.mu.Unlock()
-	return rested
+	return found
 }
 
 // quit closes the session and gives its place in the budget back, unless somebody came meanwhile.
@@ -144,39 +145,39 @@ func (w *queuer) sleep(d time.Duration) {
 	}
 }
 
-// serve waits for what a ticket wants until its turn was used, it is unwanted, or other tickets need the queuer.
-func (w *queuer) serve(st *ticket) error {
+// waitFor waits for what a ticket wants until its turn was used, it is unwanted, or other tickets need the queuer.
+func (w *queuer) waitFor(t *ticket) error {
 	if w.session == nil {
 		if err := w.dial(); err != nil {
 			return err
 		}
 	}
-	if st.wait != nil {
-		return w.attend(st)
+	if t.wait != nil {
+		return w.waitForSeveral(t)
 	}
-	return w.serveKey(st)
+	return w.waitForKey(t)
 }
 
-// serveKey waits for a key.
-func (w *queuer) serveKey(st *ticket) (err error) {
+// waitForKey waits for a key.
+func (w *queuer) waitForKey(t *ticket) (err error) {
 	atGate, waited, pause := false, false, firstTry
 	defer func() {
 		if atGate && err == nil {
-			err = w.free()
+			err = w.freeGates()
 		}
 	}()
 	for {
-		wanted, others := w.queue.wanted(st)
+		wanted, others := w.queue.wanted(t)
 		others = others || w.queue.cfg.Budget.Crowded()
 		if !wanted || (others && waited) || w.queue.ctx.Err() != nil {
 			return nil
 		}
-		answer, err := w.wait(st, atGate, !others)
+		answer, err := w.wait(t, atGate, !others)
 		if err != nil {
 			return err
 		}
 		atGate = answer == turn || (answer == firstAtKey && !others)
-		if answer == turn && w.announce(st) {
+		if answer == turn && w.announce(t) {
 			return nil // and let the next process to the gate, also if the key is wanted again already
 		}
 		waited = answer != turn
@@ -187,13 +188,13 @@ func (w *queuer) serveKey(st *ticket) (err error) {
 	}
 }
 
-// announce tells the lock manager that it is its turn. False means that a passer-by was faster, and that the queuer
-// shall stay at the gate. If it does not answer, others shall have the turn.
-func (w *queuer) announce(st *ticket) bool {
+// announce reports the turn to the lock manager. False means that a passer-by was faster, and that the queuer
+// should stay at the gate. If it does not answer, the next process has the turn.
+func (w *queuer) announce(t *ticket) bool {
 	timer := time.NewTimer(w.turnLimit())
 	defer timer.Stop()
 	select {
-	case taken := <-w.queue.cfg.Waiting.Turn(st.key):
+	case taken := <-w.queue.cfg.Waiting.Turn(t.key):
 		return taken
 	case <-timer.C:
 	case <-w.queue.ctx.Done():
@@ -203,9 +204,9 @@ func (w *queuer) announce(st *ticket) bool {
 
 func (w *queuer) turnLimit() time.Duration { return min(w.queue.cfg.TTL/2, turnLimit) }
 
-// wait stands in the server's queue for a slice at the most.
-func (w *queuer) wait(st *ticket, atGate, keepGate bool) (answer int, err error) {
-	mode, until, ok := w.queue.cfg.Waiting.Need(st.key)
+// wait waits in the server's queue for a slice at the most.
+func (w *queuer) wait(t *ticket, atGate, keepGate bool) (answer int, err error) {
+	mode, until, ok := w.queue.cfg.Waiting.Need(t.key)
 	if !ok { // it is about to be unwanted, or nobody could use a turn now
 		return w.idle(atGate)
 	}
@@ -214,13 +215,13 @@ func (w *queuer) wait(st *ticket, atGate, keepGate bool) (answer int, err error)
 		slice = max(min(slice, time.Until(until)), time.Millisecond)
 	}
 	params := [][]byte{
-		number(st.key.ID), boolean(st.key.Pair), boolean(mode == advisory.Shared), number(st.key.Gate()),
-		boolean(atGate), boolean(keepGate), number(slice.Milliseconds()),
+		pgtext.Int(t.key.ID), pgtext.Bool(t.key.Pair), pgtext.Bool(mode == advisory.Shared), pgtext.Int(t.key.Gate()),
+		pgtext.Bool(atGate), pgtext.Bool(keepGate), pgtext.Int(slice.Milliseconds()),
 	}
 	if w.slice == 0 {
 		statement, params = stmtTry, params[:len(params)-1]
 	}
-	row, err := w.call(st, slice, statement, params)
+	row, err := w.call(t, slice, statement, params)
 	if err != nil {
 		return 0, err
 	}
@@ -231,7 +232,7 @@ func (w *queuer) wait(st *ticket, atGate, keepGate bool) (answer int, err error)
 func (w *queuer) idle(atGate bool) (answer int, err error) {
 	w.sleep(2 * time.Millisecond)
 	if time.Since(w.heard) > signOfLife {
-		return notFirst, w.free()
+		return notFirst, w.freeGates()
 	}
 	if atGate {
 		return firstAtKey, nil
@@ -240,9 +241,9 @@ func (w *queuer) idle(atGate bool) (answer int, err error) {
 }
 
 // call runs a statement that may wait for a slice, and returns its only row.
-func (w *queuer) call(st *ticket, slice time.Duration, statement string, params [][]byte) (row [][]byte, err error) {
+func (w *queuer) call(t *ticket, slice time.Duration, statement string, params [][]byte) (row [][]byte, err error) {
 	w.queue.mu.Lock()
-	w.calling = !st.left
+	w.calling = !t.left
 	w.queue.mu.Unlock()
 	defer func() { err = errors.Join(err, w.called()) }()
 	ctx, cancel := context.WithTimeout(w.queue.ctx, slice+w.queue.cfg.TTL/4)
@@ -275,11 +276,11 @@ func (w *queuer) called() error {
 	return nil
 }
 
-// free gives the gate back.
-func (w *queuer) free() error {
+// freeGates gives back all that the session holds.
+func (w *queuer) freeGates() error {
 	ctx, cancel := context.WithTimeout(w.queue.ctx, w.queue.cfg.TTL/4)
 	defer cancel()
-	if _, err := w.session.PgConn().Exec(ctx, sqlFree).ReadAll(); err != nil {
+	if _, err := w.session.PgConn().Exec(ctx, sqlUnlockAll).ReadAll(); err != nil {
 		return fmt.Errorf("leave the gate: %w", err)
 	}
 	w.heard = time.Now()
@@ -308,7 +309,7 @@ func (w *queuer) dial() error {
 	return nil
 }
 
-// abandon cancels the wait under way, so that it does not stand in the queue for nobody. The protocol's
+// abandon cancels the wait under way, so that no session waits for nobody. The protocol's
 // cancel names the session by a secret, so it cannot hit another's. The caller holds the queue's mutex.
 func (w *queuer) abandon() {
 	if !w.calling {
@@ -325,7 +326,3 @@ func (w *queuer) abandon() {
 		done <- pg.CancelRequest(ctx) // without it the wait ends with its slice
 	}()
 }
-
-func number(n int64) []byte { return strconv.AppendInt(nil, n, 10) }
-
-func boolean(b bool) []byte { return strconv.AppendBool(nil, b) }

@@ -10,6 +10,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 )
 
 const (
@@ -27,15 +28,15 @@ const (
 	mostDoubles = 3 // 16 s: else single keys would wait for minutes
 )
 
-// attend waits for a wait's turns. Before it leaves, it gives back all that the session holds.
-func (w *queuer) attend(st *ticket) (err error) {
-	wait := st.wait
+// waitForSeveral waits for a wait's turns. Before it leaves, it gives back all that the session holds.
+func (w *queuer) waitForSeveral(t *ticket) (err error) {
+	wait := t.wait
 	gates, keys, began, pause := 0, 0, time.Now(), firstTry
 	defer func() {
 		w.setPlaced(wait, false)
-		w.note(wait, 0, false)
+		w.setGot(wait, 0, false)
 		if gates > 0 && err == nil {
-			err = w.free()
+			err = w.freeGates()
 		}
 	}()
 	if err := w.prepareSeveral(wait); err != nil {
@@ -43,14 +44,14 @@ func (w *queuer) attend(st *ticket) (err error) {
 	}
 	w.setPlaced(wait, true)
 	for {
-		if w.leaves(st, began) {
+		if w.mustStop(t, began) {
 			return nil
 		}
-		if gates, keys, err = w.gather(st, gates, keys); err != nil {
+		if gates, keys, err = w.gather(t, gates, keys); err != nil {
 			return err
 		}
 		if gates == wait.all && keys == wait.keys {
-			again, err := w.turn(st, began)
+			again, err := w.turn(t, began)
 			if err != nil || !again {
 				return err
 			}
@@ -62,36 +63,36 @@ func (w *queuer) attend(st *ticket) (err error) {
 	}
 }
 
-// leaves reports whether the queuer should leave a wait: it is unwanted, or others need the queuer and the wait has
+// mustStop reports whether the queuer should stop working for a wait: it is unwanted, or others need the queuer and the wait has
 // had it for long enough.
-func (w *queuer) leaves(st *ticket, began time.Time) bool {
+func (w *queuer) mustStop(t *ticket, began time.Time) bool {
 	crowded := w.queue.cfg.Budget.Crowded()
 	q := w.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
-	case st.left || q.ctx.Err() != nil || crowded:
+	case t.left || q.ctx.Err() != nil || crowded:
 		return true
 	case len(q.line) == 0:
 		return false
 	}
 	patience := max(w.slice, lastTry)
-	if st.wait.keys > 0 {
-		patience = gatherFor << min(st.wait.rounds, mostDoubles)
+	if t.wait.keys > 0 {
+		patience = gatherFor << min(t.wait.rounds, mostDoubles)
 	}
 	if time.Since(began) < patience {
 		return false
 	}
-	st.wait.rounds++
+	t.wait.rounds++
 	return true
 }
 
 // gather waits for the next gates and keys, for a slice at the most, and returns how many of each are held. When
 // they are all, the keys have been given back.
-func (w *queuer) gather(st *ticket, gates, keys int) (gatesHeld, keysHeld int, err error) {
-	wait := st.wait
-	row, err := w.call(st, w.slice, stmtSeveral, [][]byte{
-		wait.gates, wait.numbers, wait.pairs, number(int64(gates)), number(int64(keys)), number(w.slice.Milliseconds()),
+func (w *queuer) gather(t *ticket, gates, keys int) (gatesHeld, keysHeld int, err error) {
+	wait := t.wait
+	row, err := w.call(t, w.slice, stmtSeveral, [][]byte{
+		wait.gates, wait.numbers, wait.pairs, pgtext.Int(int64(gates)), pgtext.Int(int64(keys)), pgtext.Int(w.slice.Milliseconds()),
 	})
 	if err != nil {
 		return gates, keys, err
@@ -105,7 +106,7 @@ func (w *queuer) gather(st *ticket, gates, keys int) (gatesHeld, keysHeld int, e
 	if got == wait.keys { // they were given back
 		got = 0
 	}
-	w.note(wait, got, keysHeld < wait.keys)
+	w.setGot(wait, got, keysHeld < wait.keys)
 	return gatesHeld, keysHeld, nil
 }
 
@@ -115,8 +116,8 @@ func (w *queuer) setPlaced(wait *Wait, placed bool) {
 	wait.placed = placed
 }
 
-// note takes note of how far a wait has come.
-func (w *queuer) note(wait *Wait, got int, known bool) {
+// setGot records how far a wait has come.
+func (w *queuer) setGot(wait *Wait, got int, known bool) {
 	w.queue.mu.Lock()
 	moved := wait.got != got || wait.known != known
 	wait.got, wait.known = got, known
@@ -128,8 +129,8 @@ func (w *queuer) note(wait *Wait, got int, known bool) {
 
 // turn is a wait's turn, until its owner has used it, it has lasted too long, or the queuer must leave. It returns true
 // if the keys shall be waited for again.
-func (w *queuer) turn(st *ticket, began time.Time) (again bool, err error) {
-	wait, q := st.wait, w.queue
+func (w *queuer) turn(t *ticket, began time.Time) (again bool, err error) {
+	wait, q := t.wait, w.queue
 	q.mu.Lock()
 	wait.turn, wait.over, wait.busy = true, false, wait.keys > 0
 	q.mu.Unlock()
@@ -147,14 +148,14 @@ func (w *queuer) turn(st *ticket, began time.Time) (again bool, err error) {
 	}
 	for {
 		q.mu.Lock()
-		over, left := wait.over, st.left
+		over, left := wait.over, t.left
 		q.mu.Unlock()
 		switch {
 		case left:
 			return false, nil
 		case over:
 			return wait.keys > 0, nil
-		case wait.keys == 0 && w.leaves(st, began):
+		case wait.keys == 0 && w.mustStop(t, began):
 			return false, nil
 		}
 		select {
@@ -164,20 +165,20 @@ func (w *queuer) turn(st *ticket, began time.Time) (again bool, err error) {
 		case <-q.ctx.Done():
 			return false, nil
 		case <-sign.C:
-			if err := w.live(st); err != nil {
+			if err := w.ping(t); err != nil {
 				return false, err
 			}
 		}
 	}
 }
 
-// live is a sign of life, and hears of the session's death.
-func (w *queuer) live(st *ticket) error {
-	_, err := w.call(st, 0, stmtSeveral, [][]byte{[]byte("{}"), []byte("{}"), []byte("{}"), number(0), number(0), number(0)})
+// ping gives a sign of life, and fails when the session is dead.
+func (w *queuer) ping(t *ticket) error {
+	_, err := w.call(t, 0, stmtSeveral, [][]byte{[]byte("{}"), []byte("{}"), []byte("{}"), pgtext.Int(0), pgtext.Int(0), pgtext.Int(0)})
 	return err
 }
 
-// prepareSeveral prepares the statement for waits. A schema without its function is told to the wait's owner.
+// prepareSeveral prepares the statement for waits. If the schema lacks its function, the wait fails.
 func (w *queuer) prepareSeveral(wait *Wait) error {
 	if w.several {
 		return nil

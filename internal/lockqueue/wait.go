@@ -2,16 +2,15 @@ package lockqueue
 
 import (
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
+	"github.com/pgbaton/pgbaton/internal/pgtext"
 )
 
 // Wait is a wait for several keys at the same time, or at one gate, that its owner follows. It has a turn when its
-// session stands first at all gates and all keys were free a moment ago. In a turn of keys the owner tries them,
-// and says Again or Leave; after [turnLimit] the turn is over in any case. A turn at a gate without a key goes on
+// session is first at all gates and all keys were free a moment ago. In a turn of keys the owner tries them,
+// and calls Again or Leave; after [turnLimit] the turn is over in any case. A turn at a gate without a key goes on
 // until Pass or Leave, or until other tickets need the session.
 //
 // The methods are safe for concurrent use. Leave must be called.
@@ -31,7 +30,7 @@ type Wait struct {
 	placed bool // a session waits for it: one that is assigned may still be dialling
 	turn   bool // it is its turn
 	over   bool // the owner has used the turn, or does not want it
-	busy   bool // until the owner says Again there is nothing to wait for: it tries keys, or is stuck
+	busy   bool // until the owner calls Again there is nothing to wait for: it tries keys, or is stuck
 	got    int  // keys that the session holds
 	known  bool // and it waits for the next one
 	rounds int  // how often it has given way to others
@@ -40,23 +39,25 @@ type Wait struct {
 
 // Gather waits for keys, which must be in the order in which everybody takes them.
 func (q *Queue) Gather(keys []advisory.Key) *Wait {
-	gates := make([]advisory.Key, len(keys))
+	gates := make([]int64, len(keys))
 	for i, key := range keys {
-		gates[i] = advisory.Key{ID: key.Gate()}
+		gates[i] = key.Gate()
 	}
 	return q.follow(gates, keys)
 }
 
 // AtGate waits at a gate. Its owner sees to it that only one of the process does.
-func (q *Queue) AtGate(gate advisory.Key) *Wait { return q.follow([]advisory.Key{gate}, nil) }
+func (q *Queue) AtGate(gate advisory.Key) *Wait { return q.follow([]int64{gate.ID}, nil) }
 
-func (q *Queue) follow(gates, keys []advisory.Key) *Wait {
+func (q *Queue) follow(gates []int64, keys []advisory.Key) *Wait {
+	numbers, pairs := make([]int64, len(keys)), make([]bool, len(keys))
+	for i, key := range keys {
+		numbers[i], pairs[i] = key.ID, key.Pair
+	}
 	w := &Wait{
 		queue: q, keys: len(keys), all: len(gates),
-		gates:   array(gates, func(k advisory.Key) string { return strconv.FormatInt(k.ID, 10) }),
-		numbers: array(keys, func(k advisory.Key) string { return strconv.FormatInt(k.ID, 10) }),
-		pairs:   array(keys, func(k advisory.Key) string { return strconv.FormatBool(k.Pair) }),
-		ready:   make(chan struct{}, 1), moved: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
+		gates: pgtext.Ints(gates), numbers: pgtext.Ints(numbers), pairs: pgtext.Bools(pairs),
+		ready: make(chan struct{}, 1), moved: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
 	}
 	w.ticket = &ticket{wait: w}
 	q.mu.Lock()
@@ -64,18 +65,9 @@ func (q *Queue) follow(gates, keys []advisory.Key) *Wait {
 	if !q.closed {
 		q.waits[w] = struct{}{}
 		q.line = append(q.line, w.ticket)
-		q.staff()
+		q.assign()
 	}
 	return w
-}
-
-// array writes an array as PostgreSQL reads it.
-func array(keys []advisory.Key, text func(advisory.Key) string) []byte {
-	elements := make([]string, len(keys))
-	for i, key := range keys {
-		elements[i] = text(key)
-	}
-	return []byte("{" + strings.Join(elements, ",") + "}")
 }
 
 // Ready gets a value when a turn begins, or the wait has failed.
@@ -113,7 +105,7 @@ func (w *Wait) Err() error {
 	return w.err
 }
 
-// Again says that a key was taken by a passer-by. It is waited for, still first at the gates if the turn is on.
+// Again reports that a key was taken by a passer-by. It is waited for, still first at the gates if the turn is on.
 // After Park the wait for a turn goes on.
 func (w *Wait) Again() {
 	q := w.queue
@@ -123,7 +115,7 @@ func (w *Wait) Again() {
 	chans.Signal(w.nudge)
 	if w.ticket.queuer == nil && !w.ticket.left && !q.closed && !slices.Contains(q.line, w.ticket) {
 		q.line = append(q.line, w.ticket)
-		q.staff()
+		q.assign()
 	}
 }
 
@@ -135,7 +127,7 @@ func (w *Wait) Park() {
 	chans.Signal(w.nudge)
 }
 
-// Pass ends a turn at a gate: the next process comes first, and this one stands behind it.
+// Pass ends a turn at a gate: the next process comes first, and this one comes behind it.
 func (w *Wait) Pass() {
 	w.queue.mu.Lock()
 	defer w.queue.mu.Unlock()
@@ -158,7 +150,7 @@ func (w *Wait) Leave() {
 		chans.Signal(w.nudge)
 		return
 	}
-	q.unline(w.ticket)
+	q.dequeue(w.ticket)
 }
 
 // fail ends a wait whose owner cannot be helped.

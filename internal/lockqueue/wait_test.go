@@ -141,14 +141,14 @@ func TestWait_NoSetStarves(t *testing.T) {
 	const sets = 5
 	f := open(t, 3*time.Second, 2)
 	f.lock(2 * sets)
-	var posts []*Wait
+	var waits []*Wait
 	for i := range sets {
-		posts = append(posts, f.Gather([]advisory.Key{{ID: int64(2 * i)}, {ID: int64(2*i + 1)}}))
+		waits = append(waits, f.Gather([]advisory.Key{{ID: int64(2 * i)}, {ID: int64(2*i + 1)}}))
 	}
 	f.within("each has its time", func() bool {
 		f.Queue.mu.Lock()
 		defer f.Queue.mu.Unlock()
-		for _, p := range posts {
+		for _, p := range waits {
 			if p.rounds == 0 {
 				return false
 			}
@@ -156,13 +156,13 @@ func TestWait_NoSetStarves(t *testing.T) {
 		return true
 	})
 	f.unlock()
-	for _, p := range posts {
+	for _, p := range waits {
 		f.ready(p)
 		p.Leave()
 	}
 }
 
-// Whenever the session of a post is ended, nothing is left behind, and the post starts anew.
+// Whenever the session of a wait is ended, nothing is left behind, and the wait starts anew.
 func TestWait_KilledAtEveryStep(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute, 4)
@@ -189,23 +189,23 @@ func TestWait_KilledAtEveryStep(t *testing.T) {
 }
 
 // A wait leaves for a session that something else needs.
-func TestWait_MakesRoom(t *testing.T) {
+func TestWait_GivesWay(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute, 4)
-	var posts []*Wait
+	var waits []*Wait
 	for i := range 3 {
-		posts = append(posts, f.AtGate(advisory.Key{ID: int64(70 + i)}))
-		f.ready(posts[i])
+		waits = append(waits, f.AtGate(advisory.Key{ID: int64(70 + i)}))
+		f.ready(waits[i])
 	}
 	f.within("a place is given up", func() bool {
 		if f.cfg.Budget.Take(session.Sidecar) {
 			return true
 		}
 		require.True(t, f.cfg.Budget.Crowded())
-		f.MakeRoom()
+		f.GiveWay()
 		return false
 	})
-	for _, p := range posts {
+	for _, p := range waits {
 		p.Leave()
 	}
 	f.holds(0)

@@ -1,8 +1,8 @@
 // Package migrator brings the schema pgbaton up to date, in databases that others use as well.
 //
 // What it guarantees. [Run] applies a file and records its version in one transaction, under golang-migrate's advisory
-// lock, so that both tools can be at work at the same time. What is there is read from the schema, never from the version
-// row: the row only tells other tools, and is set right when the schema says otherwise. Run returns nil only if the schema
+// lock, so that both tools can be at work at the same time. The version is read from the schema, never from the version
+// row: the row only informs other tools, and is set right when the schema says otherwise. Run returns nil only if the schema
 // has a version at least as new as the newest file, and every table, sequence and function that the files make up to
 // it.
 //

@@ -67,7 +67,7 @@ WHERE n.nspname = 'pgbaton'`
 
 var versionInBody = regexp.MustCompile(`^\s*BEGIN ATOMIC\s+SELECT (\d{1,9})(?: AS \w+)?,`)
 
-// judge says why nothing should be done with what was found.
+// judge reports why nothing should be done with what was found.
 func judge(recorded row, found schema, files []migration, p place) error {
 	switch {
 	case !found.exists:
@@ -107,7 +107,7 @@ func judge(recorded row, found schema, files []migration, p place) error {
 		recorded.version, p.table(), found.version, reason)
 }
 
-// refuseToAlter says why files may not be applied to the schema by the migrating role.
+// refuseToAlter reports why files may not be applied to the schema by the migrating role.
 func (s schema) refuseToAlter(p place) error {
 	switch {
 	case !s.exists:

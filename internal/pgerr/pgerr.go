@@ -105,7 +105,7 @@ func libpqField(err error, field byte) string {
 	return ""
 }
 
-// protocolViolation is what PgBouncer answers when it has no room, with a message of its own; newer ones say tooMany.
+// protocolViolation is what PgBouncer answers when it is full, with a message of its own; newer ones say tooMany.
 const (
 	protocolViolation = "08P01"
 	tooMany           = "53300"
@@ -169,7 +169,7 @@ func Translate(err error) error {
 	return fmt.Errorf("%w: %w", sentinel, err)
 }
 
-// Schema says what to do when a statement of the library's own failed because the schema, or something in it, is
+// Schema reports what to do when a statement of the library's own failed because the schema, or something in it, is
 // missing or forbidden. Other errors, and one that has been translated, are returned as they are.
 func Schema(err error) error {
 	if errors.Is(err, lockerr.Schema) {

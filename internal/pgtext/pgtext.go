@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// ErrAnswer says that an answer is not what the statement returns.
+// ErrAnswer means that an answer is not what the statement returns.
 var ErrAnswer = errors.New("the server's answer does not fit the statement sent")
 
 // Int is a number.

@@ -30,7 +30,7 @@ type aside struct {
 	then      func(err error) // told how it ended; nil if nobody wants to know
 }
 
-func tell(asides []aside, err error) {
+func conclude(asides []aside, err error) {
 	for _, a := range asides {
 		if a.then != nil {
 			a.then(err)
@@ -47,11 +47,11 @@ func (b *batch[O]) reset() {
 	*b = batch[O]{ops: b.ops[:0], round: b.round, asides: b.asides[:0], sinks: b.sinks[:0], parsed: b.parsed[:0]}
 }
 
-// ErrProtocol says that the server has not answered what it was asked.
+// ErrProtocol means that the server has not answered what it was asked.
 var ErrProtocol = errors.New("the server's answer does not fit the statement sent")
 
-// take digests one message of the batch's answer and reports whether it was the last.
-func (b *batch[O]) take(msg pgproto3.BackendMessage) (bool, error) {
+// accept digests one message of the batch's answer and reports whether it was the last.
+func (b *batch[O]) accept(msg pgproto3.BackendMessage) (bool, error) {
 	switch msg := msg.(type) {
 	case *pgproto3.DataRow:
 		if b.answered >= len(b.sinks) {

@@ -6,13 +6,13 @@
 //     with the pipeline.
 //   - It stops trusting itself TTL − TTL/10 after the last answered message was sent. The server ends the session TTL after
 //     that message's statement ended, so no earlier than TTL after it was sent.
-//   - A dead session is noticed within milliseconds, also while the pipeline is idle: somebody is always reading.
+//   - A dead session is noticed within milliseconds, also while the pipeline is idle: a goroutine is always reading.
 //   - After a failed round trip nothing is sent before the owner has set right what the round trip may have left behind.
 //   - A lost pipeline stays lost: its trust does not come back, and its signal of jeopardy stays closed.
 //
 // # What it does not
 //
-// It does not bound what a statement waits for in the server. An owner whose statements wait delays everybody's.
+// It does not bound what a statement waits for in the server. An owner whose statements wait delays the other callers.
 //
 // # How it works
 //
@@ -20,7 +20,7 @@
 // round trip and takes their rows: see [Owner] and [Round]. A round trip is one implicit transaction. There is one reader at a
 // time. A goroutine that waits for its own answer reads for everybody while nobody else does, so a lone caller pays no
 // change of goroutine. A reader of the pipeline's own takes over when answers are due and no caller reads, and while
-// the pipeline is idle. A caller whose context ends gives the reading up and leaves its operation behind, to be answered
+// the pipeline is idle. A caller whose context ends stops reading; its operation is still answered
 // to the owner.
 //
 // The pipeline has two goroutines, the reader and the keeper. They end soon after the pipeline has failed, and belong to

@@ -24,7 +24,7 @@ type socket struct {
 	looked atomic.Int64    // when it was looked at last, in nanoseconds after the pipeline was born
 	asked  atomic.Int32    // batches under way: what is unread may be their answers
 
-	// Of the one who looks.
+	// Of the goroutine that looks.
 	looking atomic.Bool
 	look    func(fd uintptr)
 	buf     [256]byte

@@ -24,7 +24,7 @@ const (
 	// maxFlight is how many round trips may be under way: with two the server works on one while the
 	// client digests the other.
 	maxFlight = 2
-	// idleAfter is when a pipeline without traffic gets its standing read.
+	// idleAfter is when a pipeline without traffic gets its idle read.
 	idleAfter = 2 * time.Millisecond
 )
 
@@ -101,7 +101,7 @@ func New[O any](ctx context.Context, s *session.Session, owner Owner[O], cfg Con
 	}
 	cfg.Workers.Add(2)
 	go p.attend()
-	go p.keep()
+	go p.keepAlive()
 	s.OnMove(func(cause error) {
 		p.Fail(cause)
 		<-p.done // another may be telling the owner already
@@ -132,7 +132,7 @@ func (p *Pipeline[O]) Ask(statement *Statement, sink Sink, then func(err error))
 	if p.closed {
 		cause := p.cause
 		p.mu.Unlock()
-		tell([]aside{asked}, cause)
+		conclude([]aside{asked}, cause)
 		return
 	}
 	p.asides = append(p.asides, asked)
@@ -212,7 +212,7 @@ func (p *Pipeline[O]) Fail(cause error) {
 	closeNow(p.conn)
 	p.left()
 	close(p.done)
-	tell(asides, cause)
+	conclude(asides, cause)
 	p.owner.Closed()
 }
 

@@ -23,7 +23,7 @@ func (p *Pipeline[O]) Help(ctx context.Context, done func() bool) {
 		p.Attend() // what this goroutine has sent may be somebody else's
 		return
 	}
-	turn, ok := p.claim(false)
+	turn, ok := p.startReading(false)
 	if !ok {
 		return
 	}
@@ -36,7 +36,7 @@ func (p *Pipeline[O]) Help(ctx context.Context, done func() bool) {
 			break
 		}
 	}
-	p.yield()
+	p.stopReading()
 }
 
 // Attend makes sure that somebody reads the answers to what was submitted.
@@ -49,8 +49,8 @@ func (p *Pipeline[O]) Attend() {
 	}
 }
 
-// claim makes the caller the reader, if there is none and there is something to read for it.
-func (p *Pipeline[O]) claim(own bool) (uint64, bool) {
+// startReading makes the caller the reader, if there is none and there is something to read for it.
+func (p *Pipeline[O]) startReading(own bool) (uint64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reading || p.closed || (!own && (len(p.flight) == 0 || len(p.failed) > 0)) {
@@ -62,8 +62,8 @@ func (p *Pipeline[O]) claim(own bool) (uint64, bool) {
 	return p.turn, true
 }
 
-// yield ends the reader's turn.
-func (p *Pipeline[O]) yield() {
+// stopReading ends the reader's turn.
+func (p *Pipeline[O]) stopReading() {
 	p.mu.Lock()
 	p.reading, p.attended = false, false
 	if p.interrupted {
@@ -77,7 +77,7 @@ func (p *Pipeline[O]) yield() {
 	}
 }
 
-// interrupt ends the turn of one reader, who may be blocked in a read.
+// interrupt ends the turn of one reader, which may be blocked in a read.
 func (p *Pipeline[O]) interrupt(turn uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -94,7 +94,7 @@ func (p *Pipeline[O]) due() bool {
 	return len(p.flight) > 0 && len(p.failed) == 0
 }
 
-// attend is the pipeline's own reader: it takes over from callers, sets failed batches right, and stands by
+// attend is the pipeline's own reader: it takes over from callers, sets failed batches right, and reads
 // while the pipeline is idle.
 func (p *Pipeline[O]) attend() {
 	defer p.cfg.Workers.Done()
@@ -104,12 +104,12 @@ func (p *Pipeline[O]) attend() {
 			return
 		case <-p.wake:
 		}
-		if _, ok := p.claim(true); !ok {
+		if _, ok := p.startReading(true); !ok {
 			chans.Signal(p.nudge) // a caller was faster; the keeper must look again when it has left
 			continue
 		}
-		err := p.serve()
-		p.yield()
+		err := p.readAll()
+		p.stopReading()
 		if err != nil && !errors.Is(err, errInterrupted) {
 			return // the pipeline has failed
 		}
@@ -117,8 +117,8 @@ func (p *Pipeline[O]) attend() {
 	}
 }
 
-// serve reads until nothing is under way; with nothing under way it reads until something was.
-func (p *Pipeline[O]) serve() error {
+// readAll reads until nothing is under way; with nothing under way it reads until something was.
+func (p *Pipeline[O]) readAll() error {
 	for {
 		p.mu.Lock()
 		broken := len(p.failed) > 0 && len(p.flight) == 0
@@ -153,7 +153,7 @@ func (p *Pipeline[O]) read() error {
 		if b == nil {
 			continue // a notice or a changed parameter, asked for by nobody
 		}
-		finished, err := b.take(msg)
+		finished, err := b.accept(msg)
 		if err != nil {
 			return p.readError(err)
 		}
@@ -209,7 +209,7 @@ func (p *Pipeline[O]) oldest() *batch[O] {
 // finish takes an answered batch out of flight and tells the owner.
 func (p *Pipeline[O]) finish(b *batch[O]) error {
 	now := time.Now()
-	// An answer that lay unread while this process stood still proves nothing.
+	// An answer that lay unread while this process was paused proves nothing.
 	if now.Sub(b.sent) >= p.trustSpan() {
 		return p.readError(p.Expired())
 	}
@@ -234,7 +234,7 @@ func (p *Pipeline[O]) finish(b *batch[O]) error {
 	if len(b.ops) > 0 {
 		b.round.Complete(b.ops, b.sent) // from here on the operations may be used anew
 	}
-	tell(b.asides, nil)
+	conclude(b.asides, nil)
 	b.reset()
 	p.mu.Lock()
 	p.spare = append(p.spare, b)

@@ -73,7 +73,7 @@ func (r *Repairer[O]) Run(ops []O) error {
 		if err != nil {
 			return err
 		}
-		switch finished, err := b.take(msg); {
+		switch finished, err := b.accept(msg); {
 		case err != nil:
 			return err
 		case finished && b.err != nil:
@@ -119,7 +119,7 @@ func (p *Pipeline[O]) mend() error {
 		if len(b.ops) > 0 {
 			b.round.Refuse(b.ops, b.culprit(), b.err)
 		}
-		tell(b.asides, Refusal(b.err))
+		conclude(b.asides, Refusal(b.err))
 	}
 	p.pump()
 	return nil

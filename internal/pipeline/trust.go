@@ -8,13 +8,10 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/trust"
 )
 
-// TrustSpan returns for how long after a message was sent its answer shows that the session lives. The margin
-// is for telling the owner before the server can end the session.
-func TrustSpan(ttl time.Duration) time.Duration { return ttl - ttl/10 }
-
-func (p *Pipeline[O]) trustSpan() time.Duration { return TrustSpan(p.cfg.TTL) }
+func (p *Pipeline[O]) trustSpan() time.Duration { return trust.Span(p.cfg.TTL) }
 
 // Trusted reports whether, at a moment, what the session holds can still be relied on.
 func (p *Pipeline[O]) Trusted(now time.Time) bool {
@@ -37,7 +34,7 @@ func (p *Pipeline[O]) trust(sent time.Time) {
 // Expired returns the cause of the loss of a pipeline that can no longer be trusted.
 func (p *Pipeline[O]) Expired() error {
 	return &lockerr.LossError{Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no answer from the server to anything "+
-		"sent in the last %v (TTL %v); this process or the network stood still", p.trustSpan(), p.cfg.TTL)}
+		"sent in the last %v (TTL %v); this process or the network stalled", p.trustSpan(), p.cfg.TTL)}
 }
 
 // jeopardy is the signal that more than half of the trust is gone without an answer, or all of it.

@@ -66,7 +66,7 @@ func Struct(typ reflect.Type) (*Record, error) {
 	return r, nil
 }
 
-// check says what is wrong with the columns.
+// check reports what is wrong with the columns.
 func (r *Record) check() error {
 	seen := map[string]bool{}
 	for _, column := range r.Columns {

@@ -16,7 +16,7 @@ import (
 // search_path, or before a migration. So they only choose the way to do a thing and the spelling of columns; what is
 // refused because of them is looked up again first.
 type Facts struct {
-	// Moving says that rows may move to another partition, or that it is not known.
+	// Moving reports that rows may move to another partition, or that it is not known.
 	Moving bool
 	// foreign names the foreign tables among the table and its partitions; "" for none.
 	foreign string

@@ -20,7 +20,7 @@ const (
 	mostLooks = 3
 )
 
-// UnsettledError says that a statement found no row to lock or to write though there is one. Another try tells more; the
+// UnsettledError reports that a statement found no row to lock or to write though there is one. Another try tells more; the
 // error is what it means if it does not.
 type UnsettledError struct{ Err error }
 
@@ -116,7 +116,7 @@ func (s *savepoint) run(ctx context.Context, f func() error) error {
 	for attempt := 1; ; attempt++ {
 		err := f()
 		if err == nil {
-			return s.leave(ctx)
+			return s.release(ctx)
 		}
 		if ctx.Err() != nil || !s.survives(err) {
 			return settled(err)
@@ -160,8 +160,8 @@ func (s *savepoint) survives(err error) bool {
 	return true
 }
 
-// leave keeps what was done since the savepoint, and the settings from before.
-func (s *savepoint) leave(ctx context.Context) error {
+// release keeps what was done since the savepoint, and the settings from before.
+func (s *savepoint) release(ctx context.Context) error {
 	steps := []step{{sql: sqlReleaseSavepoint}}
 	if s.wait != 0 {
 		var ignored string

@@ -53,9 +53,9 @@ func (l *Line) claim(a *actions, answer chan<- int) {
 		c.waiters = append(c.waiters, w)
 		wants = append(wants, int32(w.Value.n)) //nolint:gosec // at most the capacity
 	}
-	head, standing := answer != nil, l.state.atGate()
+	head, atGate := answer != nil, l.state.atGate()
 	queue := time.Duration(0)
-	if head && !standing && a.now.Sub(l.served) >= restPooled {
+	if head && !atGate && a.now.Sub(l.served) >= pausePooled {
 		queue = turnPooled
 	}
 	m.writes += total
@@ -64,7 +64,7 @@ func (l *Line) claim(a *actions, answer chan<- int) {
 		Statement: &stmtClaim, Alone: head, First: true, Then: c.answered,
 		Params: [][]byte{
 			pgtext.Int(int64(l.id)), pgtext.Int(l.gate.ID), pgtext.Int(m.session.holder()), pgtext.Ints(wants),
-			pgtext.Int(m.cfg.TTL.Milliseconds()), pgtext.Bool(standing), pgtext.Int(queue.Milliseconds()), pgtext.Bool(m.cfg.Pooled),
+			pgtext.Int(m.cfg.TTL.Milliseconds()), pgtext.Bool(atGate), pgtext.Int(queue.Milliseconds()), pgtext.Bool(m.cfg.Pooled),
 		},
 	})
 }
@@ -152,7 +152,7 @@ func (c *claimCall) settle(op *sidecar.Op, a *actions) (granted int, err error) 
 	return answer.granted, nil
 }
 
-// receive grants the slots that a claim has brought. What is left goes back.
+// receive grants the slots that a claim has brought. The slots that are left go back.
 func (m *Manager) receive(c *claim, slots []int32, a *actions) {
 	switch {
 	case c.session != m.session:

@@ -5,7 +5,7 @@
 //   - A permit has slots of its own, claimed on the server for a time, from its grant to the call of Release or
 //     the news of its loss; the time is renewed while the process can reach the server.
 //   - Waiters of one semaphore are served in the order of arrival in the process, each with all that it wants.
-//     None passes another because it wants less, here or, where sessions can stand at the gate, in another process.
+//     None passes another because it wants less, here or, where sessions can wait at the gate, in another process.
 //   - Slots that are released are handed over to the next in line in memory, if they are enough for it, at most
 //     [tokensPerClaim] − 1 times and for a [tenure]. Then they go back to the server.
 //   - Waiters share a statement, and so do releases.
@@ -25,11 +25,11 @@
 // # How it works
 //
 // Each semaphore has one line, with its waiters. A line asks for slots with one statement at a time, a claim. If a claim
-// does not bring enough, the line sends its head, a goroutine, which stands in the server's queue for the semaphore's
+// does not bring enough, the line sends its head, a goroutine, which waits in the server's queue for the semaphore's
 // gate, with a session that only waits. The process whose turn it is looks for slots when a notification says that some
 // were released, and every now and then, until it gets some, and lets the next process to the gate. A claim that does
 // not come from there is refused while anybody is. A process that freezes there loses its turn within a second, since
-// its session says four times in that time that it lives, or dies. Behind a pooler no session can stand anywhere, nor
+// its session says four times in that time that it lives, or dies. Behind a pooler no session can wait anywhere, nor
 // can one where all are busy: there the head asks every now and then, and a row says whose turn it is, for half a second
 // at a time, and that it is the gate's afterwards.
 //
@@ -46,7 +46,7 @@
 //	turn         | -             | never  | never             | turnAsking, claim ahead   | never      | queued       | never
 //	turnAsking   | -             | turn   | turn              | never                     | never      | queuedAsking | never
 //
-// The states say two things: whether a claim is under way (those with Asking), and whether the head is away, in the
+// The states say two things: whether a claim is under way (the states with Asking), and whether the head is away, in the
 // queue or at its turn. The events:
 //
 //   - wanted: somebody is in line, there is a session, and the semaphore is not being looked up.
@@ -75,10 +75,10 @@ const (
 	tenure = time.Second
 	// pollEvery is about how often the head of a line looks for slots of which no notification came.
 	pollEvery = 200 * time.Millisecond
-	// pollPooled is the same for a head that cannot stand at the gate, and may get no notifications.
+	// pollPooled is the same for a head that cannot wait at the gate, and may get no notifications.
 	pollPooled = 80 * time.Millisecond
-	// restPooled is how long a head that had a turn leaves the next to others: each of them asks once in that time.
-	restPooled = 2 * pollPooled
+	// pausePooled is how long a head that had a turn leaves the next to others: each of them asks once in that time.
+	pausePooled = 2 * pollPooled
 	// patience is for the answer to the claim of a head that keeps others from the gate.
 	patience = 700 * time.Millisecond
 	// turnPooled is how long a turn lasts that nobody can see the end of.

@@ -41,7 +41,7 @@ func (g *giveBack) answer(result error, a *actions) {
 	}
 }
 
-// giveBacks are the slots that go back to the server. Each stands in one of three lists. Guarded by the manager's mutex.
+// giveBacks are the slots that go back to the server. Each is in one of three lists. Guarded by the manager's mutex.
 //
 //	           | the statement is sent | answered   | undone: others had rows | Release no longer waits
 //	fresh      | sent                  |            |                         | fresh, freed nevertheless
@@ -51,7 +51,7 @@ type giveBacks struct {
 	fresh   []*giveBack // to be sent
 	sent    []*giveBack // in the statement under way
 	stuck   []*giveBack // others had the table, or rows of them
-	resting bool        // the stuck ones are not sent yet
+	pausing bool        // the stuck ones are not sent yet
 }
 
 // none reports whether nothing is left to free.
@@ -93,7 +93,7 @@ func (m *Manager) giveBack(c *claim, slots []int32, p *Permit, a *actions) {
 
 var stmtFree = pipeline.Statement{Name: "pgbaton_free_slots", SQL: "SELECT * FROM pgbaton.free_slots($1, $2, $3, $4, $5)"}
 
-// free frees the slots that go back, in one statement, unless one is under way. Those that were stuck come after a rest,
+// free frees the slots that go back, in one statement, unless one is under way. Stuck slots come after a pause,
 // when there are no others, each by itself: it may be the one whose row others have.
 func (m *Manager) free(a *actions) {
 	g := &m.returns
@@ -111,7 +111,7 @@ func (m *Manager) free(a *actions) {
 		}
 		g.sent = slices.Clone(g.fresh[:count])
 		g.fresh = slices.Delete(g.fresh, 0, count)
-	case len(g.stuck) > 0 && !g.resting:
+	case len(g.stuck) > 0 && !g.pausing:
 		g.sent = []*giveBack{g.stuck[0]}
 		g.stuck = slices.Delete(g.stuck, 0, 1)
 	default:
@@ -171,20 +171,20 @@ func (m *Manager) wereFreed(op *sidecar.Op, began time.Time) {
 			}
 		}
 		if again {
-			m.rest(a.now.Sub(began))
+			m.pauseFreeing(a.now.Sub(began))
 		}
 		m.free(a)
 		m.dismiss(a)
 	})
 }
 
-// rest lets what is stuck wait for about as long as it has kept the session from others. The caller holds the mutex.
-func (m *Manager) rest(about time.Duration) {
+// pauseFreeing lets what is stuck wait for about as long as it has kept the session from others. The caller holds the mutex.
+func (m *Manager) pauseFreeing(about time.Duration) {
 	const least, most = 20 * time.Millisecond, time.Second
-	if m.returns.resting {
+	if m.returns.pausing {
 		return
 	}
-	m.returns.resting = true
+	m.returns.pausing = true
 	m.start(func() {
 		timer := time.NewTimer(min(max(about, least), most))
 		defer timer.Stop()
@@ -193,7 +193,7 @@ func (m *Manager) rest(about time.Duration) {
 		case <-m.noneLeft:
 		}
 		m.step(func(a *actions) {
-			m.returns.resting = false
+			m.returns.pausing = false
 			m.free(a)
 		})
 	})

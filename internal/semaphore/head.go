@@ -26,7 +26,7 @@ type head struct {
 
 // run goes to the queue, again and again, until nobody waits any longer.
 func (h *head) run() {
-	defer h.leave()
+	defer h.giveUpPlace()
 	for {
 		err := h.takeTurn()
 		if !h.goesOn(err) {
@@ -54,8 +54,8 @@ func (h *head) goesOn(err error) (wanted bool) {
 	return wanted
 }
 
-// leave gives the place in the queue back.
-func (h *head) leave() {
+// giveUpPlace gives the place in the queue back.
+func (h *head) giveUpPlace() {
 	if h.place != nil {
 		h.place.Leave()
 		h.place = nil
@@ -63,15 +63,15 @@ func (h *head) leave() {
 }
 
 // takeTurn waits for its turn and then for slots, and lets the next process to the gate. A head that cannot claim,
-// because there is no session, does not stand in the way of others. One that cannot stand at the gate, because of a
+// because there is no session, does not block others. One that cannot wait at the gate, because of a
 // pooler or because all sessions that could are busy, looks every now and then.
 func (h *head) takeTurn() error {
 	m := h.line.manager
 	if !m.connected() {
-		h.leave()
+		h.giveUpPlace()
 	}
 	if _, err := m.sidecar.Holder(h.ctx); err != nil {
-		h.leave()
+		h.giveUpPlace()
 		h.pause(pollEvery)
 		return nil
 	}
@@ -80,7 +80,7 @@ func (h *head) takeTurn() error {
 		return nil
 	}
 	if h.line.asks() { // for waiters that have left: a turn could not be used before the answer
-		h.leave()
+		h.giveUpPlace()
 		h.pause(pollPooled / 8)
 		return nil
 	}
@@ -96,9 +96,9 @@ func (h *head) takeTurn() error {
 			if err := h.place.Err(); err != nil {
 				return err
 			}
-			h.line.tell(turnBegan)
+			h.line.note(turnBegan)
 			done := h.lookForSlots(true)
-			h.line.tell(turnEnded)
+			h.line.note(turnEnded)
 			if done {
 				return nil
 			}
@@ -119,8 +119,8 @@ func (l *Line) asks() bool {
 	return l.state.asking()
 }
 
-// tell tells the line of an event that needs nothing.
-func (l *Line) tell(e event) { l.manager.step(func(a *actions) { l.happens(e, a, nil) }) }
+// note has the line handle an event that needs nothing.
+func (l *Line) note(e event) { l.manager.step(func(a *actions) { l.happens(e, a, nil) }) }
 
 // lookForSlots claims slots until some were granted, or the head is called off, or there is no session to claim with. It
 // returns false if its turn at the gate is over before that: other keys needed the session, or a claim was not answered

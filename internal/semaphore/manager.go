@@ -18,7 +18,7 @@ import (
 type Place interface {
 	Ready() <-chan struct{} // gets a value when a turn begins
 	Held() bool             // whether it is its turn
-	Placed() bool           // whether a session stands there
+	Placed() bool           // whether a session waits there
 	Err() error             // why there will be no turn
 	Pass()                  // lets the next process come to the gate, and queues behind it
 	Park()                  // lets the next process come to the gate, and is away from there until Again
@@ -30,8 +30,8 @@ type Place interface {
 type Config struct {
 	TTL     time.Duration
 	Sidecar *sidecar.Sidecar
-	Pooled  bool                          // no session can stand at a gate
-	Queue   func(gate advisory.Key) Place // stands at a gate; nil if Pooled
+	Pooled  bool                          // no session can wait at a gate
+	Queue   func(gate advisory.Key) Place // waits at a gate; nil if Pooled
 	Report  func(event string, err error) // for the log
 }
 

@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/dbtest"
+	"github.com/pgbaton/pgbaton/internal/testkit"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
@@ -305,7 +305,7 @@ func TestModel(t *testing.T) { //nolint:tparallel // Seeds waits for its own, so
 	}
 	seeds := *modelSeeds
 	if seeds == 0 {
-		seeds = dbtest.Rounds(2000)
+		seeds = testkit.Rounds(2000)
 	}
 	const parts = 4
 	var events atomic.Int64

@@ -36,7 +36,7 @@ func (p *Permit) Claim() (semaphore int32, holder int64, slots []int32, base int
 	return p.claim.semaphore, p.claim.holder, p.slots, p.claim.base
 }
 
-// Asserted says that a transaction counts on the slots. It may not have ended when the permit is released, so they
+// Asserted reports that a transaction counts on the slots. It may not have ended when the permit is released, so they
 // go back to the server then, which gives them to nobody before.
 func (p *Permit) Asserted() { p.asserted.Store(true) }
 

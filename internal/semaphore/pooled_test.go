@@ -51,7 +51,7 @@ func (f *fixture) close(ctx context.Context) {
 	f.Wait()
 }
 
-// A permit outlives the connection, and is not in jeopardy any more when there is another.
+// A permit outlives the connection, and is no longer in jeopardy when there is another.
 func TestPooled_PermitSurvivesALostConnection(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, 6*time.Second)

@@ -76,7 +76,7 @@ func (m *Manager) overdue(c *claim, a *actions) {
 func (m *Manager) expired() error {
 	return fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{
 		Reason: lockerr.LeaseExpired, Cause: fmt.Errorf("no renewal that was sent in the last %v (TTL %v) was answered; "+
-			"this process, the network or the server stood still", trust.Span(m.cfg.TTL), m.cfg.TTL),
+			"this process, the network or the server stalled", trust.Span(m.cfg.TTL), m.cfg.TTL),
 	})
 }
 
@@ -103,7 +103,7 @@ func claimsOf(part []kept) []*claim {
 			claims = append(claims, k.claim)
 		}
 	}
-	return claims // each once: the slots of a claim stand together
+	return claims // each once: the slots of a claim are side by side
 }
 
 var stmtRenew = pipeline.Statement{Name: "pgbaton_renew", SQL: "SELECT * FROM pgbaton.renew_slots($1, $2, $3, $4, $5, $6)"}

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// wish is for how long a session that found no room is waited for; it is asked for again sooner than that.
+// wish is for how long a session that found no place is waited for; it is asked for again sooner than that.
 const wish = 5 * time.Second
 
-// Budget shares the connections that a client may open between sessions that hold locks, those that wait, and the sidecar.
+// Budget shares the connections that a client may open between sessions that hold locks, sessions that wait, and the sidecar.
 // One place is always kept for locks and one for a waiting session.
 type Budget struct {
 	mu       sync.Mutex
@@ -17,7 +17,7 @@ type Budget struct {
 	waiting  int
 	sidecars int       // at most one
 	rows     bool      // a sidecar was asked for: from then on its place is kept
-	asked    time.Time // when a session that does not wait found no room; zero if none is wanted
+	asked    time.Time // when a session that does not wait found no place; zero if none is wanted
 }
 
 // NewBudget makes a budget of at most so many connections, which must be 2 or more.

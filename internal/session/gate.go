@@ -36,7 +36,7 @@ type Server struct {
 // what they say, and the role's timeouts do not count, until its end: sent together these are one transaction, and behind
 // a pooler nothing of it may stay.
 //
-// The lock table has room for max_locks_per_transaction for every process and prepared transaction.
+// The lock table takes max_locks_per_transaction locks for every process and prepared transaction.
 const sqlInspect = `SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp;
 SELECT pg_backend_pid(),
        current_setting('server_version_num'),
@@ -87,7 +87,7 @@ type finding struct {
 	isolation string // the session's default
 }
 
-// inspect refuses wrong ground. What a role may do is checked before it is done, so that the error can
+// inspect refuses wrong ground. A privilege is checked before it is used, so that the error can
 // name the GRANT. It takes one round trip.
 func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	if version := conn.ParameterStatus("crdb_version"); version != "" {

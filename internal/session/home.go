@@ -37,7 +37,7 @@ type member struct {
 	cause error // why it was ended
 }
 
-// Identity says which server it is; "" before the first session has entered.
+// Identity reports which server it is; "" before the first session has entered.
 func (h *Home) Identity() string {
 	if h == nil {
 		return ""
@@ -60,7 +60,7 @@ func (h *Home) visit() int {
 var errMoved = errors.New("the address led to another server while this connection was being opened")
 
 // enter lets a session in that is on the server of an identity; end ends it when the home moves. A session without a home
-// stands alone.
+// is alone.
 func (h *Home) enter(identity string, visit int, end func(cause error)) (*member, error) {
 	if h == nil {
 		return nil, nil
@@ -94,7 +94,7 @@ func (h *Home) enter(identity string, visit int, end func(cause error)) (*member
 	return m, nil
 }
 
-func (h *Home) leave(m *member) {
+func (h *Home) remove(m *member) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.members, m)

@@ -29,16 +29,16 @@ func TestHome_Move(t *testing.T) {
 	require.NoError(t, err)
 	two, err := h.enter("A", h.visit(), end("two"))
 	require.NoError(t, err)
-	two.onExpel(end("two, by its link"))
+	two.onExpel(end("two, by its anchor"))
 	three, err := h.enter("A", h.visit(), end("three"))
 	require.NoError(t, err)
-	h.leave(three)
+	h.remove(three)
 	require.Empty(t, ended)
 
 	early := h.visit() // a dial that will take long
 	four, err := h.enter("B", h.visit(), end("four"))
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{"one", "two, by its link"}, ended, "those that are left on A, and no other")
+	require.ElementsMatch(t, []string{"one", "two, by its anchor"}, ended, "those that are left on A, and no other")
 	require.Equal(t, "B", h.Identity())
 	one.onExpel(end("one, late"))
 	require.Contains(t, ended, "one, late", "who comes too late is ended at once")
@@ -54,7 +54,7 @@ func TestHome_Move(t *testing.T) {
 	_, err = h.enter("A", h.visit(), end("six"))
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{"four", "five"}, ended)
-	h.leave(four) // twice does no harm
+	h.remove(four) // twice does no harm
 }
 
 // Nobody is let in on a new server before all on the old one are ended, however many come at once.
@@ -101,7 +101,7 @@ func TestHome_NeverOnTwoServers(t *testing.T) {
 						alive[server]--
 					}
 					mu.Unlock()
-					h.leave(m)
+					h.remove(m)
 				}
 			}
 		})

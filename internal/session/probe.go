@@ -107,7 +107,7 @@ func (w *witness) testify(
 	if row, err := answers[1].only(); err != nil || row[0] != "t" {
 		return nil, fmt.Errorf("%w: it refuses a lock on a free key", lockerr.UnsupportedServer)
 	}
-	if row, err := answers[2].only(); err == nil { // else the schema is an older one, which is told by who looks at that
+	if row, err := answers[2].only(); err == nil { // else the schema is an older one, which another check reports
 		w.identity = row[0]
 	}
 	free := strconv.FormatInt(rand.Int64(), 10) //nolint:gosec // only to be nobody else's

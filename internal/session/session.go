@@ -1,4 +1,4 @@
-// Package session opens the client's own connections and makes sure of the ground they stand on.
+// Package session opens the client's own connections and makes sure of the server behind them.
 //
 // Every connection of the client comes from [Dialer.Dial], which runs the caller's hooks, looks for a
 // pooler before anything is SET, pins the session's settings and checks server, schema, privileges
@@ -59,7 +59,7 @@ type Session struct {
 	Protections []Protection
 	Pooled      bool      // it may be another session of the server's in each transaction, see DialPooled
 	Repaired    bool      // this session found the token sequence in doubt and moved it, though it had been used
-	Drawn       int64     // what the token sequence stood at, after that
+	Drawn       int64     // what the token sequence was at, after that
 	Heard       time.Time // when the last message was sent that the server has answered
 
 	home   *Home
@@ -307,10 +307,10 @@ func (s *Session) OnMove(end func(cause error)) {
 	}
 }
 
-// Left says that the connection is closed.
+// Left reports that the connection is closed.
 func (s *Session) Left() {
 	if s.member != nil {
-		s.home.leave(s.member)
+		s.home.remove(s.member)
 	}
 }
 

@@ -28,7 +28,7 @@ type Protection struct {
 const (
 	longestSlice  = 400 * time.Millisecond
 	shortestSlice = 20 * time.Millisecond
-	// waitingSilence leaves room for a pause of the client, and for several round trips of a slow network.
+	// waitingSilence leaves time for a pause of the client, and for several round trips of a slow network.
 	waitingSilence = time.Second
 )
 

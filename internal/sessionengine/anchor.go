@@ -12,7 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
-// requests is the pipeline of an anchor. What an anchor can do beyond owning it, the pipeline does.
+// requests is the pipeline of an anchor. The pipeline does all that an anchor can do beyond owning it.
 type requests = pipeline.Pipeline[*engine.Request]
 
 // anchor is a session that holds advisory locks.
@@ -21,7 +21,7 @@ type anchor struct {
 	engine *Engine
 
 	held  atomic.Int32 // keys that it was picked for
-	drawn int64        // the newest draw, or what the sequence stood at; the reader's
+	drawn int64        // the newest draw, or what the sequence was at; the reader's
 	lost  bool         // guarded by the engine's mutex
 }
 
@@ -69,7 +69,7 @@ func (a *anchor) Fits(waiting []*engine.Request) int { return min(len(waiting), 
 // NewRound implements [pipeline.Owner].
 func (a *anchor) NewRound() pipeline.Round[*engine.Request] { return &round{anchor: a} }
 
-// Lost implements [pipeline.Owner]. Each of the requests belongs to a key of the anchor, whose loss is told.
+// Lost implements [pipeline.Owner]. Each of the requests belongs to a key of the anchor, whose loss is reported.
 func (a *anchor) Lost(_ []*engine.Request, cause error) {
 	first := a.engine.remove(a)
 	a.engine.manager.Lost(a, cause)
@@ -81,7 +81,7 @@ func (a *anchor) Lost(_ []*engine.Request, cause error) {
 // Closed implements [pipeline.Owner].
 func (a *anchor) Closed() {
 	a.engine.cfg.Budget.Give(session.Holding)
-	chans.Signal(a.engine.want) // there is room for another
+	chans.Signal(a.engine.want) // another may be opened
 }
 
 // close gives back all that the anchor holds and ends it.

@@ -5,7 +5,7 @@ import "github.com/pgbaton/pgbaton/internal/engine"
 // dealer gives out the tokens that a round trip drew, in their order. They serve the grants of that round trip and, after
 // them, hand-overs of the same keys; never a later grant by the server, since its own round trip brings newer ones.
 type dealer struct {
-	draws []int64 // each stands for tokensPerDraw
+	draws []int64 // each represents tokensPerDraw
 	used  int     // tokens
 }
 
@@ -17,8 +17,8 @@ func (d *dealer) tokens(want int) engine.Tokens {
 	return engine.TokensFrom(first, count)
 }
 
-// leave adds to tokens that were dealt last the ones that are left behind them.
-func (d *dealer) leave(tokens *engine.Tokens) {
+// extend adds to the tokens that were dealt last the unused ones that follow them.
+func (d *dealer) extend(tokens *engine.Tokens) {
 	if d.used%tokensPerDraw != 0 {
 		_, run := d.run()
 		tokens.Extend(run)

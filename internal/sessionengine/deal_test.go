@@ -33,17 +33,17 @@ func TestDealer(t *testing.T) {
 	cut := d.tokens(60)
 	require.Equal(t, from(105, 23), all(cut), "not over a gap")
 	last := d.tokens(2)
-	d.leave(&last)
+	d.extend(&last)
 	require.Equal(t, from(320, 32), all(last))
 
 	d = dealer{draws: []int64{64, 96}}
 	last = d.tokens(32)
-	d.leave(&last)
+	d.extend(&last)
 	require.Equal(t, from(64, 32), all(last), "nothing is left in its draw")
 
 	d = dealer{draws: []int64{64, 96}}
 	last = d.tokens(1)
-	d.leave(&last)
+	d.extend(&last)
 	require.Equal(t, from(64, 64), all(last))
 	require.Empty(t, all((&dealer{}).tokens(1)))
 }

@@ -34,7 +34,7 @@ type Engine struct {
 	manager engine.Manager
 	queue   *lockqueue.Queue
 
-	anchors atomic.Pointer[[]*anchor] // those that can be picked; replaced with mu
+	anchors atomic.Pointer[[]*anchor] // the ones that can be picked; replaced with mu
 	table   lockTable
 
 	mu     sync.Mutex
@@ -109,8 +109,8 @@ func (e *Engine) Capacity() int {
 	return int(e.table.size.Load()) / share
 }
 
-// Room returns how many locks fit into the server's lock table before new ones are refused, if nobody else holds any.
-func (e *Engine) Room() int { return int(e.table.size.Load()) * fullest / percentage }
+// MostLocks returns how many locks fit into the server's lock table before new ones are refused, if nobody else holds any.
+func (e *Engine) MostLocks() int { return int(e.table.size.Load()) * fullest / percentage }
 
 // Queue implements [engine.Engine].
 func (e *Engine) Queue(key advisory.Key) { e.queue.Enter(key) }
@@ -124,8 +124,8 @@ func (e *Engine) Gather(keys []advisory.Key) engine.Gathering { return e.queue.G
 // AtGate waits at a gate alone; see [lockqueue.Queue.AtGate].
 func (e *Engine) AtGate(gate advisory.Key) *lockqueue.Wait { return e.queue.AtGate(gate) }
 
-// MakeRoom asks a session that waits to leave, since the budget has no place for another one.
-func (e *Engine) MakeRoom() { e.queue.MakeRoom() }
+// GiveWay asks a session that waits to leave, since the budget has no place for another one.
+func (e *Engine) GiveWay() { e.queue.GiveWay() }
 
 // Closing implements [engine.Engine].
 func (e *Engine) Closing() <-chan struct{} { return e.queue.Done() }
@@ -177,7 +177,7 @@ func (e *Engine) add(a *anchor) {
 	}
 }
 
-// remove takes a lost anchor out of those that can be picked, and reports whether to say so: it is the first time, and
+// remove takes a lost anchor out of the ones that can be picked, and reports whether to report that: it is the first time, and
 // not because the engine is being closed.
 func (e *Engine) remove(a *anchor) bool {
 	e.mu.Lock()
@@ -195,7 +195,7 @@ var errNoPlace = errors.New("all connections are in use")
 func (e *Engine) open(ctx context.Context) error {
 	if !e.cfg.Budget.Take(session.Holding) {
 		if e.cfg.Budget.Crowded() {
-			e.queue.MakeRoom()
+			e.queue.GiveWay()
 		}
 		return errNoPlace
 	}
@@ -253,7 +253,7 @@ func (e *Engine) maintain(ctx context.Context) {
 	}
 }
 
-// failed tells that an anchor could not be opened.
+// failed reports that an anchor could not be opened.
 func (e *Engine) failed(err error) {
 	e.cfg.Report("no connection for locks can be opened; it is tried again", err)
 	if len(*e.anchors.Load()) == 0 {

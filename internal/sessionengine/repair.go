@@ -31,11 +31,11 @@ func (a *anchor) Repair(r *pipeline.Repairer[*engine.Request], failed []*engine.
 		if err != nil {
 			return err
 		}
-		rest, again := remedies(failed, held)
-		if len(rest) == 0 {
+		repairs, again := remedies(failed, held)
+		if len(repairs) == 0 {
 			return nil
 		}
-		if err := r.Run(rest); err != nil {
+		if err := r.Run(repairs); err != nil {
 			return fmt.Errorf("undo a failed round trip: %w", err)
 		}
 		if !again {
@@ -51,7 +51,7 @@ func changes(request *engine.Request) bool {
 
 // remedies returns the requests after which the session holds what it should after failed ones, when it holds so much
 // now. A key may be held exclusively more than once in the middle of a downgrade: then it is to be looked at again.
-func remedies(failed []*engine.Request, held map[holding]bool) (rest []*engine.Request, again bool) {
+func remedies(failed []*engine.Request, held map[holding]bool) (repairs []*engine.Request, again bool) {
 	for _, request := range failed {
 		if !changes(request) || !held[holding{request.Key, request.Mode}] {
 			continue
@@ -63,9 +63,9 @@ func remedies(failed []*engine.Request, held map[holding]bool) (rest []*engine.R
 				remedy.Verb = engine.Downgrade
 			}
 		}
-		rest = append(rest, remedy)
+		repairs = append(repairs, remedy)
 	}
-	return rest, again
+	return repairs, again
 }
 
 // mine asks the server which advisory locks the session holds.

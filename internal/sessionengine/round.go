@@ -24,7 +24,7 @@ type round struct {
 	draws   []int64
 
 	keys, gates, codes []byte
-	number             [16]byte // room for two
+	number             [16]byte // space for two
 	params             [2][]byte
 }
 
@@ -219,13 +219,13 @@ func (r *round) Complete(requests []*engine.Request, _ time.Time) {
 		last = request
 	}
 	if last != nil {
-		deal.leave(&last.Tokens)
+		deal.extend(&last.Tokens)
 	}
 	clear(r.carried)
 	r.anchor.engine.manager.Answer(requests)
 }
 
-// Refuse implements [pipeline.Round]. What is to be given back was: see Repair.
+// Refuse implements [pipeline.Round]. All that is to be given back was given back: see Repair.
 func (r *round) Refuse(requests []*engine.Request, _ pipeline.Sink, err *pgconn.PgError) {
 	refusal := pipeline.Refusal(err)
 	for _, request := range requests {

@@ -9,7 +9,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
-// tokensPerDraw is the sequence's increment: a draw of v stands for the tokens v … v+31.
+// tokensPerDraw is the sequence's increment: a draw of v represents the tokens v … v+31.
 const tokensPerDraw = 32
 
 // The first six serve a lone request on a bigint key, the common case, in the fewest steps. CASE
@@ -25,7 +25,7 @@ var (
 		SQL:    "SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN pgbaton.draw_token() END",
 		Params: []uint32{pgtype.Int8OID},
 	}
-	// With a look at the gate, shared with others who look, for the statement alone. Arguments: key, gate.
+	// With a look at the gate, shared with others that look, for the statement alone. Arguments: key, gate.
 	stmtPolite = pipeline.Statement{
 		Name: "pgbaton_polite",
 		SQL: "SELECT CASE WHEN pg_try_advisory_xact_lock_shared($2) THEN CASE WHEN pg_try_advisory_lock($1) " +
@@ -49,11 +49,11 @@ var (
 		Params: []uint32{pgtype.Int8OID},
 	}
 
-	// stmtMany runs any number of requests in their order. To try behind is to try a key only if nobody stands
+	// stmtMany runs any number of requests in their order. To try behind is to try a key only if nobody waits
 	// at its gate, which is locked for the statement alone. Arguments: keys, gates, codes.
 	//
-	// To downgrade: a session that holds a key exclusively is granted it shared at once, before those
-	// who wait in the queue, since they wait for this session (ProcSleep; seen on 14 to 18). Only by the function that
+	// To downgrade: a session that holds a key exclusively is granted it shared at once, before the
+	// sessions in the queue, since they wait for this session (ProcSleep; seen on 14 to 18). Only by the function that
 	// could wait: the try asks whether anybody waits, before 18, and is refused. The try of the exclusive lock,
 	// of which there is one already, is what makes sure of that; it is given back with the first.
 	stmtMany = pipeline.Statement{

@@ -12,9 +12,9 @@ type Lender interface {
 	LetGo(s *Session) bool
 }
 
-// KeepWhile has the session kept as long as busy says so, though nothing is sent: somebody listens to it, or has rows
+// StayOpenWhile has the session kept as long as busy says so, though nothing is sent: somebody listens to it, or has rows
 // that count only while it lives.
-func (c *Sidecar) KeepWhile(busy func() bool) {
+func (c *Sidecar) StayOpenWhile(busy func() bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.busy = append(c.busy, busy)
@@ -27,8 +27,8 @@ func (c *Sidecar) idle() time.Duration { return cmp.Or(c.cfg.Idle, defaultIdle) 
 
 var errIdle = errors.New("closed for want of use")
 
-// restIfIdle closes the session if nobody has used it for a while and nobody needs it.
-func (c *Sidecar) restIfIdle() {
+// closeIfIdle closes the session if nobody has used it for a while and nobody needs it.
+func (c *Sidecar) closeIfIdle() {
 	quiet := func() bool { // nobody is about to use it, either
 		return c.asking.Load() == 0 && time.Now().UnixNano()-c.used.Load() >= int64(c.idle())
 	}
@@ -51,13 +51,13 @@ func (c *Sidecar) restIfIdle() {
 		let++
 	}
 	c.mu.Lock()
-	rest := let == len(observers) && quiet() && s.cause == nil && c.session == s && !c.closed
-	if rest {
-		c.session, c.resting = nil, true
+	idle := let == len(observers) && quiet() && s.cause == nil && c.session == s && !c.closed
+	if idle {
+		c.session, c.unused = nil, true
 		s.cause = errIdle
 	}
 	c.mu.Unlock()
-	if rest {
+	if idle {
 		c.retire(c.ctx, s)
 		_ = s.close(c.ctx) // nothing is held by it
 		return

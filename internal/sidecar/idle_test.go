@@ -30,7 +30,7 @@ func TestSidecar_Idle(t *testing.T) {
 	f.Observe(l)
 	var busy atomic.Bool
 	busy.Store(true)
-	f.KeepWhile(busy.Load)
+	f.StayOpenWhile(busy.Load)
 
 	_, err := f.Query(t.Context(), &stmtPid)
 	require.NoError(t, err)

@@ -22,14 +22,14 @@ type Op struct {
 
 	Sent time.Time  // when its round trip began
 	Rows [][][]byte // as text; nil is NULL
-	Err  error      // set when it did not run, or nobody can tell: then it matches Lost
+	Err  error      // set when it did not run, or it is not known whether it did: then it matches Lost
 
 	retries int
 	asked   chan struct{} // of Query, which repeats by itself: closed when answered
 }
 
-// tell gives the answer to the one that wants it.
-func (op *Op) tell() {
+// answer gives the answer to the one that wants it.
+func (op *Op) answer() {
 	if op.Then != nil {
 		op.Then(op)
 	}
@@ -47,7 +47,7 @@ func (r *rows) Row(values [][]byte) error {
 	return nil
 }
 
-// Enqueue implements [pipeline.Owner]: those that are First before the others.
+// Enqueue implements [pipeline.Owner]: First operations before the others.
 func (s *Session) Enqueue(waiting, ops []*Op) []*Op {
 	for _, op := range ops {
 		place := len(waiting)
@@ -101,7 +101,7 @@ func (r round) Check() error { return nil }
 func (r round) Complete(ops []*Op, sent time.Time) {
 	for _, op := range ops {
 		op.Sent = sent
-		op.tell()
+		op.answer()
 	}
 }
 
@@ -118,7 +118,7 @@ func (r round) Refuse(ops []*Op, culprit pipeline.Sink, err *pgconn.PgError) {
 			op.Err = fmt.Errorf("%w: another of its transaction failed: %w", pipeline.ErrRetry, refusal)
 		}
 		if op.asked != nil || !errors.Is(op.Err, pipeline.ErrRetry) || op.retries >= maxRetries {
-			op.tell()
+			op.answer()
 			continue
 		}
 		op.retries++

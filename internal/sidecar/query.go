@@ -17,7 +17,7 @@ import (
 // Query runs a statement and returns its rows as text; nil is NULL. It is for statements that do no harm when they run
 // twice: while there is no session, or one is lost, Query goes on until ctx ends. Then it returns at once, and the
 // statement may run nevertheless. A statement that the server has undone, because others had a table or a row for too
-// long, runs again until ctx ends; of those, one at a time, so that they leave the session to the others.
+// long, runs again until ctx ends; such statements run one at a time, so that they leave the session to the others.
 func (c *Sidecar) Query(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error) {
 	rows, err := c.ask(ctx, statement, params)
 	if !Passes(err) {
@@ -86,7 +86,7 @@ func (c *Sidecar) ask(ctx context.Context, statement *pipeline.Statement, params
 var stmtNotify = pipeline.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}
 
 // Notify sends a notification to all sidecars of the database, this one included, in a transaction of its own:
-// with others it would make their commits wait for one another. Nothing tells whether it arrives.
+// with others it would make their commits wait for one another. It is not known whether it arrives.
 func (c *Sidecar) Notify(payload string) {
 	if s := c.Current(); s != nil {
 		s.Submit(&Op{Statement: &stmtNotify, Params: [][]byte{[]byte(payload)}, Alone: true})

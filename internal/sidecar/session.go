@@ -80,7 +80,7 @@ func (s *Session) Lost(ops []*Op, cause error) {
 	}
 	for _, op := range ops {
 		op.Err = fmt.Errorf("%w: %w", lockerr.Lost, cause)
-		op.tell()
+		op.answer()
 	}
 	if report {
 		c.cfg.Report("the connection for semaphores, leaders and Once was lost", cause)

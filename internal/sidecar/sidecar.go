@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -22,8 +21,8 @@ import (
 type Config struct {
 	TTL    time.Duration
 	Name   string // of the client, for people
-	Pooled bool   // a pooler may stand in between
-	// Dial opens a session and runs the commands on it. It returns ErrNoRoom, ErrBusy, or what is wrong with the server.
+	Pooled bool   // a pooler may be in between
+	// Dial opens a session and runs the commands on it. It returns ErrNoConnection, ErrBusy, or what is wrong with the server.
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed
 	Tend   time.Duration                 // how often what others left behind is tidied up; each minute if it is zero
@@ -33,7 +32,7 @@ type Config struct {
 
 const defaultIdle = 10 * time.Second
 
-// Observer is told about the sidecar's sessions, by goroutines that must not be kept waiting.
+// Observer hears of the sidecar's sessions, on goroutines that must not be kept waiting.
 type Observer interface {
 	Opened(s *Session)
 	Failed(err error)             // there is no session, and one could not be opened
@@ -50,9 +49,9 @@ type Sidecar struct {
 	failure   error         // of the last attempt to open a session, while there is none
 	observers []Observer
 	listeners []*listener
-	busy      []func() bool // of those who need the session though they say nothing
+	busy      []func() bool // of users that need the session though they send nothing
 	started   bool
-	resting   bool // the session was closed for want of use; the next one is opened when somebody asks
+	unused    bool // the session was closed for want of use; the next one is opened when somebody asks
 	closed    bool
 	pooledID  int64 // of the holder behind a pooler, which outlives connections
 
@@ -69,7 +68,7 @@ type Sidecar struct {
 
 type listener struct {
 	prefix string
-	tell   func(payload string)
+	hear   func(payload string)
 }
 
 // New makes a sidecar without a session.
@@ -97,10 +96,10 @@ func (c *Sidecar) Observe(o Observer) {
 	}
 }
 
-// Subscribe calls tell, on a goroutine that must not be kept waiting, for each notification that begins with the
+// Subscribe calls hear, on a goroutine that must not be kept waiting, for each notification that begins with the
 // prefix, as long as there is a session, until cancel is called.
-func (c *Sidecar) Subscribe(prefix string, tell func(payload string)) (cancel func()) {
-	entry := &listener{prefix, tell}
+func (c *Sidecar) Subscribe(prefix string, hear func(payload string)) (cancel func()) {
+	entry := &listener{prefix, hear}
 	c.mu.Lock()
 	c.listeners = append(c.listeners, entry)
 	c.mu.Unlock()
@@ -124,7 +123,7 @@ func (c *Sidecar) Current() *Session {
 
 // open asks for a session. The caller holds mu.
 func (c *Sidecar) open() {
-	c.resting = false
+	c.unused = false
 	c.use()
 	if !c.started && !c.closed {
 		c.started = true
@@ -161,7 +160,7 @@ func (c *Sidecar) wait(ctx context.Context, lost *Session) (*Session, error) {
 
 // forGood reports whether a session that could not be opened is not worth another try: somebody has to do something first.
 func forGood(failure error) bool {
-	for _, kind := range []error{ErrNoRoom, lockerr.Schema, lockerr.Pooler, lockerr.UnsupportedServer} {
+	for _, kind := range []error{ErrNoConnection, lockerr.Schema, lockerr.Pooler, lockerr.UnsupportedServer} {
 		if errors.Is(failure, kind) {
 			return true
 		}
@@ -174,14 +173,7 @@ func (c *Sidecar) ended(ctx context.Context) error {
 	c.mu.Lock()
 	failure := c.failure
 	c.mu.Unlock()
-	err := ctx.Err()
-	if cause := context.Cause(ctx); !errors.Is(err, cause) {
-		err = fmt.Errorf("%w: %w", err, cause)
-	}
-	if failure != nil {
-		err = fmt.Errorf("%w; there is no connection: %w", err, failure)
-	}
-	return err
+	return lockerr.Ended(ctx, lockerr.NoConnection(failure))
 }
 
 // Holder is the id of the holder that the present session is.
@@ -212,7 +204,7 @@ func (c *Sidecar) maintain() {
 			continue
 		case <-c.want:
 		case <-idle.C:
-			c.restIfIdle()
+			c.closeIfIdle()
 			continue
 		}
 		if !c.short() {
@@ -225,23 +217,23 @@ func (c *Sidecar) maintain() {
 			c.present(s)
 		case c.ctx.Err() != nil:
 			return
-		case errors.Is(err, ErrNoRoom):
+		case errors.Is(err, ErrNoConnection):
 			c.fail(err) // it is tried again when somebody asks again
 		case errors.Is(err, ErrBusy):
-			c.rest(backoff.About(soon))
+			c.pause(backoff.About(soon))
 		default:
 			c.cfg.Report("no connection for semaphores, leaders and Once can be opened; it is tried again", err)
 			c.fail(err)
-			c.rest(redial.Pause())
+			c.pause(redial.Pause())
 		}
 	}
 }
 
-// rest pauses for so long, before a session is wanted again.
-func (c *Sidecar) rest(pause time.Duration) {
+// pause waits for so long, before a session is wanted again.
+func (c *Sidecar) pause(length time.Duration) {
 	select {
 	case <-c.ctx.Done():
-	case <-time.After(pause):
+	case <-time.After(length):
 	}
 	chans.Signal(c.want)
 }
@@ -249,7 +241,7 @@ func (c *Sidecar) rest(pause time.Duration) {
 func (c *Sidecar) short() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.session == nil && !c.resting
+	return c.session == nil && !c.unused
 }
 
 // present makes a session the present one, unless it has died already.
@@ -261,7 +253,7 @@ func (c *Sidecar) present(s *Session) {
 		return
 	}
 	c.session, c.failure = s, nil
-	c.tellChange()
+	c.wakeWaiters()
 	observers := c.observers
 	c.mu.Unlock()
 	for _, o := range observers {
@@ -269,11 +261,11 @@ func (c *Sidecar) present(s *Session) {
 	}
 }
 
-// fail tells that there is no session.
+// fail reports that there is no session.
 func (c *Sidecar) fail(err error) {
 	c.mu.Lock()
 	c.failure = err
-	c.tellChange()
+	c.wakeWaiters()
 	observers := c.observers
 	c.mu.Unlock()
 	for _, o := range observers {
@@ -281,20 +273,20 @@ func (c *Sidecar) fail(err error) {
 	}
 }
 
-// tellChange wakes those that wait for a session. The caller holds mu.
-func (c *Sidecar) tellChange() {
+// wakeWaiters wakes the callers that wait for a session. The caller holds mu.
+func (c *Sidecar) wakeWaiters() {
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
 
-// notified hands a notification to those who want it.
+// notified hands a notification to the listeners for its prefix.
 func (c *Sidecar) notified(payload string) {
 	c.mu.Lock()
 	listeners := c.listeners
 	c.mu.Unlock()
 	for _, entry := range listeners {
 		if strings.HasPrefix(payload, entry.prefix) {
-			entry.tell(payload)
+			entry.hear(payload)
 		}
 	}
 }
@@ -303,7 +295,7 @@ func (c *Sidecar) notified(payload string) {
 func (c *Sidecar) Close(ctx context.Context) error {
 	c.mu.Lock()
 	c.closed = true
-	c.tellChange()
+	c.wakeWaiters()
 	c.mu.Unlock()
 	c.stop()
 	c.workers.Wait()
@@ -320,8 +312,8 @@ func (c *Sidecar) Close(ctx context.Context) error {
 }
 
 var (
-	// ErrNoRoom says that the client may open no more connections.
-	ErrNoRoom = errors.New("no connection is left of Config.MaxConns")
-	// ErrBusy says that it may as soon as another one is closed, which has been asked to be.
+	// ErrNoConnection means that the client may open no more connections.
+	ErrNoConnection = errors.New("no connection is left of Config.MaxConns")
+	// ErrBusy means that it may as soon as another one is closed, which has been asked to be.
 	ErrBusy = errors.New("all connections of Config.MaxConns are in use at the moment")
 )

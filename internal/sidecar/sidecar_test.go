@@ -293,10 +293,10 @@ func TestSidecar_CloseWhileOpening(t *testing.T) {
 
 // Who may open no more connections is told so each time, and tries only when it is asked; who may in a moment is waited
 // for.
-func TestSidecar_NoRoom(t *testing.T) {
+func TestSidecar_NoConnection(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
-	dials, reports, reason := 0, 0, fmt.Errorf("%w: for good", ErrNoRoom)
+	dials, reports, reason := 0, 0, fmt.Errorf("%w: for good", ErrNoConnection)
 	l := New(Config{
 		TTL: time.Second, Name: "me",
 		Report: func(string, error) { mu.Lock(); defer mu.Unlock(); reports++ },
@@ -309,7 +309,7 @@ func TestSidecar_NoRoom(t *testing.T) {
 	})
 	for range 2 {
 		_, err := l.Query(t.Context(), &stmtPid)
-		require.ErrorIs(t, err, ErrNoRoom)
+		require.ErrorIs(t, err, ErrNoConnection)
 	}
 	time.Sleep(200 * time.Millisecond)
 	mu.Lock()

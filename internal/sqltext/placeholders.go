@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// CheckPlaceholders says in which way the placeholders $1, $2, … of a piece of SQL do not fit so many arguments: each
+// CheckPlaceholders reports in which way the placeholders $1, $2, … of a piece of SQL do not fit so many arguments: each
 // argument must be used, and nothing beyond them, where the caller's text would meet a parameter of ours.
 func CheckPlaceholders(sql string, args int) error {
 	used := make([]bool, args)

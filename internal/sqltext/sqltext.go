@@ -20,7 +20,7 @@ const maxArgs = 65535
 // name may be that of something else.
 const maxName = 63
 
-// CheckName says what is wrong with one part of an identifier. Sanitize drops NUL bytes, so a name with one
+// CheckName reports what is wrong with one part of an identifier. Sanitize drops NUL bytes, so a name with one
 // would silently become another name.
 func CheckName(name string) error {
 	switch {
@@ -106,7 +106,7 @@ func Placeholder(n int) string {
 // placeholders are those that nearly every statement gets by with.
 var placeholders = [...]string{"", "$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9"}
 
-// IsNull says whether value is NULL for the server.
+// IsNull reports whether value is NULL for the server.
 func IsNull(value any) bool {
 	if value == nil {
 		return true

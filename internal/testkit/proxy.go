@@ -154,7 +154,7 @@ func (p *Proxy) copy(from, to, client net.Conn, answers bool) {
 	}
 }
 
-// pass says how many bytes may pass now; 0 is a cut.
+// pass reports how many bytes may pass now; 0 is a cut.
 func (p *Proxy) pass(chunk []byte, answers bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

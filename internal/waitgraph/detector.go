@@ -19,7 +19,7 @@ type Detector struct {
 	// Of the goroutine that looks.
 	rows   ownRows
 	shared view // the waits on the board
-	own    view // those of this process
+	own    view // the waits of this process
 	misses int  // looks in a row without the board
 
 	mu      sync.Mutex
@@ -41,11 +41,11 @@ type Watched struct {
 	end      func(error)
 
 	// Guarded by the register's mutex.
-	row    row  // what stands for it on the board, last
-	posted bool // and is of use there
-	ended  bool // by a detector
+	row     row  // its newest row on the board
+	visible bool // and the board shows it
+	ended   bool // by a detector
 
-	published []Lock // what the row says that it holds; of the goroutine that looks
+	published []Lock // what it holds by its row; of the goroutine that looks
 }
 
 // New makes a detector.
@@ -58,7 +58,7 @@ func New(board Board, place func() string, report func(event string, err error))
 }
 
 // Watch watches a wait that has lasted for [After], until Over is called. If it must end, end is called, with an error
-// that names the cycle. What it holds is asked for at every look. The name is that of the key, for people.
+// that names the cycle. holds is called at every look. The name is that of the key, for people.
 func (d *Detector) Watch(name string, wants Lock, holds func() []Lock, end func(error)) *Watched {
 	w := &Watched{detector: d, wait: Wait{Name: name, Wants: wants}, holds: holds, end: end}
 	d.mu.Lock()
@@ -89,7 +89,7 @@ func (d *Detector) Busy() bool {
 	return d.looking
 }
 
-// Over says that the wait has ended.
+// Over reports that the wait has ended.
 func (w *Watched) Over() {
 	d := w.detector
 	d.mu.Lock()
@@ -108,14 +108,14 @@ func (d *Detector) look() {
 	defer d.workers.Done()
 	for {
 		began := time.Now()
-		rest, more := d.step()
+		pause, more := d.step()
 		if !more {
 			return
 		}
 		select {
 		case <-d.ctx.Done():
 			return
-		case <-time.After(rest):
+		case <-time.After(pause):
 		}
 		select {
 		case <-d.ctx.Done():
@@ -126,8 +126,8 @@ func (d *Detector) look() {
 	}
 }
 
-// step is one look. It returns how long to rest after it, and false if there is nothing left to do.
-func (d *Detector) step() (rest time.Duration, more bool) {
+// step is one look. It returns how long to pause after it, and false if there is nothing left to do.
+func (d *Detector) step() (pause time.Duration, more bool) {
 	mine := d.mine()
 	waits, err := d.exchange(mine)
 	processes.reach(mine, err == nil && d.board != nil)
@@ -185,7 +185,7 @@ func (d *Detector) judgeOwn(here []*Watched, now time.Time) {
 		for i, w := range c {
 			members[i] = behind[w.ID]
 		}
-		return !processes.unposted(members)
+		return !processes.anyHidden(members)
 	}
 	d.own.judge(d, waits, now)
 }
@@ -197,11 +197,11 @@ func (w *Watched) current() Wait {
 	return wait
 }
 
-// pace is how long to rest between looks, so that they take a small share of a processor, of the client's and of
+// pace is how long to pause between looks, so that they take a small share of a processor, of the client's and of
 // the server's: a look at n waits costs each of them some ten microseconds a wait, and where there are many
 // cycles, what it was seen to cost.
 func pace(n int, judged time.Duration) time.Duration {
-	return max(soon+time.Duration(n)*restPerWait, restShare*judged)
+	return max(soon+time.Duration(n)*pausePerWait, pauseShare*judged)
 }
 
 // Close ends the looking, and withdraws what is left on the board.

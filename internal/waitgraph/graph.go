@@ -21,7 +21,7 @@ type Wait struct {
 	Holds []Lock
 
 	// Of a wait on the board.
-	Holder int64 // who has published it
+	Holder int64 // that has published it
 	Looks  int64 // how often that one had looked at the board
 }
 
@@ -29,12 +29,12 @@ type Wait struct {
 // with the youngest, the one that is to end.
 type Cycle []Wait
 
-// graph is waits, the oldest first, and the keys that connect them: a wait depends on all who hold the key that it
+// graph is waits, the oldest first, and the keys that connect them: a wait depends on all holders of the key that it
 // wants. Waits and keys are known by their places. With keys between them there are as many edges as locks, however
 // many hold one key and however many want it.
 //
-// Who wants to share a key that is shared depends on its holders, too, for only an exclusive lock in the queue
-// between them lets him wait. Whether there is one is not known here, since he who wants it need not hold anything
+// A wait to share a key that is shared depends on its holders, too, for only an exclusive lock in the queue
+// between them lets it wait. Whether there is one is not known here, since the wait for it need not hold anything
 // and then is not watched; see [Cycle.apart].
 type graph struct {
 	waits   []Wait
@@ -85,8 +85,8 @@ func newGraph(waits []Wait) *graph {
 //
 //   - no cycle is left, since each would have been closed by its youngest wait;
 //   - each victim is needed: those that close its cycle with it go on. In the cycle it is the youngest;
-//   - a victim's end changes nothing for others: it never took part. So whoever looks at what is left when some have
-//     ended finds the rest of the same victims;
+//   - a victim's end changes nothing for others: it never took part. So a process that looks at what is left when some have
+//     ended finds the pause of the same victims;
 //   - whether a wait must end depends on older waits only, not on those that come later.
 func (g *graph) victims() []Cycle {
 	if g.from == nil {

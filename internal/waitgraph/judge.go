@@ -18,10 +18,10 @@ type suspicion struct {
 
 // view is a graph whose waits are judged, with what earlier looks at it suspect.
 type view struct {
-	// local returns the wait of this process that an entry of the graph stands for; false if it is not one of this
+	// local returns the wait of this process that an entry of the graph represents; false if it is not one of this
 	// process, nil if it is over.
 	local func(w Wait) (*Watched, bool)
-	// skip says that a cycle is not for this view.
+	// skip reports that a cycle is not for this view.
 	skip func(c Cycle) bool
 
 	suspect map[int64]suspicion // by the wait that is to end
@@ -30,8 +30,8 @@ type view struct {
 // judge ends the waits of a detector that must end. A wait must end in two looks, and a cycle that it closes with
 // waits that go on must be there in both, and all the time between them.
 //
-// No two waits of a cycle end for it, in whichever processes. Who sees the same waits finds the same victims, and still
-// does when some of those have ended; see [graph.victims]. Let one process end x for a cycle, and another one y, for
+// No two waits of a cycle end for it, in whichever processes. Processes that see the same waits find the same victims, and still
+// do when some of those have ended; see [graph.victims]. Let one process end x for a cycle, and another one y, for
 // which it must see a cycle of y and older waits. These were on the board before y, so the first has seen
 // them with y, unless one of them had ended by then. But then the other had ended y by then, too, and could not say
 // afterwards that y goes on, as the first has waited for it to say. Only a third wait that ends by itself at that
@@ -67,8 +67,8 @@ func all(waits []Wait, is func(Wait) bool) bool {
 	return !slices.ContainsFunc(waits, func(w Wait) bool { return !is(w) })
 }
 
-// confirmed reports whether the waits of a cycle have gone on since the look that found it, and hold what they did. Those of
-// this process are asked. The others say by the numbers of their looks that their rows are right. They have found
+// confirmed reports whether the waits of a cycle have gone on since the look that found it, and hold what they did. The waits of
+// this process are asked. For the others, the numbers of their looks show that their rows are right. They have found
 // that out a while before the number is on the board, so the first new number may come from before; the one after it
 // does not, since no look begins before the one before it was answered.
 func (b *view) confirmed(g *graph, c Cycle) bool {
@@ -89,7 +89,7 @@ func (b *view) confirmed(g *graph, c Cycle) bool {
 }
 
 // apart is for how long a cycle must have been seen. Where one of its waits is to share a key that the next one
-// shares, it must be so long that he who waits would have been let in, if nobody wanted the key exclusively: a wait
+// shares, it must be so long that the waiter would have been let in, if nobody wanted the key exclusively: a wait
 // that has no session to wait with is tried once a second, and this one has lasted for [After] before it was seen.
 func (c Cycle) apart() time.Duration {
 	for k, w := range c {
@@ -108,7 +108,7 @@ func (c Cycle) err() error {
 		names = append(names, w.Name)
 	}
 	if len(c) == 1 {
-		return fmt.Errorf("%w: who waits for %s holds it", lockerr.Deadlock, names[0])
+		return fmt.Errorf("%w: the goroutine that waits for %s holds it", lockerr.Deadlock, names[0])
 	}
 	return fmt.Errorf("%w: the waits for %s form a circle: release what is held and begin anew, best with all keys at once",
 		lockerr.Deadlock, strings.Join(names, ", "))

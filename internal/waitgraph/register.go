@@ -14,7 +14,7 @@ type register struct {
 	last       int64
 	waits      map[*Watched]string // with the database that they are in
 	publishers map[publisher]bool  // in whose names waits of this process were published
-	rows       map[row]*Watched    // by what stands for them on the board
+	rows       map[row]*Watched    // by their newest rows on the board
 }
 
 // publisher is a holder in a database.
@@ -45,21 +45,21 @@ func (r *register) remove(w *Watched) {
 	delete(r.rows, w.row)
 }
 
-// publishes says that waits of this process are published by a holder.
+// publishes reports that waits of this process are published by a holder.
 func (r *register) publishes(p publisher) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.publishers[p] = true
 }
 
-// withdrew says that what a holder has published is no longer of interest.
+// withdrew reports that what a holder has published is no longer of interest.
 func (r *register) withdrew(p publisher) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.publishers, p)
 }
 
-// published says that waits are on the board, each with an id.
+// published reports that waits are on the board, each with an id.
 func (r *register) published(p publisher, ids []int64, waits []*Watched) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,11 +77,11 @@ func (r *register) reach(waits []*Watched, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, w := range waits {
-		w.posted = yes
+		w.visible = yes
 	}
 }
 
-// behind returns the wait that a row on the board stands for; false if it is not one of this process, nil
+// behind returns the wait that a row on the board represents; false if it is not one of this process, nil
 // if it is over, or the row is not the last of it.
 func (r *register) behind(place string, w Wait) (*Watched, bool) {
 	r.mu.Lock()
@@ -113,7 +113,7 @@ func (r *register) here(place string) []*Watched {
 	for w, other := range r.waits {
 		if other == place && !w.ended {
 			here = append(here, w)
-			all = all && w.posted
+			all = all && w.visible
 		}
 	}
 	if all {
@@ -122,11 +122,11 @@ func (r *register) here(place string) []*Watched {
 	return here
 }
 
-// unposted reports whether one of the waits cannot be seen on the board.
-func (r *register) unposted(waits []*Watched) bool {
+// anyHidden reports whether one of the waits cannot be seen on the board.
+func (r *register) anyHidden(waits []*Watched) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.ContainsFunc(waits, func(w *Watched) bool { return !w.posted })
+	return slices.ContainsFunc(waits, func(w *Watched) bool { return !w.visible })
 }
 
 // finish reports whether a wait shall end for a cycle, and makes a note of it. It shall not if another wait of the cycle

@@ -2,13 +2,13 @@
 //
 // # What it guarantees
 //
-//   - Waiters stand in the order in which they came. Push puts one behind the others, PushFront before them; nothing else
+//   - Waiters are in the order in which they came. Push puts one behind the others, PushFront before them; nothing else
 //     changes the order.
 //   - An answer and the end of the waiter's context race, and exactly one of them wins. Answer returns false for a waiter
 //     that has left the line, so its grant goes to the next or back. Abandon returns false for a waiter that was answered.
 //   - Wait returns nil only when the grant is the caller's to keep. A grant that was answered before the context ended, and
 //     is seen after it, is given back by Wait.
-//   - After Wait has returned the waiter stands in no line, and nothing is sent to its signal.
+//   - After Wait has returned the waiter is in no line, and nothing is sent to its signal.
 //
 // # What it does not
 //
@@ -31,7 +31,7 @@ import (
 type state uint8
 
 const (
-	outside state = iota // it stands in no line yet
+	outside state = iota // it is in no line yet
 	waiting
 	answered
 	abandoned
@@ -58,7 +58,7 @@ func (w *Waiter[T]) Init(signal chan struct{}) {
 // Next returns the waiter behind this one in the line, nil if there is none.
 func (w *Waiter[T]) Next() *Waiter[T] { return w.next }
 
-// Waiting reports whether the waiter stands in a line.
+// Waiting reports whether the waiter is in a line.
 func (w *Waiter[T]) Waiting() bool { return w.state == waiting }
 
 // Err returns why the waiter was refused, nil if it was granted. It is valid when the waiter was answered.
@@ -74,7 +74,7 @@ func (w *Waiter[T]) Wake() { w.signal <- struct{}{} }
 func Within[T, V any](ctx context.Context, w *Waiter[T], timeout <-chan V) bool {
 	select {
 	case <-w.signal:
-		w.signal <- struct{}{} // for Wait: there is room again, and nobody else writes or reads
+		w.signal <- struct{}{} // for Wait; it does not block: the signal was emptied, and nobody else writes to it
 		return true
 	case <-ctx.Done():
 		return true
@@ -144,7 +144,7 @@ func (l *Line[T]) PushFront(w *Waiter[T]) {
 
 func (l *Line[T]) admit(w *Waiter[T]) {
 	if w.state != outside {
-		panic("waitline: a waiter stands in line once")
+		panic("waitline: a waiter is in line once")
 	}
 	w.state = waiting
 	l.length++

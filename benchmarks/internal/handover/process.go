@@ -30,7 +30,7 @@ func Main() {
 	os.Exit(0)
 }
 
-// work says that it is ready, waits to be told to begin, and writes what it was granted.
+// work reports that it is ready, waits to be told to begin, and writes what it was granted.
 func work(ctx context.Context, text string, in io.Reader, out io.Writer) error {
 	var j Job
 	if err := json.Unmarshal([]byte(text), &j); err != nil {

@@ -3,7 +3,7 @@
 // The map is the code block behind the line "<!-- house -->" in CONTRIBUTING.md: a floor a line, the upper floors first, each
 // with its packages, then two spaces and what the floor is for. The rules:
 //
-//   - Each package stands on one floor of the map, and each package of the map exists.
+//   - Each package is on one floor of the map, and each package of the map exists.
 //   - A package imports only packages of lower floors.
 //   - What a package needs is given to it when it is made: an exported field that holds a func or an interface is a
 //     setter by another name, and two of them are a cycle that no import shows. Only types named Config, or ending so, have such

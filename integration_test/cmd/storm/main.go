@@ -159,7 +159,7 @@ func one(ctx context.Context, s settings, dir string, kind storm.Kind) (outcome 
 		name := fmt.Sprintf("%s on %d", kind, server.Major())
 		fmt.Fprintf(os.Stderr, "storm: %s, %v, seed %d\n", name, s.period, s.seed)
 		fight := func() {
-			failures := storm.OnBench(strings.ReplaceAll(name, " ", "-"), func(b *storm.Bench) { outcome = storm.Run(ctx, b, opts) })
+			failures := storm.Attempt(strings.ReplaceAll(name, " ", "-"), func(b *storm.Trial) { outcome = storm.Run(ctx, b, opts) })
 			if outcome == nil {
 				outcome = &storm.Outcome{Kind: kind, Major: server.Major(), Seed: s.seed}
 			}
@@ -188,7 +188,7 @@ func frozen(ctx context.Context) (broken bool, err error) {
 		err = errors.Join(err, serve(ctx, dir, func(server *pgserver.Server) error {
 			name := fmt.Sprintf("frozen-on-%d", server.Major())
 			fmt.Fprintf(os.Stderr, "storm: %s, %d rounds, TTL %v\n", name, s.rounds, frozenTTL)
-			failures := storm.OnBench(name, func(b *storm.Bench) {
+			failures := storm.Attempt(name, func(b *storm.Trial) {
 				all = append(all, storm.Freeze(ctx, b, server, storm.Lines, s.rounds, frozenTTL)...)
 			})
 			for _, failure := range failures {

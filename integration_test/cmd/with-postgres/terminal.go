@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inForeground says whether this process and its command are the terminal's foreground job.
+// inForeground reports whether this process and its command are the terminal's foreground job.
 func inForeground() bool {
 	tty, err := os.Open("/dev/tty")
 	if err != nil {

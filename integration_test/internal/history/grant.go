@@ -24,7 +24,7 @@ type Grant struct {
 	End int64
 	// Over is when everybody may rely on it: release returned, loss told; never after a kill.
 	Over int64
-	// Lost says that it ended otherwise than by a release that returned nil.
+	// Lost reports that it ended otherwise than by a release that returned nil.
 	Lost bool
 }
 
@@ -33,7 +33,7 @@ func (g *Grant) String() string {
 		g.Got, g.End, g.Lost)
 }
 
-// Counts says how many acquires there were and what became of them.
+// Counts reports how many acquires there were and what became of them.
 type Counts struct {
 	Tried, Granted, Refused, Unknown, Lost int
 }

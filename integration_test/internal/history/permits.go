@@ -24,7 +24,7 @@ func allowed(resizes []Resize, from, to int64) int {
 	return most
 }
 
-// certain says that somebody could rely on the grant to its end: it was released as held, or its holder was
+// certain reports that somebody could rely on the grant to its end: it was released as held, or its holder was
 // killed. What was lost otherwise may have been granted to others a moment before its holder could know.
 func (g *Grant) certain() bool { return !g.Lost || g.Over == never }
 

@@ -123,7 +123,7 @@ func (f *fight) again(ctx context.Context, field *field, within time.Duration) {
 	}
 }
 
-// count says how many rows each table of the schema has at the end.
+// count reports how many rows each table of the schema has at the end.
 func (f *fight) count(ctx context.Context, c *control) {
 	for _, table := range []string{"holder", "leader", "wait", "fence", "last_run", "slot"} {
 		n, err := c.count(ctx, "SELECT count(*) FROM "+pgx.Identifier{"pgbaton", table}.Sanitize())

@@ -43,7 +43,7 @@ var Kinds = []Kind{
 	None, Terminate, Stop, ToHolding, FromHolding, ToWaiting, FromWaiting, ToRows, FromRows, Tables, Moved, Slow, Restart,
 }
 
-// holes says what a black hole swallows.
+// holes reports what a black hole swallows.
 var holes = map[Kind]struct {
 	session   Session
 	direction Direction

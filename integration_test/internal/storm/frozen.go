@@ -18,7 +18,7 @@ import (
 // Line is something for which processes wait in a line whose first ones are frozen.
 type Line struct {
 	Name   string
-	Frozen int // how many stand still before the one that is measured
+	Frozen int // how many are paused before the one that is measured
 	what   worker.Command
 	leader bool
 }
@@ -181,7 +181,7 @@ func (q *queue) signal(sig syscall.Signal) {
 	}
 }
 
-// linedUp waits until a process stands in the server's queue, or at its head, and does nothing more than that.
+// linedUp waits until a process waits in the server's queue, or at its head, and does nothing more than that.
 func (q *queue) linedUp(ctx context.Context, i int) {
 	const seen = `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 		WHERE l.locktype = 'advisory' AND a.application_name = $1 AND (NOT l.granted OR a.query LIKE '%wait_for_turn%' OR a.query LIKE '%claim_slots%')`
@@ -201,11 +201,11 @@ func (q *queue) linedUp(ctx context.Context, i int) {
 func (q *queue) term(ctx context.Context, number int) int64 {
 	client, name, last := fmt.Sprintf("client-%d", number), fmt.Sprintf("frozen/%d/%d", q.number, number), len(q.workers)-1
 	q.open(client)
-	campaign := worker.Command{Do: worker.Lead, Client: client, Key: name}
-	q.workers[0].Do(campaign)
+	candidate := worker.Command{Do: worker.Lead, Client: client, Key: name}
+	q.workers[0].Do(candidate)
 	q.elected(ctx, 0, name)
 	for _, p := range q.workers[1:] {
-		p.Do(campaign)
+		p.Do(candidate)
 	}
 	require.True(q.tb, rest(ctx, 1500*time.Millisecond), "interrupted") // each has tried once
 	q.signal(syscall.SIGSTOP)

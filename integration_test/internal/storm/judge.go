@@ -23,7 +23,7 @@ type record struct {
 type Overlap struct {
 	Key    string        `json:"key"`
 	Length time.Duration `json:"ns"`
-	// Silent says that the old holder was not told at all: its release said nil, while its session had ended. It is
+	// Silent reports that the old holder was not told at all: its release said nil, while its session had ended. It is
 	// seen by a later holder in its process that was told.
 	Silent bool `json:"silent"`
 }
@@ -39,7 +39,7 @@ func (v *verdict) violate(format string, args ...any) {
 	v.violations = append(v.violations, fmt.Sprintf(format, args...))
 }
 
-// interval is a time at which a process stood still.
+// interval is a time at which a process was paused.
 type interval struct{ from, to int64 }
 
 // judgement is the state of a judge at work.
@@ -53,7 +53,7 @@ type judgement struct {
 
 // judge checks histories: exclusion and capacity on certain intervals, tokens, and the window of Once. A certain
 // interval begins with the return of the acquire and ends with the call of the release or the news of a loss. The times
-// at which the holder's process stood still do not count: it did nothing then.
+// at which the holder's process was paused do not count: it did nothing then.
 func judge(records []record, capacities map[string]int) verdict {
 	j := &judgement{capacities: capacities, stood: map[int][]interval{}, told: map[*history.Grant]bool{}}
 	groups := map[string][]*history.Grant{}

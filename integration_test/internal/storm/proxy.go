@@ -17,7 +17,7 @@ const (
 	ToClient
 )
 
-// Session says what a connection of a client is for.
+// Session reports what a connection of a client is for.
 type Session string
 
 // The kinds of sessions, as the statements on them tell.
@@ -27,7 +27,7 @@ const (
 	Rows    Session = "the session for rows"
 )
 
-// Proxy stands between clients and a server. It delays what passes, holds back a direction of single
+// Proxy is between clients and a server. It delays what passes, holds back a direction of single
 // connections, and leads new connections to another server.
 type Proxy struct {
 	listener net.Listener

@@ -54,7 +54,7 @@ func Table(w io.Writer, outcomes []*Outcome) {
 // Text returns all violations.
 func (o *Outcome) Text() string { return strings.Join(o.Violations, "\n") }
 
-// Print writes the details of a storm, for which a table has no room.
+// Print writes the details of a storm, for which a table is too narrow.
 func (o *Outcome) Print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s on %d, seed %d, %.0f s, rows left %v\n", o.Kind, o.Major, o.Seed, o.Seconds, o.Left)
 	for _, name := range slices.Sorted(maps.Keys(o.Ops)) {

@@ -15,7 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 )
 
-// lead campaigns in the background, until the client is closed. Each term is written down as a grant that lasts
+// lead is a candidate in the background, until the client is closed. Each term is written down as a grant that lasts
 // as long as the leader's func runs and has not been told to stop.
 func (c *child) lead(_ context.Context, cmd Command) (Answer, error) {
 	client := c.client(cmd.Client)
@@ -24,7 +24,7 @@ func (c *child) lead(_ context.Context, cmd Command) (Answer, error) {
 		if cmd.Count > 0 {
 			name = numbered(cmd.Key, i)
 		}
-		free := &atomic.Int64{} // since when this campaign may have been elected
+		free := &atomic.Int64{} // since when this candidate may have been elected
 		free.Store(history.Now())
 		go func() {
 			err := client.Lead(context.Background(), name, func(ctx context.Context, lock *pgbaton.Lock) error {
@@ -62,7 +62,7 @@ func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic
 	<-ctx.Done()
 	at := history.Now()
 	free.Store(at)
-	// A process that stood still may have been asked to resign before it was told that the lock was lost.
+	// A process that was paused may have been asked to resign before it was told that the lock was lost.
 	if errors.Is(context.Cause(ctx), pgbaton.ErrLost) || errors.Is(lock.Err(), pgbaton.ErrLost) {
 		c.log.Append(history.Event{At: at, Kind: history.Lost, Op: op})
 		return nil

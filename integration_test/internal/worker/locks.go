@@ -170,7 +170,7 @@ func (c *child) watch(_ context.Context, cmd Command) (Answer, error) {
 	return Answer{Result: r}, nil
 }
 
-// guard looks at a lock until the process has stood still, or the lock is over. Then it asks, in this order
+// guard looks at a lock until the process has was paused, or the lock is over. Then it asks, in this order
 // and before anything else can run: Err, TryAcquire of the same key, Release. The first step is the last
 // look before: Called is when the lock was certainly believed to be held.
 func (c *child) guard(ctx context.Context, cmd Command) (Answer, error) {
@@ -190,7 +190,7 @@ func (c *child) guard(ctx context.Context, cmd Command) (Answer, error) {
 		time.Sleep(500 * time.Microsecond) // it must look all the time, but let others run
 	}
 	if look.OK() && look.Called < last.At+int64(gap) {
-		// It stood still between the call and its stamp: the answer is from before.
+		// It was paused between the call and its stamp: the answer is from before.
 		last, look = look, result(Err, history.Now(), h.lock.Err())
 	}
 	steps := []Result{last, look}

@@ -30,9 +30,9 @@ const (
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
 	Sets       = "sets"        // see sets.go
 	Gather     = "gather"      // acquire keys Key/0 … Key/Count-1 as a set, keep it as As
-	Lead       = "lead"        // campaign for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
+	Lead       = "lead"        // be a candidate for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
 	Resign     = "resign"      // from Key
-	AskResign  = "ask-resign"  // whoever leads Key
+	AskResign  = "ask-resign"  // the leader of Key
 	Storm      = "storm"       // see storm.go; answered when it has ended
 	StormSince = "storm-since" // what has succeeded since the last such question
 	StormEnd   = "storm-end"   // let the storm end
@@ -103,5 +103,5 @@ type Result struct {
 	err error // in the worker only
 }
 
-// OK says that the call returned no error.
+// OK reports that the call returned no error.
 func (r Result) OK() bool { return r.Err == "" }

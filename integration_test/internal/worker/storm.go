@@ -24,7 +24,7 @@ type Load struct {
 	Rows    string `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
 	Clients int    `json:"clients"`
 	Seed    uint64 `json:"seed"`
-	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several links; it is the only one
+	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several anchors; it is the only one
 	Mutant  string `json:"mutant,omitempty"` // a mistake on purpose: see Deaf and Leak
 }
 
@@ -255,7 +255,7 @@ func (s *storm) churn(ctx context.Context) {
 	}
 }
 
-// stalls are the times at which the process stood still: it was stopped, or the machine had no time for it.
+// stalls are the times at which the process was paused: it was stopped, or the machine had no time for it.
 type stalls struct {
 	log *history.Log
 
@@ -292,7 +292,7 @@ func (s *stalls) watch(ctx context.Context) {
 	}
 }
 
-// within returns for how long the process stood still in an interval.
+// within returns for how long the process was paused in an interval.
 func (s *stalls) within(from, to int64) (stood int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -240,7 +240,7 @@ func (s *storm) long(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 	}
 }
 
-// bulk holds many locks for a while, or until one is lost, so that the client needs more than one link.
+// bulk holds many locks for a while, or until one is lost, so that the client needs more than one anchor.
 func (s *storm) bulk(ctx context.Context, client *pgbaton.Client, number int, r *rand.Rand) {
 	const atOnce = 50
 	locks := make([]*pgbaton.Lock, s.load.Bulk)

@@ -30,7 +30,7 @@ func CheckThaw(t *testing.T, steps []Result, granted Result, thawed int64) {
 }
 
 // CheckHeld checks that a process which was frozen for less than TTL still held what it held: its last sign of life was at
-// the most a third of TTL before it was frozen. On a machine that has let it stand still for longer than it was told to,
+// the most a third of TTL before it was frozen. On a machine that has let it is paused for longer than it was told to,
 // nothing can be asked of it.
 func CheckHeld(t *testing.T, steps []Result, frozen int64, ttl time.Duration) {
 	t.Helper()

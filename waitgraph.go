@@ -11,7 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/waitgraph"
 )
 
-// heldLocks is what a context says that its goroutine holds: the locks of one acquire, and by outer those that were
+// heldLocks is what a goroutine holds by its context: the locks of one acquire, and by outer the locks that were
 // held around it.
 type heldLocks struct {
 	client *Client
@@ -22,7 +22,7 @@ type heldLocks struct {
 
 type heldLocksKey struct{}
 
-// heldBy returns what a context says is held, nil if nothing.
+// heldBy returns what is held by a context, nil if nothing.
 func heldBy(ctx context.Context) *heldLocks {
 	held, _ := ctx.Value(heldLocksKey{}).(*heldLocks)
 	return held
@@ -37,8 +37,8 @@ func (c *Client) holding(ctx context.Context, keys []Key, holds []*lockmgr.Hold)
 	return context.WithValue(ctx, heldLocksKey{}, held)
 }
 
-// in returns those of the locks that are held by now and that a wait of a client can collide with: what is held in
-// other databases has nothing to do with it.
+// in returns the locks that are held by now and that a wait of a client can collide with: locks in
+// other databases have nothing to do with it.
 func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 	var locks []waitgraph.Lock
 	for ; h != nil; h = h.outer {
@@ -59,7 +59,7 @@ func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 	return locks
 }
 
-// wait waits for a key. When ctx says that other locks are held, and the wait is not a short one, it is watched for
+// wait waits for a key. When other locks are held by ctx, and the wait is not a short one, it is watched for
 // deadlocks; a key that is free costs no more than without.
 func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmgr.Hold, error) {
 	held := heldBy(ctx)
@@ -76,7 +76,7 @@ func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmg
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	wants := waitgraph.Lock{Key: key.key, Mode: mode}
-	w := c.deadlocks.Watch(key.String(), wants, func() []waitgraph.Lock { return held.in(c) }, end)
+	w := c.waits.Watch(key.String(), wants, func() []waitgraph.Lock { return held.in(c) }, end)
 	hold, err := request.Wait(watched)
 	w.Over()
 	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {

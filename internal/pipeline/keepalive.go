@@ -6,8 +6,8 @@ import (
 	"github.com/pgbaton/pgbaton/internal/chans"
 )
 
-// keep watches the pipeline's trust, pings while it is idle, and calls the pipeline's own reader to stand by.
-func (p *Pipeline[O]) keep() {
+// keepAlive watches the pipeline's trust, pings while it is idle, and calls the pipeline's own reader when it is idle.
+func (p *Pipeline[O]) keepAlive() {
 	defer p.cfg.Workers.Done()
 	timer := time.NewTimer(idleAfter)
 	defer timer.Stop()
@@ -34,7 +34,7 @@ func (p *Pipeline[O]) upkeep(now time.Time) time.Duration {
 	idle := len(p.flight) == 0 && len(p.queue)+len(p.asides) == 0
 	silent, quiet := now.Sub(p.lastSent), now.Sub(p.lastAnswer)
 	attended := p.attended
-	standBy := idle && !p.reading && quiet >= idleAfter
+	needsReader := idle && !p.reading && quiet >= idleAfter
 	p.mu.Unlock()
 
 	trustLeft := p.trustLeft(now)
@@ -48,8 +48,8 @@ func (p *Pipeline[O]) upkeep(now time.Time) time.Duration {
 	default:
 		wait = min(wait, pingEvery)
 	}
-	if standBy {
-		chans.Signal(p.wake) // when it yields it will nudge
+	if needsReader {
+		chans.Signal(p.wake) // when it stops it will nudge
 	} else if !attended {
 		wait = min(wait, idleAfter) // callers read for themselves; look again soon
 	}

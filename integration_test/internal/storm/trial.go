@@ -10,8 +10,8 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
 
-// Bench is a [worker.TB] for a program: it keeps what a test would fail with.
-type Bench struct {
+// Trial is a [worker.TB] for a program: it keeps what a test would fail with.
+type Trial struct {
 	name string
 	dir  string
 
@@ -20,16 +20,16 @@ type Bench struct {
 	failures []string
 }
 
-var _ worker.TB = (*Bench)(nil)
+var _ worker.TB = (*Trial)(nil)
 
-// OnBench runs f as a test is run, and returns the failures. Every cleanup has run by then.
-func OnBench(name string, f func(b *Bench)) []string {
+// Attempt runs f as a test is run, and returns the failures. Every cleanup has run by then.
+func Attempt(name string, f func(b *Trial)) []string {
 	dir, err := os.MkdirTemp("", "storm-")
 	if err != nil {
 		return []string{err.Error()}
 	}
 	defer os.RemoveAll(dir)
-	b := &Bench{name: name, dir: dir}
+	b := &Trial{name: name, dir: dir}
 	b.alone(func() { f(b) })
 	for {
 		b.mu.Lock()
@@ -46,7 +46,7 @@ func OnBench(name string, f func(b *Bench)) []string {
 }
 
 // alone runs f on a goroutine of its own, which FailNow may end.
-func (b *Bench) alone(f func()) {
+func (b *Trial) alone(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -56,13 +56,13 @@ func (b *Bench) alone(f func()) {
 }
 
 // Helper does nothing.
-func (b *Bench) Helper() {}
+func (b *Trial) Helper() {}
 
 // Name is what the bench is called.
-func (b *Bench) Name() string { return b.name }
+func (b *Trial) Name() string { return b.name }
 
 // TempDir makes a directory that is removed at the end.
-func (b *Bench) TempDir() string {
+func (b *Trial) TempDir() string {
 	dir, err := os.MkdirTemp(b.dir, "")
 	if err != nil {
 		b.Errorf("%v", err)
@@ -72,29 +72,29 @@ func (b *Bench) TempDir() string {
 }
 
 // Cleanup has end called at the end, the last one first.
-func (b *Bench) Cleanup(end func()) {
+func (b *Trial) Cleanup(end func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ends = append(b.ends, end)
 }
 
 // Logf writes to standard error.
-func (b *Bench) Logf(format string, args ...any) {
+func (b *Trial) Logf(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, b.name+": "+format+"\n", args...)
 }
 
 // Errorf keeps a failure.
-func (b *Bench) Errorf(format string, args ...any) {
+func (b *Trial) Errorf(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.failures = append(b.failures, fmt.Sprintf(format, args...))
 }
 
 // FailNow ends the goroutine.
-func (b *Bench) FailNow() { runtime.Goexit() }
+func (b *Trial) FailNow() { runtime.Goexit() }
 
 // Failed reports whether there was a failure.
-func (b *Bench) Failed() bool {
+func (b *Trial) Failed() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.failures) > 0

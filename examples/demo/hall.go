@@ -12,15 +12,15 @@ import (
 
 const jobVisit = "visit"
 
-// Twelve workers want into a room for three, from four processes: a process for each would need more connections than
+// Twelve workers want into a hall for three, from four processes: a process for each would need more connections than
 // a small server has to give away.
 const (
-	roomProcesses = 4
-	roomEach      = 3
-	roomPermits   = 3
+	hallProcesses = 4
+	hallEach      = 3
+	hallPermits   = 3
 
-	// roomStay is how long a worker is in the room.
-	roomStay = 3 * time.Millisecond
+	// hallStay is how long a worker is in the hall.
+	hallStay = 3 * time.Millisecond
 
 	// withoutSemaphorePart and withSemaphorePart are the parts of a section's time; the first has a least, so
 	// that processes that begin one after the other meet.
@@ -29,45 +29,45 @@ const (
 	withoutSemaphoreLeast = 400 * time.Millisecond
 )
 
-// roomName begins with the prefix by which the demo's semaphores are removed.
-const roomName = semaphorePrefix + "room"
+// hallName begins with the prefix by which the demo's semaphores are removed.
+const hallName = semaphorePrefix + "hall"
 
 // Who enters or leaves says so in a transaction of its own, within its permit. So the table never shows more inside
 // than there are, and knows nothing of semaphores.
-const sqlEnterRoom = `
-UPDATE pgbaton_demo.room
+const sqlEnterHall = `
+UPDATE pgbaton_demo.hall
 SET inside = inside + 1, peak = greatest(peak, inside + 1), visits = visits + 1`
 
-const sqlLeaveRoom = `
-UPDATE pgbaton_demo.room
+const sqlLeaveHall = `
+UPDATE pgbaton_demo.hall
 SET inside = inside - 1`
 
-const sqlClearRoom = `
-UPDATE pgbaton_demo.room
+const sqlClearHall = `
+UPDATE pgbaton_demo.hall
 SET inside = 0, peak = 0, visits = 0`
 
-const sqlReadRoom = `
+const sqlReadHall = `
 SELECT inside, peak, visits
-FROM pgbaton_demo.room`
+FROM pgbaton_demo.hall`
 
-// room is what the table shows.
-type room struct {
+// hall is what the table shows.
+type hall struct {
 	inside, peak, visits int
 }
 
-func readRoom(ctx context.Context, pool *pgxpool.Pool) (room, error) {
-	var r room
-	if err := pool.QueryRow(ctx, sqlReadRoom).Scan(&r.inside, &r.peak, &r.visits); err != nil {
-		return room{}, fmt.Errorf("read room: %w", err)
+func readHall(ctx context.Context, pool *pgxpool.Pool) (hall, error) {
+	var r hall
+	if err := pool.QueryRow(ctx, sqlReadHall).Scan(&r.inside, &r.peak, &r.visits); err != nil {
+		return hall{}, fmt.Errorf("read hall: %w", err)
 	}
 	return r, nil
 }
 
-// visitRoom is the job of a process: its workers go into the room and out again, at the same time, over and over.
-func (b *bench) visitRoom(ctx context.Context) error {
+// visitHall is the job of a process: its workers go into the hall and out again, at the same time, over and over.
+func (b *kit) visitHall(ctx context.Context) error {
 	visit := b.stay
 	if b.job.Locked {
-		semaphore, err := b.client.Semaphore(ctx, roomName, roomPermits)
+		semaphore, err := b.client.Semaphore(ctx, hallName, hallPermits)
 		if err != nil {
 			return err
 		}
@@ -86,11 +86,11 @@ func (b *bench) visitRoom(ctx context.Context) error {
 	})
 }
 
-// together lets the workers of a process visit the room once each, and returns the times of those who did.
+// together lets the workers of a process visit the hall once each, and returns the times of those who did.
 func together(ctx context.Context, visit func(context.Context) error) (times []time.Duration, err error) {
 	var workers sync.WaitGroup
 	var mu sync.Mutex
-	for range roomEach {
+	for range hallEach {
 		workers.Go(func() {
 			start := time.Now()
 			failed := visit(ctx)
@@ -106,43 +106,43 @@ func together(ctx context.Context, visit func(context.Context) error) (times []t
 	return times, err
 }
 
-// stay goes into the room and out again, the latter also when the worker is dismissed meanwhile.
-func (b *bench) stay(ctx context.Context) error {
-	if _, err := b.pool.Exec(ctx, sqlEnterRoom); err != nil {
-		return fmt.Errorf("enter the room: %w", err)
+// stay goes into the hall and out again, the latter also when the worker is dismissed meanwhile.
+func (b *kit) stay(ctx context.Context) error {
+	if _, err := b.pool.Exec(ctx, sqlEnterHall); err != nil {
+		return fmt.Errorf("enter the hall: %w", err)
 	}
-	pause(ctx, roomStay)
-	if _, err := b.pool.Exec(context.WithoutCancel(ctx), sqlLeaveRoom); err != nil {
-		return fmt.Errorf("leave the room: %w", err)
+	pause(ctx, hallStay)
+	if _, err := b.pool.Exec(context.WithoutCancel(ctx), sqlLeaveHall); err != nil {
+		return fmt.Errorf("leave the hall: %w", err)
 	}
 	return nil
 }
 
-// crowding is what the workers made of the room.
+// crowding is what the workers made of the hall.
 type crowding struct {
 	row
-	room
+	hall
 }
 
-func crowdRoom(ctx context.Context, s *stage) (outcome, error) {
+func crowdHall(ctx context.Context, s *stage) (outcome, error) {
 	length := max(s.options.duration/withoutSemaphorePart, withoutSemaphoreLeast)
-	without, err := s.fillRoom(ctx, titleRoomWithoutSemaphore, false, length)
+	without, err := s.fillHall(ctx, titleHallWithoutSemaphore, false, length)
 	if err != nil {
 		return outcome{}, err
 	}
-	with, err := s.fillRoom(ctx, titleRoomWithSemaphore, true, s.options.duration/withSemaphorePart)
+	with, err := s.fillHall(ctx, titleHallWithSemaphore, true, s.options.duration/withSemaphorePart)
 	if err != nil {
 		return outcome{}, err
 	}
-	return judgeRoom(without, with), nil
+	return judgeHall(without, with), nil
 }
 
-func judgeRoom(without, with crowding) outcome {
-	const workers = roomProcesses * roomEach
+func judgeHall(without, with crowding) outcome {
+	const workers = hallProcesses * hallEach
 	o := outcome{rows: []row{without.row, with.row}}
 	o.failOnErrors(without.row)
 	o.failOnErrors(with.row)
-	if without.peak <= roomPermits {
+	if without.peak <= hallPermits {
 		o.fail("Without a semaphore at most %d workers were at work at the same time, so this run proved nothing. Try more "+
 			"time (-duration).", without.peak)
 	} else {
@@ -151,25 +151,25 @@ func judgeRoom(without, with crowding) outcome {
 	switch {
 	case with.mutations == 0:
 		o.fail("With the semaphore nobody got to work, so this run proved nothing. Try more time (-duration).")
-	case with.peak > roomPermits:
+	case with.peak > hallPermits:
 		o.fail("With a semaphore of %d permits, %d workers were at work at the same time. That must never happen: please "+
-			"report it.", roomPermits, with.peak)
+			"report it.", hallPermits, with.peak)
 	case with.errors == 0 && (with.inside != 0 || with.lost != 0):
 		o.fail("At the end %d workers were still counted as at work, and %d visits were not counted.", with.inside, with.lost)
 	default:
 		o.see("With a semaphore of %d permits, in all processes together, never more than %d were, in %s visits; a visit, "+
 			"with the wait for a permit, took %s at most.",
-			roomPermits, with.peak, formatCount(with.mutations), formatTime(with.times.longest))
+			hallPermits, with.peak, formatCount(with.mutations), formatTime(with.times.longest))
 	}
 	return o
 }
 
-// fillRoom lets the workers of all processes visit the room for a while.
-func (s *stage) fillRoom(ctx context.Context, title string, guarded bool, length time.Duration) (crowding, error) {
-	if _, err := s.pool.Exec(ctx, sqlClearRoom); err != nil {
-		return crowding{}, fmt.Errorf("clear the room: %w", err)
+// fillHall lets the workers of all processes visit the hall for a while.
+func (s *stage) fillHall(ctx context.Context, title string, guarded bool, length time.Duration) (crowding, error) {
+	if _, err := s.pool.Exec(ctx, sqlClearHall); err != nil {
+		return crowding{}, fmt.Errorf("clear the hall: %w", err)
 	}
-	jobs := make([]job, roomProcesses)
+	jobs := make([]job, hallProcesses)
 	for i := range jobs {
 		jobs[i] = job{Kind: jobVisit, Locked: guarded, Duration: length}
 	}
@@ -177,8 +177,8 @@ func (s *stage) fillRoom(ctx context.Context, title string, guarded bool, length
 	if err != nil {
 		return crowding{}, err
 	}
-	seen, err := readRoom(ctx, s.pool)
-	return crowding{room: seen, row: row{
+	seen, err := readHall(ctx, s.pool)
+	return crowding{hall: seen, row: row{
 		title:     title,
 		mutations: len(total.Mutations),
 		lost:      lostUpdates(len(total.Mutations), seen.visits, total.Errors),

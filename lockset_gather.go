@@ -15,7 +15,7 @@ import (
 )
 
 // gathering is a wait for several keys. A session of the lock queue takes them one after the other; when it has all,
-// it gives them back but goes on standing at their gates, so that they can be taken in one round trip. While all
+// it gives them back but keeps their gates, so that they can be taken in one round trip. While all
 // sessions are busy, the gathering tries now and then.
 type gathering struct {
 	client *Client
@@ -80,7 +80,7 @@ func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 	}
 }
 
-// try tries all keys, in a turn before those of this process that wait for one of them.
+// try tries all keys, in a turn before the waiters of this process for one of them.
 func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, error) {
 	try := g.client.locks.TryMany
 	if turn {
@@ -137,7 +137,7 @@ func (g *gathering) watch() {
 		return
 	}
 	wants := waitgraph.Lock{Key: g.waits.key, Mode: advisory.Exclusive}
-	g.watched = g.client.deadlocks.Watch(g.waits.String(), wants, g.holds, g.end)
+	g.watched = g.client.waits.Watch(g.waits.String(), wants, g.holds, g.end)
 }
 
 func (g *gathering) unwatch() {
