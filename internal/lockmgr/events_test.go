@@ -17,7 +17,7 @@ func (h *history) event() {
 	switch km := h.keys[k]; {
 	case n < 78:
 		h.common(k, n)
-	case n < 82:
+	case n < 84:
 		h.turn(k)
 	case n < 86:
 		h.note("a sweep")

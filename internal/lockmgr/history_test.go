@@ -320,6 +320,9 @@ func (h *history) turn(k advisory.Key) {
 	km.passes = 0
 	km.turn = h.Turn(k)
 	h.settle()
+	if h.random.IntN(3) == 0 {
+		h.stranger(k, exclusive, 0) // a passer-by
+	}
 }
 
 func (h *history) sleep(d time.Duration) {
