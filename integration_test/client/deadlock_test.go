@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
@@ -248,22 +249,24 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 	})
 	t.Run("AcquireAllWithOneKeyTaken", func(t *testing.T) {
 		t.Parallel()
+		// Clients of its own: among many waits the set would give way to others for a while, with x.
+		sets, locks, own := pair(t)
 		x, y := pgbaton.ID(1_000_001), pgbaton.ID(1_000_002) // in the order in which they are taken
-		lock, err := b.Acquire(ctx, y)
+		lock, err := locks.Acquire(ctx, y)
 		require.NoError(t, err)
 		victim(t, cross(t,
 			func() error {
 				bounded, cancel := context.WithTimeout(ctx, testkit.Patience)
 				defer cancel()
-				set, err := a.AcquireAll(bounded, x, y)
+				set, err := sets.AcquireAll(bounded, x, y)
 				if err == nil {
 					err = set.Release(ctx)
 				}
 				return err
 			},
 			func() error {
-				queued(t, dsn, y) // so it has x
-				return nested(lock, func(ctx context.Context) (*pgbaton.Lock, error) { return b.Acquire(ctx, x) })()
+				queued(t, own, y) // so it has x
+				return nested(lock, func(ctx context.Context) (*pgbaton.Lock, error) { return locks.Acquire(ctx, x) })()
 			}))
 	})
 	t.Run("NoCycle", func(t *testing.T) {
@@ -301,42 +304,60 @@ func queued(t *testing.T, dsn string, key pgbaton.Key) {
 // Waits of less than a second leave no trace, and longer ones none afterwards.
 func TestDeadlock_LeavesNoRows(t *testing.T) {
 	t.Parallel()
-	a, b, dsn := pair(t)
-	ctx := testkit.Context(t)
-	conn := testkit.Connect(t, dsn)
-	changes := func() int64 {
-		_, err := conn.Exec(ctx, "SELECT pg_stat_clear_snapshot()")
-		require.NoError(t, err)
-		return testkit.Value[int64](t, conn, "SELECT last_value FROM pgbaton.wait_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
-	}
-	wait := func(until func()) (took time.Duration) {
-		lock, err := a.Acquire(ctx, pgbaton.Name("taken"))
-		require.NoError(t, err)
-		outer, err := b.Acquire(ctx, pgbaton.Name("outer"))
-		require.NoError(t, err)
-		began := time.Now()
-		inner := background(t, func() (*pgbaton.Lock, error) { return b.Acquire(outer.Context(), pgbaton.Name("taken")) })
-		until()
-		require.NoError(t, lock.Release(ctx))
-		require.NoError(t, (<-inner).Release(ctx))
-		took = time.Since(began)
-		require.NoError(t, outer.Release(ctx))
-		return took
-	}
 	for short, attempts := 0, 0; short < 3; attempts++ {
 		require.Less(t, attempts, 100, "each wait took a second")
-		before := changes()
-		if wait(func() { queued(t, dsn, pgbaton.Name("taken")) }) < time.Second {
+		w := newWatchedWait(t) // what an attempt that took too long publishes late is not seen by the next
+		before := w.changes()
+		if w.wait(func() { queued(t, w.dsn, pgbaton.Name("taken")) }) < time.Second {
 			short++
-			require.Equal(t, before, changes(), "a short wait")
+			require.Equal(t, before, w.changes(), "a short wait")
 		}
 	}
-	before := changes()
-	wait(func() {
-		testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait)")
+	w := newWatchedWait(t)
+	before := w.changes()
+	w.wait(func() {
+		testkit.WaitFor(t, w.conn, "SELECT EXISTS (SELECT FROM pgbaton.wait)")
 	})
-	require.Equal(t, before+1, changes(), "one long wait")
+	require.Equal(t, before+1, w.changes(), "one long wait")
 	require.Eventually(t, func() bool {
-		return testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.wait") == 0
+		return testkit.Value[int](t, w.conn, "SELECT count(*)::int FROM pgbaton.wait") == 0
 	}, testkit.Patience, 10*time.Millisecond)
+}
+
+// watchedWait lets one client wait for a key of another, and sees what is published of it.
+type watchedWait struct {
+	t    *testing.T
+	a, b *pgbaton.Client
+	dsn  string
+	conn *pgx.Conn
+}
+
+func newWatchedWait(t *testing.T) *watchedWait {
+	t.Helper()
+	a, b, dsn := pair(t)
+	return &watchedWait{t, a, b, dsn, testkit.Connect(t, dsn)}
+}
+
+// changes returns how many rows of waits have been written.
+func (w *watchedWait) changes() int64 {
+	w.t.Helper()
+	return testkit.Value[int64](w.t, w.conn, "SELECT last_value FROM pgbaton.wait_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
+}
+
+// wait has one client wait until the other one releases, and returns how long it took.
+func (w *watchedWait) wait(until func()) (took time.Duration) {
+	t, ctx := w.t, testkit.Context(w.t)
+	t.Helper()
+	lock, err := w.a.Acquire(ctx, pgbaton.Name("taken"))
+	require.NoError(t, err)
+	outer, err := w.b.Acquire(ctx, pgbaton.Name("outer"))
+	require.NoError(t, err)
+	began := time.Now()
+	inner := background(t, func() (*pgbaton.Lock, error) { return w.b.Acquire(outer.Context(), pgbaton.Name("taken")) })
+	until()
+	require.NoError(t, lock.Release(ctx))
+	require.NoError(t, (<-inner).Release(ctx))
+	took = time.Since(began)
+	require.NoError(t, outer.Release(ctx))
+	return took
 }
