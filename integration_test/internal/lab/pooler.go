@@ -58,7 +58,8 @@ ignore_startup_parameters = extra_float_digits
 	if os.Getuid() == 0 {
 		args = []string{"-q", "-u", "nobody", file} // it refuses to run as root
 	}
-	cmd := exec.CommandContext(t.Context(), program, args...)
+	// Not the context of the test, which ends before the cleanups in which clients still use the pooler.
+	cmd := exec.CommandContext(context.Background(), program, args...)
 	cmd.Stderr = os.Stderr
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
