@@ -75,9 +75,7 @@ func Run(ctx context.Context, conn *pgx.Conn, fsys fs.FS) error {
 	}
 	for done := false; !done; {
 		var p place
-		// READ COMMITTED, because a stricter level would read the schema as it was before the wait for the lock.
-		options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}
-		err := pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) (err error) {
+		err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: begin(conn.PgConn())}, func(tx pgx.Tx) (err error) {
 			if p, err = findPlace(ctx, tx); err != nil {
 				return err
 			}

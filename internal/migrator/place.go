@@ -50,15 +50,19 @@ type place struct {
 	superuser   bool
 }
 
-// findPlace pins the settings, and looks where the version table is.
-func findPlace(ctx context.Context, tx pgx.Tx) (place, error) {
-	sql := pins
-	if major(tx.Conn().PgConn()) >= 17 {
+// begin returns the statements that begin a transaction and pin its settings. They are one message: a setting such as
+// idle_in_transaction_session_timeout must not find the session idle in between. The transaction is READ COMMITTED, because a
+// stricter level would read the schema as it was before the wait for the lock.
+func begin(conn *pgconn.PgConn) string {
+	sql := "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; " + pins
+	if major(conn) >= 17 {
 		sql += timeoutPins
 	}
-	if _, err := tx.Conn().PgConn().Exec(ctx, sql).ReadAll(); err != nil {
-		return place{}, fmt.Errorf("pin the settings: %w", err)
-	}
+	return sql
+}
+
+// findPlace looks where the version table is, in a transaction that was begun by begin.
+func findPlace(ctx context.Context, tx pgx.Tx) (place, error) {
 	// The search_path is still the caller's: no operators, and no types by name.
 	const (
 		sqlPlace = `
