@@ -105,8 +105,6 @@ type Anchor interface {
 	Trusted(now time.Time) bool
 	// Expire ends an anchor that is no longer trusted, and returns why it is lost.
 	Expire() error
-	// Jeopardy returns a channel that is closed while more than half of the trust is gone without an answer.
-	Jeopardy() <-chan struct{}
 
 	// Drop reports that a key for which the anchor was picked is no longer held by it or asked for. It is called with the
 	// lock manager's mutex.

@@ -374,5 +374,3 @@ func (l *fakeAnchor) Fail(cause error) {
 	w.mu.Unlock()
 	chans.Signal(w.want)
 }
-
-func (l *fakeAnchor) Jeopardy() <-chan struct{} { return nil }

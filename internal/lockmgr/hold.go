@@ -54,9 +54,6 @@ func (h *Hold) Err() error {
 	return over
 }
 
-// Jeopardy is that of the hold's anchor.
-func (h *Hold) Jeopardy() <-chan struct{} { return h.anchor.Jeopardy() }
-
 func lost(cause error) error { return fmt.Errorf("%w: %w", lockerr.Lost, cause) }
 
 var errReleased = fmt.Errorf("%w: released", lockerr.NotHeld)
