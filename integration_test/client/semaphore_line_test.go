@@ -109,8 +109,12 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 	held, err := s.Acquire(ctx, 1)
 	require.NoError(t, err)
 	first, proxy := through(t, testkit.Named(t, dsn, "first"), ttl, 1)
-	second, err := testclient.New(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(ctx, "s", 1)
-	require.NoError(t, err)
+	var others []*pgbaton.Semaphore // two, since within a process a permit is handed over without the gate
+	for range 2 {
+		other, err := testclient.New(t, dsn, &pgbaton.Config{TTL: ttl}).Semaphore(ctx, "s", 1)
+		require.NoError(t, err)
+		others = append(others, other)
+	}
 	wait, cancel := context.WithCancel(ctx)
 	var waiting sync.WaitGroup
 	waiting.Go(func() { _, _ = first.Acquire(wait, 1) })
@@ -119,23 +123,23 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 	proxy.Refuse(true) // what is open stays open
 	testkit.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 		WHERE application_name = 'first' AND datname = current_database() AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
-	// The second comes to the gate behind the first, which has to leave it: it must not come back behind the second.
+	// The others come to the gate behind the first, which has to leave it: it must not come back behind one of them.
 	bounded, end := context.WithTimeout(ctx, testkit.Patience)
 	defer end()
 	got := make(chan *pgbaton.Permit, 1)
-	next := func() {
-		p, err := second.Acquire(bounded, 1)
+	next := func(other *pgbaton.Semaphore) {
+		p, err := other.Acquire(bounded, 1)
 		if err != nil {
 			t.Error(err)
 		}
 		got <- p
 	}
-	go next()
+	go next(others[0])
 	require.NoError(t, held.Release(ctx))
-	for range 3 {
+	for i := range 5 {
 		p := <-got
 		require.NotNil(t, p)
-		go next() // and waits, since there is one permit
+		go next(others[(i+1)%2]) // and waits, since there is one permit
 		time.Sleep(100 * time.Millisecond)
 		require.NoError(t, p.Release(ctx))
 	}
