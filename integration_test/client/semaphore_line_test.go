@@ -119,7 +119,8 @@ func TestSemaphore_GateWithoutASession(t *testing.T) {
 	var waiting sync.WaitGroup
 	waiting.Go(func() { _, _ = first.Acquire(wait, 1) })
 	testkit.WaitFor(t, admin, `SELECT EXISTS (SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid), pgbaton.semaphore AS s
-		WHERE l.locktype = 'advisory' AND a.application_name = 'first' AND a.datname = current_database() AND (l.classid::bigint << 32 | l.objid::bigint) = s.gate)`)
+		WHERE l.locktype = 'advisory' AND a.application_name = 'first' AND a.datname = current_database() AND a.query ~ 'FROM pgbaton[.]wait_for_turns'
+			AND (l.classid::bigint << 32 | l.objid::bigint) = s.gate)`)
 	proxy.Refuse(true) // what is open stays open
 	testkit.WaitFor(t, admin, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 		WHERE application_name = 'first' AND datname = current_database() AND query ~ 'claim_slots|enlist|LISTEN' LIMIT 1`)
