@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -146,8 +147,11 @@ func TestDeadlock_AFreeKeyCostsNothing(t *testing.T) { // not parallel: it count
 	require.NoError(t, err)
 	plain, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	allocations := func(ctx context.Context) float64 {
-		return testing.AllocsPerRun(100, func() {
+	const runs = 300
+	allocations := func(ctx context.Context) float64 { // of a run, not rounded, as testing.AllocsPerRun would
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range runs {
 			lock, err := client.Acquire(ctx, pgbaton.Name("inner"))
 			if err == nil {
 				err = lock.Release(ctx)
@@ -155,13 +159,16 @@ func TestDeadlock_AFreeKeyCostsNothing(t *testing.T) { // not parallel: it count
 			if err != nil {
 				t.Error(err)
 			}
-		})
+		}
+		runtime.ReadMemStats(&after)
+		return float64(after.Mallocs-before.Mallocs) / runs
 	}
 	allocations(plain) // what is kept is made
 	free, within := allocations(plain), allocations(outer.Context())
 	for range 8 { // the least of each, because something may go on besides
 		free, within = min(free, allocations(plain)), min(within, allocations(outer.Context()))
 	}
-	require.LessOrEqual(t, within, free)
+	// The race detector has a pool forget at random, so there is a fraction of an allocation between two runs of the same.
+	require.Less(t, within, free+0.5)
 	require.NoError(t, outer.Release(t.Context()))
 }
