@@ -85,7 +85,7 @@ func TestNew(t *testing.T) {
 		require.NoError(t, err)
 		lock, err := client.Acquire(ctx, pgbaton.Name("hooks"))
 		require.NoError(t, err)
-		require.Equal(t, beforePool+2, before.Load()) // the link, and for a moment a second one to try it out with
+		require.Equal(t, beforePool+2, before.Load()) // the session for locks, and for a moment a second one to try it out with
 		require.Equal(t, afterPool+2, after.Load())
 		require.Eventually(t, func() bool {
 			var named int

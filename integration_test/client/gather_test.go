@@ -314,7 +314,7 @@ func handOver(ctx context.Context, t *testing.T, what string, stands func(), hol
 
 // A process that has lost the session that holds its locks, and gets no other, does not keep the keys that it waits for from
 // those who have one.
-func TestAcquire_WithoutALink(t *testing.T) {
+func TestAcquire_WithoutASession(t *testing.T) {
 	t.Parallel()
 	for name, acquire := range map[string]func(context.Context, *pgbaton.Client) (releaser, error){
 		"Lock": func(ctx context.Context, c *pgbaton.Client) (releaser, error) { return c.Acquire(ctx, pgbaton.ID(2)) },

@@ -13,11 +13,11 @@ import (
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
-// A hundred campaigns cost their client two statements a second and two connections, signs of life included, and
+// A hundred candidates cost their client two statements a second and two connections, signs of life included, and
 // leading costs less.
 func TestLead_Cost(t *testing.T) {
 	t.Parallel()
-	const campaigns = 100
+	const candidates = 100
 	watched := testkit.Length(15 * time.Second)
 	ctx, cancel := context.WithCancel(t.Context())
 	dsn := testkit.Migrated(t)
@@ -32,8 +32,8 @@ func TestLead_Cost(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, client.Close(context.Background())) })
 		var elected sync.WaitGroup
-		elected.Add(campaigns)
-		for i := range campaigns {
+		elected.Add(candidates)
+		for i := range candidates {
 			running.Go(func() {
 				_ = client.Lead(ctx, fmt.Sprint("cost/", i), func(ctx context.Context, _ *pgbaton.Lock) error {
 					elected.Done()
@@ -52,7 +52,7 @@ func TestLead_Cost(t *testing.T) {
 			time.Sleep(watched)
 			statements, elapsed := counter.Statements()-before, time.Since(began)
 			if statements > 0 && float64(statements) <= 2*elapsed.Seconds()+2 { // and a round that was cut in two
-				testkit.Figure(t, "%s in %d names: %.2f statements a second, %d connections", what, campaigns,
+				testkit.Figure(t, "%s in %d names: %.2f statements a second, %d connections", what, candidates,
 					float64(statements)/elapsed.Seconds(), counter.Connections())
 				break
 			}

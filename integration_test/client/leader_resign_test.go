@@ -28,7 +28,7 @@ func TestLead_Resignation(t *testing.T) {
 		others, _ := lead(ctx, b, "nil")
 		second := successor(t, first, &terms, others, func(r *reign) { r.finish <- nil })
 		require.Greater(t, second.term, first.term)
-		second.finish <- errors.New("b campaigns no more")
+		second.finish <- errors.New("b is no longer a candidate")
 		require.Greater(t, soon(t, terms).term, second.term)
 	})
 
@@ -89,7 +89,7 @@ func TestLead_FailureIsAResignation(t *testing.T) {
 		terms, done = lead(ctx, sick, "x") // as a service does
 	})
 	require.Greater(t, second.term, first.term)
-	second.finish <- errors.New("it campaigns no more")
+	second.finish <- errors.New("it is no longer a candidate")
 	require.Greater(t, soon(t, terms).term, second.term)
 }
 
@@ -120,7 +120,7 @@ type late struct{ context.Context } //nolint:containedctx // it is one
 func (late) Done() <-chan struct{} { return nil }
 func (late) Err() error            { return context.Canceled }
 
-// A campaign that is elected when its context has just ended leaves no row that says that it leads.
+// A candidate that is elected when its context has just ended leaves no row that says that it leads.
 func TestLead_ElectedTooLate(t *testing.T) {
 	t.Parallel()
 	ctx := testkit.Context(t)

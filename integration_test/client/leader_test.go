@@ -277,7 +277,7 @@ func TestLead_NeedsAThirdConnection(t *testing.T) {
 	require.ErrorContains(t, err, "a third connection")
 }
 
-// Many campaigns of one name in one process: one leads.
+// Many candidates of one name in one process: one leads.
 func TestLead_Crowd(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())

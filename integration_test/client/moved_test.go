@@ -59,9 +59,9 @@ func (m *moving) sessions(t *testing.T, place int) int64 {
 		"SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()", m.name)
 }
 
-// A client that holds so many locks that it opens another link, to an address that has come to lead elsewhere, loses
+// A client that holds so many locks that it opens another session, to an address that has come to lead elsewhere, loses
 // what it held there before it is granted anything here.
-func TestMoved_AnotherLink(t *testing.T) {
+func TestMoved_AnotherSession(t *testing.T) {
 	t.Parallel()
 	ctx := testkit.Context(t)
 	m := newMoving(t, &pgbaton.Config{MaxHeld: 4000})

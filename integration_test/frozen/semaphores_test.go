@@ -113,7 +113,7 @@ func TestFrozen_SemaphoreIsNotFull(t *testing.T) {
 func TestFrozen_Candidates(t *testing.T) {
 	t.Parallel()
 	s := open(t, lab.Database(t))
-	campaign := worker.Command{Do: worker.Lead, Client: "c", Key: "l"}
+	candidate := worker.Command{Do: worker.Lead, Client: "c", Key: "l"}
 	elected := func(p *worker.Process) int64 {
 		var at int64
 		testkit.Eventually(t, "it leads", func() bool {
@@ -126,16 +126,16 @@ func TestFrozen_Candidates(t *testing.T) {
 		return at
 	}
 	leader := s.start("leader", worker.Command{})
-	leader.Do(campaign)
+	leader.Do(candidate)
 	elected(leader)
 	var candidates []*worker.Process
 	for i := range 3 {
 		p := s.start(named("candidate", i), worker.Command{})
-		p.Do(campaign)
+		p.Do(candidate)
 		candidates = append(candidates, p)
 	}
 	last := s.start("last", worker.Command{})
-	last.Do(campaign)
+	last.Do(candidate)
 	time.Sleep(patience)
 	for _, p := range candidates {
 		s.freeze(p)

@@ -26,9 +26,9 @@ func TestConformance(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 			defer cancel()
 			terms := make(chan pgbaton.Token, 10)
-			var campaigns sync.WaitGroup
+			var candidates sync.WaitGroup
 			for _, client := range clients {
-				campaigns.Go(func() {
+				candidates.Go(func() {
 					err := client.Lead(ctx, "x", func(ctx context.Context, term *pgbaton.Lock) error {
 						terms <- term.Token()
 						<-ctx.Done()
@@ -46,7 +46,7 @@ func TestConformance(t *testing.T) {
 			})
 			require.Greater(t, <-terms, first)
 			cancel()
-			campaigns.Wait()
+			candidates.Wait()
 
 			const window = 400 * time.Millisecond
 			ran := map[string]int{}

@@ -12,7 +12,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
-// fleet is a set of processes that campaign for the same names.
+// fleet is a set of processes that want to lead the same names.
 type fleet struct {
 	t     *testing.T
 	dsn   string
@@ -22,7 +22,7 @@ type fleet struct {
 	all   []*worker.Process
 }
 
-// newFleet starts processes that campaign for names; see [worker.Lead] for the command.
+// newFleet starts processes that want to lead names; see [worker.Lead] for the command.
 func newFleet(t *testing.T, dsn string, ttl time.Duration, size int, lead worker.Command) *fleet {
 	t.Helper()
 	lead.Do, lead.Client = worker.Lead, "c"

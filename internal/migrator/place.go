@@ -35,6 +35,7 @@ var pins = strings.Join([]string{
 	"SET LOCAL plpgsql.extra_warnings = 'none'",
 	"SET LOCAL statement_timeout = 0",
 	"SET LOCAL idle_in_transaction_session_timeout = 0",
+	"SET LOCAL jit = off", // compiling costs a second and more a statement when planner settings of the role make all look dear
 }, "; ")
 
 // timeoutPins is for servers that have the setting, from 17 on.

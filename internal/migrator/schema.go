@@ -81,7 +81,8 @@ func judge(recorded row, found schema, files []migration, p place) error {
 		return refuse(lockerr.Schema, "the schema pgbaton is not what the migrations make: it has no function schema_version() that says a "+
 			"version. Rename it if it is something else's; else restore it, or drop it, and migrate again")
 	}
-	if missing := without(made(files, found.version), found.objects); len(missing) > 0 && found.version <= newest(files) {
+	whole := made(files, found.version)
+	if missing := without(whole, found.objects); len(missing) > 0 && found.version <= newest(files) {
 		return refuse(lockerr.Schema, "the schema pgbaton says version %d, but lacks %s: something dropped that, or restored the rest. "+
 			"Restore it too; or DROP SCHEMA pgbaton CASCADE, which forgets semaphores, leaders, jobs and fences, and migrate again",
 			found.version, strings.Join(missing, ", "))
@@ -91,7 +92,7 @@ func judge(recorded row, found schema, files []migration, p place) error {
 	}
 	reason := ""
 	later := slices.DeleteFunc(made(files, newest(files)), func(name string) bool {
-		return !slices.Contains(found.objects, name) || slices.Contains(made(files, found.version), name)
+		return !slices.Contains(found.objects, name) || slices.Contains(whole, name)
 	})
 	switch {
 	case max(recorded.version, found.version) > newest(files):
@@ -129,7 +130,7 @@ func newest(files []migration) int64 {
 	return files[len(files)-1].version
 }
 
-var statement = regexp.MustCompile(`(?m)^(CREATE|DROP) (?:OR REPLACE )?(?:UNLOGGED )?(TABLE|SEQUENCE|FUNCTION) (?:IF (?:NOT )?EXISTS )?pgbaton\.(\w+)`)
+var statement = regexp.MustCompile(`^(CREATE|DROP) (?:OR REPLACE )?(?:UNLOGGED )?(TABLE|SEQUENCE|FUNCTION) (?:IF (?:NOT )?EXISTS )?pgbaton\.(\w+)`)
 
 // made lists the tables, sequences and functions that the files up to a version make, read off their statements, which
 // begin a line.
@@ -139,7 +140,14 @@ func made(files []migration, version int64) []string {
 		if file.version > version {
 			break
 		}
-		for _, match := range statement.FindAllStringSubmatch(file.sql, -1) {
+		for line := range strings.Lines(file.sql) {
+			if !strings.HasPrefix(line, "CREATE ") && !strings.HasPrefix(line, "DROP ") {
+				continue // nearly all do: the expression is costly
+			}
+			match := statement.FindStringSubmatch(line)
+			if match == nil {
+				continue
+			}
 			name := strings.ToLower(match[2]) + " " + match[3]
 			names = slices.DeleteFunc(names, func(n string) bool { return n == name })
 			if match[1] == "CREATE" {

@@ -85,10 +85,10 @@ func TestDial_RoundTrips(t *testing.T) {
 	require.NoError(t, plain.Close(t.Context()))
 
 	for name, dial := range map[string]func() (*session.Session, error){
-		"link":        func() (*session.Session, error) { return d.Dial(t.Context(), session.Holding) },
-		"probed link": func() (*session.Session, error) { return d.DialProbed(t.Context(), session.Holding) },
-		"waiting":     func() (*session.Session, error) { return d.Dial(t.Context(), session.Waiting) },
-		"pooled":      func() (*session.Session, error) { return d.DialPooled(t.Context()) },
+		"holding": func() (*session.Session, error) { return d.Dial(t.Context(), session.Holding) },
+		"probed":  func() (*session.Session, error) { return d.DialProbed(t.Context(), session.Holding) },
+		"waiting": func() (*session.Session, error) { return d.Dial(t.Context(), session.Waiting) },
+		"pooled":  func() (*session.Session, error) { return d.DialPooled(t.Context()) },
 		"with commands": func() (*session.Session, error) {
 			return d.Dial(t.Context(), session.Sidecar, session.Command{What: "count", SQL: "SELECT 1"}, session.Command{What: "listen", SQL: "LISTEN x"})
 		},

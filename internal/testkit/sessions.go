@@ -15,7 +15,6 @@ const here = " AND datname = current_database()"
 // Session is a session of a client, as pg_stat_activity shows it.
 type Session struct {
 	PID   int
-	Link  bool // it holds locks, or the last thing that it did was a link's
 	Query string
 }
 
@@ -23,7 +22,7 @@ type Session struct {
 func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
 	tb.Helper()
 	rows, err := conn.Query(context.Background(),
-		"SELECT pid, query !~ 'wait_for_turn|unlock_all', query FROM pg_stat_activity WHERE application_name = $1"+here+" ORDER BY pid", name)
+		"SELECT pid, query FROM pg_stat_activity WHERE application_name = $1"+here+" ORDER BY pid", name)
 	require.NoError(tb, err)
 	sessions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Session])
 	require.NoError(tb, err)
