@@ -23,7 +23,7 @@ demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO
 
 # -count=1, because go's cache of results does not know the servers. -p 1, one package at a time: that bounds how much a
 # test may be slowed down by others, not whether it passes.
-GO_TEST = $(WITH_POSTGRES) -- go test -race -p 1 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT)
+GO_TEST = $(WITH_POSTGRES) -- go test -race -p 2 -parallel 8 -count=1 -timeout $(TEST_TIMEOUT)
 
 .PHONY: test
 test: test/unit test/integration ## run all tests with the race detector, hammers and storms in brief

@@ -5,6 +5,7 @@ package frozen
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -91,9 +92,26 @@ func (s *scene) heads(name string) {
 // cost reports how long after a moment a call was answered well.
 func (s *scene) cost(what string, from int64, call *worker.Call) {
 	s.t.Helper()
+	late := time.AfterFunc(ttl/3, s.explain) // in time: what a session of a frozen process has, it has for a TTL
 	r := call.Wait().Result
+	late.Stop()
 	require.True(s.t, r.OK(), r.Err)
 	lab.Report(s.t, what, lab.NewSpread([]int64{r.At - from}), law)
+}
+
+// explain logs who has and wants which advisory lock now.
+func (s *scene) explain() {
+	rows, err := s.control.Query(s.t.Context(), `
+		SELECT format('%s %s: %s, granted %s; %s since %s: %s', a.pid, a.application_name, l.mode, l.granted, a.state,
+		              now() - a.state_change, a.query) || format(' (key %s/%s/%s)', l.classid, l.objid, l.objsubid)
+		  FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+		 WHERE l.locktype = 'advisory' AND a.datname = current_database() ORDER BY 1`)
+	if err != nil {
+		s.t.Log(err)
+		return
+	}
+	locks, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	s.t.Log("after ", ttl/3, ": ", strings.Join(locks, "\n"), err)
 }
 
 func acquire(key string, shared bool, permits int) worker.Command {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -204,10 +206,33 @@ func (p *Process) Kill() int64 {
 	return p.killed
 }
 
-// Signal sends a signal.
+// Signal sends a signal. When it is SIGSTOP, Signal returns after the process has stopped.
 func (p *Process) Signal(sig syscall.Signal) {
 	p.tb.Helper()
 	require.NoError(p.tb, p.cmd.Process.Signal(sig))
+	if sig == syscall.SIGSTOP {
+		p.awaitStop()
+	}
+}
+
+// awaitStop waits until no thread of the process runs. The kernel hands the signal to one of them, and the others run on
+// until that one has been scheduled: on a busy machine long enough to take a lock.
+func (p *Process) awaitStop() {
+	p.tb.Helper()
+	threads := filepath.Join("/proc", strconv.Itoa(p.PID()), "task", "*", "stat")
+	running := func(path string) bool {
+		stat, err := os.ReadFile(path)
+		_, after, found := strings.Cut(string(stat), ") ")                   // behind the name of the program
+		return err == nil && found && !strings.ContainsAny(after[:1], "TZX") // stopped, or dead
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
+		stats, err := filepath.Glob(threads)
+		require.NoError(p.tb, err)
+		if !slices.ContainsFunc(stats, running) {
+			return
+		}
+		require.True(p.tb, time.Now().Before(end), "the process does not stop")
+	}
 }
 
 // PID returns the process's number.
