@@ -93,7 +93,7 @@ func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, e
 
 // next returns when the keys should be tried: in a turn, or because no session waits for them at the moment.
 func (g *gathering) next(ctx context.Context) (turn bool, err error) {
-	look := time.NewTimer(g.pause/2 + rand.N(g.pause)) //nolint:gosec // jitter, not a secret
+	look := time.NewTimer(backoff.About(g.pause)) //nolint:gosec // jitter, not a secret
 	defer look.Stop()
 	for {
 		g.follow()

@@ -122,7 +122,7 @@ func TestTokens_StrangersLocksOnAMutant(t *testing.T) {
 // none back: neither as the clock goes, nor after it was set back.
 func TestTokens_Overdraw(t *testing.T) {
 	t.Parallel()
-	for name, back := range map[string]string{"": "0", "ClockSetBack": "4096000::bigint * 3600"} {
+	for name, back := range map[string]string{"": "0", "ClockSetBack": anHour} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			twoMajors(t, func(t *testing.T, bindir string) {
@@ -142,11 +142,19 @@ func TestTokens_Overdraw(t *testing.T) {
 		t.Parallel()
 		server := start(t, withPrograms(t, "initdb"), unbounded, unhurried...)
 		var h history
-		overdraw(t, server, "0", &h)
+		for range 10 { // a crowded machine may be too slow to draw too fast
+			if overdraw(t, server, anHour, &h); len(h.violations) > 0 {
+				break
+			}
+			crashes["ServerKilled"](t, server)
+		}
 		h.violations = h.violations[:min(len(h.violations), 3)]
 		h.require(t, unbounded)
 	})
 }
+
+// anHour is what the clock runs through in one, in tokens.
+const anHour = "4096000::bigint * 3600"
 
 // overdraw puts the sequence to the clock, or ahead of it as after the clock was set back, and draws for a while. It kills
 // the server at the end, while draws go on.
@@ -200,8 +208,9 @@ func overdraw(t *testing.T, server *pgserver.Server, back string, h *history) {
 	took := time.Since(began)
 	t.Logf("%d draws in %v", count, took)
 	if back != "0" {
-		// Not faster than one a millisecond and session.
-		require.LessOrEqual(t, count, int64(sessions)*(took.Milliseconds()+draws))
+		if bound := int64(sessions) * (took.Milliseconds() + draws); count > bound {
+			h.violations = append(h.violations, fmt.Sprintf("%d draws: faster than one a millisecond and session, which are %d", count, bound))
+		}
 	}
 	require.NotZero(t, newest)
 	h.newest = max(h.newest, newest)
