@@ -32,6 +32,16 @@ func TestLead_Resignation(t *testing.T) {
 		require.Greater(t, soon(t, terms).term, second.term)
 	})
 
+	t.Run("OtherClientsComeFirst", func(t *testing.T) {
+		t.Parallel()
+		terms, _ := lead(ctx, a, "both")
+		leadOn(ctx, a, "both", terms)
+		first := soon(t, terms)
+		others, _ := lead(ctx, b, "both")
+		second := successor(t, first, &terms, others, func(r *reign) { r.finish <- nil })
+		require.Greater(t, second.term, first.term)
+	})
+
 	t.Run("TakesItAgainIfNobodyDoes", func(t *testing.T) {
 		t.Parallel()
 		terms, _ := lead(ctx, a, "alone")

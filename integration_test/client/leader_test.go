@@ -28,7 +28,13 @@ type reign struct {
 // lead calls Lead in the background. Each term arrives on terms; its func returns when the test says so or
 // its context ends.
 func lead(ctx context.Context, client *pgbaton.Client, name string) (terms chan *reign, done chan error) {
-	terms, done = make(chan *reign, 16), make(chan error, 1)
+	terms = make(chan *reign, 16)
+	return terms, leadOn(ctx, client, name, terms)
+}
+
+// leadOn is lead with a channel for the terms that is there already.
+func leadOn(ctx context.Context, client *pgbaton.Client, name string, terms chan<- *reign) (done chan error) {
+	done = make(chan error, 1)
 	go func() {
 		done <- client.Lead(ctx, name, func(ctx context.Context, lock *pgbaton.Lock) error {
 			r := &reign{lock, lock.Token(), ctx, make(chan error, 1)}
@@ -41,7 +47,7 @@ func lead(ctx context.Context, client *pgbaton.Client, name string) (terms chan 
 			}
 		})
 	}()
-	return terms, done
+	return done
 }
 
 func soon[T any](t *testing.T, ch <-chan T) T {
@@ -140,6 +146,37 @@ func TestLead_Edges(t *testing.T) {
 			_ = done
 		}
 	})
+}
+
+// A candidate never passes a lock of its own client that waits for the leader's key, however long it has waited itself.
+func TestLead_GoesBehindLocks(t *testing.T) {
+	t.Parallel()
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	key := pgbaton.Name("pgbaton/leader/x")
+	held, err := testclient.New(t, dsn, nil).Acquire(ctx, key)
+	require.NoError(t, err)
+	client := testclient.New(t, dsn, nil)
+	terms, _ := lead(ctx, client, "x")
+	others, _ := lead(ctx, client, "y")
+	soon(t, others) // the candidate for x has been tried with it, or is about to be
+	granted := make(chan *pgbaton.Lock, 1)
+	go func() {
+		lock, err := client.Acquire(ctx, key)
+		if err != nil {
+			t.Error(err)
+		}
+		granted <- lock
+	}()
+	testkit.WaitFor(t, testkit.Connect(t, dsn), `SELECT EXISTS (SELECT FROM pg_locks
+		WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		  AND (classid::bigint << 32 | objid::bigint) = pgbaton.key('pgbaton/leader/x'))`)
+	require.NoError(t, held.Release(ctx))
+	lock := soon(t, granted)
+	require.NotNil(t, lock)
+	require.Empty(t, terms)
+	require.NoError(t, lock.Release(ctx))
+	require.Greater(t, soon(t, terms).term, lock.Token())
 }
 
 func inTx(t *testing.T, dsn string, f func(pgx.Tx)) {

@@ -3,7 +3,6 @@ package election
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -20,7 +19,6 @@ type Term struct {
 	manager *Manager
 	contest *contest
 	over    chan struct{} // closed when the term has ended
-	result  error         // of End; set before over is closed
 
 	// Guarded by the manager's mutex.
 	cancel context.CancelCauseFunc // tells the func of the term; nil before Attach
@@ -83,14 +81,14 @@ func (t *Term) End(ctx context.Context) error {
 	m.mu.Lock()
 	t.ending = true
 	m.mu.Unlock()
-	t.result = t.Hold.Release()
+	err := t.Hold.Release()
 	m.mu.Lock()
 	p.term = nil
-	if t.result == nil {
+	if err == nil {
 		m.holdOff(p.name)
 	}
 	m.mu.Unlock()
-	if t.result == nil { // before the row is cleared: a lock on it would delay the news
+	if err == nil { // before the row is cleared: a lock on it would delay the news
 		m.cfg.Sidecar.Notify(freePrefix + p.name)
 	}
 	s := m.clearRow(t)
@@ -107,7 +105,7 @@ func (t *Term) End(ctx context.Context) error {
 	}
 	chans.Signal(m.tries) // there may be other candidates here
 	close(t.over)
-	return t.result
+	return err
 }
 
 // termOf returns the term of a name that the client leads, or nil.
@@ -118,26 +116,6 @@ func (m *Manager) termOf(name string) *Term {
 		return p.term
 	}
 	return nil
-}
-
-// Resign ends the client's own term of a name, and waits until it has ended.
-func (m *Manager) Resign(ctx context.Context, name string) error {
-	t := m.termOf(name)
-	if t == nil {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.closed {
-			return lockerr.Closed
-		}
-		return fmt.Errorf("%w: this client does not lead it; RequestResign asks its leader", lockerr.NotHeld)
-	}
-	t.askToEnd(lockerr.Resigned)
-	select {
-	case <-t.over:
-		return t.result
-	case <-ctx.Done():
-		return fmt.Errorf("asked to, but it has not ended: %w", ended(ctx, nil))
-	}
 }
 
 // heardRequest is told that a term was asked to end. Every role that may connect can notify, so what it hears only makes the
