@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
+	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
@@ -93,7 +93,7 @@ func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, e
 
 // next returns when the keys should be tried: in a turn, or because no session waits for them at the moment.
 func (g *gathering) next(ctx context.Context) (turn bool, err error) {
-	look := time.NewTimer(backoff.About(g.pause)) //nolint:gosec // jitter, not a secret
+	look := time.NewTimer(backoff.About(g.pause))
 	defer look.Stop()
 	for {
 		g.follow()
