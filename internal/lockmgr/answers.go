@@ -54,8 +54,6 @@ func (m *Manager) answered(e *keyState, r *engine.Request, a *actions) {
 		} else if !e.again(r) {
 			m.refuse(e, r.Err, false, a)
 		}
-	case engine.Downgrade:
-		m.downgraded(e, r, a)
 	}
 	m.advance(e, a)
 }
@@ -128,7 +126,6 @@ func (m *Manager) lose(e *keyState, cause error, a *actions) {
 		h.cause = cause
 		a.lost = append(a.lost, h)
 	}
-	e.endShift(lost(cause), a)
 	if h := e.leaving; h != nil {
 		e.leaving = nil
 		h.result = lost(cause)

@@ -228,9 +228,6 @@ func (m *Manager) run(a *actions, helping engine.Anchor) {
 	for _, h := range a.lost {
 		h.Finish(lost(h.cause))
 	}
-	for _, s := range a.shifted {
-		close(s.done)
-	}
 	for start := 0; start < len(a.requests); {
 		anchor, end := a.anchors[start], start+1
 		for end < len(a.requests) && a.anchors[end] == anchor {

@@ -24,16 +24,14 @@ type keyState struct {
 	first, last *waiter // waiters in order of arrival
 	inLine      int
 
-	owners   *Hold // a list
-	owned    int
-	leaving  *Hold     // its Release waits for the unlock under way
-	shifting *Hold     // its downgrade is under way
-	shift    *shift    // that one
-	since    time.Time // of the tenure
-	passes   int       // hand-overs and joins in it
-	behind   bool      // the tenure has ended with others waiting: ask behind other processes
-	retries  int
-	turn     chan<- bool // on which the engine wants to hear whether the turn was taken; nil but at a turn
+	owners  *Hold // a list
+	owned   int
+	leaving *Hold     // its Release waits for the unlock under way
+	since   time.Time // of the tenure
+	passes  int       // hand-overs and joins in it
+	behind  bool      // the tenure has ended with others waiting: ask behind other processes
+	retries int
+	turn    chan<- bool // on which the engine wants to hear whether the turn was taken; nil but at a turn
 }
 
 // waiter is a goroutine that waits for a grant.
@@ -108,7 +106,6 @@ type actions struct {
 	wake     []*waiter
 	lost     []*Hold // whose cause is set
 	freed    []*Hold
-	shifted  []*shift
 	expire   []engine.Anchor
 }
 
@@ -119,11 +116,10 @@ func (a *actions) reset() {
 	clear(a.wake)
 	clear(a.lost)
 	clear(a.freed)
-	clear(a.shifted)
 	clear(a.expire)
 	*a = actions{
 		requests: a.requests[:0], anchors: a.anchors[:0],
-		wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], shifted: a.shifted[:0], expire: a.expire[:0],
+		wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], expire: a.expire[:0],
 	}
 }
 

@@ -9,12 +9,10 @@ import (
 )
 
 var (
-	stateNames = []string{"idle", "asking", "held", "checking", "drawing", "downgrading", "releasing"}
-	eventNames = []string{
-		"wanted", "granted", "denied", "overdue", "tokensOut", "downgraded", "unwanted", "answered", "freed", "anchorLost",
-	}
+	stateNames  = []string{"idle", "asking", "held", "checking", "drawing", "releasing"}
+	eventNames  = []string{"wanted", "granted", "denied", "overdue", "tokensOut", "unwanted", "answered", "freed", "anchorLost"}
 	actionNames = map[action]string{
-		acquire: "acquire", count: "count", yield: "yield", draw: "draw", downgrade: "downgrade", release: "release", drop: "drop",
+		acquire: "acquire", count: "count", yield: "yield", draw: "draw", release: "release", drop: "drop",
 	}
 	queueStateNames  = []string{"unqueued", "inQueue", "atTurn"}
 	queueEventNames  = []string{"taken", "turnCame", "turnMissed", "needless"}
@@ -133,5 +131,5 @@ func TestQueueTransitions_FitTheStates(t *testing.T) {
 func TestManager_EventThatCannotCome(t *testing.T) {
 	t.Parallel()
 	e := &keyState{key: key}
-	require.PanicsWithValue(t, "pgbaton: a defect: the key {1 false} met event 8 in state 0", func() { (&Manager{}).happens(e, freed, &actions{}) })
+	require.PanicsWithValue(t, "pgbaton: a defect: the key {1 false} met event 7 in state 0", func() { (&Manager{}).happens(e, freed, &actions{}) })
 }

@@ -51,23 +51,27 @@ func (f *fixture) close(ctx context.Context) {
 	f.Wait()
 }
 
-// A permit outlives the connection, and is no longer in jeopardy when there is another.
+// reconnect cuts the session's connection, and waits until there is another session.
+func (f *fixture) reconnect(t *testing.T) {
+	t.Helper()
+	f.mu.Lock()
+	old := f.session
+	f.mu.Unlock()
+	f.proxy.Cut()
+	require.Eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.session != nil && f.session != old
+	}, testkit.Patience, time.Millisecond)
+}
+
+// A permit outlives the connection: another one renews it.
 func TestPooled_PermitSurvivesALostConnection(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, 6*time.Second)
 	p, err := f.line.Acquire(t.Context(), 1, false)
 	require.NoError(t, err)
-	before := p.Jeopardy()
-	f.proxy.Cut()
-	<-before
-	require.Eventually(t, func() bool {
-		select {
-		case <-p.Jeopardy():
-			return false
-		default:
-			return true
-		}
-	}, testkit.Patience, 10*time.Millisecond)
+	f.reconnect(t)
 	time.Sleep(6500 * time.Millisecond) // longer than TTL: it is renewed
 	require.NoError(t, p.Err())
 	require.NoError(t, p.Release())
@@ -206,12 +210,7 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 	require.NoError(t, f.line.enter(w, &a))
 	require.Empty(t, a.ops)
 	f.mu.Unlock()
-	f.proxy.Cut()
-	require.Eventually(t, func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return f.session != nil && f.session != old
-	}, testkit.Patience, time.Millisecond)
+	f.reconnect(t)
 	c := &claimCall{line: f.line, session: old, waiters: []*waiter{w}}
 	c.answered(&sidecar.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
 	gone := func(*waiter) bool { panic("it waits") }
