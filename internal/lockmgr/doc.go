@@ -18,8 +18,8 @@
 //
 // # How it works
 //
-// There is one record a key, with its waiters, its owners and two states: what the server holds of the key or is asked for, and
-// whether the engine waits for it. All of it is guarded by one mutex, which is never held while something is sent or somebody is
+// There is one record a key, with its waiters (see package waitline), its owners and two states: what the server holds of the key
+// or is asked for, and whether the engine waits for it. All of it is guarded by one mutex, which is never held while something is sent or somebody is
 // woken: a step collects these in actions, and they are carried out after it. The manager has no goroutine of its own.
 //
 // # The states of a key

@@ -269,6 +269,7 @@ type fakeAnchor struct {
 	unread  error // why it will fail as soon as somebody looks
 
 	onTrusted func() // of the next look at the trust
+	onHelp    func() // of the next caller that reads answers
 }
 
 func (l *fakeAnchor) Submit(requests ...*engine.Request) {
@@ -283,8 +284,14 @@ func (l *fakeAnchor) Submit(requests ...*engine.Request) {
 	}
 }
 
-func (l *fakeAnchor) Help(context.Context, func() bool) {}
-func (l *fakeAnchor) Attend()                           {}
+func (l *fakeAnchor) Attend() {}
+
+func (l *fakeAnchor) Help(context.Context, func() bool) {
+	if hook := l.onHelp; hook != nil {
+		l.onHelp = nil
+		hook()
+	}
+}
 
 func (l *fakeAnchor) Expire() error {
 	l.Fail(errExpired)
