@@ -18,14 +18,18 @@
 //
 // # How it works
 //
-// There is one record a key, with its waiters (see package waitline), its owners and two states: what the server holds of the key
-// or is asked for, and whether the engine waits for it. All of it is guarded by one mutex, which is never held while something is sent or somebody is
-// woken: a step collects these in actions, and they are carried out after it. The manager has no goroutine of its own.
+// There is one record a key, with its waiters (see package waitline), its owners and two states: what the server holds of the
+// key or is asked for, and whether the engine waits for it. All of it is guarded by one mutex, which is never held while something
+// is sent or somebody is woken: a step collects these in actions, and they are carried out after it. The manager has no goroutine
+// of its own.
 //
 // # The states of a key
 //
 // A row says what an event does: the next state and, after a comma, the action. "-" is an event that changes nothing, "never"
-// one that cannot come in that state: it panics, since a manager that has met one can vouch for nothing.
+// one that cannot come in that state. If it comes nevertheless, by a defect, the manager may be wrong about what the server
+// holds. It changes nothing then, reports it, and has the anchor fail: the holders there are told, the server frees their keys, and
+// the service goes on. To go on without that might let two hold the key. A panic takes everything down; or, when the caller of a
+// method recovers, leaves the mutex locked, and all keys held by sessions that are kept alive.
 //
 //	          | wanted          | granted     | denied     | overdue         | tokensOut     | unwanted           | answered | freed      | anchorLost
 //	idle      | asking, acquire | never       | never      | never           | never         | never              | never    | never      | never

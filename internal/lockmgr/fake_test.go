@@ -47,7 +47,7 @@ func newWorld(t *testing.T, adjust ...func(*world, *Config)) *world {
 		t: t, maxAnchors: 1, perAnchor: 100, capacity: 1000, server: newServer(), queued: map[advisory.Key]bool{},
 		want: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
-	cfg := Config{MaxHeld: 1000, Engine: w}
+	cfg := Config{MaxHeld: 1000, Engine: w, Report: func(event string, err error) { assert.NoError(t, err, event) }}
 	for _, f := range adjust {
 		f(w, &cfg)
 	}

@@ -16,13 +16,15 @@ import (
 // Config is what a manager needs.
 type Config struct {
 	Engine  engine.Engine
-	MaxHeld int // keys held or asked for at the same time; 0 for what the engine says
+	MaxHeld int                           // keys held or asked for at the same time; 0 for what the engine says
+	Report  func(event string, err error) // for the log
 }
 
 // Manager has the state of each key that this process holds or wants.
 type Manager struct {
 	engine  engine.Engine
 	maxHeld int
+	report  func(event string, err error)
 
 	mu     sync.Mutex
 	keys   map[advisory.Key]*keyState
@@ -40,7 +42,7 @@ var _ engine.Manager = (*Manager)(nil)
 
 // New makes a manager and starts its engine. On failure nothing is left open.
 func New(ctx context.Context, cfg Config) (*Manager, error) {
-	m := &Manager{engine: cfg.Engine, maxHeld: cfg.MaxHeld, keys: map[advisory.Key]*keyState{}}
+	m := &Manager{engine: cfg.Engine, maxHeld: cfg.MaxHeld, report: cfg.Report, keys: map[advisory.Key]*keyState{}}
 	m.signals.New = func() any { return make(chan struct{}, 1) }
 	m.steps.New = func() any { return &actions{} }
 	m.timers.New = func() any {
@@ -185,6 +187,12 @@ func (m *Manager) step() *actions {
 // run carries out what a step decided, and takes its actions back. The caller will read the answers at the anchor of
 // helping.
 func (m *Manager) run(a *actions, helping engine.Anchor) {
+	for _, d := range a.defects { // before anybody learns of a grant
+		m.report("a key met an event that cannot come, and its connection is given up: a defect of pgbaton", d.what)
+		if d.anchor != nil {
+			d.anchor.Fail(&lockerr.LossError{Reason: lockerr.Defect, Cause: d.what})
+		}
+	}
 	for _, w := range a.wake {
 		w.Wake()
 	}

@@ -105,6 +105,13 @@ type actions struct {
 	lost     []*Hold // whose cause is set
 	freed    []*Hold
 	expire   []engine.Anchor
+	defects  []defect
+}
+
+// defect is an event that cannot come in a state; see the package's first table.
+type defect struct {
+	anchor engine.Anchor // of the key; nil if it is idle
+	what   error
 }
 
 // reset makes it ready for another step, and forgets what the last one was about.
@@ -115,9 +122,10 @@ func (a *actions) reset() {
 	clear(a.lost)
 	clear(a.freed)
 	clear(a.expire)
+	clear(a.defects)
 	*a = actions{
 		requests: a.requests[:0], anchors: a.anchors[:0],
-		wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], expire: a.expire[:0],
+		wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], expire: a.expire[:0], defects: a.defects[:0],
 	}
 }
 

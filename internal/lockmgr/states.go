@@ -108,7 +108,7 @@ func (m *Manager) happens(e *keyState, what event, a *actions) {
 		e.anchor.Drop()
 		e.anchor, e.tokens = nil, engine.Tokens{}
 	case never:
-		panic(fmt.Sprintf("pgbaton: a defect: the key %v met event %d in state %d", e.key, what, from))
+		a.defects = append(a.defects, defect{e.anchor, fmt.Errorf("the key %v met event %d in state %d", e.key, what, from)}) //nolint:err113 // for the log
 	case none:
 	}
 }

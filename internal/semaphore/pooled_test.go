@@ -301,3 +301,25 @@ func TestPooled_TokensAreLookedAfter(t *testing.T) {
 		testkit.Exec(t, f.admin, "DELETE FROM pgbaton.incarnation; SELECT setval('pgbaton.token', 32)") // as after a crash
 	}
 }
+
+// After an event that cannot come no permit of the line is trusted, the slots go back, and the service goes on.
+func TestLine_EventThatCannotCome(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 2, time.Hour)
+	var reports []error
+	f.cfg.Report = func(_ string, err error) { reports = append(reports, err) }
+	p, err := f.line.Acquire(t.Context(), 2, false)
+	require.NoError(t, err)
+	f.line.note(served)
+	require.Len(t, reports, 1)
+	require.EqualError(t, reports[0], `the line of "s" met event 1 in state 0`)
+	require.ErrorIs(t, p.Reason(), lockerr.Lost)
+	require.ErrorIs(t, p.Reason(), reports[0])
+	var loss *lockerr.LossError
+	require.ErrorAs(t, p.Release(), &loss)
+	require.Equal(t, lockerr.Defect, loss.Reason)
+	next, err := f.line.Acquire(t.Context(), 2, false)
+	require.NoError(t, err)
+	require.Greater(t, next.Token(), p.Token())
+	require.NoError(t, next.Release())
+}
