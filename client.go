@@ -132,7 +132,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 			TTL: c.cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: c.cfg.MaxConns - 1, Budget: c.budget,
 			Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
 		})
-		c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: c.cfg.MaxHeld})
+		c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: c.cfg.MaxHeld, Report: c.journal.Report})
 		if err == nil || !pgerr.SessionEnded(err) || attempt == openAttempts || backoff.Wait(ctx, attempt) != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/rowstmt"
@@ -59,7 +60,7 @@ func (e *StaleTokenError) Error() string {
 func (l *Lock) Assert(ctx context.Context, tx Tx) error {
 	err := l.trouble()
 	if err == nil {
-		err = fence(ctx, tx, l.key.resource(), l.Token(), l.hold.Shared())
+		err = fence(ctx, tx, l.key.resource(), l.Token(), l.hold.Mode() == advisory.Shared)
 	}
 	if err != nil {
 		return wrap(err, "assert %s", l.what())

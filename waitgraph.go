@@ -37,7 +37,7 @@ func (c *Client) holding(ctx context.Context, keys []Key, holds []*lockmgr.Hold)
 	return context.WithValue(ctx, heldLocksKey{}, held)
 }
 
-// in returns the locks that are held by now and that a wait of a client can collide with: locks in
+// in returns the locks that are still held and that a wait of a client can collide with: locks in
 // other databases have nothing to do with it.
 func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 	var locks []waitgraph.Lock
@@ -49,11 +49,7 @@ func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 			if hold.Reason() != nil {
 				continue
 			}
-			l := waitgraph.Lock{Key: h.keys[i].key}
-			if hold.Shared() {
-				l.Mode = advisory.Shared
-			}
-			locks = append(locks, l)
+			locks = append(locks, waitgraph.Lock{Key: h.keys[i].key, Mode: hold.Mode()})
 		}
 	}
 	return locks

@@ -105,6 +105,10 @@ type Anchor interface {
 	Trusted(now time.Time) bool
 	// Expire ends an anchor that is no longer trusted, and returns why it is lost.
 	Expire() error
+	// Fail ends an anchor for a cause: its keys are lost.
+	//
+	// Leases: delete the client's rows, and go on as another holder.
+	Fail(cause error)
 
 	// Drop reports that a key for which the anchor was picked is no longer held by it or asked for. It is called with the
 	// lock manager's mutex.

@@ -6,11 +6,10 @@ import "github.com/pgbaton/pgbaton/internal/advisory"
 type Verb uint8
 
 const (
-	Acquire   Verb = iota // hold the key if it is free, and draw tokens; see Manners
-	Release               // give the key back
-	Downgrade             // turn the exclusive lock on the key into a shared one, with nobody granted it in between
-	Draw                  // draw tokens for a key that is held
-	Yield                 // look whether no other process waits for a key that is held
+	Acquire Verb = iota // hold the key if it is free, and draw tokens; see Manners
+	Release             // give the key back
+	Draw                // draw tokens for a key that is held
+	Yield               // look whether no other process waits for a key that is held
 )
 
 // Manners say how an Acquire treats the processes that wait for the key.
@@ -28,8 +27,7 @@ const (
 //
 // Leases, by Verb: Acquire inserts the row, or takes over one that is free or has expired, with a token greater than the
 // row's last, and Want − 1 more reserved behind it. Release clears holder and expiry where holder and token are ours.
-// Downgrade moves the holder from the row to its sharers, in one statement. Draw raises the row's last token by Want.
-// Yield looks for a waiter's mark at the row.
+// Draw raises the row's last token by Want. Yield looks for a waiter's mark at the row.
 type Request struct {
 	Verb    Verb
 	Manners Manners // of an Acquire
@@ -38,7 +36,7 @@ type Request struct {
 	Want    int // tokens to draw, of an Acquire (at least one is) or a Draw
 	Owner   any // the manager's
 
-	OK     bool   // granted, released, downgraded, drawn; for Yield: nobody waits
+	OK     bool   // granted, released, drawn; for Yield: nobody waits
 	Tokens Tokens // of an Acquire or a Draw that is OK; there may be fewer than wanted, and more
 	Err    error  // the server refused to run it, and nothing has changed; a Release is never refused
 	Retry  bool   // Err is of the moment: the request may be submitted again

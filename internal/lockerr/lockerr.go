@@ -81,6 +81,7 @@ const (
 	NotThere        LossReason = "not held on the server"
 	TokensWentBack  LossReason = "token sequence went back"
 	HeldTooLong     LossReason = "held too long"
+	Defect          LossReason = "defect of pgbaton"
 )
 
 // LossError is why a session, or one lock of it, was lost.

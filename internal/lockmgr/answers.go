@@ -43,7 +43,7 @@ func (m *Manager) answered(e *keyState, r *engine.Request, a *actions) {
 			e.since, e.passes = a.now, 0
 		} else {
 			m.refuse(e, lockerr.NotAcquired, true, a)
-			if e.first != nil {
+			if e.waiters.Len() > 0 {
 				m.queueHears(e, taken, nil)
 			}
 		}
@@ -54,8 +54,6 @@ func (m *Manager) answered(e *keyState, r *engine.Request, a *actions) {
 		} else if !e.again(r) {
 			m.refuse(e, r.Err, false, a)
 		}
-	case engine.Downgrade:
-		m.downgraded(e, r, a)
 	}
 	m.advance(e, a)
 }
@@ -91,7 +89,7 @@ func (m *Manager) tried(e *keyState, r *engine.Request, a *actions) {
 	default:
 		m.happens(e, denied, a)
 		m.refuse(e, lockerr.NotAcquired, true, a)
-		if e.first != nil {
+		if e.waiters.Len() > 0 {
 			m.queueHears(e, taken, nil)
 		}
 		m.queueHears(e, turnMissed, nil)
@@ -128,7 +126,6 @@ func (m *Manager) lose(e *keyState, cause error, a *actions) {
 		h.cause = cause
 		a.lost = append(a.lost, h)
 	}
-	e.endShift(lost(cause), a)
 	if h := e.leaving; h != nil {
 		e.leaving = nil
 		h.result = lost(cause)
@@ -160,7 +157,7 @@ func (m *Manager) Down(err error) {
 	m.down = err
 	for _, e := range m.keys {
 		if e.state == idle {
-			m.refuse(e, fmt.Errorf("%w: there is no connection: %w", lockerr.NotAcquired, err), true, a)
+			m.refuse(e, fmt.Errorf("%w: %w", lockerr.NotAcquired, lockerr.NoConnection(err)), true, a)
 			m.forget(e)
 		}
 	}

@@ -18,35 +18,37 @@
 //
 // # How it works
 //
-// There is one record a key, with its waiters, its owners and two states: what the server holds of the key or is asked for, and
-// whether the engine waits for it. All of it is guarded by one mutex, which is never held while something is sent or somebody is
-// woken: a step collects these in actions, and they are carried out after it. The manager has no goroutine of its own.
+// There is one record a key, with its waiters (see package waitline), its owners and two states: what the server holds of the
+// key or is asked for, and whether the engine waits for it. All of it is guarded by one mutex, which is never held while something
+// is sent or somebody is woken: a step collects these in actions, and they are carried out after it. The manager has no goroutine
+// of its own.
 //
 // # The states of a key
 //
 // A row says what an event does: the next state and, after a comma, the action. "-" is an event that changes nothing, "never"
-// one that cannot come in that state: it panics, since a manager that has met one can vouch for nothing.
+// one that cannot come in that state. If it comes nevertheless, by a defect, the manager may be wrong about what the server
+// holds. It changes nothing then, reports it, and has the anchor fail: the holders there are told, the server frees their keys, and
+// the service goes on. To go on without that might let two hold the key. A panic takes everything down; or, when the caller of a
+// method recovers, leaves the mutex locked, and all keys held by sessions that are kept alive.
 //
-//	            | wanted          | granted     | denied     | overdue         | tokensOut     | downgraded             | unwanted           | answered | freed      | anchorLost
-//	idle        | asking, acquire | never       | never      | never           | never         | never                  | never              | never    | never      | never
-//	asking      | never           | held, count | idle, drop | never           | never         | never                  | never              | never    | never      | idle, drop
-//	held        | never           | never       | never      | checking, yield | drawing, draw | downgrading, downgrade | releasing, release | never    | never      | idle, drop
-//	checking    | never           | never       | never      | never           | never         | never                  | never              | held     | never      | idle, drop
-//	drawing     | never           | never       | never      | never           | never         | never                  | never              | held     | never      | idle, drop
-//	downgrading | never           | never       | never      | never           | never         | never                  | never              | held     | idle, drop | idle, drop
-//	releasing   | never           | never       | never      | never           | never         | never                  | never              | never    | idle, drop | idle, drop
+//	          | wanted          | granted     | denied     | overdue         | tokensOut     | unwanted           | answered | freed      | anchorLost
+//	idle      | asking, acquire | never       | never      | never           | never         | never              | never    | never      | never
+//	asking    | never           | held, count | idle, drop | never           | never         | never              | never    | never      | idle, drop
+//	held      | never           | never       | never      | checking, yield | drawing, draw | releasing, release | never    | never      | idle, drop
+//	checking  | never           | never       | never      | never           | never         | never              | held     | never      | idle, drop
+//	drawing   | never           | never       | never      | never           | never         | never              | held     | never      | idle, drop
+//	releasing | never           | never       | never      | never           | never         | never              | never    | idle, drop | idle, drop
 //
 // In idle the server holds nothing of the key for this process; in asking, an Acquire is under way; in held, nothing is. In the
-// other states the key is held, and a Yield, Draw, Downgrade or Release is under way. The events:
+// other states the key is held, and a Yield, Draw or Release is under way. The events:
 //
 //   - wanted: somebody is in line, and there is an anchor; who waits in the engine's queue asks at a turn or in a sweep.
 //   - granted, denied: the answer to the Acquire; it is denied, too, when the server refuses to run it.
 //   - overdue: the next in line fits those who own the key, and the tenure is over.
 //   - tokensOut: the next in line may have the key, and there is no token for it.
-//   - downgraded: the only owner wants to hold the key shared.
 //   - unwanted: nobody owns the key, and nobody may be granted it in the tenure and in the mode in which it is held.
-//   - answered: the answer to a Yield, to a Draw, or to a Downgrade of a key that is held.
-//   - freed: the answer to a Release, or to a Downgrade that has found the key not held.
+//   - answered: the answer to a Yield or a Draw.
+//   - freed: the answer to a Release.
 //   - anchorLost: the loss of the anchor, or of the key at the anchor. The answer under way, if there is one, no longer counts.
 //
 // The actions that have the name of a verb ask the anchor for it; see [engine.Verb]. To count a key is to have it among those
@@ -82,8 +84,8 @@
 //  3. the lock queue's, see [engine.Engine.Queue]
 //  4. the budget's of connections
 //
-// The other mutexes are leaves, under which no other one is locked: a hold's, that of a hold's end, a pipeline's, that of its
-// jeopardy, and the session engine's list of anchors. An engine calls the manager, and a pipeline its owner, without any
+// The other mutexes are leaves, under which no other one is locked: a hold's, that of a hold's end, a pipeline's, and
+// the session engine's list of anchors. An engine calls the manager, and a pipeline its owner, without any
 // mutex but the first; the exceptions are with the methods of pipeline.Owner, which do nothing but sort.
 package lockmgr
 

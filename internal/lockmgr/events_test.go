@@ -78,10 +78,6 @@ func (h *history) common(k advisory.Key, n int) {
 			h.send(l, false)
 			h.land(l)
 		}
-	case n < 73:
-		if a, ok := oneOf(h, km.holders); ok && a.downgrade == nil {
-			h.lower(a)
-		}
 	default:
 		h.stranger(k, h.mode(), h.random.IntN(4))
 	}
@@ -123,9 +119,6 @@ func (h *history) race(k advisory.Key) {
 	}
 	if waits && h.random.IntN(2) == 0 {
 		h.cut(a)
-	}
-	if held && b.downgrade == nil && h.random.IntN(4) == 0 {
-		h.lower(b)
 	}
 	if held && h.random.IntN(2) == 0 {
 		h.giveUp(b)

@@ -47,7 +47,7 @@ func newWorld(t *testing.T, adjust ...func(*world, *Config)) *world {
 		t: t, maxAnchors: 1, perAnchor: 100, capacity: 1000, server: newServer(), queued: map[advisory.Key]bool{},
 		want: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
-	cfg := Config{MaxHeld: 1000, Engine: w}
+	cfg := Config{MaxHeld: 1000, Engine: w, Report: func(event string, err error) { assert.NoError(t, err, event) }}
 	for _, f := range adjust {
 		f(w, &cfg)
 	}
@@ -269,6 +269,7 @@ type fakeAnchor struct {
 	unread  error // why it will fail as soon as somebody looks
 
 	onTrusted func() // of the next look at the trust
+	onHelp    func() // of the next caller that reads answers
 }
 
 func (l *fakeAnchor) Submit(requests ...*engine.Request) {
@@ -283,8 +284,14 @@ func (l *fakeAnchor) Submit(requests ...*engine.Request) {
 	}
 }
 
-func (l *fakeAnchor) Help(context.Context, func() bool) {}
-func (l *fakeAnchor) Attend()                           {}
+func (l *fakeAnchor) Attend() {}
+
+func (l *fakeAnchor) Help(context.Context, func() bool) {
+	if hook := l.onHelp; hook != nil {
+		l.onHelp = nil
+		hook()
+	}
+}
 
 func (l *fakeAnchor) Expire() error {
 	l.Fail(errExpired)

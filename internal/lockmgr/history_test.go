@@ -25,9 +25,8 @@ type attempt struct {
 	try   bool
 	cut   bool // its context has ended
 
-	downgrade *call
-	release   *call
-	fate      fate // of the release
+	release *call
+	fate    fate // of the release
 }
 
 func (a *attempt) String() string {
@@ -206,16 +205,6 @@ func (h *history) forfeit(a *attempt) {
 		h.failf("acquire %d was not told", a.order)
 	}
 	h.settle()
-}
-
-func (h *history) lower(a *attempt) {
-	h.note("downgrade of acquire %d", a.order)
-	c := &call{done: make(chan struct{})}
-	a.downgrade = c
-	h.start(func() {
-		defer close(c.done)
-		c.err = a.hold.Downgrade(h.t.Context())
-	})
 }
 
 // tryAll tries all keys at once.

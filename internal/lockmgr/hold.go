@@ -17,8 +17,8 @@ type Hold struct {
 	manager *Manager
 	key     *keyState
 	anchor  engine.Anchor
-	mode    advisory.Mode // guarded by the manager's mutex
-	cause   error         // why it was lost; set before anybody is told, guarded by the manager's mutex until then
+	mode    advisory.Mode
+	cause   error // why it was lost; set before anybody is told, guarded by the manager's mutex until then
 	token   int64
 	ch      chan struct{} // gets a value when the unlock of this hold was answered
 
@@ -42,6 +42,9 @@ const (
 
 // Token is the grant's fencing token.
 func (h *Hold) Token() int64 { return h.token }
+
+// Mode is that in which the key is held.
+func (h *Hold) Mode() advisory.Mode { return h.mode }
 
 // Err is nil while the hold can be trusted, and says afterwards why not.
 func (h *Hold) Err() error {

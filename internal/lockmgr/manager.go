@@ -10,18 +10,21 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/waitline"
 )
 
 // Config is what a manager needs.
 type Config struct {
 	Engine  engine.Engine
-	MaxHeld int // keys held or asked for at the same time; 0 for what the engine says
+	MaxHeld int                           // keys held or asked for at the same time; 0 for what the engine says
+	Report  func(event string, err error) // for the log
 }
 
 // Manager has the state of each key that this process holds or wants.
 type Manager struct {
 	engine  engine.Engine
 	maxHeld int
+	report  func(event string, err error)
 
 	mu     sync.Mutex
 	keys   map[advisory.Key]*keyState
@@ -39,7 +42,7 @@ var _ engine.Manager = (*Manager)(nil)
 
 // New makes a manager and starts its engine. On failure nothing is left open.
 func New(ctx context.Context, cfg Config) (*Manager, error) {
-	m := &Manager{engine: cfg.Engine, maxHeld: cfg.MaxHeld, keys: map[advisory.Key]*keyState{}}
+	m := &Manager{engine: cfg.Engine, maxHeld: cfg.MaxHeld, report: cfg.Report, keys: map[advisory.Key]*keyState{}}
 	m.signals.New = func() any { return make(chan struct{}, 1) }
 	m.steps.New = func() any { return &actions{} }
 	m.timers.New = func() any {
@@ -66,7 +69,6 @@ func (m *Manager) Acquire(ctx context.Context, key advisory.Key, mode advisory.M
 // Pending is an acquire under way. Wait must follow.
 type Pending struct {
 	manager *Manager
-	key     advisory.Key
 	w       *waiter
 	begun   time.Time
 }
@@ -80,22 +82,27 @@ func (m *Manager) Begin(ctx context.Context, key advisory.Key, mode advisory.Mod
 	if err := ctx.Err(); err != nil {
 		return Pending{}, m.Ended(ctx)
 	}
-	w := &waiter{mode: mode, try: try, ch: m.signals.Get().(chan struct{})} //nolint:forcetypeassert // there is nothing else in it
-	w.until, _ = ctx.Deadline()
+	w := m.newWaiter(ctx, mode, try, false)
 	if mode == advisory.Shared {
 		m.catchUp(ctx, key)
 	}
 	a := m.step()
 	begun := a.now
-	helping, err := m.enter(key, w, a)
-	if err != nil {
-		return Pending{}, err
+	m.mu.Lock()
+	err := m.enter(key, w, a)
+	m.mu.Unlock()
+	var helping engine.Anchor
+	if len(a.requests) > 0 {
+		helping = a.anchors[0]
 	}
 	m.run(a, helping)
-	if helping != nil {
-		helping.Help(ctx, func() bool { return len(w.ch) > 0 || time.Since(begun) > longestHelp })
+	if err != nil {
+		return Pending{}, m.without(w, err)
 	}
-	return Pending{m, key, w, begun}, nil
+	if helping != nil {
+		helping.Help(ctx, func() bool { return w.Woken() || time.Since(begun) > longestHelp })
+	}
+	return Pending{m, w, begun}, nil
 }
 
 // catchUp makes sure that the news of the anchor that holds a key are known: who comes may join in memory.
@@ -114,7 +121,7 @@ func (m *Manager) catchUp(ctx context.Context, key advisory.Key) {
 // Within reports whether the request is answered, or ctx has ended, within a time from its beginning. It costs nothing if
 // that is so at once, and little otherwise.
 func (r Pending) Within(ctx context.Context, d time.Duration) bool {
-	if len(r.w.ch) > 0 {
+	if r.w.Woken() {
 		return true
 	}
 	t := r.manager.timers.Get().(*time.Timer) //nolint:forcetypeassert // there is nothing else in it
@@ -123,75 +130,43 @@ func (r Pending) Within(ctx context.Context, d time.Duration) bool {
 		t.Stop()
 		r.manager.timers.Put(t)
 	}()
-	select {
-	case <-r.w.ch:
-		r.w.ch <- struct{}{} // for Wait; there is room again, and nobody else writes or reads
-		return true
-	case <-ctx.Done():
-		return true
-	case <-t.C:
-		return false
-	}
+	return waitline.Within(ctx, r.w, t.C)
 }
 
 // Wait is the second part of Acquire, and gives its answer. Its context may end sooner than that of Begin.
 func (r Pending) Wait(ctx context.Context) (*Hold, error) {
 	m, w := r.manager, r.w
-	select {
-	case <-w.ch:
-	case <-ctx.Done():
-		if m.abandon(r.key, w) {
-			return nil, m.Ended(ctx)
-		}
-		<-w.ch // it was answered meanwhile
+	err := w.Wait(ctx, m.abandon, func(w *waiter) { w.Value.hold.GiveBack() })
+	switch {
+	case errors.Is(err, waitline.ErrEnded):
+		return nil, m.without(w, m.Ended(ctx))
+	case err != nil:
+		return nil, m.without(w, err)
 	}
-	if w.err != nil {
-		m.signals.Put(w.ch)
-		return nil, w.err
-	}
-	if ctx.Err() != nil { // when both are true, fail: the caller has stopped waiting
-		w.hold.GiveBack() //nolint:contextcheck // ctx has ended
-		return nil, m.Ended(ctx)
-	}
-	return &w.hold, nil
+	return &w.Value.hold, nil
 }
 
-// enter puts a waiter into its key's queue and returns the anchor to help, if something was started there.
-func (m *Manager) enter(key advisory.Key, w *waiter, a *actions) (engine.Anchor, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return nil, lockerr.Closed
-	}
-	e := m.state(key)
-	if w.try && !e.admits(w.mode) {
-		return nil, lockerr.NotAcquired
-	}
-	e.push(w)
-	m.advance(e, a)
-	if len(a.requests) > 0 {
-		return e.anchor, nil
-	}
-	return nil, nil
+// without takes back the signal of a waiter that has nothing, and returns its error.
+func (m *Manager) without(w *waiter, err error) error {
+	m.signals.Put(w.Value.hold.ch)
+	return err
 }
 
-// abandon takes a waiter out of the queue, unless it was answered.
-func (m *Manager) abandon(key advisory.Key, w *waiter) bool {
+// abandon takes a waiter out of the line, unless it was answered.
+func (m *Manager) abandon(w *waiter) bool {
 	a := m.step()
 	m.mu.Lock()
-	if w.answered {
-		m.mu.Unlock()
-		return false
+	e := w.Value.hold.key // in use for that key as long as somebody is in its line
+	abandoned := e.waiters.Abandon(w)
+	if abandoned {
+		if e.waiters.Len() == 0 {
+			m.queueHears(e, needless, nil)
+		}
+		m.advance(e, a) // those behind may fit where it did not
 	}
-	e := m.keys[key]
-	e.drop(w)
-	if e.first == nil {
-		m.queueHears(e, needless, nil)
-	}
-	m.advance(e, a) // those behind may fit where it did not
 	m.mu.Unlock()
 	m.run(a, nil)
-	return true
+	return abandoned
 }
 
 // Ended is the error of a wait that the context ended.
@@ -199,14 +174,7 @@ func (m *Manager) Ended(ctx context.Context) error {
 	m.mu.Lock()
 	down := m.down
 	m.mu.Unlock()
-	err := fmt.Errorf("%w: %w", lockerr.NotAcquired, ctx.Err())
-	if cause := context.Cause(ctx); !errors.Is(ctx.Err(), cause) {
-		err = fmt.Errorf("%w: %w", err, cause)
-	}
-	if down != nil {
-		err = fmt.Errorf("%w; there is no connection: %w", err, down)
-	}
-	return err
+	return fmt.Errorf("%w: %w", lockerr.NotAcquired, lockerr.Ended(ctx, lockerr.NoConnection(down)))
 }
 
 // step returns actions for a step that begins now.
@@ -219,17 +187,20 @@ func (m *Manager) step() *actions {
 // run carries out what a step decided, and takes its actions back. The caller will read the answers at the anchor of
 // helping.
 func (m *Manager) run(a *actions, helping engine.Anchor) {
+	for _, d := range a.defects { // before anybody learns of a grant
+		m.report("a key met an event that cannot come, and its connection is given up: a defect of pgbaton", d.what)
+		if d.anchor != nil {
+			d.anchor.Fail(&lockerr.LossError{Reason: lockerr.Defect, Cause: d.what})
+		}
+	}
 	for _, w := range a.wake {
-		w.ch <- struct{}{}
+		w.Wake()
 	}
 	for _, h := range a.freed {
 		h.ch <- struct{}{}
 	}
 	for _, h := range a.lost {
 		h.Finish(lost(h.cause))
-	}
-	for _, s := range a.shifted {
-		close(s.done)
 	}
 	for start := 0; start < len(a.requests); {
 		anchor, end := a.anchors[start], start+1

@@ -6,7 +6,6 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/engine"
-	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 // TryMany tries every key on its own, all in one round trip an anchor. For each key there is either a hold or an
@@ -29,15 +28,16 @@ func (m *Manager) tryMany(ctx context.Context, keys []advisory.Key, mode advisor
 		m.endedAll(ctx, errs)
 		return holds, errs
 	}
+	for i := range waiters {
+		waiters[i] = m.newWaiter(ctx, mode, true, ours)
+	}
 	a := m.step()
 	m.mu.Lock()
 	for i, key := range keys {
-		w := &waiter{mode: mode, try: true, ours: ours}
-		if err := m.joinTry(key, w, ours, a); err != nil {
-			errs[i] = err
-			continue
+		if err := m.enter(key, waiters[i], a); err != nil {
+			errs[i] = m.without(waiters[i], err)
+			waiters[i] = nil
 		}
-		waiters[i] = w
 	}
 	m.mu.Unlock()
 	m.runAll(ctx, a, func() bool { return allAnswered(waiters) })
@@ -45,20 +45,13 @@ func (m *Manager) tryMany(ctx context.Context, keys []advisory.Key, mode advisor
 		if w == nil {
 			continue
 		}
-		select {
-		case <-w.ch:
-		case <-ctx.Done():
-			if m.abandon(keys[i], w) {
-				continue
-			}
-			<-w.ch // it was answered meanwhile
+		keep := func(w *waiter) { holds[i] = &w.Value.hold }
+		switch err := w.Wait(ctx, m.abandon, keep); {
+		case err == nil:
+			keep(w)
+		case holds[i] == nil:
+			errs[i] = m.without(w, err)
 		}
-		if w.err == nil {
-			holds[i] = &w.hold
-			continue
-		}
-		errs[i] = w.err
-		m.signals.Put(w.ch)
 	}
 	if ctx.Err() != nil { // as in Acquire: the caller has stopped waiting
 		m.GiveBackMany(holds) //nolint:contextcheck // ctx has ended
@@ -68,29 +61,6 @@ func (m *Manager) tryMany(ctx context.Context, keys []advisory.Key, mode advisor
 	return holds, errs
 }
 
-// joinTry puts a try into its key's queue, if it can be answered without waiting for others. If the gate is ours it
-// comes first in the queue, as long as nobody in this process has the key. The caller holds the mutex.
-func (m *Manager) joinTry(key advisory.Key, w *waiter, ours bool, a *actions) error {
-	if m.closed {
-		return lockerr.Closed
-	}
-	e := m.state(key)
-	if !e.admits(w.mode) && (!ours || e.state.counts()) {
-		return lockerr.NotAcquired
-	}
-	w.ch = m.signals.Get().(chan struct{}) //nolint:forcetypeassert // there is nothing else in it
-	if ours {
-		if e.first != nil && (w.mode == advisory.Exclusive || e.first.mode == advisory.Exclusive) {
-			m.refuse(e, lockerr.NotAcquired, true, a) // else a try would wait behind a holder
-		}
-		e.unshift(w)
-	} else {
-		e.push(w)
-	}
-	m.advance(e, a)
-	return nil
-}
-
 func (m *Manager) endedAll(ctx context.Context, errs []error) {
 	for i := range errs {
 		errs[i] = m.Ended(ctx)
@@ -98,7 +68,7 @@ func (m *Manager) endedAll(ctx context.Context, errs []error) {
 }
 
 func allAnswered(waiters []*waiter) bool {
-	return !slices.ContainsFunc(waiters, func(w *waiter) bool { return w != nil && len(w.ch) == 0 })
+	return !slices.ContainsFunc(waiters, func(w *waiter) bool { return w != nil && !w.Woken() })
 }
 
 // runAll carries out a step with requests at several anchors, one submission each, and reads the answers of one

@@ -120,6 +120,35 @@ func TestManager_TryManyEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// Answers that come just before the context ends are nobody's: the caller has stopped waiting.
+func TestManager_AnsweredAsTheContextEnds(t *testing.T) {
+	t.Parallel()
+	for range 20 { // of two things that are there the waiter sees either one first
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			ended := func() context.Context { // once there are answers
+				ctx, cancel := context.WithCancel(t.Context())
+				w.anchor().onHelp = func() {
+					w.anchor().complete(w.anchor().take())
+					cancel()
+				}
+				return ctx
+			}
+			holds, errs := w.TryMany(ended(), []advisory.Key{key, key2}, exclusive)
+			require.Equal(t, []*Hold{nil, nil}, holds)
+			for _, err := range errs {
+				require.ErrorIs(t, err, lockerr.NotAcquired)
+				require.ErrorIs(t, err, context.Canceled)
+			}
+			w.rounds()
+			require.Zero(t, w.server.heldBy(1), "given back")
+			_, err := w.Acquire(ended(), key, exclusive, false)
+			require.ErrorIs(t, err, context.Canceled)
+			w.empty()
+		})
+	}
+}
+
 func TestManager_TryManyWhenTheLinkIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -164,44 +164,22 @@ func (h *history) checkReleases() {
 func (h *history) exclusion(k advisory.Key, km *keyModel) {
 	writers := 0
 	for _, a := range km.holders {
-		mode, lowers := h.modeOf(a)
 		session := a.hold.anchor.(*fakeAnchor).session //nolint:forcetypeassert // of this test
-		switch known := h.server.held[slot{session, k, mode}] > 0 || (lowers && h.server.held[slot{session, k, shared}] > 0); {
+		switch {
 		case a.hold.Err() != nil:
 			h.failf("acquire %d has lost what it holds: %v", a.order, a.hold.Err())
-		case !known:
+		case h.server.held[slot{session, k, a.mode}] == 0:
 			h.failf("the server does not know of acquire %d", a.order)
-		case !lowers && !h.server.free(session, k, mode):
+		case !h.server.free(session, k, a.mode):
 			h.failf("another process has what acquire %d holds", a.order)
 		}
-		if mode == exclusive {
+		if a.mode == exclusive {
 			writers++
 		}
 	}
 	if writers > 0 && len(km.holders) > 1 {
 		h.failf("key %d has %d exclusive holders of %d", k.ID, writers, len(km.holders))
 	}
-}
-
-// modeOf returns the mode of a hold, and whether it may be another one on the server.
-func (h *history) modeOf(a *attempt) (mode advisory.Mode, lowers bool) {
-	c := a.downgrade
-	if c == nil || a.mode == shared {
-		return a.mode, false
-	}
-	if !c.ended() {
-		return exclusive, true
-	}
-	a.downgrade = nil
-	switch {
-	case c.err == nil && a.hold.Shared():
-		a.mode = shared
-	case c.err == nil:
-		h.failf("the downgrade of acquire %d did nothing", a.order)
-	case !h.keys[a.key].refused:
-		h.failf("the downgrade of acquire %d: %v", a.order, c.err)
-	}
-	return a.mode, false
 }
 
 // books checks what the manager has written down: what it counts, and that no key waits for an answer without an anchor.

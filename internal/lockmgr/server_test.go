@@ -109,10 +109,6 @@ func (s *server) run(t *testing.T, session int, requests []*engine.Request) {
 		case engine.Release:
 			r.OK = s.unlock(session, r.Key, r.Mode)
 			require.True(t, r.OK, "a key is released that is not held")
-		case engine.Downgrade:
-			r.OK = s.unlock(session, r.Key, r.Mode)
-			require.True(t, r.OK, "a key is downgraded that is not held")
-			s.held[slot{session, r.Key, advisory.Shared}]++
 		case engine.Yield:
 			r.OK = s.free(session, gateOf(r.Key), advisory.Exclusive)
 		case engine.Draw:

@@ -2,11 +2,13 @@ package lockmgr
 
 import (
 	"cmp"
+	"context"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/engine"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/waitline"
 )
 
 // keyState is what the process knows of a key that it holds or wants. Guarded by the manager's mutex.
@@ -21,79 +23,73 @@ type keyState struct {
 	own     engine.Request  // what request is, until an anchor was lost with it
 	tokens  engine.Tokens   // for the next grants, drawn since the server granted the key
 
-	first, last *waiter // waiters in order of arrival
-	inLine      int
+	waiters waitline.Line[wish]
 
-	owners   *Hold // a list
-	owned    int
-	leaving  *Hold     // its Release waits for the unlock under way
-	shifting *Hold     // its downgrade is under way
-	shift    *shift    // that one
-	since    time.Time // of the tenure
-	passes   int       // hand-overs and joins in it
-	behind   bool      // the tenure has ended with others waiting: ask behind other processes
-	retries  int
-	turn     chan<- bool // on which the engine wants to hear whether the turn was taken; nil but at a turn
+	owners  *Hold // a list
+	owned   int
+	leaving *Hold     // its Release waits for the unlock under way
+	since   time.Time // of the tenure
+	passes  int       // hand-overs and joins in it
+	behind  bool      // the tenure has ended with others waiting: ask behind other processes
+	retries int
+	turn    chan<- bool // on which the engine wants to hear whether the turn was taken; nil but at a turn
 }
 
-// waiter is a goroutine that waits for a grant.
-type waiter struct {
-	mode       advisory.Mode
-	try        bool      // it does not wait for other processes
-	ours       bool      // the engine has a turn for it
-	until      time.Time // when its context ends; zero if it has no deadline
-	next, prev *waiter
-
-	answered bool          // guarded by the manager's mutex, as the next two until it is set
-	hold     Hold          // the grant: one allocation for both
-	err      error         // or why there is none
-	ch       chan struct{} // gets one value when answered
+// wish is what a waiter wants, and its grant: one allocation for both.
+type wish struct {
+	try   bool      // it does not wait for other processes
+	ours  bool      // the engine has a turn for it
+	until time.Time // when its context ends; zero if it has no deadline
+	hold  Hold      // of the key and in the mode that are wanted
 }
 
-func (e *keyState) push(w *waiter) {
-	if e.last == nil {
-		e.first = w
+type waiter = waitline.Waiter[wish]
+
+// newWaiter makes a waiter, with a signal from the pool. The signal goes back with the error of the wait, or with the release of the
+// hold, which uses it as well.
+func (m *Manager) newWaiter(ctx context.Context, mode advisory.Mode, try, ours bool) *waiter {
+	signal := m.signals.Get().(chan struct{}) //nolint:forcetypeassert // there is nothing else in it
+	w := &waiter{Value: wish{try: try, ours: ours, hold: Hold{manager: m, mode: mode, ch: signal}}}
+	w.Value.until, _ = ctx.Deadline()
+	w.Init(signal)
+	return w
+}
+
+// enter puts a waiter into its key's line, or returns why not. The caller holds the mutex.
+func (m *Manager) enter(key advisory.Key, w *waiter, a *actions) error {
+	if m.closed {
+		return lockerr.Closed
+	}
+	e, mode := m.state(key), w.Value.hold.mode
+	if w.Value.try && !e.admits(&w.Value) {
+		return lockerr.NotAcquired
+	}
+	w.Value.hold.key = e
+	if w.Value.ours {
+		if first := e.waiters.First(); first != nil && (mode == advisory.Exclusive || first.Value.hold.mode == advisory.Exclusive) {
+			m.refuse(e, lockerr.NotAcquired, true, a) // else a try would wait behind a holder
+		}
+		e.waiters.PushFront(w)
 	} else {
-		e.last.next, w.prev = w, e.last
+		e.waiters.Push(w)
 	}
-	e.last = w
-	e.inLine++
-}
-
-// unshift puts a waiter before the others.
-func (e *keyState) unshift(w *waiter) {
-	if e.first == nil {
-		e.push(w)
-		return
-	}
-	e.first.prev, w.next = w, e.first
-	e.first = w
-	e.inLine++
-}
-
-func (e *keyState) drop(w *waiter) {
-	if w.prev == nil {
-		e.first = w.next
-	} else {
-		w.prev.next = w.next
-	}
-	if w.next == nil {
-		e.last = w.prev
-	} else {
-		w.next.prev = w.prev
-	}
-	w.next, w.prev = nil, nil
-	e.inLine--
+	m.advance(e, a)
+	return nil
 }
 
 // admits reports whether a try may join the key's line: it then gets its answer from what is under way, or
-// from one try of its own. If not, it is refused at once.
-func (e *keyState) admits(mode advisory.Mode) bool {
-	if e.queue != unqueued {
+// from one try of its own. If not, it is refused at once. A try for which the engine has a turn may join unless this process
+// has the key.
+func (e *keyState) admits(try *wish) bool {
+	mode := try.hold.mode
+	switch {
+	case try.ours && !e.state.counts():
+		return true
+	case e.queue != unqueued:
 		return false
 	}
-	for w := e.first; w != nil; w = w.next {
-		if w.mode != advisory.Shared || mode != advisory.Shared {
+	for w := range e.waiters.All() {
+		if w.Value.hold.mode != advisory.Shared || mode != advisory.Shared {
 			return false
 		}
 	}
@@ -108,8 +104,14 @@ type actions struct {
 	wake     []*waiter
 	lost     []*Hold // whose cause is set
 	freed    []*Hold
-	shifted  []*shift
 	expire   []engine.Anchor
+	defects  []defect
+}
+
+// defect is an event that cannot come in a state; see the package's first table.
+type defect struct {
+	anchor engine.Anchor // of the key; nil if it is idle
+	what   error
 }
 
 // reset makes it ready for another step, and forgets what the last one was about.
@@ -119,11 +121,11 @@ func (a *actions) reset() {
 	clear(a.wake)
 	clear(a.lost)
 	clear(a.freed)
-	clear(a.shifted)
 	clear(a.expire)
+	clear(a.defects)
 	*a = actions{
 		requests: a.requests[:0], anchors: a.anchors[:0],
-		wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], shifted: a.shifted[:0], expire: a.expire[:0],
+		wake: a.wake[:0], lost: a.lost[:0], freed: a.freed[:0], expire: a.expire[:0], defects: a.defects[:0],
 	}
 }
 
@@ -133,9 +135,9 @@ func (m *Manager) advance(e *keyState, a *actions) {
 	case held:
 		m.serve(e, a)
 	case idle:
-		if e.first == nil {
+		if first := e.waiters.First(); first == nil {
 			m.forget(e)
-		} else if e.queue != inQueue || e.first.try { // see TakeMany
+		} else if e.queue != inQueue || first.Value.try { // see TakeMany
 			m.ask(e, a)
 		}
 	}
@@ -144,9 +146,9 @@ func (m *Manager) advance(e *keyState, a *actions) {
 // serve decides what becomes of a key that is held: it is granted to the next in line, or given back.
 func (m *Manager) serve(e *keyState, a *actions) {
 	for {
-		w := e.first
+		w := e.waiters.First()
 		switch {
-		case w == nil || w.mode != e.mode || (e.mode == advisory.Exclusive && e.owned > 0):
+		case w == nil || w.Value.hold.mode != e.mode || (e.mode == advisory.Exclusive && e.owned > 0):
 			if w == nil {
 				m.queueHears(e, needless, nil)
 			}
@@ -175,7 +177,7 @@ func (m *Manager) serve(e *keyState, a *actions) {
 		token, ok := e.tokens.Next()
 		if !ok {
 			m.happens(e, tokensOut, a)
-			e.request.Want = min(e.inLine, maxPasses-e.passes)
+			e.request.Want = min(e.waiters.Len(), maxPasses-e.passes)
 			return
 		}
 		e.passes++
@@ -185,16 +187,15 @@ func (m *Manager) serve(e *keyState, a *actions) {
 
 // grant makes a waiter an owner.
 func (m *Manager) grant(e *keyState, w *waiter, token int64, a *actions) {
-	e.drop(w)
-	h := &w.hold
-	h.manager, h.key, h.anchor, h.mode, h.token, h.ch = m, e, e.anchor, w.mode, token, w.ch
+	h := &w.Value.hold
+	h.anchor, h.token = e.anchor, token
 	h.next = e.owners
 	if h.next != nil {
 		h.next.prev = h
 	}
 	e.owners = h
 	e.owned++
-	m.answer(w, a)
+	e.answer(w, nil, a)
 }
 
 // disown takes a hold out of its key's owners.
@@ -211,21 +212,18 @@ func (e *keyState) disown(h *Hold) {
 	e.owned--
 }
 
-func (m *Manager) answer(w *waiter, a *actions) {
-	w.answered = true
+// answer takes a waiter out of the line, with a grant if err is nil.
+func (e *keyState) answer(w *waiter, err error, a *actions) {
+	e.waiters.Answer(w, err)
 	a.wake = append(a.wake, w)
 }
 
 // refuse answers waiters of a key with an error: the tries only, or all.
 func (m *Manager) refuse(e *keyState, err error, triesOnly bool, a *actions) {
-	for w := e.first; w != nil; {
-		next := w.next
-		if w.try || !triesOnly {
-			e.drop(w)
-			w.err = err
-			m.answer(w, a)
+	for w := range e.waiters.All() {
+		if w.Value.try || !triesOnly {
+			e.answer(w, err, a)
 		}
-		w = next
 	}
 }
 
@@ -248,19 +246,19 @@ func (m *Manager) ask(e *keyState, a *actions) {
 	}
 	manners := e.manners()
 	e.behind = false
-	e.anchor, e.mode = anchor, e.first.mode
+	e.anchor, e.mode = anchor, e.waiters.First().Value.hold.mode
 	m.happens(e, wanted, a)
-	e.request.Manners, e.request.Want = manners, min(e.inLine, maxPasses+1)
+	e.request.Manners, e.request.Want = manners, min(e.waiters.Len(), maxPasses+1)
 }
 
 // manners returns how to ask for the key: with an eye on the other processes that wait, or without.
 func (e *keyState) manners() engine.Manners {
-	switch {
-	case e.queue == atTurn, e.first.ours: // no other process comes before this one
+	switch first := &e.waiters.First().Value; {
+	case e.queue == atTurn, first.ours: // no other process comes before this one
 		return engine.Barge
 	case e.behind:
 		return engine.Behind
-	case e.first.try: // who has just waited for this process may still be in the queue, which must not refuse a try
+	case first.try: // who has just waited for this process may still be in the queue, which must not refuse a try
 		return engine.Barge
 	}
 	return engine.Polite
@@ -268,13 +266,13 @@ func (e *keyState) manners() engine.Manners {
 
 // unlock gives the key back. Those who wait have had, or would have passed, their turn: they ask behind others.
 func (m *Manager) unlock(e *keyState, a *actions) {
-	e.behind = e.first != nil
+	e.behind = e.waiters.Len() > 0
 	m.happens(e, unwanted, a)
 }
 
 // forget drops an idle key that nobody waits for.
 func (m *Manager) forget(e *keyState) {
-	if e.first != nil || e.state != idle {
+	if e.waiters.Len() > 0 || e.state != idle {
 		return
 	}
 	m.queueHears(e, needless, nil)

@@ -10,13 +10,12 @@ import (
 type state uint8
 
 const (
-	idle        state = iota // the server holds nothing for us
-	asking                   // a try is under way
-	held                     // the anchor holds the key; nothing is under way
-	checking                 // held, and the server is asked whether another process waits
-	drawing                  // held, and tokens are on their way
-	downgrading              // held exclusively, and about to be held shared
-	releasing                // an unlock is under way
+	idle      state = iota // the server holds nothing for us
+	asking                 // a try is under way
+	held                   // the anchor holds the key; nothing is under way
+	checking               // held, and the server is asked whether another process waits
+	drawing                // held, and tokens are on their way
+	releasing              // an unlock is under way
 	states
 )
 
@@ -32,7 +31,6 @@ const (
 	denied
 	overdue
 	tokensOut
-	downgraded
 	unwanted
 	answered
 	freed
@@ -49,7 +47,6 @@ const (
 	count // among the keys that are held
 	yield
 	draw
-	downgrade
 	release
 	drop  // the key from its anchor
 	never // the event cannot come in the state
@@ -62,38 +59,33 @@ type transition struct {
 
 // verbs are those of the actions that ask the server.
 var verbs = [never + 1]engine.Verb{
-	acquire: engine.Acquire, yield: engine.Yield, draw: engine.Draw, downgrade: engine.Downgrade, release: engine.Release,
+	acquire: engine.Acquire, yield: engine.Yield, draw: engine.Draw, release: engine.Release,
 }
 
 var transitions = [states][events]transition{
 	idle: {
 		wanted: {asking, acquire}, granted: {idle, never}, denied: {idle, never}, overdue: {idle, never}, tokensOut: {idle, never},
-		downgraded: {idle, never}, unwanted: {idle, never}, answered: {idle, never}, freed: {idle, never}, anchorLost: {idle, never},
+		unwanted: {idle, never}, answered: {idle, never}, freed: {idle, never}, anchorLost: {idle, never},
 	},
 	asking: {
 		wanted: {asking, never}, granted: {held, count}, denied: {idle, drop}, overdue: {asking, never}, tokensOut: {asking, never},
-		downgraded: {asking, never}, unwanted: {asking, never}, answered: {asking, never}, freed: {asking, never}, anchorLost: {idle, drop},
+		unwanted: {asking, never}, answered: {asking, never}, freed: {asking, never}, anchorLost: {idle, drop},
 	},
 	held: {
 		wanted: {held, never}, granted: {held, never}, denied: {held, never}, overdue: {checking, yield}, tokensOut: {drawing, draw},
-		downgraded: {downgrading, downgrade}, unwanted: {releasing, release}, answered: {held, never}, freed: {held, never}, anchorLost: {idle, drop},
+		unwanted: {releasing, release}, answered: {held, never}, freed: {held, never}, anchorLost: {idle, drop},
 	},
 	checking: {
 		wanted: {checking, never}, granted: {checking, never}, denied: {checking, never}, overdue: {checking, never}, tokensOut: {checking, never},
-		downgraded: {checking, never}, unwanted: {checking, never}, answered: {held, none}, freed: {checking, never}, anchorLost: {idle, drop},
+		unwanted: {checking, never}, answered: {held, none}, freed: {checking, never}, anchorLost: {idle, drop},
 	},
 	drawing: {
 		wanted: {drawing, never}, granted: {drawing, never}, denied: {drawing, never}, overdue: {drawing, never}, tokensOut: {drawing, never},
-		downgraded: {drawing, never}, unwanted: {drawing, never}, answered: {held, none}, freed: {drawing, never}, anchorLost: {idle, drop},
-	},
-	downgrading: {
-		wanted: {downgrading, never}, granted: {downgrading, never}, denied: {downgrading, never}, overdue: {downgrading, never},
-		tokensOut: {downgrading, never}, downgraded: {downgrading, never}, unwanted: {downgrading, never}, answered: {held, none},
-		freed: {idle, drop}, anchorLost: {idle, drop},
+		unwanted: {drawing, never}, answered: {held, none}, freed: {drawing, never}, anchorLost: {idle, drop},
 	},
 	releasing: {
 		wanted: {releasing, never}, granted: {releasing, never}, denied: {releasing, never}, overdue: {releasing, never},
-		tokensOut: {releasing, never}, downgraded: {releasing, never}, unwanted: {releasing, never}, answered: {releasing, never},
+		tokensOut: {releasing, never}, unwanted: {releasing, never}, answered: {releasing, never},
 		freed: {idle, drop}, anchorLost: {idle, drop},
 	},
 }
@@ -104,7 +96,7 @@ func (m *Manager) happens(e *keyState, what event, a *actions) {
 	t := transitions[from][what]
 	e.state = t.to
 	switch t.do {
-	case acquire, yield, draw, downgrade, release:
+	case acquire, yield, draw, release:
 		e.request.Reset(verbs[t.do], e.mode)
 		a.requests, a.anchors = append(a.requests, e.request), append(a.anchors, e.anchor)
 	case count:
@@ -116,7 +108,7 @@ func (m *Manager) happens(e *keyState, what event, a *actions) {
 		e.anchor.Drop()
 		e.anchor, e.tokens = nil, engine.Tokens{}
 	case never:
-		panic(fmt.Sprintf("pgbaton: a defect: the key %v met event %d in state %d", e.key, what, from))
+		a.defects = append(a.defects, defect{e.anchor, fmt.Errorf("the key %v met event %d in state %d", e.key, what, from)}) //nolint:err113 // for the log
 	case none:
 	}
 }

@@ -4,17 +4,19 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/engine"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 var (
-	stateNames = []string{"idle", "asking", "held", "checking", "drawing", "downgrading", "releasing"}
-	eventNames = []string{
-		"wanted", "granted", "denied", "overdue", "tokensOut", "downgraded", "unwanted", "answered", "freed", "anchorLost",
-	}
+	stateNames  = []string{"idle", "asking", "held", "checking", "drawing", "releasing"}
+	eventNames  = []string{"wanted", "granted", "denied", "overdue", "tokensOut", "unwanted", "answered", "freed", "anchorLost"}
 	actionNames = map[action]string{
-		acquire: "acquire", count: "count", yield: "yield", draw: "draw", downgrade: "downgrade", release: "release", drop: "drop",
+		acquire: "acquire", count: "count", yield: "yield", draw: "draw", release: "release", drop: "drop",
 	}
 	queueStateNames  = []string{"unqueued", "inQueue", "atTurn"}
 	queueEventNames  = []string{"taken", "turnCame", "turnMissed", "needless"}
@@ -129,9 +131,39 @@ func TestQueueTransitions_FitTheStates(t *testing.T) {
 	}
 }
 
-// An event that cannot come in a state is a defect, after which nothing can be vouched for.
+// After an event that cannot come, here an answer that comes twice, nothing at the anchor is trusted, and the service goes on.
 func TestManager_EventThatCannotCome(t *testing.T) {
 	t.Parallel()
-	e := &keyState{key: key}
-	require.PanicsWithValue(t, "pgbaton: a defect: the key {1 false} met event 8 in state 0", func() { (&Manager{}).happens(e, freed, &actions{}) })
+	synctest.Test(t, func(t *testing.T) {
+		var reports []error
+		w := newWorld(t, func(_ *world, cfg *Config) {
+			cfg.Report = func(_ string, err error) { reports = append(reports, err) }
+		})
+		h, other := w.held(key, shared), w.held(key2, exclusive)
+		next, joiner := w.acquire(key2, exclusive, false), w.acquire(key, exclusive, false)
+		w.Answer([]*engine.Request{w.keys[key].request})
+		synctest.Wait()
+		require.Len(t, reports, 1)
+		require.EqualError(t, reports[0], "the key {1 false} met event 1 in state 2")
+		for _, h := range []*Hold{h, other} {
+			require.ErrorIs(t, h.Reason(), lockerr.Lost)
+			require.ErrorIs(t, h.Reason(), reports[0])
+			var loss *lockerr.LossError
+			require.ErrorAs(t, h.Reason(), &loss)
+			require.Equal(t, lockerr.Defect, loss.Reason)
+			require.ErrorIs(t, w.release(h).err, lockerr.Lost)
+		}
+		require.Zero(t, w.server.heldBy(1))
+		w.rounds()
+		w.release(w.granted(next))
+		w.release(w.granted(joiner))
+
+		e := &keyState{key: key} // that no anchor holds
+		a := w.step()
+		w.happens(e, freed, a)
+		require.Equal(t, idle, e.state)
+		w.run(a, nil)
+		require.Len(t, reports, 2)
+		w.empty()
+	})
 }

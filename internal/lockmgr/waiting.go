@@ -18,18 +18,19 @@ func (m *Manager) Need(key advisory.Key) (mode advisory.Mode, until time.Time, o
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.keys[key]
-	if e == nil || e.queue == unqueued || e.first == nil || e.state == asking {
+	if e == nil || e.queue == unqueued || e.waiters.Len() == 0 || e.state == asking {
 		return 0, time.Time{}, false
 	}
-	for w := e.first; w != nil; w = w.next {
-		if w.until.IsZero() {
-			return e.first.mode, time.Time{}, true
+	mode = e.waiters.First().Value.hold.mode
+	for w := range e.waiters.All() {
+		if w.Value.until.IsZero() {
+			return mode, time.Time{}, true
 		}
-		if w.until.After(until) {
-			until = w.until
+		if w.Value.until.After(until) {
+			until = w.Value.until
 		}
 	}
-	return e.first.mode, until, true
+	return mode, until, true
 }
 
 // Turn implements [engine.Waiting].
@@ -57,7 +58,7 @@ func (m *Manager) Sweep(keys []advisory.Key) {
 		if m.full() {
 			break // they go on waiting: most of these tries would only find the key taken
 		}
-		if e := m.keys[key]; e != nil && e.queue != unqueued && e.state == idle && e.first != nil {
+		if e := m.keys[key]; e != nil && e.queue != unqueued && e.state == idle && e.waiters.Len() > 0 {
 			m.ask(e, a)
 		}
 	}

@@ -158,23 +158,6 @@ func TestPipeline_AnswerThatLayUnread(t *testing.T) {
 	}
 }
 
-// The signal of a lost pipeline stays closed, whatever answer is still being digested.
-func TestPipeline_JeopardyIsFinal(t *testing.T) {
-	t.Parallel()
-	f := open(t, time.Minute, false)
-	before := f.Jeopardy()
-	f.jeopardy.raise(false)
-	<-before
-	f.trust(time.Now())
-	after := f.Jeopardy()
-	require.False(t, chans.Closed(after), "an answer has come")
-	f.Fail(errors.New("cut"))
-	<-after
-	f.trust(time.Now()) // by a goroutine that was reading when another one failed the pipeline
-	<-f.Jeopardy()
-	require.True(t, chans.Closed(f.Jeopardy()))
-}
-
 // A server that has become a standby, an answer that does not fit, and one that the owner does not like, end the pipeline.
 func TestPipeline_Answers(t *testing.T) {
 	t.Parallel()

@@ -8,7 +8,7 @@
 //     that message's statement ended, so no earlier than TTL after it was sent.
 //   - A dead session is noticed within milliseconds, also while the pipeline is idle: a goroutine is always reading.
 //   - After a failed round trip nothing is sent before the owner has set right what the round trip may have left behind.
-//   - A lost pipeline stays lost: its trust does not come back, and its signal of jeopardy stays closed.
+//   - A lost pipeline stays lost: what is submitted to it is lost, too.
 //
 // # What it does not
 //

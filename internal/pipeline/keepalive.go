@@ -38,15 +38,12 @@ func (p *Pipeline[O]) upkeep(now time.Time) time.Duration {
 	p.mu.Unlock()
 
 	trustLeft := p.trustLeft(now)
-	wait := min(trustLeft, p.watch(now))
+	wait := min(trustLeft, pingEvery)
 	switch {
 	case idle && silent >= pingEvery:
 		p.ping(now.Add(trustLeft))
-		wait = min(wait, pingEvery)
 	case idle:
 		wait = min(wait, pingEvery-silent)
-	default:
-		wait = min(wait, pingEvery)
 	}
 	if needsReader {
 		chans.Signal(p.wake) // when it stops it will nudge

@@ -46,9 +46,8 @@ type Pipeline[O any] struct {
 	born    time.Time
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
 
-	socket   socket
-	jeopardy jeopardy
-	writer   Writer // used by the goroutine that has set sending
+	socket socket
+	writer Writer // used by the goroutine that has set sending
 
 	mu          sync.Mutex
 	queue       []O         // submitted, unsent
@@ -206,7 +205,6 @@ func (p *Pipeline[O]) Fail(cause error) {
 	p.queue, p.asides, p.flight, p.failed = nil, nil, nil, nil
 	p.mu.Unlock()
 
-	p.jeopardy.raise(true)
 	// The owner first: closing the connection frees what the session holds for others.
 	p.owner.Lost(unanswered, cause)
 	closeNow(p.conn)

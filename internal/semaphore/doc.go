@@ -36,7 +36,9 @@
 // # The states of a line
 //
 // A line is in one of six states. A row says what an event does: the next state and, after a comma, the action. "-" is
-// an event that changes nothing, "never" one that cannot come in that state.
+// an event that changes nothing, "never" one that cannot come in that state. If it comes nevertheless, by a defect, the line may be
+// wrong about its slots. It changes nothing then, reports it, and gives its permits up: the holders are told, and then the
+// server frees the slots. Package lockmgr does the same, and says why.
 //
 //	             | wanted        | served | short             | look                      | turnBegan  | turnEnded    | headLeft
 //	idle         | asking, claim | never  | never             | never                     | never      | never        | never

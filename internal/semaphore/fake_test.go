@@ -244,7 +244,6 @@ func answerLost(ops []*sidecar.Op, cause error) {
 func (c *fakeConn) Help(context.Context, func() bool) {}
 func (c *fakeConn) Attend()                           {}
 func (c *fakeConn) CatchUp()                          {}
-func (c *fakeConn) Jeopardy() <-chan struct{}         { return nil }
 func (c *fakeConn) holder() int64                     { return c.id }
 
 func (c *fakeConn) Alive() bool {

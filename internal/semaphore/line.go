@@ -141,6 +141,17 @@ func (l *Line) refuse(err error, which func(*waiter) bool, a *actions) {
 	}
 }
 
+// distrust ends the permits of a line that has met an event that cannot come; see the package's table.
+func (l *Line) distrust(defect error, a *actions) {
+	a.defects = append(a.defects, defect)
+	reason := fmt.Errorf("%w: %w", lockerr.Lost, &lockerr.LossError{Reason: lockerr.Defect, Cause: defect})
+	for c := range l.manager.claims {
+		if c.line == l {
+			l.manager.revoke(c, reason, a)
+		}
+	}
+}
+
 // ended is the error of a wait that the context ended.
 func (l *Line) ended(ctx context.Context) error {
 	l.manager.mu.Lock()

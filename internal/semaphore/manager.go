@@ -94,12 +94,17 @@ type actions struct {
 	lost   []*Permit
 	reason error // why those in lost are
 	notify []int64
+
+	defects []error
 }
 
 // run carries out what a step decided. With help, the caller will read the answers.
 func (m *Manager) run(a *actions, s connection, help bool) {
-	for _, p := range a.lost {
+	for _, p := range a.lost { // before anybody learns of a grant
 		p.Finish(a.reason)
+	}
+	for _, defect := range a.defects {
+		m.cfg.Report("a semaphore met an event that cannot come, and its permits are given up: a defect of pgbaton", defect)
 	}
 	for _, w := range a.wake {
 		w.Wake()

@@ -40,14 +40,6 @@ func (p *Permit) Claim() (semaphore int32, holder int64, slots []int32, base int
 // go back to the server then, which gives them to nobody before.
 func (p *Permit) Asserted() { p.asserted.Store(true) }
 
-// Jeopardy is that of the session.
-func (p *Permit) Jeopardy() <-chan struct{} {
-	m := p.line.manager
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return p.claim.session.Jeopardy()
-}
-
 // Err is nil while the permit can be trusted, and says afterwards why not.
 func (p *Permit) Err() error {
 	if reason := p.Reason(); reason != nil {

@@ -51,23 +51,27 @@ func (f *fixture) close(ctx context.Context) {
 	f.Wait()
 }
 
-// A permit outlives the connection, and is no longer in jeopardy when there is another.
+// reconnect cuts the session's connection, and waits until there is another session.
+func (f *fixture) reconnect(t *testing.T) {
+	t.Helper()
+	f.mu.Lock()
+	old := f.session
+	f.mu.Unlock()
+	f.proxy.Cut()
+	require.Eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.session != nil && f.session != old
+	}, testkit.Patience, time.Millisecond)
+}
+
+// A permit outlives the connection: another one renews it.
 func TestPooled_PermitSurvivesALostConnection(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, 6*time.Second)
 	p, err := f.line.Acquire(t.Context(), 1, false)
 	require.NoError(t, err)
-	before := p.Jeopardy()
-	f.proxy.Cut()
-	<-before
-	require.Eventually(t, func() bool {
-		select {
-		case <-p.Jeopardy():
-			return false
-		default:
-			return true
-		}
-	}, testkit.Patience, 10*time.Millisecond)
+	f.reconnect(t)
 	time.Sleep(6500 * time.Millisecond) // longer than TTL: it is renewed
 	require.NoError(t, p.Err())
 	require.NoError(t, p.Release())
@@ -206,12 +210,7 @@ func TestPooled_ClaimToldLate(t *testing.T) {
 	require.NoError(t, f.line.enter(w, &a))
 	require.Empty(t, a.ops)
 	f.mu.Unlock()
-	f.proxy.Cut()
-	require.Eventually(t, func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return f.session != nil && f.session != old
-	}, testkit.Patience, time.Millisecond)
+	f.reconnect(t)
 	c := &claimCall{line: f.line, session: old, waiters: []*waiter{w}}
 	c.answered(&sidecar.Op{Sent: sent, Rows: [][][]byte{{nil, []byte("1"), []byte(slots), []byte(token)}}})
 	gone := func(*waiter) bool { panic("it waits") }
@@ -301,4 +300,26 @@ func TestPooled_TokensAreLookedAfter(t *testing.T) {
 		require.NoError(t, p.Release())
 		testkit.Exec(t, f.admin, "DELETE FROM pgbaton.incarnation; SELECT setval('pgbaton.token', 32)") // as after a crash
 	}
+}
+
+// After an event that cannot come no permit of the line is trusted, the slots go back, and the service goes on.
+func TestLine_EventThatCannotCome(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 2, time.Hour)
+	var reports []error
+	f.cfg.Report = func(_ string, err error) { reports = append(reports, err) }
+	p, err := f.line.Acquire(t.Context(), 2, false)
+	require.NoError(t, err)
+	f.line.note(served)
+	require.Len(t, reports, 1)
+	require.EqualError(t, reports[0], `the line of "s" met event 1 in state 0`)
+	require.ErrorIs(t, p.Reason(), lockerr.Lost)
+	require.ErrorIs(t, p.Reason(), reports[0])
+	var loss *lockerr.LossError
+	require.ErrorAs(t, p.Release(), &loss)
+	require.Equal(t, lockerr.Defect, loss.Reason)
+	next, err := f.line.Acquire(t.Context(), 2, false)
+	require.NoError(t, err)
+	require.Greater(t, next.Token(), p.Token())
+	require.NoError(t, next.Release())
 }

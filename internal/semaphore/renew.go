@@ -59,15 +59,19 @@ func (m *Manager) expire(c *claim) { m.step(func(a *actions) { m.overdue(c, a) }
 // overdue ends a claim that can no longer be trusted. Its slots go back: while the session lives, the server gives
 // them to nobody soon.
 func (m *Manager) overdue(c *claim, a *actions) {
-	if c.lost != nil || a.now.Before(c.trusted) {
-		return
+	if c.lost == nil && !a.now.Before(c.trusted) {
+		m.revoke(c, m.expired(), a)
 	}
+}
+
+// revoke ends the permits of a claim for a reason, and has its slots freed if the session can still do it.
+func (m *Manager) revoke(c *claim, reason error, a *actions) {
 	var slots []int32
 	for slot := range c.owners {
 		slots = append(slots, slot)
 	}
-	a.reason = m.expired()
-	m.lose(c, a.reason, a)
+	a.reason = reason
+	m.lose(c, reason, a)
 	if c.session == m.session {
 		m.giveBack(c, slots, nil, a)
 	}

@@ -22,7 +22,6 @@ type connection interface {
 	Help(ctx context.Context, done func() bool)
 	Attend()
 	CatchUp()
-	Jeopardy() <-chan struct{}
 	Alive() bool
 	holder() int64 // whom the rows belong to that are written by it
 }

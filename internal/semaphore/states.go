@@ -93,8 +93,7 @@ func (l *Line) happens(e event, a *actions, answer chan<- int) action {
 	case sendHead:
 		l.send()
 	case never:
-		l.manager.cfg.Report("a line of a semaphore met an event that it cannot meet: a defect of pgbaton",
-			fmt.Errorf("state %d, event %d", from, e)) //nolint:err113 // for the log
+		l.distrust(fmt.Errorf("the line of %q met event %d in state %d", l.name, e, from), a) //nolint:err113 // for the log
 	case none:
 	}
 	return t.do

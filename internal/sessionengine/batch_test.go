@@ -163,7 +163,9 @@ func TestAnchor_CancelledAllTheTime(t *testing.T) {
 		}
 		for _, op := range unlocks {
 			require.NoError(t, op.Err)
+			require.True(t, op.OK)
 		}
+		require.Empty(t, f.holdings(), "round %d", round)
 	}
 	<-stopped
 	t.Logf("%d operations cancelled", cancelled)

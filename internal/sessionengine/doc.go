@@ -2,8 +2,8 @@
 //
 // # What it guarantees
 //
-//   - A session that holds locks is sent nothing that can wait in the server: tries, unlocks, downgrades, token draws and
-//     signs of life.
+//   - A session that holds locks is sent nothing that can wait in the server: tries, unlocks, token draws and signs of
+//     life.
 //   - Tokens dealt with a grant were drawn after it: the draw is a later statement, or the result branch
 //     of a CASE whose condition is the grant. A draw that is not greater than the last ends the session.
 //   - After a failed statement a session's locks are what the requests' answers report: the session is asked which locks it

@@ -20,52 +20,39 @@ type holding struct {
 }
 
 // Repair implements [pipeline.Owner]. A statement that failed keeps the locks that it had already taken. So the server is
-// asked what the session holds, and then acquired keys are given back, releases carried out, and downgrades, which
-// cannot be undone, finished. Nothing else holds the requests' keys at this anchor.
+// asked what the session holds, and then acquired keys are given back, and releases carried out. Nothing else holds the requests' keys at this anchor.
 func (a *anchor) Repair(r *pipeline.Repairer[*engine.Request], failed []*engine.Request) error {
 	if !slices.ContainsFunc(failed, changes) {
 		return nil
 	}
-	for {
-		held, err := mine(r)
-		if err != nil {
-			return err
-		}
-		repairs, again := remedies(failed, held)
-		if len(repairs) == 0 {
-			return nil
-		}
-		if err := r.Run(repairs); err != nil {
-			return fmt.Errorf("undo a failed round trip: %w", err)
-		}
-		if !again {
-			return nil
-		}
+	held, err := mine(r)
+	if err != nil {
+		return err
 	}
+	repairs := remedies(failed, held)
+	if len(repairs) == 0 {
+		return nil
+	}
+	if err := r.Run(repairs); err != nil {
+		return fmt.Errorf("undo a failed round trip: %w", err)
+	}
+	return nil
 }
 
 // changes reports whether a request changes what the session holds.
 func changes(request *engine.Request) bool {
-	return request.Verb == engine.Acquire || request.Verb == engine.Release || request.Verb == engine.Downgrade
+	return request.Verb == engine.Acquire || request.Verb == engine.Release
 }
 
 // remedies returns the requests after which the session holds what it should after failed ones, when it holds so much
-// now. A key may be held exclusively more than once in the middle of a downgrade: then it is to be looked at again.
-func remedies(failed []*engine.Request, held map[holding]bool) (repairs []*engine.Request, again bool) {
+// now.
+func remedies(failed []*engine.Request, held map[holding]bool) (repairs []*engine.Request) {
 	for _, request := range failed {
-		if !changes(request) || !held[holding{request.Key, request.Mode}] {
-			continue
+		if changes(request) && held[holding{request.Key, request.Mode}] {
+			repairs = append(repairs, &engine.Request{Verb: engine.Release, Mode: request.Mode, Key: request.Key})
 		}
-		remedy := &engine.Request{Verb: engine.Release, Mode: request.Mode, Key: request.Key}
-		if request.Verb == engine.Downgrade {
-			again = true
-			if !held[holding{request.Key, advisory.Shared}] {
-				remedy.Verb = engine.Downgrade
-			}
-		}
-		repairs = append(repairs, remedy)
 	}
-	return repairs, again
+	return repairs
 }
 
 // mine asks the server which advisory locks the session holds.

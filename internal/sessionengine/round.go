@@ -41,7 +41,7 @@ func (r *round) Encode(w *pipeline.Writer, requests []*engine.Request) {
 			continue
 		case engine.Acquire:
 			tokens += max(request.Want, 1)
-		case engine.Release, engine.Downgrade, engine.Yield:
+		case engine.Release, engine.Yield:
 		}
 		r.carried = append(r.carried, request)
 	}
@@ -114,8 +114,6 @@ func code(request *engine.Request) uint16 {
 		}
 	case engine.Release:
 		code = unlockKey
-	case engine.Downgrade:
-		code = downgradeKey
 	case engine.Yield, engine.Draw:
 		return yieldKey
 	}
@@ -229,7 +227,7 @@ func (r *round) Complete(requests []*engine.Request, _ time.Time) {
 func (r *round) Refuse(requests []*engine.Request, _ pipeline.Sink, err *pgconn.PgError) {
 	refusal := pipeline.Refusal(err)
 	for _, request := range requests {
-		if request.Verb == engine.Release || request.Verb == engine.Downgrade {
+		if request.Verb == engine.Release {
 			request.OK = true
 		} else {
 			request.Err, request.Retry = refusal, errors.Is(refusal, pipeline.ErrRetry)

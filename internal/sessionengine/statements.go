@@ -51,11 +51,6 @@ var (
 
 	// stmtMany runs any number of requests in their order. To try behind is to try a key only if nobody waits
 	// at its gate, which is locked for the statement alone. Arguments: keys, gates, codes.
-	//
-	// To downgrade: a session that holds a key exclusively is granted it shared at once, before the
-	// sessions in the queue, since they wait for this session (ProcSleep; seen on 14 to 18). Only by the function that
-	// could wait: the try asks whether anybody waits, before 18, and is refused. The try of the exclusive lock,
-	// of which there is one already, is what makes sure of that; it is given back with the first.
 	stmtMany = pipeline.Statement{
 		Name: "pgbaton_many",
 		SQL: withCodes(`
@@ -69,17 +64,6 @@ SELECT array_agg(CASE code
          WHEN {unlock pair} THEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN {unlock pair shared} THEN pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN {yield} THEN pg_try_advisory_xact_lock_shared(gate)
-         WHEN {downgrade} THEN CASE WHEN pg_try_advisory_lock(key) THEN
-              CASE WHEN pg_advisory_lock_shared(key) IS NOT NULL THEN
-              CASE WHEN pg_advisory_unlock(key) THEN
-              CASE WHEN pg_advisory_unlock(key) THEN true ELSE NOT pg_advisory_unlock_shared(key) END
-              ELSE false END ELSE false END ELSE false END
-         WHEN {downgrade pair} THEN CASE WHEN pg_try_advisory_lock((key >> 32)::int4, ((key << 32) >> 32)::int4) THEN
-              CASE WHEN pg_advisory_lock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4) IS NOT NULL THEN
-              CASE WHEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4) THEN
-              CASE WHEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4) THEN true
-                   ELSE NOT pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4) END
-              ELSE false END ELSE false END ELSE false END
          ELSE CASE WHEN pg_try_advisory_xact_lock_shared(gate) THEN CASE code
               WHEN {behind} THEN pg_try_advisory_lock(key)
               WHEN {behind shared} THEN pg_try_advisory_lock_shared(key)
@@ -105,7 +89,6 @@ const (
 	tryBehind
 	unlockKey
 	yieldKey
-	downgradeKey
 
 	sharedKey = 1
 	pairKey   = 2
@@ -115,7 +98,7 @@ const (
 func withCodes(sql string) string {
 	var names []string
 	for name, code := range map[string]int{
-		"try": tryKey, "behind": tryBehind, "unlock": unlockKey, "yield": yieldKey, "downgrade": downgradeKey,
+		"try": tryKey, "behind": tryBehind, "unlock": unlockKey, "yield": yieldKey,
 	} {
 		names = append(names,
 			"{"+name+"}", strconv.Itoa(code), "{"+name+" shared}", strconv.Itoa(code+sharedKey),

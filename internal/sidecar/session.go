@@ -36,9 +36,6 @@ func (s *Session) Attend() { s.pipe.Attend() }
 // CatchUp makes sure that what the server has said by now is known; see [pipeline.Pipeline.CatchUp].
 func (s *Session) CatchUp() { s.pipe.CatchUp(context.Background()) }
 
-// Jeopardy is that of the pipeline.
-func (s *Session) Jeopardy() <-chan struct{} { return s.pipe.Jeopardy() }
-
 // Alive reports whether the session has not been lost.
 func (s *Session) Alive() bool {
 	s.sidecar.mu.Lock()
