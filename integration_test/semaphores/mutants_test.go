@@ -1,6 +1,7 @@
 package semaphores
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"testing"
@@ -44,7 +45,7 @@ SELECT pg_temp.mutate('pgbaton.settle_semaphore', 'closed = excess > 0', 'closed
 	// machine may never get it.
 	"CompactionWithoutALock": `
 SELECT pg_temp.mutate('pgbaton.compact_slots', 'LOCK TABLE pgbaton.slot IN ACCESS EXCLUSIVE MODE;', ''),
-       pg_temp.mutate('pgbaton.compact_slots', '50ms', '5s'),
+       pg_temp.mutate('pgbaton.compact_slots', '50ms', '500ms'),
        pg_temp.mutate('pgbaton.compact_slots', 'TRUNCATE pgbaton.slot', 'PERFORM pg_sleep(0.05); TRUNCATE pgbaton.slot');`,
 }
 
@@ -95,6 +96,7 @@ func disturbed(t *testing.T, dsn string) string {
 			Hold: time.Millisecond, Faults: true,
 		}))
 	}
+	broken := ""
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	for done, turn := false, 0; !done; turn++ {
@@ -105,7 +107,9 @@ func disturbed(t *testing.T, dsn string) string {
 			if turn%2 == 0 {
 				resizes = append(resizes, resize(t, s))
 			} else {
-				writeAnew(t, conn)
+				if err := writeAnew(t, conn); err != nil {
+					broken = cmp.Or(broken, err.Error())
+				}
 			}
 		}
 	}
@@ -125,6 +129,8 @@ func disturbed(t *testing.T, dsn string) string {
 	}
 	_, overlaps, err := history.Permits(all, resizes)
 	switch {
+	case broken != "":
+		return broken
 	case err != nil:
 		return err.Error()
 	case lost > 0:

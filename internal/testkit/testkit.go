@@ -14,8 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
-
-	"github.com/pgbaton/pgbaton/migrations"
 )
 
 // Server is the server that the tests may use as superuser.
@@ -35,38 +33,25 @@ func Empty(tb testing.TB) string {
 // EmptyOn is [Empty] on another server.
 func EmptyOn(tb testing.TB, server string) string {
 	tb.Helper()
-	u, err := url.Parse(server)
-	require.NoError(tb, err, "the server's address must be a URL")
 	name := randomName()
 	Run(tb, server, "CREATE DATABASE "+name)
+	return private(tb, server, name)
+}
+
+// private has a database dropped at the end of the test, and returns its URL.
+func private(tb testing.TB, server, name string) string {
+	tb.Helper()
 	tb.Cleanup(func() { Run(tb, server, "DROP DATABASE "+name+" WITH (FORCE)") })
+	return database(tb, server, name)
+}
+
+// database is the URL of a server with another database.
+func database(tb testing.TB, server, name string) string {
+	tb.Helper()
+	u, err := url.Parse(server)
+	require.NoError(tb, err, "the server's address must be a URL")
 	u.Path = "/" + name
 	return u.String()
-}
-
-// Migrated makes a database with the schema pgbaton on [Server], from the files alone: no table says which version it is.
-func Migrated(tb testing.TB) string {
-	tb.Helper()
-	return MigratedOn(tb, Server(tb))
-}
-
-// MigratedOn is [Migrated] on another server.
-func MigratedOn(tb testing.TB, server string) string {
-	tb.Helper()
-	dsn := EmptyOn(tb, server)
-	files, err := migrations.FS.ReadDir(".")
-	require.NoError(tb, err)
-	var all strings.Builder
-	for _, file := range files {
-		if strings.HasSuffix(file.Name(), ".up.sql") {
-			sql, err := migrations.FS.ReadFile(file.Name())
-			require.NoError(tb, err)
-			all.Write(sql)
-			all.WriteString("\n")
-		}
-	}
-	Run(tb, dsn, all.String())
-	return dsn
 }
 
 // With is dsn with a parameter set.

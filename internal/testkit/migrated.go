@@ -1,0 +1,128 @@
+package testkit
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/migrations"
+)
+
+// Migrated makes a database with the schema pgbaton on [Server], from the files alone: no table says which version it is.
+func Migrated(tb testing.TB) string {
+	tb.Helper()
+	return MigratedOn(tb, Server(tb))
+}
+
+// MigratedOn is [Migrated] on another server. The database is a copy of a template, since the files take a server half a
+// second; a server that the tests were given keeps the template.
+func MigratedOn(tb testing.TB, server string) string {
+	tb.Helper()
+	for end := time.Now().Add(Patience); ; {
+		template := templateOn(tb, server)
+		name := randomName()
+		err := try(server, "CREATE DATABASE "+name+" TEMPLATE "+template)
+		if err == nil {
+			return private(tb, server, name)
+		}
+		require.True(tb, time.Now().Before(end), "%v", err)
+		switch pgerr.Code(err) {
+		case codeInUse: // by autovacuum, for example
+			time.Sleep(50 * time.Millisecond)
+		case codeNoDatabase:
+			forgetTemplate(server)
+		default:
+			require.NoError(tb, err)
+		}
+	}
+}
+
+const (
+	codeInUse             = "55006"
+	codeNoDatabase        = "3D000"
+	codeDuplicateDatabase = "42P04"
+)
+
+// templates are the servers that have one.
+var templates struct {
+	mu   sync.Mutex
+	have map[string]bool
+}
+
+func forgetTemplate(server string) {
+	templates.mu.Lock()
+	defer templates.mu.Unlock()
+	delete(templates.have, server)
+}
+
+// templateOn returns the name of a server's template, which other processes may have made. It is made under another name,
+// so that it is whole under its own.
+func templateOn(tb testing.TB, server string) string {
+	tb.Helper()
+	sql := upFiles(tb)
+	sum := sha256.Sum256([]byte(sql))
+	name := "pgbaton_template_" + hex.EncodeToString(sum[:8])
+	templates.mu.Lock()
+	defer templates.mu.Unlock()
+	if templates.have[server] {
+		return name
+	}
+	if !exists(tb, server, name) {
+		draft := randomName()
+		Run(tb, server, "CREATE DATABASE "+draft)
+		Run(tb, database(tb, server, draft), sql)
+		if err := try(server, "ALTER DATABASE "+draft+" RENAME TO "+name); err != nil {
+			Run(tb, server, "DROP DATABASE "+draft+" WITH (FORCE)")
+			require.Equal(tb, codeDuplicateDatabase, pgerr.Code(err), "%v", err) // another process was faster
+		}
+	}
+	if templates.have == nil {
+		templates.have = map[string]bool{}
+	}
+	templates.have[server] = true
+	return name
+}
+
+func exists(tb testing.TB, server, name string) bool {
+	tb.Helper()
+	conn, err := pgx.Connect(context.Background(), server)
+	require.NoError(tb, err)
+	defer conn.Close(context.Background())
+	return Value[bool](tb, conn, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name)
+}
+
+// try runs a statement that may fail on a connection of its own.
+func try(dsn, sql string) error {
+	conn, err := pgx.Connect(context.Background(), dsn)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(context.Background(), sql)
+	return err
+}
+
+// upFiles are all migrations in one text.
+func upFiles(tb testing.TB) string {
+	tb.Helper()
+	files, err := migrations.FS.ReadDir(".")
+	require.NoError(tb, err)
+	var all strings.Builder
+	for _, file := range files {
+		if strings.HasSuffix(file.Name(), ".up.sql") {
+			sql, err := migrations.FS.ReadFile(file.Name())
+			require.NoError(tb, err)
+			all.Write(sql)
+			all.WriteString("\n")
+		}
+	}
+	return all.String()
+}
