@@ -6,7 +6,8 @@
 -- what has been made up to now becomes its own, and where there is none, the owner's; else it stays everybody's, until
 -- pgbaton.assign or pgbaton.reassign gives it to somebody.
 --
--- Migrations after this one end with SELECT pgbaton.apply_grants(), after they have replaced pgbaton.function_sets.
+-- A migration after this one that adds or drops a function replaces pgbaton.function_sets and then runs
+-- SELECT pgbaton.apply_grants(keep_draws => true): without keep_draws, clients of before could draw no tokens.
 --
 -- Locks: changes privileges and rows; waits for transactions that have fenced, or begun a run, where there is one role.
 

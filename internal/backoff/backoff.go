@@ -1,4 +1,5 @@
-// Package backoff spaces out retries, and attempts to get a connection back.
+// Package backoff spaces out retries of a call (Wait), attempts to get a connection back (Reconnect), and looks at regular
+// times (About).
 package backoff
 
 import (
@@ -52,9 +53,6 @@ func (r *Reconnect) Pause() time.Duration {
 	r.failures++
 	return About(pause)
 }
-
-// Failed pauses after an attempt that failed. It returns the context's error if that ends first.
-func (r *Reconnect) Failed(ctx context.Context) error { return sleep(ctx, r.Pause()) }
 
 // Soon is a first pause, without counting a failure.
 func Soon() time.Duration { return About(firstPause) }

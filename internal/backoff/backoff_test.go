@@ -50,15 +50,4 @@ func TestReconnect(t *testing.T) {
 	}
 	require.Less(t, backoff.Soon(), 30*time.Millisecond)
 	require.Zero(t, backoff.About(0))
-
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		require.NoError(t, r.Failed(t.Context()))
-		require.GreaterOrEqual(t, time.Since(start), 10*time.Millisecond)
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		start = time.Now()
-		require.ErrorIs(t, r.Failed(ctx), context.Canceled)
-		require.Zero(t, time.Since(start))
-	})
 }

@@ -3,7 +3,8 @@
 //
 // # What an engine guarantees
 //
-//   - A request is answered exactly once: by [Manager.Answer], or by the loss of its anchor.
+//   - A request is answered exactly once: by [Manager.Answer], or by the loss of its anchor. The loss names no requests: the
+//     manager knows which ones it had there.
 //   - An Acquire that is answered OK holds the key on the server, against every other process, until a Release is answered or the
 //     anchor or the key is lost.
 //   - Tokens that come with an answer were drawn after the key was granted, or while it is held, and are greater

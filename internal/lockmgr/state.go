@@ -96,7 +96,8 @@ func (e *keyState) admits(try *wish) bool {
 	return e.owned == 0 || (e.mode == advisory.Shared && mode == advisory.Shared)
 }
 
-// actions are what a step decided to do after the manager's mutex is free.
+// actions are what a step decided to do after the manager's mutex is free. Each field has its place in reset and in
+// [Manager.run].
 type actions struct {
 	now      time.Time
 	requests []*engine.Request

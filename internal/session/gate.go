@@ -16,7 +16,8 @@ import (
 )
 
 // ClientVersion is the version of the schema's interface that this code was written for. It works with a
-// schema of this version or later whose oldest_client is not above it.
+// schema of this version or later whose oldest_client is not above it. It is raised when the client calls what an older
+// schema lacks.
 const ClientVersion = 13
 
 // oldestMajor has idle_session_timeout, and waitstart in pg_locks.
@@ -67,7 +68,8 @@ SELECT pg_backend_pid(),
   LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'token'
   LEFT JOIN pg_sequence AS s ON s.seqrelid = c.oid`
 
-// ours and theirs are the functions that the client calls by itself, of the schema and of PostgreSQL.
+// ours and theirs are the functions that the client calls by itself, of the schema and of PostgreSQL. A function that is
+// not named here fails at its first call instead of in New.
 const (
 	ours = "server_identity,schema_version,begin_session,draw_token,next_token,wait_for_turn,wait_for_turns," +
 		"lock_for_transaction,key,fence,enlist,retire,tend,open_semaphore,claim_slots,renew_slots,free_slots," +

@@ -81,11 +81,11 @@ func (r *round) encodeLone(w *pipeline.Writer, s *pipeline.Statement, request *e
 	if len(s.Params) > 1 {
 		params = append(params, binary.BigEndian.AppendUint64(r.number[8:8], uint64(request.Key.Gate()))) //nolint:gosec // the bits are the number
 	}
-	if request.Verb == engine.Release {
-		w.Send(s, (*unlockSink)(r), params...)
+	if request.Verb == engine.Acquire {
+		w.Send(s, (*trySink)(r), params...)
 		return
 	}
-	w.Send(s, (*trySink)(r), params...)
+	w.Send(s, (*yesSink)(r), params...)
 }
 
 // encodeArrays writes the arguments of stmtMany in PostgreSQL's binary form.
@@ -114,8 +114,9 @@ func code(request *engine.Request) uint16 {
 		}
 	case engine.Release:
 		code = unlockKey
-	case engine.Yield, engine.Draw:
+	case engine.Yield:
 		return yieldKey
+	case engine.Draw: // is not carried by stmtMany
 	}
 	if request.Key.Pair {
 		code += pairKey
@@ -150,11 +151,11 @@ func (r *trySink) Row(values [][]byte) error {
 	return (*drawSink)(r).Row(values)
 }
 
-// unlockSink takes the answer to a lone unlock.
-type unlockSink round
+// yesSink takes the answer to a lone request that is yes or no.
+type yesSink round
 
 // Row implements [pipeline.Sink].
-func (r *unlockSink) Row(values [][]byte) error {
+func (r *yesSink) Row(values [][]byte) error {
 	if len(values) != 1 || len(values[0]) != 1 {
 		return pipeline.ErrProtocol
 	}
@@ -192,8 +193,8 @@ func (r *drawSink) Row(values [][]byte) error {
 
 // Check implements [pipeline.Round].
 func (r *round) Check() error {
-	grantedAlone := len(r.carried) == 1 && len(r.granted) == 1 && !r.granted[0] // then nothing was drawn
-	if len(r.granted) != len(r.carried) || (len(r.draws) != r.wanted && !grantedAlone) {
+	deniedAlone := len(r.carried) == 1 && len(r.granted) == 1 && !r.granted[0] // then nothing was drawn
+	if len(r.granted) != len(r.carried) || (len(r.draws) != r.wanted && !deniedAlone) {
 		return pipeline.ErrProtocol
 	}
 	return nil

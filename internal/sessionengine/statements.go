@@ -12,8 +12,8 @@ import (
 // tokensPerDraw is the sequence's increment: a draw of v represents the tokens v … v+31.
 const tokensPerDraw = 32
 
-// The first six serve a lone request on a bigint key, the common case, in the fewest steps. CASE
-// decides before its branch is run, so the token is drawn after the grant.
+// Down to stmtMany each serves a lone request on a bigint key, the common case, in the fewest steps. CASE decides before its
+// branch is run, so the token is drawn after the grant.
 var (
 	stmtTry = pipeline.Statement{
 		Name:   "pgbaton_try",
@@ -64,7 +64,7 @@ SELECT array_agg(CASE code
          WHEN {unlock pair} THEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN {unlock pair shared} THEN pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
          WHEN {yield} THEN pg_try_advisory_xact_lock_shared(gate)
-         ELSE CASE WHEN pg_try_advisory_xact_lock_shared(gate) THEN CASE code
+         ELSE CASE WHEN pg_try_advisory_xact_lock_shared(gate) THEN CASE code -- behind, the only codes left
               WHEN {behind} THEN pg_try_advisory_lock(key)
               WHEN {behind shared} THEN pg_try_advisory_lock_shared(key)
               WHEN {behind pair} THEN pg_try_advisory_lock((key >> 32)::int4, ((key << 32) >> 32)::int4)
@@ -83,7 +83,8 @@ SELECT array_agg(CASE code
 	stmtUnlockAll = pipeline.Statement{Name: "pgbaton_free", SQL: "SELECT count(pg_advisory_unlock_all())"}
 )
 
-// A code says what stmtMany does with a key: one of these, with sharedKey and pairKey added.
+// A code says what stmtMany does with a key: one of these, with sharedKey and pairKey added. A code without a WHEN ends the
+// session.
 const (
 	tryKey = 4 * iota
 	tryBehind

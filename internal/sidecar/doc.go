@@ -22,4 +22,6 @@
 // them. Queries are repeated, so they must be of a kind that may run twice.
 // Behind a pooler there is no session that ends: only the clock shows that the holder is gone, and
 // notifications do not come.
+//
+// The prefixes of payloads belong to packages: "slot:" and "size:" to semaphore, "leader/" to election.
 package sidecar

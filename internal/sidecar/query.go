@@ -86,7 +86,8 @@ func (c *Sidecar) ask(ctx context.Context, statement *pipeline.Statement, params
 var stmtNotify = pipeline.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_notify('pgbaton', $1)"}
 
 // Notify sends a notification to all sidecars of the database, this one included, in a transaction of its own:
-// with others it would make their commits wait for one another. It is not known whether it arrives.
+// with others it would make their commits wait for one another. It is not known whether it arrives. There is one channel;
+// listeners tell news apart by the prefix of the payload, see [Sidecar.Subscribe].
 func (c *Sidecar) Notify(payload string) {
 	if s := c.Current(); s != nil {
 		s.Submit(&Op{Statement: &stmtNotify, Params: [][]byte{[]byte(payload)}, Alone: true})

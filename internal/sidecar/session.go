@@ -101,6 +101,7 @@ func (c *Sidecar) dial() (*Session, error) {
 		Params: [][]byte{strconv.AppendInt(nil, s.Holder, 10), []byte(c.cfg.Name)},
 	}}
 	if !c.cfg.Pooled {
+		// integration_test/internal/storm knows the session by this statement.
 		commands = append(commands, session.Command{What: "listen", SQL: "LISTEN pgbaton"})
 	}
 	conn, err := c.cfg.Dial(c.ctx, commands...)

@@ -189,7 +189,6 @@ func (c *Sidecar) Holder(ctx context.Context) (int64, error) {
 // is opened as soon as it is lost.
 func (c *Sidecar) maintain() {
 	defer c.workers.Done()
-	const soon = 20 * time.Millisecond
 	var redial backoff.Reconnect
 	idle := time.NewTicker(c.idle() / 2)
 	defer idle.Stop()
@@ -220,7 +219,7 @@ func (c *Sidecar) maintain() {
 		case errors.Is(err, ErrNoConnection):
 			c.fail(err) // it is tried again when somebody asks again
 		case errors.Is(err, ErrBusy):
-			c.pause(backoff.About(soon))
+			c.pause(backoff.Soon())
 		default:
 			c.cfg.Report("no connection for semaphores, leaders and Once can be opened; it is tried again", err)
 			c.fail(err)
