@@ -3,6 +3,7 @@
 package storm
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -78,8 +79,14 @@ func TestStorm_FindsMistakes(t *testing.T) {
 			take(t)
 			opts := options(storm.Terminate, lab.OwnServer(t, nil))
 			opts.Mutant = mutant
-			outcome := storm.Run(t.Context(), t, opts)
-			require.Contains(t, outcome.Text(), sign)
+			text := ""
+			for range 5 { // it shows by chance, and seldom on a crowded machine
+				if text = storm.Run(t.Context(), t, opts).Text(); strings.Contains(text, sign) {
+					break
+				}
+				opts.Seed++
+			}
+			require.Contains(t, text, sign)
 		})
 	}
 }
