@@ -92,15 +92,20 @@ func (s *scene) heads(name string) {
 // cost reports how long after a moment a call was answered well.
 func (s *scene) cost(what string, from int64, call *worker.Call) {
 	s.t.Helper()
-	late := time.AfterFunc(ttl/3, s.explain) // in time: what a session of a frozen process has, it has for a TTL
-	r := call.Wait().Result
-	late.Stop()
+	answer, ok := call.Answer(ttl / 3)
+	if !ok {
+		s.explain() // in time: what a session of a frozen process has, it has for a TTL
+		answer = call.Wait()
+	}
+	require.Empty(s.t, answer.Fail)
+	r := answer.Result
 	require.True(s.t, r.OK(), r.Err)
 	lab.Report(s.t, what, lab.NewSpread([]int64{r.At - from}), law)
 }
 
 // explain logs who has and wants which advisory lock now.
 func (s *scene) explain() {
+	s.t.Helper()
 	rows, err := s.control.Query(s.t.Context(), `
 		SELECT format('%s %s: %s, granted %s; %s since %s: %s', a.pid, a.application_name, l.mode, l.granted, a.state,
 		              now() - a.state_change, a.query) || format(' (key %s/%s/%s)', l.classid, l.objid, l.objsubid)

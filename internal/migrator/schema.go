@@ -141,9 +141,6 @@ func made(files []migration, version int64) []string {
 			break
 		}
 		for line := range strings.Lines(file.sql) {
-			if !strings.HasPrefix(line, "CREATE ") && !strings.HasPrefix(line, "DROP ") {
-				continue // nearly all do: the expression is costly
-			}
 			match := statement.FindStringSubmatch(line)
 			if match == nil {
 				continue

@@ -22,13 +22,20 @@ func Migrated(tb testing.TB) string {
 	return MigratedOn(tb, Server(tb))
 }
 
+const (
+	codeInUse             = "55006"
+	codeNoDatabase        = "3D000"
+	codeDuplicateDatabase = "42P04"
+)
+
 // MigratedOn is [Migrated] on another server. The database is a copy of a template, since the files take a server half a
 // second; a server that the tests were given keeps the template.
 func MigratedOn(tb testing.TB, server string) string {
 	tb.Helper()
+	sql := upFiles(tb)
+	sum := sha256.Sum256([]byte(sql))
+	name, template := randomName(), "pgbaton_template_"+hex.EncodeToString(sum[:8])
 	for end := time.Now().Add(Patience); ; {
-		template := templateOn(tb, server)
-		name := randomName()
 		err := try(server, "CREATE DATABASE "+name+" TEMPLATE "+template)
 		if err == nil {
 			return private(tb, server, name)
@@ -38,57 +45,31 @@ func MigratedOn(tb testing.TB, server string) string {
 		case codeInUse: // by autovacuum, for example
 			time.Sleep(50 * time.Millisecond)
 		case codeNoDatabase:
-			forgetTemplate(server)
+			makeTemplate(tb, server, template, sql)
 		default:
 			require.NoError(tb, err)
 		}
 	}
 }
 
-const (
-	codeInUse             = "55006"
-	codeNoDatabase        = "3D000"
-	codeDuplicateDatabase = "42P04"
-)
+var making sync.Mutex // a template
 
-// templates are the servers that have one.
-var templates struct {
-	mu   sync.Mutex
-	have map[string]bool
-}
-
-func forgetTemplate(server string) {
-	templates.mu.Lock()
-	defer templates.mu.Unlock()
-	delete(templates.have, server)
-}
-
-// templateOn returns the name of a server's template, which other processes may have made. It is made under another name,
-// so that it is whole under its own.
-func templateOn(tb testing.TB, server string) string {
+// makeTemplate makes a server's template, unless another test or process has. It is made under another name, so that it is
+// whole under its own.
+func makeTemplate(tb testing.TB, server, name, sql string) {
 	tb.Helper()
-	sql := upFiles(tb)
-	sum := sha256.Sum256([]byte(sql))
-	name := "pgbaton_template_" + hex.EncodeToString(sum[:8])
-	templates.mu.Lock()
-	defer templates.mu.Unlock()
-	if templates.have[server] {
-		return name
+	making.Lock()
+	defer making.Unlock()
+	if exists(tb, server, name) {
+		return
 	}
-	if !exists(tb, server, name) {
-		draft := randomName()
-		Run(tb, server, "CREATE DATABASE "+draft)
-		Run(tb, database(tb, server, draft), sql)
-		if err := try(server, "ALTER DATABASE "+draft+" RENAME TO "+name); err != nil {
-			Run(tb, server, "DROP DATABASE "+draft+" WITH (FORCE)")
-			require.Equal(tb, codeDuplicateDatabase, pgerr.Code(err), "%v", err) // another process was faster
-		}
+	draft := randomName()
+	Run(tb, server, "CREATE DATABASE "+draft)
+	Run(tb, database(tb, server, draft), sql)
+	if err := try(server, "ALTER DATABASE "+draft+" RENAME TO "+name); err != nil {
+		Run(tb, server, "DROP DATABASE "+draft+" WITH (FORCE)")
+		require.Equal(tb, codeDuplicateDatabase, pgerr.Code(err), "%v", err) // another process was faster
 	}
-	if templates.have == nil {
-		templates.have = map[string]bool{}
-	}
-	templates.have[server] = true
-	return name
 }
 
 func exists(tb testing.TB, server, name string) bool {
@@ -97,17 +78,6 @@ func exists(tb testing.TB, server, name string) bool {
 	require.NoError(tb, err)
 	defer conn.Close(context.Background())
 	return Value[bool](tb, conn, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name)
-}
-
-// try runs a statement that may fail on a connection of its own.
-func try(dsn, sql string) error {
-	conn, err := pgx.Connect(context.Background(), dsn)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.Background())
-	_, err = conn.Exec(context.Background(), sql)
-	return err
 }
 
 // upFiles are all migrations in one text.

@@ -114,10 +114,18 @@ func Connect(tb testing.TB, dsn string) *pgx.Conn {
 // Run runs statements without parameters on a connection of its own.
 func Run(tb testing.TB, dsn, sql string) {
 	tb.Helper()
+	require.NoError(tb, try(dsn, sql), sql)
+}
+
+// try is [Run] for statements that may fail.
+func try(dsn, sql string) error {
 	conn, err := pgx.Connect(context.Background(), dsn)
-	require.NoError(tb, err)
+	if err != nil {
+		return err
+	}
 	defer conn.Close(context.Background())
-	Exec(tb, conn, sql)
+	_, err = conn.PgConn().Exec(context.Background(), sql).ReadAll()
+	return err
 }
 
 // Exec runs statements: several, or one with parameters.
