@@ -32,6 +32,18 @@ BEGIN ATOMIC
 END;`, version)
 }
 
+// A role whose settings make every plan look dear does not have each statement compiled.
+func TestRun_CompilesNothing(t *testing.T) {
+	t.Parallel()
+	conn := testkit.Connect(t, testkit.Empty(t))
+	testkit.Exec(t, conn, "SET jit = on; SET jit_above_cost = 0")
+	require.NoError(t, Run(t.Context(), conn, migrationFiles(map[string]string{
+		"000001_one.up.sql": "CREATE SCHEMA pgbaton; CREATE TABLE pgbaton.seen AS SELECT current_setting('jit') AS jit" + says(1),
+	})))
+	require.Equal(t, "off", testkit.Value[string](t, conn, "SELECT jit FROM pgbaton.seen"))
+	require.Equal(t, "on", testkit.Value[string](t, conn, "SHOW jit"), "the session's own is left")
+}
+
 func TestRun_FailureLeavesNothing(t *testing.T) {
 	t.Parallel()
 	conn := testkit.Connect(t, testkit.Empty(t))
