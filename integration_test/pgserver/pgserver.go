@@ -65,10 +65,10 @@ func WithSetting(name, value string) Option {
 	return func(o *options) { o.settings = append(o.settings, setting{name, value}) }
 }
 
-// newOptions lays the options over the settings that every started server has: tests run many
-// packages at once, and each client may open several connections.
+// newOptions lays the options over the settings that every started server has: several packages' tests run
+// at once, each many tests at a time, and every client of theirs may open several connections.
 func newOptions(opts []Option) options {
-	o := options{settings: []setting{{"max_connections", "200"}}}
+	o := options{settings: []setting{{"max_connections", "500"}}}
 	for _, opt := range opts {
 		opt(&o)
 	}
