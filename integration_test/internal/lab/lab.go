@@ -75,7 +75,8 @@ func (r Run) Run() int {
 	return code
 }
 
-// OwnServer starts a server for the test alone, whose processes it may kill and whose settings it may change.
+// OwnServer starts a server for the test alone, whose processes it may kill and whose settings it may change. It does not
+// wait for the disk: what was written outlives a killed process all the same, in the kernel's cache.
 // Only local binaries give one. A machine that runs the tests on Docker, and has none, skips the test.
 func OwnServer(tb testing.TB, settings map[string]string) *pgserver.Server {
 	tb.Helper()
@@ -88,7 +89,7 @@ func OwnServer(tb testing.TB, settings map[string]string) *pgserver.Server {
 		tb.Skip("left out: " + why)
 	}
 	require.NotEmpty(tb, dirs, "this test needs PostgreSQL's programs")
-	var opts []pgserver.Option
+	opts := []pgserver.Option{pgserver.WithSetting("fsync", "off")}
 	for name, value := range settings {
 		opts = append(opts, pgserver.WithSetting(name, value))
 	}
