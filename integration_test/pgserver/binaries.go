@@ -169,7 +169,8 @@ func (c *cluster) create(ctx context.Context, settings []setting) error {
 		return err
 	}
 	var conf strings.Builder
-	fmt.Fprint(&conf, "\n# pgserver\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n")
+	fmt.Fprint(&conf, "\n# pgserver\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n",
+		"dynamic_shared_memory_type = mmap\n") // in the data directory, so that a server that is killed leaves nothing behind
 	for _, s := range settings {
 		fmt.Fprintf(&conf, "%s = %s\n", s.name, quoteSetting(s.value))
 	}

@@ -167,6 +167,7 @@ func startContainer(ctx context.Context, image string, opts ...Option) (*Server,
 		testcontainers.WithLogger(log.NewNoopLogger()),
 		testcontainers.WithCmd(command...),
 		postgres.BasicWaitStrategies(),
+		inMemory(),
 	)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("pgserver: start %s: %w", image, err), removeContainer(ctx, container))
@@ -184,6 +185,19 @@ func startContainer(ctx context.Context, image string, opts ...Option) (*Server,
 		return nil, errors.Join(fmt.Errorf("pgserver: connect to %s: %w", image, err), stop(ctx))
 	}
 	return &Server{url: url, origin: dockerOrigin(image), major: major, stop: stop}, nil
+}
+
+// inMemory keeps a server's files where [tempDir] would: its image's own place for them differs between majors.
+func inMemory() testcontainers.CustomizeRequestOption {
+	if tempDir() != memoryDir {
+		return func(*testcontainers.GenericContainerRequest) error { return nil }
+	}
+	const dir = "/var/lib/pgserver"
+	return func(request *testcontainers.GenericContainerRequest) error {
+		return errors.Join(
+			testcontainers.WithTmpfs(map[string]string{dir: "rw"})(request),
+			testcontainers.WithEnv(map[string]string{"PGDATA": dir + "/data"})(request))
+	}
 }
 
 // guardContainer sets a watchdog on the container, where Docker's command is there to do its work, and

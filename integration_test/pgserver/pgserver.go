@@ -66,9 +66,10 @@ func WithSetting(name, value string) Option {
 }
 
 // newOptions lays the options over the settings that every started server has: several packages' tests run
-// at once, each many tests at a time, and every client of theirs may open several connections.
+// at once, each many tests at a time, and every client of theirs may open several connections. The write-ahead log stays
+// small, since it may be in memory.
 func newOptions(opts []Option) options {
-	o := options{settings: []setting{{"max_connections", "500"}}}
+	o := options{settings: []setting{{"max_connections", "500"}, {"max_wal_size", "256MB"}}}
 	for _, opt := range opts {
 		opt(&o)
 	}

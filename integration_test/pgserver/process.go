@@ -63,7 +63,7 @@ func commandAs(ctx context.Context, owner *account, name string, args ...string)
 
 // makeDir makes a temporary directory that owner can reach. Root's own TMPDIR is often closed to others.
 func makeDir(owner *account) (string, error) {
-	parent := os.TempDir()
+	parent := tempDir()
 	if owner != nil && !openToAll(parent) {
 		parent = "/tmp"
 	}
