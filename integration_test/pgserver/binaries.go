@@ -47,7 +47,11 @@ func StartBinaries(ctx context.Context, bindir string, opts ...Option) (*Server,
 	if _, err := askMajor(ctx, c.url()); err != nil {
 		return nil, errors.Join(fmt.Errorf("pgserver: connect to the server just started: %w%s", err, c.logTail()), c.remove(ctx))
 	}
-	return &Server{url: c.url(), origin: binariesOrigin(bindir), major: major, cluster: c, stop: c.remove}, nil
+	s := &Server{url: c.url(), origin: binariesOrigin(bindir), major: major, cluster: c, stop: c.remove}
+	if err := s.hastenLogin(ctx); err != nil {
+		return nil, errors.Join(err, c.remove(ctx))
+	}
+	return s, nil
 }
 
 // DataDir is the server's data directory, or "" when the server was not started from local binaries.
@@ -164,7 +168,7 @@ func (c *cluster) create(ctx context.Context, settings []setting) error {
 	if err := c.writeFile(passwordFile, c.password+"\n"); err != nil {
 		return err
 	}
-	if err := c.run(ctx, "initdb", "-D", c.data(), "-U", superuser, "-A", "scram-sha-256", "--pwfile", passwordFile,
+	if err := c.run(ctx, "initdb", "-D", c.data(), "-U", superuser, "-A", authMethod, "--pwfile", passwordFile,
 		"-E", "UTF8", "--no-locale", "--no-sync"); err != nil {
 		return err
 	}

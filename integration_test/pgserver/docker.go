@@ -167,6 +167,7 @@ func startContainer(ctx context.Context, image string, opts ...Option) (*Server,
 		testcontainers.WithLogger(log.NewNoopLogger()),
 		testcontainers.WithCmd(command...),
 		postgres.BasicWaitStrategies(),
+		testcontainers.WithEnv(map[string]string{"POSTGRES_HOST_AUTH_METHOD": authMethod}),
 		inMemory(),
 	)
 	if err != nil {
@@ -184,7 +185,11 @@ func startContainer(ctx context.Context, image string, opts ...Option) (*Server,
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("pgserver: connect to %s: %w", image, err), stop(ctx))
 	}
-	return &Server{url: url, origin: dockerOrigin(image), major: major, stop: stop}, nil
+	s := &Server{url: url, origin: dockerOrigin(image), major: major, stop: stop}
+	if err := s.hastenLogin(ctx); err != nil {
+		return nil, errors.Join(err, stop(ctx))
+	}
+	return s, nil
 }
 
 // inMemory keeps a server's files where [tempDir] would: its image's own place for them differs between majors.

@@ -24,12 +24,12 @@ func TestMain(m *testing.M) {
 
 const seed = 20250701
 
-// options are of a short storm: small, since every process of it has the race detector.
+// options are of a short storm: small and at rest now and then, since every process of it has the race detector.
 func options(kind storm.Kind, server *pgserver.Server) storm.Options {
 	return storm.Options{
 		Kind: kind, Server: server, For: testkit.Brief(3*time.Second, 1500*time.Millisecond), TTL: ttl,
 		// A slow machine takes its time to tell a holder, and to move.
-		Processes: 2, Clients: 1, Seed: seed, Bound: time.Minute, Strict: ttl, Both: lab.Slow,
+		Processes: 2, Clients: 1, Pause: testkit.Brief(3*time.Millisecond, 30*time.Millisecond), Seed: seed, Bound: time.Minute, Strict: ttl, Both: lab.Slow,
 	}
 }
 
@@ -78,7 +78,7 @@ func TestStorm_FindsMistakes(t *testing.T) {
 			t.Parallel()
 			take(t)
 			opts := options(storm.Terminate, lab.OwnServer(t, nil))
-			opts.Mutant = mutant
+			opts.Mutant, opts.Pause = mutant, 0 // the busier, the sooner it shows
 			text := ""
 			for range 5 { // it shows by chance, and seldom on a crowded machine
 				if text = storm.Run(t.Context(), t, opts).Text(); strings.Contains(text, sign) {

@@ -42,7 +42,8 @@ type Options struct {
 	For       time.Duration    // how long there are faults
 	TTL       time.Duration
 	Processes int
-	Clients   int // in each process
+	Clients   int           // in each process
+	Pause     time.Duration // the longest rest of a client's goroutine between two operations: 3 ms if it is zero
 	Seed      uint64
 	// Bound is the longest overlap that a kind of fault with overlaps may have.
 	Bound time.Duration
@@ -165,7 +166,7 @@ func (f *fight) begin() {
 			through = proxy.Addr()
 		}
 		load := &worker.Load{
-			Rows: f.home.url("") + "&application_name=storm-rows", Clients: f.opts.Clients,
+			Rows: f.home.url("") + "&application_name=storm-rows", Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
 			Seed: f.opts.Seed<<8 | uint64(i), Mutant: f.opts.Mutant, //nolint:gosec // a small number
 		}
 		switch {

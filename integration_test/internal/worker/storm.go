@@ -21,11 +21,12 @@ import (
 // Load is what a storm does: every primitive of the library at the same time, on few keys, until the command StormEnd
 // with the same As. The command's DSN is the clients', a URL that ends with a parameter, its TTL and MaxConns theirs.
 type Load struct {
-	Rows    string `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
-	Clients int    `json:"clients"`
-	Seed    uint64 `json:"seed"`
-	Bulk    int    `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several anchors; it is the only one
-	Mutant  string `json:"mutant,omitempty"` // a mistake on purpose: see Deaf and Leak
+	Rows    string        `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
+	Clients int           `json:"clients"`
+	Pause   time.Duration `json:"pause"` // the longest rest between two rounds of a lane
+	Seed    uint64        `json:"seed"`
+	Bulk    int           `json:"bulk,omitempty"`   // so many locks are held beside, so that a client has several anchors; it is the only one
+	Mutant  string        `json:"mutant,omitempty"` // a mistake on purpose: see Deaf and Leak
 }
 
 // Mistakes of a service that the judge of a storm must find.
@@ -195,7 +196,7 @@ func (s *storm) serve(ctx context.Context, number int) {
 		lanes.Go(func() {
 			for !s.over() {
 				round(ctx, random)
-				s.pause(upTo(random, 3*time.Millisecond))
+				s.pause(upTo(random, s.load.Pause))
 			}
 		})
 	}
