@@ -75,8 +75,10 @@ func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lo
 		return c.locks.TryMany(ctx, wanted, advisory.Exclusive)
 	})
 	switch {
-	case err == nil, try, !errors.Is(err, lockerr.NotAcquired), ctx.Err() != nil:
+	case err == nil, try, !errors.Is(err, lockerr.NotAcquired):
 		return holds, failed, err
+	case ctx.Err() != nil: // after the key was found taken
+		return nil, failed, c.locks.Ended(ctx)
 	case len(keys) == 1:
 		hold, err := c.wait(ctx, failed, advisory.Exclusive)
 		return []*lockmgr.Hold{hold}, failed, err

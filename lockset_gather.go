@@ -71,8 +71,11 @@ func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 		}
 		holds, failed, err := g.try(ctx, turn)
 		g.failed = failed
-		if err == nil || !errors.Is(err, lockerr.NotAcquired) || ctx.Err() != nil {
+		switch {
+		case err == nil, !errors.Is(err, lockerr.NotAcquired):
 			return holds, err
+		case ctx.Err() != nil: // after a key was found taken
+			return nil, g.client.locks.Ended(ctx)
 		}
 		if turn {
 			g.turns.Again()
