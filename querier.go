@@ -65,14 +65,14 @@ type sqlQuerier struct {
 func (q sqlQuerier) Query(ctx context.Context, query string, args ...any) (pgx.Rows, error) {
 	rows, err := q.handle.QueryContext(ctx, query, args...) //nolint:sqlclosecheck,rowserrcheck // the caller's, as in pgx
 	if err != nil {
-		return nil, err
+		return nil, ended(ctx, err)
 	}
-	return &sqlRows{Rows: rows}, nil
+	return &sqlRows{rows, ctx}, nil
 }
 
 func (q sqlQuerier) QueryRow(ctx context.Context, query string, args ...any) pgx.Row {
 	rows, err := q.handle.QueryContext(ctx, query, args...) //nolint:sqlclosecheck,rowserrcheck // Scan closes
-	return sqlRow{rows, err}
+	return sqlRow{&sqlRows{rows, ctx}, ended(ctx, err)}
 }
 
 type sqlTx struct {
@@ -86,7 +86,7 @@ func (t sqlTx) Rollback(context.Context) error { return t.tx.Rollback() }
 
 // sqlRow is the first row of a query, as pgx.Row.
 type sqlRow struct {
-	rows *sql.Rows
+	rows *sqlRows
 	err  error
 }
 
@@ -104,14 +104,17 @@ func (r sqlRow) Scan(dest ...any) error {
 	if err := r.rows.Scan(dest...); err != nil {
 		return err
 	}
-	return r.rows.Close()
+	return r.rows.Rows.Close()
 }
 
 // sqlRows is sql.Rows as pgx.Rows. The methods that pgx alone can answer return nothing.
 type sqlRows struct {
-	*sql.Rows // Next, Scan, Err
+	*sql.Rows // Next, Scan
+
+	ctx context.Context //nolint:containedctx // of the query
 }
 
+func (r *sqlRows) Err() error                    { return ended(r.ctx, r.Rows.Err()) }
 func (r *sqlRows) Close()                        { _ = r.Rows.Close() }
 func (r *sqlRows) CommandTag() pgconn.CommandTag { return pgconn.CommandTag{} }
 func (r *sqlRows) RawValues() [][]byte           { return nil }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"regexp"
@@ -162,15 +163,12 @@ func (r *runner[H]) run(ctx context.Context, opts *TxOpts) error {
 // once runs the function in one transaction.
 func (r *runner[H]) once(ctx context.Context, last bool) error {
 	tx, err := r.begin(ctx)
-	if ctxErr := ctx.Err(); err != nil && ctxErr != nil && !errors.Is(err, ctxErr) {
-		err = fmt.Errorf("%w: %w", ctxErr, err) // drivers call a deadline a cancel
-	}
 	if err != nil {
-		return wrap(err, "begin transaction")
+		return wrap(withContext(ctx, err), "begin transaction")
 	}
-	ended := false
+	over := false
 	defer func() {
-		if !ended { // fn panicked or left its goroutine
+		if !over { // fn panicked or left its goroutine
 			rollback(ctx, tx)
 		}
 	}()
@@ -179,16 +177,34 @@ func (r *runner[H]) once(ctx context.Context, last bool) error {
 		err = ctx.Err() // nothing was sent yet, so the outcome is still certain
 	}
 	if err == nil {
-		ended = true
+		over = true
 		return commit(ctx, tx)
 	}
 	if last && pgerr.Code(err) == pgerr.DeadlockDetected {
 		err = fmt.Errorf("%w%s", err, deadlockStatements(ctx, r.observer, err))
 	}
-	ended = true
+	over = true
 	rollback(ctx, tx)
+	err = ended(ctx, err)
 	if pgerr.Retryable(err) || pgerr.Code(err) == pgerr.StaleToken {
 		err = translate(err)
+	}
+	return err
+}
+
+// withContext is an error of a driver with that of its context, if that has ended: drivers call a deadline a cancel.
+func withContext(ctx context.Context, err error) error {
+	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
+		return fmt.Errorf("%w: %w", ctxErr, err)
+	}
+	return err
+}
+
+// ended is withContext for the errors by which drivers tell that a context has ended: pgx's, under database/sql, that the
+// connection is a bad one, and lib/pq that the statement was cancelled. Any other error may have come before the end.
+func ended(ctx context.Context, err error) error {
+	if errors.Is(err, driver.ErrBadConn) || pgerr.Code(err) == pgerr.QueryCanceled {
+		return withContext(ctx, err)
 	}
 	return err
 }
@@ -198,9 +214,7 @@ func commit(ctx context.Context, tx Tx) error {
 	if err == nil {
 		return nil
 	}
-	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
-		err = fmt.Errorf("%w: %w", ctxErr, err)
-	}
+	err = withContext(ctx, err)
 	switch {
 	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, sql.ErrTxDone):
 		return wrap(err, "commit transaction: fn has ended it itself")

@@ -96,6 +96,38 @@ func TestSidecar_OpensWhenNeeded(t *testing.T) {
 	require.True(t, testkit.Value[bool](t, admin, "SELECT pgbaton.present($1)", holder))
 }
 
+// What is to be alone has a transaction of its own, in its turn; the others share theirs.
+func TestSidecar_Alone(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	_, err := f.Holder(t.Context())
+	require.NoError(t, err)
+	var s *Session
+	f.within(t, func() bool {
+		for _, s = range f.opened {
+		}
+		return s != nil
+	})
+	transaction := pipeline.Statement{Name: "transaction", SQL: "SELECT pg_current_xact_id()"}
+	ops, answered := make([]*Op, 5), sync.WaitGroup{}
+	for i := range ops {
+		answered.Add(1)
+		ops[i] = &Op{Statement: &transaction, Alone: i == 2, Then: func(*Op) { answered.Done() }}
+	}
+	s.Submit(ops...)
+	s.Attend()
+	answered.Wait()
+	var ids []string
+	for _, op := range ops {
+		require.NoError(t, op.Err)
+		ids = append(ids, string(op.Rows[0][0]))
+	}
+	require.Equal(t, ids[0], ids[1])
+	require.NotContains(t, append(ids[:2:2], ids[3:]...), ids[2])
+	require.Equal(t, ids[3], ids[4])
+	require.NotEqual(t, ids[0], ids[3])
+}
+
 // A session that is lost is replaced, under a new name; its end is seen at once.
 func TestSidecar_Reopens(t *testing.T) {
 	t.Parallel()
