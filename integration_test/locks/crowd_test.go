@@ -1,8 +1,8 @@
 package locks
 
 import (
-	"bytes"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +11,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -19,20 +20,16 @@ import (
 func TestCrowd(t *testing.T) {
 	t.Parallel()
 	const keys, each = 1000, 10
-	ttl := 5 * time.Minute // so many goroutines may keep a slow machine busy for the usual one, and then the server ends silent sessions
-	if lab.Figures() {
-		ttl = 0
-	}
 	watched := testkit.Brief(5*time.Second, 2*time.Second)
 	server := lab.OwnServer(t, map[string]string{"log_lock_waits": "on", "deadlock_timeout": "1s", "max_locks_per_transaction": "256"})
 	dsn := lab.DatabaseOn(t, server)
 	control := testkit.Connect(t, dsn)
 	holder, crowd := worker.Start(t), worker.Start(t)
-	holder.Open("c", dsn, ttl)
+	holder.Open("c", dsn, 0)
 	for _, r := range holder.Do(worker.Command{Do: worker.AcquireAll, Client: "c", Key: "crowd", Count: keys}).Steps {
 		require.True(t, r.OK(), r.Err)
 	}
-	crowd.Open("c", testkit.Named(t, dsn, "crowd"), ttl)
+	crowd.Open("c", testkit.Named(t, dsn, "crowd"), 0)
 	call := crowd.Begin(worker.Command{Do: worker.Crowd, Client: "c", Key: "crowd", Count: keys, Goroutines: each, Within: lab.Hang})
 	testkit.Eventually(t, "all goroutines wait", func() bool {
 		_, counts := crowd.History()
@@ -48,9 +45,7 @@ func TestCrowd(t *testing.T) {
 
 	holder.Do(worker.Command{Do: worker.ReleaseAll, Key: "crowd", Count: keys, Pause: testkit.Brief(4*time.Millisecond, time.Millisecond)})
 	call.Wait()
-	content, err := os.ReadFile(server.LogFile())
-	require.NoError(t, err)
-	require.Empty(t, string(bytes.TrimSpace(content[logged:])), "lines in the server's log")
+	requireNothingLogged(t, server, logged)
 	lab.Report(t, "crowd: release elsewhere to grant", lab.NewSpread(passOn(t, holder, crowd)), 4*time.Second)
 }
 
@@ -71,6 +66,19 @@ func passOn(t *testing.T, from, to *worker.Process) (spans []int64) {
 		spans = append(spans, at-released[key])
 	}
 	return spans
+}
+
+// requireNothingLogged requires that a server wrote nothing into its log behind a place. Where the machine has no time for a process
+// that waits, the server takes the process's turn from it after a second, which it logs, as it does when the process is frozen.
+func requireNothingLogged(t *testing.T, server *pgserver.Server, from int64) {
+	t.Helper()
+	content, err := os.ReadFile(server.LogFile())
+	require.NoError(t, err)
+	for line := range strings.Lines(string(content[from:])) {
+		if lab.Figures() || !strings.Contains(line, "terminating connection due to idle-session timeout") {
+			require.Empty(t, strings.TrimSpace(line), "a line in the server's log")
+		}
+	}
 }
 
 func logSize(t *testing.T, path string) int64 {

@@ -1,7 +1,6 @@
 package locks
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -65,9 +64,7 @@ func TestQuiet(t *testing.T) {
 				}
 			}
 			testkit.Figure(t, "deadlock_timeout %s: served after %v", timeout, time.Since(began))
-			content, err := os.ReadFile(server.LogFile())
-			require.NoError(t, err)
-			require.Empty(t, string(content[logged:]), "lines in the server's log")
+			requireNothingLogged(t, server, logged)
 		})
 	}
 }
