@@ -3,6 +3,7 @@ package pgbaton
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"reflect"
@@ -65,14 +66,14 @@ type sqlQuerier struct {
 func (q sqlQuerier) Query(ctx context.Context, query string, args ...any) (pgx.Rows, error) {
 	rows, err := q.handle.QueryContext(ctx, query, args...) //nolint:sqlclosecheck,rowserrcheck // the caller's, as in pgx
 	if err != nil {
-		return nil, ended(ctx, err)
+		return nil, queryEnded(ctx, err)
 	}
 	return &sqlRows{rows, ctx}, nil
 }
 
 func (q sqlQuerier) QueryRow(ctx context.Context, query string, args ...any) pgx.Row {
 	rows, err := q.handle.QueryContext(ctx, query, args...) //nolint:sqlclosecheck,rowserrcheck // Scan closes
-	return sqlRow{&sqlRows{rows, ctx}, ended(ctx, err)}
+	return sqlRow{&sqlRows{rows, ctx}, queryEnded(ctx, err)}
 }
 
 type sqlTx struct {
@@ -104,7 +105,7 @@ func (r sqlRow) Scan(dest ...any) error {
 	if err := r.rows.Scan(dest...); err != nil {
 		return err
 	}
-	return r.rows.Rows.Close()
+	return queryEnded(r.rows.ctx, r.rows.Rows.Close())
 }
 
 // sqlRows is sql.Rows as pgx.Rows. The methods that pgx alone can answer return nothing.
@@ -114,7 +115,7 @@ type sqlRows struct {
 	ctx context.Context //nolint:containedctx // of the query
 }
 
-func (r *sqlRows) Err() error                    { return ended(r.ctx, r.Rows.Err()) }
+func (r *sqlRows) Err() error                    { return queryEnded(r.ctx, r.Rows.Err()) }
 func (r *sqlRows) Close()                        { _ = r.Rows.Close() }
 func (r *sqlRows) CommandTag() pgconn.CommandTag { return pgconn.CommandTag{} }
 func (r *sqlRows) RawValues() [][]byte           { return nil }
@@ -184,15 +185,28 @@ func (s *statement) failWait(ctx context.Context, err error) error {
 
 // waitEnded makes an error match ErrNotAcquired if it is that of a wait that was ended from outside.
 func waitEnded(ctx context.Context, err error) error {
-	switch ctxErr := ctx.Err(); {
+	switch {
 	case errors.Is(err, lockerr.NotAcquired):
 		return err
-	case ctxErr != nil && errors.Is(err, ctxErr):
-		return fmt.Errorf("%w: %w", lockerr.NotAcquired, err)
-	case ctxErr != nil:
-		return fmt.Errorf("%w: %w: %w", lockerr.NotAcquired, ctxErr, err)
-	case pgerr.Code(err) == pgerr.QueryCanceled:
-		return fmt.Errorf("%w: %w", lockerr.NotAcquired, err)
+	case ctx.Err() != nil, pgerr.Code(err) == pgerr.QueryCanceled:
+		return fmt.Errorf("%w: %w", lockerr.NotAcquired, withContext(ctx, err))
+	}
+	return err
+}
+
+// withContext is an error of a driver with that of its context, if that has ended: drivers call a deadline a cancel.
+func withContext(ctx context.Context, err error) error {
+	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
+		return fmt.Errorf("%w: %w", ctxErr, err)
+	}
+	return err
+}
+
+// queryEnded is withContext for the errors by which drivers tell that a context has ended: pgx's, under database/sql, that the
+// connection is a bad one, and lib/pq that the statement was cancelled. Any other error may have come before the end.
+func queryEnded(ctx context.Context, err error) error {
+	if errors.Is(err, driver.ErrBadConn) || pgerr.Code(err) == pgerr.QueryCanceled {
+		return withContext(ctx, err)
 	}
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"regexp"
@@ -185,26 +184,9 @@ func (r *runner[H]) once(ctx context.Context, last bool) error {
 	}
 	over = true
 	rollback(ctx, tx)
-	err = ended(ctx, err)
+	err = queryEnded(ctx, err)
 	if pgerr.Retryable(err) || pgerr.Code(err) == pgerr.StaleToken {
 		err = translate(err)
-	}
-	return err
-}
-
-// withContext is an error of a driver with that of its context, if that has ended: drivers call a deadline a cancel.
-func withContext(ctx context.Context, err error) error {
-	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
-		return fmt.Errorf("%w: %w", ctxErr, err)
-	}
-	return err
-}
-
-// ended is withContext for the errors by which drivers tell that a context has ended: pgx's, under database/sql, that the
-// connection is a bad one, and lib/pq that the statement was cancelled. Any other error may have come before the end.
-func ended(ctx context.Context, err error) error {
-	if errors.Is(err, driver.ErrBadConn) || pgerr.Code(err) == pgerr.QueryCanceled {
-		return withContext(ctx, err)
 	}
 	return err
 }

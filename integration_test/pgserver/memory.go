@@ -15,8 +15,8 @@ const (
 )
 
 // tempDir is where servers keep their files: in memory if the machine has plenty and TMPDIR does not say otherwise. A run
-// of all tests makes and drops more than a thousand databases of three hundred files each, and ext4 takes half of the
-// processors' time for that.
+// of all tests makes and drops more than a thousand databases of three hundred files each, which on ext4 was nearly half of
+// the kernel's time.
 func tempDir() string {
 	if os.Getenv("TMPDIR") == "" && availableMemory() >= plenty && freeSpace(memoryDir) >= plenty {
 		return memoryDir

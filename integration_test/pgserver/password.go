@@ -11,8 +11,8 @@ import (
 	"net/url"
 )
 
-// authMethod has a client send its password as it is, over the loopback: to prove it by SCRAM-SHA-256 costs a client with
-// the race detector as much time as all else that it does to connect, and tests connect many thousand times.
+// authMethod has a client send its password as it is, over the loopback: to prove it by SCRAM-SHA-256 is nearly all that a
+// client with the race detector has to do to connect, and tests connect many thousand times.
 const authMethod = "password"
 
 // hastenLogin stores the superuser's password again such that one round of hashing tells whether a login is right, in

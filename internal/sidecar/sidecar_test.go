@@ -104,9 +104,11 @@ func TestSidecar_Alone(t *testing.T) {
 	require.NoError(t, err)
 	var s *Session
 	f.within(t, func() bool {
-		for _, s = range f.opened {
+		if len(f.opened) == 0 {
+			return false
 		}
-		return s != nil
+		s = f.opened[0]
+		return true
 	})
 	transaction := pipeline.Statement{Name: "transaction", SQL: "SELECT pg_current_xact_id()"}
 	ops, answered := make([]*Op, 5), sync.WaitGroup{}

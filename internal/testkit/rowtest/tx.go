@@ -104,7 +104,11 @@ func (s *suite) inTx(t *testing.T) {
 		require.ErrorIs(t, err, pgbaton.ErrConflict)
 		require.ErrorContains(t, err, "3 attempts")
 		require.Equal(t, 3, calls)
-		for after := time.Duration(0); after < 8*time.Millisecond; after += 80 * time.Microsecond { // in the middle of anything
+		ends := []time.Duration{300 * time.Millisecond} // while it pauses, most likely, and in the middle of anything
+		for after := time.Duration(0); after < 8*time.Millisecond; after += 80 * time.Microsecond {
+			ends = append(ends, after)
+		}
+		for _, after := range ends {
 			short, cancel := context.WithTimeout(ctx, after)
 			err = s.way.InTx(short, &pgbaton.TxOpts{MaxAttempts: 1000}, raise)
 			cancel()
