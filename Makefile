@@ -21,12 +21,13 @@ demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO
 	go build -o $(BIN)/pgbaton ./cmd/pgbaton
 	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
 
-# -count=1, because go's cache of results does not know the servers. How many packages are tested at a time bounds how much
-# a test may be slowed down by others, not whether it passes; but a server that was handed in may have no more than
-# PostgreSQL's usual 100 connections, and one package's tests take up to half of them. With -trimpath, one clone's tests
-# are built from what another's left in go's cache.
+# -count=1, because go's cache of results does not know the servers. How many packages, and tests of one, run at a time
+# bounds how much a test may be slowed down by others, not whether it passes; but a server that was handed in may have no
+# more than PostgreSQL's usual 100 connections. With -trimpath, one clone's tests are built from what another's left in go's
+# cache.
 PACKAGES_AT_ONCE ?= $(if $(DATABASE_URL),1,3)
-GO_TEST = $(WITH_POSTGRES) -- go test -race -trimpath -p $(PACKAGES_AT_ONCE) -parallel 8 -count=1 -timeout $(TEST_TIMEOUT)
+TESTS_AT_ONCE ?= $(if $(DATABASE_URL),1,8)
+GO_TEST = $(WITH_POSTGRES) -- go test -race -trimpath -p $(PACKAGES_AT_ONCE) -parallel $(TESTS_AT_ONCE) -count=1 -timeout $(TEST_TIMEOUT)
 
 .PHONY: test
 test: test/unit test/integration ## run all tests with the race detector, hammers and storms in brief
