@@ -245,10 +245,14 @@ func (c *cluster) run(ctx context.Context, program string, args ...string) error
 	cmd := commandAs(ctx, c.owner, filepath.Join(c.bindir, program), args...)
 	cmd.Dir = c.dir // the directory of this process may be closed to the owner
 	out, err := cmd.CombinedOutput()
-	if err != nil {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil: // the program's own error says that it was killed
+		return fmt.Errorf("pgserver: %s: %w: %w", program, context.Cause(ctx), err)
+	default:
 		return fmt.Errorf("pgserver: %s: %w\n%s", program, err, bytes.TrimSpace(out))
 	}
-	return nil
 }
 
 // writeFile writes a file that the owner can read and nobody else but root.

@@ -123,10 +123,31 @@ func TestStartBinaries_TellsWhatIsWrong(t *testing.T) {
 	_, err = StartBinaries(t.Context(), dirs[0], WithSetting("no_such_setting", "1"))
 	require.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+}
+
+// A program that is killed since the context has ended does not know why, and the error says it.
+func TestCluster_RunEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	begin := time.Now()
-	_, err = StartBinaries(ctx, dirs[0])
+	c := &cluster{bindir: "/bin", dir: t.TempDir()}
+	err := c.run(ctx, "sleep", "60")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Less(t, time.Since(begin), time.Minute)
+	require.ErrorContains(t, err, "sleep")
+}
+
+// A start whose context ends, at whichever step, says so, and leaves nothing.
+func TestStartBinaries_EndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	dirs := localBinDirs(t)
+	for _, limit := range []time.Duration{1, 100, 200, 400, 800, 1600} {
+		ctx, cancel := context.WithTimeout(t.Context(), limit*time.Millisecond)
+		s, err := StartBinaries(ctx, dirs[0])
+		if err == nil {
+			require.NoError(t, s.Stop(t.Context()))
+		} else {
+			require.ErrorIs(t, err, context.DeadlineExceeded, "after %d ms", limit)
+		}
+		cancel()
+	}
 }
