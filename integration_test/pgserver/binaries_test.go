@@ -122,7 +122,6 @@ func TestStartBinaries_TellsWhatIsWrong(t *testing.T) {
 	dirs := localBinDirs(t)
 	_, err = StartBinaries(t.Context(), dirs[0], WithSetting("no_such_setting", "1"))
 	require.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
-
 }
 
 // A program that is killed since the context has ended does not know why, and the error says it.
