@@ -27,8 +27,8 @@ func binariesOrigin(bindir string) string { return "binaries in " + bindir }
 
 // StartBinaries starts a server of one's own from the programs in bindir, for tests that change its
 // settings, restart it or kill its processes. It listens on 127.0.0.1 only, keeps everything in a
-// temporary directory, which is in memory where there is plenty, and is as durable there as PostgreSQL is by default. Root runs it as user postgres or
-// nobody, because PostgreSQL refuses to run as root.
+// temporary directory, which is in memory where there is plenty, and is as durable there as PostgreSQL is by
+// default. Root runs it as user postgres or nobody, because PostgreSQL refuses to run as root.
 func StartBinaries(ctx context.Context, bindir string, opts ...Option) (*Server, error) {
 	major := binaryMajor(bindir)
 	if major < minMajor {

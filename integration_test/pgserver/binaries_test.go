@@ -137,16 +137,27 @@ func TestCluster_RunEndsWithItsContext(t *testing.T) {
 
 // A start whose context ends, at whichever step, says so, and leaves nothing.
 func TestStartBinaries_EndsWithItsContext(t *testing.T) {
-	t.Parallel()
+	parent := t.TempDir()
+	for _, dir := range []string{parent, filepath.Dir(parent)} { // both are the test's own
+		require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // the server may run as another user
+	}
+	t.Setenv("TMPDIR", parent)
 	dirs := localBinDirs(t)
-	for _, limit := range []time.Duration{1, 100, 200, 400, 800, 1600} {
+	for _, limit := range []time.Duration{1, 100, 200, 400, 800, 1600, 60_000} {
 		ctx, cancel := context.WithTimeout(t.Context(), limit*time.Millisecond)
+		begin := time.Now()
 		s, err := StartBinaries(ctx, dirs[0])
+		require.Less(t, time.Since(begin), limit*time.Millisecond+time.Minute)
 		if err == nil {
+			require.Equal(t, parent, filepath.Dir(s.cluster.dir))
 			require.NoError(t, s.Stop(t.Context()))
 		} else {
 			require.ErrorIs(t, err, context.DeadlineExceeded, "after %d ms", limit)
 		}
 		cancel()
 	}
+	require.Eventually(t, func() bool {
+		left, err := os.ReadDir(parent)
+		return err == nil && len(left) == 0
+	}, time.Minute, 10*time.Millisecond, "a server's directory is left")
 }
