@@ -1,7 +1,9 @@
 package locks
 
 import (
+	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -93,16 +95,25 @@ func TestRelay(t *testing.T) {
 	t.Parallel()
 	rounds := testkit.Brief(300, 100)
 	dsn := lab.Database(t)
+	control := testkit.Connect(t, dsn)
 	median := func(bare bool) time.Duration {
 		a, b := worker.Start(t), worker.Start(t)
+		key := "pgbaton.key('relay')"
+		if bare {
+			key = strconv.Itoa(worker.BareKey)
+		}
+		testkit.Exec(t, control, "SELECT pg_advisory_lock("+key+")") // until both wait: else one might be done before the other begins
 		var calls []*worker.Call
-		for _, p := range []*worker.Process{a, b} {
-			p.Open("c", dsn, 0)
+		for i, p := range []*worker.Process{a, b} {
+			name := fmt.Sprintf("relay-%v-%d", bare, i)
+			p.Open("c", testkit.Named(t, dsn, name), 0)
 			calls = append(calls, p.Begin(worker.Command{
-				Do: worker.Relay, Client: "c", DSN: dsn, Key: "relay", Count: rounds,
+				Do: worker.Relay, Client: "c", DSN: testkit.Named(t, dsn, name), Key: "relay", Count: rounds,
 				Hold: 2 * time.Millisecond, Bare: bare,
 			}))
+			testkit.Eventually(t, "the process waits", func() bool { return testkit.Waiting(t, control, name) > 0 })
 		}
+		testkit.Exec(t, control, "SELECT pg_advisory_unlock("+key+")")
 		for _, call := range calls {
 			call.Wait()
 		}

@@ -59,6 +59,9 @@ func (c *child) relay(ctx context.Context, cmd Command) (Answer, error) {
 	return Answer{}, nil
 }
 
+// BareKey is the advisory lock of a bare [Relay].
+const BareKey = 4711
+
 func (c *child) bareRelay(ctx context.Context, cmd Command) error {
 	conn, err := pgx.Connect(ctx, cmd.DSN)
 	if err != nil {
@@ -68,13 +71,13 @@ func (c *child) bareRelay(ctx context.Context, cmd Command) error {
 	for i := range cmd.Count {
 		op := c.log.Op()
 		c.log.Append(history.Event{At: history.Now(), Kind: history.Call, Op: op, Key: cmd.Key, Mode: history.Exclusive})
-		if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock(4711)"); err != nil {
+		if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", BareKey); err != nil {
 			return fmt.Errorf("round %d: %w", i, err)
 		}
 		c.log.Append(history.Event{At: history.Now(), Kind: history.Granted, Op: op})
 		time.Sleep(cmd.Hold)
 		c.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
-		if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock(4711)"); err != nil {
+		if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", BareKey); err != nil {
 			return fmt.Errorf("round %d: %w", i, err)
 		}
 		c.log.Append(history.Event{At: history.Now(), Kind: history.Released, Op: op})
