@@ -170,12 +170,7 @@ func (q *queue) round(ctx context.Context, number int) (took int64, counts bool)
 		}
 	}
 	q.signal(syscall.SIGCONT)
-	if !ok {
-		grant = waits[last-1].Wait()
-	}
-	require.True(q.tb, grant.Result.OK(), grant.Result.Err)
-	q.workers[last].Release(key)
-	var all sync.WaitGroup // those that were frozen, in whichever order
+	var all sync.WaitGroup // those that were frozen, in whichever order; one of them may be before the last
 	for i, wait := range waits[:last-1] {
 		all.Go(func() {
 			if answer := wait.Wait(); answer.Result.OK() {
@@ -185,6 +180,11 @@ func (q *queue) round(ctx context.Context, number int) (took int64, counts bool)
 			}
 		})
 	}
+	if !ok {
+		grant = waits[last-1].Wait()
+	}
+	require.True(q.tb, grant.Result.OK(), grant.Result.Err)
+	q.workers[last].Release(key)
 	all.Wait()
 	return grant.Result.At - released.Called, counts
 }
