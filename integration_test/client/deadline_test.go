@@ -18,6 +18,13 @@ import (
 func throughProxy(t *testing.T) (client *pgbaton.Client, proxy *testkit.Proxy, dsn string) {
 	t.Helper()
 	dsn = testkit.Migrated(t)
+	client, proxy = proxied(t, dsn)
+	return client, proxy, dsn
+}
+
+// proxied is such a client of a database that there is.
+func proxied(t *testing.T, dsn string) (client *pgbaton.Client, proxy *testkit.Proxy) {
+	t.Helper()
 	proxy, through := testkit.Through(t, dsn)
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -31,7 +38,7 @@ func throughProxy(t *testing.T) (client *pgbaton.Client, proxy *testkit.Proxy, d
 		proxy.Stall(false)
 		require.NoError(t, client.Close(context.Background()))
 	})
-	return client, proxy, dsn
+	return client, proxy
 }
 
 // punctual checks that a call returns when its context ends, and because of it: the network is silent until all calls

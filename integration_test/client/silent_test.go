@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
@@ -53,7 +52,7 @@ func passesSilentWaiter(t *testing.T, way wayOf) bool {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Patience)
 	defer cancel()
 	dsn := testkit.Migrated(t)
-	silent, proxy := silentClient(t, dsn)
+	silent, proxy := proxied(t, testkit.Named(t, dsn, "silent"))
 	holder, next := testclient.New(t, dsn, nil), testclient.New(t, testkit.Named(t, dsn, "next"), nil)
 	held, err := way(holder)(ctx)
 	require.NoError(t, err)
@@ -104,19 +103,4 @@ func passesSilentWaiter(t *testing.T, way wayOf) bool {
 	proxy.Stall(false)
 	require.NoError(t, silent.Close(ctx))
 	return true
-}
-
-// silentClient returns a client behind a proxy, whose TTL is so long that nobody waits for its end.
-func silentClient(t *testing.T, dsn string) (*pgbaton.Client, *testkit.Proxy) {
-	t.Helper()
-	proxy, cfg := testkit.Through(t, testkit.Named(t, dsn, "silent"))
-	poolConfig, err := pgxpool.ParseConfig(dsn)
-	require.NoError(t, err)
-	poolConfig.ConnConfig = cfg
-	pool, err := pgxpool.NewWithConfig(t.Context(), poolConfig)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	client, err := pgbaton.New(t.Context(), pool, &pgbaton.Config{TTL: time.Hour})
-	require.NoError(t, err)
-	return client, proxy
 }
