@@ -1,9 +1,11 @@
 package ground
 
 import (
+	"context"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
@@ -26,13 +28,31 @@ func TestPooler_Full(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			through := lab.PgBouncer(t, lab.Database(t), "session", c.settings...)
-			time.Sleep(200 * time.Millisecond) // the connection that has looked whether the pooler is there is gone
 			for range c.others {
-				testkit.Exec(t, testkit.Connect(t, through), "SELECT 1")
+				occupy(t, through)
 			}
 			_, err := pgbaton.Open(t.Context(), through, &pgbaton.Config{SessionPooler: true})
 			require.ErrorContains(t, err, c.says)
 			t.Log(err)
 		})
 	}
+}
+
+// occupy takes a place at the pooler, and on one of its server connections, until the test ends. It asks again until it has them:
+// the place may still be the one of the connection that has looked whether the pooler is there, and a slow server takes longer to give a
+// connection than the pooler lets a client wait.
+func occupy(t *testing.T, through string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		conn, err := pgx.Connect(t.Context(), through)
+		if err != nil {
+			return false
+		}
+		if _, err := conn.Exec(t.Context(), "SELECT 1"); err != nil {
+			_ = conn.Close(t.Context())
+			return false
+		}
+		t.Cleanup(func() { _ = conn.Close(context.Background()) })
+		return true
+	}, testkit.Patience, 10*time.Millisecond)
 }
