@@ -95,19 +95,20 @@ func (w *witness) testify(
 	}
 	answers, err := flyOn(ctx, other, []Command{
 		{What: "set statement_timeout", SQL: "SET statement_timeout TO 0"}, // the role's may be too short for a look
+		{What: "set idle_session_timeout", SQL: "SET idle_session_timeout TO 0"},
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
 		{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},
 	})
 	if err == nil {
-		err = answers[1].err
+		err = answers[2].err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", sayTryOut, err)
 	}
-	if row, err := answers[1].only(); err != nil || row[0] != "t" {
+	if row, err := answers[2].only(); err != nil || row[0] != "t" {
 		return nil, fmt.Errorf("%w: it refuses a lock on a free key", lockerr.UnsupportedServer)
 	}
-	if row, err := answers[2].only(); err == nil { // else the schema is an older one, which another check reports
+	if row, err := answers[3].only(); err == nil { // else the schema is an older one, which another check reports
 		w.identity = row[0]
 	}
 	free := strconv.FormatInt(rand.Int64(), 10) //nolint:gosec // only to be nobody else's
