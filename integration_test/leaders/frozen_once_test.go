@@ -223,6 +223,11 @@ func testFrozen(t *testing.T, point freezePoint, ttl, frozen time.Duration) {
 			try()
 		}
 	}
+	if lines != nil { // the child has said that it ends, and may say more
+		for line := range lines {
+			said = append(said, line)
+		}
+	}
 	t.Log(said)
 	require.NotEmpty(t, began)
 	for i, first := range began {
