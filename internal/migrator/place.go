@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -51,16 +52,31 @@ type place struct {
 	superuser   bool
 }
 
-// begin returns the statements that begin a transaction and pin its settings. They are one message: a setting such as
+// patience is how often a transaction is begun that the role's statement_timeout has ended. It can be so short that even the
+// statements that lift it are caught by a slow moment; and one that comes as its statement ends is told as a cancel by the user.
+const patience = 20
+
+// begin begins a transaction and pins its settings. The statements are one message: a setting such as
 // idle_in_transaction_session_timeout must not find the session idle in between. The transaction is READ COMMITTED, because a
 // stricter level would read the schema as it was before the wait for the lock.
-func begin(conn *pgconn.PgConn) string {
+func begin(ctx context.Context, conn *pgconn.PgConn) error {
 	sql := "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; " + pins
 	if major(conn) >= 17 {
 		sql += timeoutPins
 	}
-	return sql
+	for attempt := 1; ; attempt++ {
+		_, err := conn.Exec(ctx, sql).ReadAll()
+		if pgerr.Code(err) != pgerr.QueryCanceled || attempt == patience {
+			return err
+		}
+		if _, err := conn.Exec(ctx, "ROLLBACK").ReadAll(); err != nil && pgerr.Code(err) != pgerr.QueryCanceled {
+			return err
+		}
+	}
 }
+
+// sqlBegun is for pgx, which makes a transaction's handle by a statement only: begin has begun it.
+const sqlBegun = "SET LOCAL statement_timeout = 0"
 
 // findPlace looks where the version table is, in a transaction that was begun by begin.
 func findPlace(ctx context.Context, tx pgx.Tx) (place, error) {
