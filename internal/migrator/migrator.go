@@ -74,11 +74,8 @@ func Run(ctx context.Context, conn *pgx.Conn, fsys fs.FS) error {
 		return fmt.Errorf("read files: %w", err)
 	}
 	for done := false; !done; {
-		if err := begin(ctx, conn.PgConn()); err != nil {
-			return fmt.Errorf("begin a transaction: %w", err)
-		}
 		var p place
-		err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: sqlBegun}, func(tx pgx.Tx) (err error) {
+		err := pgx.BeginFunc(ctx, beginner{conn}, func(tx pgx.Tx) (err error) {
 			if p, err = findPlace(ctx, tx); err != nil {
 				return err
 			}

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
-	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/migrations"
 )
 
@@ -20,6 +20,8 @@ import (
 // nor whether they can: default_tablespace, synchronous_commit, role, and lock_timeout while a file waits for a table
 // that is in use.
 var pins = strings.Join([]string{
+	"SET LOCAL statement_timeout = 0", // first: it may end those before it
+	"SET LOCAL idle_in_transaction_session_timeout = 0",
 	"SET LOCAL client_encoding = 'UTF8'",
 	"SET LOCAL standard_conforming_strings = on",
 	"SET LOCAL backslash_quote = safe_encoding",
@@ -34,8 +36,6 @@ var pins = strings.Join([]string{
 	"SET LOCAL row_security = on",
 	"SET LOCAL plpgsql.extra_errors = 'none'",
 	"SET LOCAL plpgsql.extra_warnings = 'none'",
-	"SET LOCAL statement_timeout = 0",
-	"SET LOCAL idle_in_transaction_session_timeout = 0",
 	"SET LOCAL jit = off", // compiling costs a second and more a statement when planner settings of the role make all look dear
 }, "; ")
 
@@ -52,33 +52,32 @@ type place struct {
 	superuser   bool
 }
 
-// patience is how often a transaction is begun that the role's statement_timeout has ended. It can be so short that even the
-// statements that lift it are caught by a slow moment; and one that comes as its statement ends is told as a cancel by the user.
-const patience = 20
-
-// begin begins a transaction and pins its settings. The statements are one message: a setting such as
+// beginner begins transactions whose settings are pinned. The statements for that are one message: a setting such as
 // idle_in_transaction_session_timeout must not find the session idle in between. The transaction is READ COMMITTED, because a
 // stricter level would read the schema as it was before the wait for the lock.
-func begin(ctx context.Context, conn *pgconn.PgConn) error {
+type beginner struct{ *pgx.Conn }
+
+// Begin begins a transaction. What the role's statement_timeout has ended is begun again.
+func (b beginner) Begin(ctx context.Context) (tx pgx.Tx, err error) {
 	sql := "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; " + pins
-	if major(conn) >= 17 {
+	if major(b.PgConn()) >= 17 {
 		sql += timeoutPins
 	}
-	for attempt := 1; ; attempt++ {
-		_, err := conn.Exec(ctx, sql).ReadAll()
-		if pgerr.Code(err) != pgerr.QueryCanceled || attempt == patience {
-			return err
+	aborted := false
+	err = session.Insist(func() error {
+		if aborted {
+			if _, err := b.Exec(ctx, "ROLLBACK"); err != nil {
+				return err
+			}
 		}
-		if _, err := conn.Exec(ctx, "ROLLBACK").ReadAll(); err != nil && pgerr.Code(err) != pgerr.QueryCanceled {
-			return err
-		}
-	}
+		tx, err = b.BeginTx(ctx, pgx.TxOptions{BeginQuery: sql})
+		aborted = err != nil && b.PgConn().TxStatus() != 'I'
+		return err
+	})
+	return tx, err
 }
 
-// sqlBegun is for pgx, which makes a transaction's handle by a statement only: begin has begun it.
-const sqlBegun = "SET LOCAL statement_timeout = 0"
-
-// findPlace looks where the version table is, in a transaction that was begun by begin.
+// findPlace looks where the version table is, in a transaction that a beginner has begun.
 func findPlace(ctx context.Context, tx pgx.Tx) (place, error) {
 	// The search_path is still the caller's: no operators, and no types by name.
 	const (

@@ -84,17 +84,27 @@ func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer
 }
 
 // patience is how often what the role's statement_timeout ended is sent again. It can be so short that even the statement
-// that lifts it is caught by a slow moment.
+// that lifts it is caught by a slow moment. PostgreSQL may tell a timeout that comes as its statement ends as a cancel by the user.
 const patience = 20
 
-// flyOn is fly for commands of which the first lifts the role's statement_timeout.
-func flyOn(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
+// Insist sends what lifts the role's statement_timeout, and sends it again where that has ended it.
+func Insist(send func() error) error {
 	for attempt := 1; ; attempt++ {
-		answers, err := fly(ctx, conn, commands)
-		if err != nil || pgerr.Code(answers[0].err) != pgerr.QueryCanceled || attempt == patience {
-			return answers, err
+		if err := send(); pgerr.Code(err) != pgerr.QueryCanceled || attempt == patience {
+			return err
 		}
 	}
+}
+
+// flyOn is fly for commands of which the first lifts the role's statement_timeout.
+func flyOn(ctx context.Context, conn *pgconn.PgConn, commands []Command) (answers []answer, err error) {
+	_ = Insist(func() error {
+		if answers, err = fly(ctx, conn, commands); err != nil {
+			return nil
+		}
+		return answers[0].err
+	})
+	return answers, err
 }
 
 // broken reports whether an error is one of the connection, and not the server's word on a statement.

@@ -28,7 +28,11 @@ func TestProbe(t *testing.T) {
 		require.NoError(t, err)
 		return w.judge(ctx, w.identity, answers)
 	}
+	testkit.Exec(t, two, "SET statement_timeout = '1h'; SET idle_session_timeout = '1h'")
 	require.NoError(t, try(one))
+	for _, timeout := range []string{"statement_timeout", "idle_session_timeout"} {
+		require.Equal(t, "0", testkit.Value[string](t, two, "SHOW "+timeout), "the role's may end the witness while it has the key")
+	}
 	left := testkit.Value[int64](t, testkit.Connect(t, dsn),
 		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1", int32(one.PgConn().PID())) //nolint:gosec // a pid
 	require.Zero(t, left)
