@@ -3,7 +3,6 @@ package ground
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -43,7 +42,7 @@ func TestPooler_Full(t *testing.T) {
 // connection than the pooler lets a client wait.
 func occupy(t *testing.T, through string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	testkit.Eventually(t, "the pooler gives a place", func() bool {
 		conn, err := pgx.Connect(t.Context(), through)
 		if err != nil {
 			return false
@@ -54,5 +53,5 @@ func occupy(t *testing.T, through string) {
 		}
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
 		return true
-	}, testkit.Patience, 10*time.Millisecond)
+	})
 }
