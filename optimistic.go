@@ -123,7 +123,7 @@ func Mutate[T any](
 		r, err = facts.Fit(r)
 	}
 	if err != nil {
-		return zero, v.wrap(translate(err))
+		return zero, v.wrap(pgerr.Explain(translate(err)))
 	}
 	_, inTx := db.(Tx)
 	for attempt := 1; ; attempt++ {

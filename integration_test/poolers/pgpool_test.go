@@ -1,0 +1,172 @@
+package poolers
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+)
+
+// allReads has Pgpool-II send every SELECT to a standby, whatever functions it calls.
+const allReads = "read_only_function_list = '.*'"
+
+// pair is a primary with a database, its standby, and Pgpool-II in front of both.
+type pair struct {
+	primary, standby string // of the database
+	through          string
+	standbyPort      string
+}
+
+func newPair(t *testing.T, settings ...string) *pair {
+	t.Helper()
+	server := lab.OwnServer(t, nil)
+	standby := lab.StandbyOf(t, server, testkit.Connect(t, server.URL())).Start(t)
+	p := &pair{primary: lab.DatabaseOn(t, server)}
+	schemaOf(t, p.primary)
+	testkit.WaitFor(t, testkit.Connect(t, server.URL()),
+		"SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+	database, err := url.Parse(p.primary)
+	require.NoError(t, err)
+	other, err := url.Parse(standby)
+	require.NoError(t, err)
+	other.Path = database.Path
+	p.standby, p.standbyPort = other.String(), other.Port()
+	p.through = lab.Pgpool(t, p.primary, p.standby, settings...)
+	return p
+}
+
+// TestPgpool_Balances is the control: reads go to the standby, and where functions count as reads so does a lock, which
+// excludes nobody on the primary.
+func TestPgpool_Balances(t *testing.T) {
+	t.Parallel()
+	for name, settings := range map[string][]string{"by volatility": nil, "all functions read": {allReads}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, settings...)
+			pooled, direct := testkit.Connect(t, p.through), testkit.Connect(t, p.primary)
+			require.Equal(t, p.standbyPort, testkit.Value[string](t, pooled, "SELECT current_setting('port')"))
+			const lock = "SELECT pg_try_advisory_lock(1)"
+			require.True(t, testkit.Value[bool](t, pooled, lock))
+			require.Equal(t, settings != nil, testkit.Value[bool](t, direct, lock), "granted twice")
+		})
+	}
+}
+
+// A lock statement that is sent to the standby does not count as a grant.
+func TestPgpool_AcquireTx(t *testing.T) {
+	t.Parallel()
+	for name, settings := range map[string][]string{"by volatility": nil, "all functions read": {allReads}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, settings...)
+			pool := onePool(t, p.through, 2)
+			defer pool.Close()
+			key := pgbaton.Name("k")
+			direct, err := testkit.Connect(t, p.primary).Begin(t.Context())
+			require.NoError(t, err)
+			first, err := pgbaton.AcquireTx(t.Context(), direct, key)
+			require.NoError(t, err)
+			acquire := func(before string) (token pgbaton.Token, err error) {
+				err = inTx(t.Context(), pool, func(ctx context.Context, tx pgx.Tx) error {
+					if _, err := tx.Exec(ctx, before); err != nil {
+						return err
+					}
+					token, err = pgbaton.AcquireTx(ctx, tx, key, &pgbaton.LockOpts{Wait: pgbaton.NoWait})
+					return err
+				})
+				return token, err
+			}
+			const (
+				read  = "SELECT"
+				wrote = "UPDATE counter SET value = 0 WHERE id = 0"
+			)
+			wants := pgbaton.ErrNotAcquired
+			if settings != nil {
+				wants = pgbaton.ErrStandby
+			}
+			_, err = acquire(read)
+			require.ErrorIs(t, err, wants)
+			t.Log(err)
+			_, err = acquire(wrote) // after a write a transaction stays on the primary
+			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+			require.NoError(t, direct.Commit(t.Context()))
+			token, err := acquire(wrote)
+			require.NoError(t, err)
+			require.Greater(t, token, first)
+			if settings != nil {
+				_, err = acquire(read)
+				require.ErrorIs(t, err, pgbaton.ErrStandby)
+			}
+		})
+	}
+}
+
+// Rows keep what was promised while reads are balanced to a standby that lags: an operation whose read is old does not write, or
+// tries again.
+func TestPgpool_Rows(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	l := newLoad(t, p.through, 24, operations)
+	l.requireProgress("the start")
+	standby := testkit.Connect(t, p.standby)
+	rounds := testkit.Brief(5, 2)
+	for range rounds {
+		testkit.Exec(t, standby, "SELECT pg_wal_replay_pause()")
+		time.Sleep(50 * time.Millisecond) // it falls behind
+		testkit.Exec(t, standby, "SELECT pg_wal_replay_resume()")
+		l.requireProgress("a lag")
+	}
+	require.Empty(t, l.end())
+	requireCounts(t, p.primary, l.tallies)
+}
+
+// A client that is balanced is refused, or holds what it holds on the primary.
+func TestPgpool_Client(t *testing.T) {
+	t.Parallel()
+	const toPrimary = "app_name_redirect_preference_list = 'pgbaton.*:primary'"
+	for name, c := range map[string]struct {
+		settings []string
+		works    bool
+	}{
+		"by volatility":      {nil, false},
+		"all functions read": {[]string{allReads}, false},
+		"to the primary":     {[]string{toPrimary}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, c.settings...)
+			for _, cfg := range []pgbaton.Config{{}, {SessionPooler: true}} {
+				client, err := pgbaton.Open(t.Context(), p.through, &cfg)
+				t.Logf("%s, SessionPooler %v: %v", name, cfg.SessionPooler, err)
+				if err == nil {
+					requireExcludes(t, client, p.primary)
+					require.NoError(t, client.Close(t.Context()))
+				}
+				if !c.works || err != nil {
+					require.True(t, errors.Is(err, pgbaton.ErrPooler) || errors.Is(err, pgbaton.ErrStandby), "%v", err)
+				}
+			}
+		})
+	}
+}
+
+// requireExcludes makes sure that a client excludes one that is connected to the primary itself.
+func requireExcludes(t *testing.T, client *pgbaton.Client, primary string) {
+	t.Helper()
+	direct, err := pgbaton.Open(t.Context(), primary, nil)
+	require.NoError(t, err)
+	lock, err := client.Acquire(t.Context(), pgbaton.Name("k"))
+	require.NoError(t, err)
+	_, err = direct.TryAcquire(t.Context(), pgbaton.Name("k"))
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NoError(t, lock.Release(t.Context()))
+	require.NoError(t, direct.Close(t.Context()))
+}
