@@ -12,15 +12,21 @@ import (
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
-// occupy takes the only server connection of a pooler until the returned func is called.
+// occupy takes the only server connection of a pooler until the returned func is called. It asks again until it has it: the place may
+// still be that of the connection which has looked whether the pooler is there.
 func occupy(t *testing.T, through string) func() {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), testkit.With(t, through, "default_query_exec_mode", "exec"))
-	require.NoError(t, err)
-	tx, err := conn.Begin(t.Context())
-	require.NoError(t, err)
-	_, err = tx.Exec(t.Context(), "SELECT 1")
-	require.NoError(t, err)
+	var conn *pgx.Conn
+	testkit.Eventually(t, "the pooler gives its place", func() (taken bool) {
+		var err error
+		if conn, err = pgx.Connect(t.Context(), through); err != nil {
+			return false
+		}
+		if _, err = conn.Exec(t.Context(), "BEGIN"); err != nil {
+			_ = conn.Close(context.Background())
+		}
+		return err == nil
+	})
 	leave := func() { _ = conn.Close(context.Background()) }
 	t.Cleanup(leave)
 	return leave

@@ -52,15 +52,16 @@ func StartPgBouncer(t *testing.T, dsn, mode string, settings ...string) *Bouncer
 	require.NoError(t, err)
 	dir := t.TempDir()
 	config := fmt.Sprintf(`[databases]
-* = host=%s port=%s user=%s%s
+* = host=%[1]s port=%[2]s user=%[3]s%[4]s
 [pgbouncer]
 listen_addr = 127.0.0.1
-listen_port = %d
+listen_port = %[5]d
 auth_type = any
-pool_mode = %s
+admin_users = %[3]s
+pool_mode = %[6]s
 unix_socket_dir =
 ignore_startup_parameters = extra_float_digits
-%s
+%[7]s
 `, target.Hostname(), target.Port(), target.User.Username(), password, port, mode,
 		strings.Join(append([]string{"default_pool_size = 4"}, settings...), "\n"))
 	b := &Bouncer{program: pgBouncerProgram(t), file: filepath.Join(dir, "pgbouncer.ini")}
