@@ -31,7 +31,7 @@ type hammer struct {
 	*child
 
 	cmd     Command
-	end     time.Time
+	spell   spell
 	pool    *pgxpool.Pool
 	shared  *sharedCounter
 	counts  map[string]*atomic.Int64
@@ -68,7 +68,7 @@ func (c *child) hammer(ctx context.Context, cmd Command) (Answer, error) {
 		}
 		clients = append(clients, client)
 	}
-	h.end = time.Now().Add(cmd.For)
+	h.spell = spell{stopped: &c.stopped, end: time.Now().Add(cmd.For)}
 	var wg sync.WaitGroup
 	for _, client := range clients {
 		for i := range cmd.Goroutines {
@@ -106,18 +106,12 @@ func (h *hammer) fail(err error) {
 	}
 }
 
-// over reports whether the hammer is to stop: after its time, if it has been granted anything.
+// over reports whether the hammer is to stop. A process that others were faster than goes on when they have done their part.
 func (h *hammer) over() bool {
 	h.failMu.Lock()
-	defer h.failMu.Unlock()
-	switch now := time.Now(); {
-	case h.failure != nil || h.stopped.Load():
-		return true
-	case now.Before(h.end):
-		return false
-	}
-	// A process that others were faster than goes on when they have done their part.
-	return h.counts["granted"].Load() > 0 || time.Since(h.end) > patience
+	failed := h.failure != nil
+	h.failMu.Unlock()
+	return failed || h.spell.over(h.counts["granted"].Load() > 0)
 }
 
 func (h *hammer) run(ctx context.Context, client *pgbaton.Client, number int) {

@@ -72,7 +72,7 @@ type load struct {
 
 	cmd       Command
 	semaphore *pgbaton.Semaphore
-	end       time.Time
+	spell     spell
 	left      atomic.Int64
 
 	granted, lost, refused atomic.Int64
@@ -90,7 +90,10 @@ func (c *child) permits(ctx context.Context, cmd Command) (Answer, error) {
 	if err != nil {
 		return Answer{}, errors.Join(err, client.Close(ctx))
 	}
-	l := &load{child: c, cmd: cmd, semaphore: semaphore, end: time.Now().Add(cmd.For)}
+	l := &load{child: c, cmd: cmd, semaphore: semaphore, spell: spell{stopped: &c.stopped, end: time.Now().Add(cmd.For)}}
+	if cmd.For == 0 {
+		l.spell.end = time.Now().Add(time.Hour) // Count ends it, or a stop
+	}
 	l.left.Store(int64(cmd.Count))
 	var group sync.WaitGroup
 	for range cmd.Goroutines {
@@ -114,7 +117,7 @@ func (c *child) permits(ctx context.Context, cmd Command) (Answer, error) {
 func (l *load) more() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.failure != nil || l.stopped.Load() || (l.cmd.For > 0 && time.Now().After(l.end) && l.granted.Load() > 0) {
+	if l.failure != nil || l.spell.over(l.granted.Load() > 0) {
 		return false
 	}
 	return l.cmd.Count == 0 || l.left.Add(-1) >= 0
