@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -19,6 +20,7 @@ const allReads = "read_only_function_list = '.*'"
 
 // pair is a primary with a database, its standby, and Pgpool-II in front of both.
 type pair struct {
+	server           *pgserver.Server
 	primary, standby string // of the database
 	through          string
 	standbyPort      string
@@ -28,10 +30,9 @@ func newPair(t *testing.T, settings ...string) *pair {
 	t.Helper()
 	server := lab.OwnServer(t, nil)
 	standby := lab.StandbyOf(t, server, testkit.Connect(t, server.URL())).Start(t)
-	p := &pair{primary: lab.DatabaseOn(t, server)}
+	p := &pair{server: server, primary: lab.DatabaseOn(t, server)}
 	schemaOf(t, p.primary)
-	testkit.WaitFor(t, testkit.Connect(t, server.URL()),
-		"SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+	p.replay(t)
 	database, err := url.Parse(p.primary)
 	require.NoError(t, err)
 	other, err := url.Parse(standby)
@@ -40,6 +41,26 @@ func newPair(t *testing.T, settings ...string) *pair {
 	p.standby, p.standbyPort = other.String(), other.Port()
 	p.through = lab.Pgpool(t, p.primary, p.standby, settings...)
 	return p
+}
+
+// replay waits until the standby has all that the primary has.
+func (p *pair) replay(t *testing.T) {
+	t.Helper()
+	testkit.WaitFor(t, testkit.Connect(t, p.server.URL()),
+		"SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_flush_lsn())")
+}
+
+// database makes another database, and returns its URLs on the primary and through Pgpool-II.
+func (p *pair) database(t *testing.T) (primary, through string) {
+	t.Helper()
+	primary = lab.DatabaseOn(t, p.server)
+	p.replay(t)
+	direct, err := url.Parse(primary)
+	require.NoError(t, err)
+	pooled, err := url.Parse(p.through)
+	require.NoError(t, err)
+	pooled.Path = direct.Path
+	return primary, pooled.String()
 }
 
 // TestPgpool_Balances is the control: reads go to the standby, and where functions count as reads so does a lock, which
@@ -134,10 +155,12 @@ func TestPgpool_Rows(t *testing.T) {
 	}
 }
 
-// A client excludes others behind Pgpool-II in so far as all of its statements go to the primary, and is refused elsewhere.
+// A client excludes others behind Pgpool-II in so far as all of its statements go to the primary, and is refused elsewhere, be its
+// locks those of sessions or leases.
 func TestPgpool_Client(t *testing.T) {
 	t.Parallel()
 	const toPrimary = "app_name_redirect_preference_list = 'pgbaton.*:primary'"
+	sessions := &pgbaton.Config{Engine: pgbaton.EngineSession, SessionPooler: true, TTL: heldTTL}
 	for name, c := range map[string]struct {
 		settings []string
 		works    bool
@@ -149,17 +172,23 @@ func TestPgpool_Client(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPair(t, c.settings...)
-			_, err := pgbaton.Open(t.Context(), p.through, nil)
+			_, err := pgbaton.Open(t.Context(), p.through, &pgbaton.Config{Engine: pgbaton.EngineSession})
 			require.ErrorIs(t, err, pgbaton.ErrPooler)
-			client, err := pgbaton.Open(t.Context(), p.through, &pgbaton.Config{SessionPooler: true, TTL: heldTTL})
-			if !c.works {
-				require.ErrorIs(t, err, pgbaton.ErrStandby)
-				t.Log(err)
-				return
+			for engine, cfg := range map[string]*pgbaton.Config{"session": sessions, "lease": {TTL: heldTTL}} {
+				primary, through := p.database(t)
+				client, err := pgbaton.Open(t.Context(), through, cfg)
+				if !c.works {
+					t.Logf("%s: %v", engine, err)
+					require.ErrorIs(t, err, pgbaton.ErrStandby, engine)
+					continue
+				}
+				require.NoError(t, err, engine)
+				found, err := client.Diagnose(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, engine, found.Engine)
+				requireExcludes(t, client, primary)
+				require.NoError(t, client.Close(t.Context()))
 			}
-			require.NoError(t, err)
-			requireExcludes(t, client, p.primary)
-			require.NoError(t, client.Close(t.Context()))
 		})
 	}
 }

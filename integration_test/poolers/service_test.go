@@ -70,6 +70,10 @@ func TestService(t *testing.T) {
 // grounds are how the processes reach the server.
 var grounds = map[string]func(t *testing.T, dsn string) worker.Command{
 	"direct": func(_ *testing.T, dsn string) worker.Command { return worker.Command{DSN: dsn} },
+	"through PgBouncer": func(t *testing.T, dsn string) worker.Command {
+		t.Helper()
+		return worker.Command{DSN: lab.PgBouncer(t, dsn, "transaction", "default_pool_size = 20", "max_client_conn = 500")}
+	},
 }
 
 // strikeRole kills or freezes a process that has a role, and returns how long it took until others had all of the role.
