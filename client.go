@@ -129,7 +129,7 @@ func (c *Client) makeRowParts() {
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
 		board = waitgraph.Table{Session: c.sidecar}
 	}
-	c.waits = waitgraph.New(board, c.home.Identity, c.journal.Report)
+	c.waits = waitgraph.New(board, c.identity, c.journal.Report)
 	permits := semaphore.Config{TTL: c.cfg.TTL, Sidecar: c.sidecar, Pooled: c.pooled != nil, Report: c.journal.Report}
 	elections := election.Config{Sidecar: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report, Locks: c.locks}
 	if c.sessions != nil {
@@ -138,6 +138,15 @@ func (c *Client) makeRowParts() {
 	c.semaphores, c.elections = semaphore.New(permits), election.New(elections)
 	c.sidecar.StayOpenWhile(c.elections.Busy)
 	c.sidecar.StayOpenWhile(c.waits.Busy)
+}
+
+// identity is that of the server, and of the database, on which the client's locks are: equal for clients whose locks exclude one
+// another. Behind a pooler it is the address, since sessions may be those of any server.
+func (c *Client) identity() string {
+	if c.pooled == nil {
+		return c.home.Identity()
+	}
+	return fmt.Sprintf("%s:%d/%s", c.dialer.Config.Host, c.dialer.Config.Port, c.dialer.Config.Database)
 }
 
 // dialSidecar opens the session for rows.

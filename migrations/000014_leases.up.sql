@@ -10,7 +10,7 @@
 -- A lease that ends later than its own length from now was made before the clock was set back. It is cut to its length by
 -- whoever finds it: a holder that lives renews before that is over.
 --
--- Locks: creates new objects only; waits for nobody.
+-- Locks: ACCESS EXCLUSIVE on pgbaton.holder for a moment; it waits for transactions that have used it.
 
 -- One row a key, which is kept for some time when nobody holds the key. Every change is an UPDATE in place (HOT).
 CREATE TABLE pgbaton.lease (
@@ -155,16 +155,27 @@ BEGIN
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
      ORDER BY q.key, q.pair
         ON CONFLICT DO NOTHING;
+    IF EXISTS (SELECT FROM unnest(acquire_leases.waited) AS w WHERE w >= 0) THEN
+        dead := pgbaton.dead_holders(keys, pairs);
+    END IF;
     FOR r IN
         SELECT q.n, q.key, q.pair, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
                l.next, l.next_since, l.next_until
           FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited) WITH ORDINALITY
                    AS q (key, pair, share, want, tokens, waited, n)
           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+               -- Whoever waits, and finds the key held and the turn noted, leaves the row alone: it is only looked at.
+         WHERE NOT coalesce(q.waited >= 0 AND l.holder <> me AND l.holder <> ALL (dead)
+                    AND l.expires_at BETWEEN clock_timestamp() AND clock_timestamp() + l.length * interval '1 ms' + interval '1 s'
+                    AND CASE WHEN l.next = me THEN l.next_until > clock_timestamp() + interval '600 ms'
+                             ELSE l.next_until > clock_timestamp() AND l.next <> ALL (dead)
+                                  AND l.next_since <= clock_timestamp() - q.waited * interval '1 ms' + interval '100 ms' END, false)
          ORDER BY l.key, l.pair, q.n
            FOR NO KEY UPDATE OF l
     LOOP
-        count := count + 1;
+        IF r.waited < 0 THEN
+            count := count + 1;
+        END IF;
         request := r.n;
         IF dead IS NULL AND (r.holder > 0 OR r.next > 0 OR r.shared) THEN
             dead := pgbaton.dead_holders(keys, pairs);
@@ -230,7 +241,7 @@ BEGIN
              WHERE l.key = r.key AND l.pair = r.pair;
         END IF;
     END LOOP;
-    IF count < cardinality(keys) THEN
+    IF count < (SELECT count(*) FROM unnest(acquire_leases.waited) AS w WHERE w < 0) THEN
         RAISE EXCEPTION 'pgbaton.acquire_leases: a key was forgotten meanwhile' USING ERRCODE = 'serialization_failure';
     END IF;
 END;
@@ -568,6 +579,146 @@ BEGIN
 END;
 $$;
 
+-- Leaders, jobs and waits of clients without a session. Such a holder attends to its rows: it says again and again that it is there.
+
+ALTER TABLE pgbaton.holder ADD COLUMN attends_until timestamptz;
+
+COMMENT ON COLUMN pgbaton.holder.attends_until IS 'of one without a session: until then its rows of leader and wait count';
+
+-- Whether the rows of a holder count, of leader and wait.
+CREATE FUNCTION pgbaton.attends(holder bigint) RETURNS boolean
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN holder > 0 THEN pgbaton.present(holder)
+                ELSE EXISTS (SELECT FROM pgbaton.holder AS h WHERE h.id = attends.holder AND h.attends_until > clock_timestamp()) END;
+$$;
+
+-- Refuses a holder that is not this session, or not the caller's.
+CREATE OR REPLACE FUNCTION pgbaton.require_session(call text, holder bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF holder < 0 THEN
+        PERFORM pgbaton.require_holder(holder);
+        UPDATE pgbaton.holder AS h SET attends_until = clock_timestamp() + interval '10 s'
+         WHERE h.id = require_session.holder AND coalesce(h.attends_until < clock_timestamp() + interval '5 s', true);
+        RETURN;
+    END IF;
+    IF (holder > 0 AND pg_try_advisory_xact_lock(holder)) IS NOT TRUE THEN
+        RAISE EXCEPTION '%: the holder % is not this session', call, coalesce(holder::text, 'NULL')
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'A session becomes a holder by pgbaton.enlist.';
+    END IF;
+END;
+$$;
+
+-- Whether a token can have been given out in this database: it is not ahead of the sequence or, where there are leases, of
+-- the clock by more than it may have been set back.
+CREATE OR REPLACE FUNCTION pgbaton.drawn(token bigint) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN token BETWEEN 1 AND (SELECT t.last_value + 31 FROM pgbaton.token AS t)
+        OR (token BETWEEN 1 AND (extract(epoch FROM clock_timestamp()) - 1577836800 + 3600)::bigint * 4096000
+            AND EXISTS (SELECT FROM pgbaton.lock_engine AS e WHERE e.engine <> 'session'));
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgbaton.prune_leaders(older_than interval, most bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    pruned bigint;
+BEGIN
+    WITH old AS MATERIALIZED (
+        SELECT l.name, l.service FROM pgbaton.leader AS l
+         WHERE l.since < clock_timestamp() - older_than AND pgbaton.attends(l.holder) IS NOT TRUE
+         LIMIT most FOR UPDATE SKIP LOCKED)
+    DELETE FROM pgbaton.leader AS l USING old WHERE l.name = old.name AND l.service = old.service;
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+    RETURN pruned;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgbaton.leader_of(name text, OUT holder_name text, OUT term bigint, OUT since timestamptz)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT l.holder_name, l.term, l.since FROM pgbaton.leader AS l
+     WHERE l.name = leader_of.name AND pgbaton.acts_for(l.service) AND pgbaton.attends(l.holder)
+     ORDER BY l.service = pgbaton.service() DESC NULLS LAST, l.term DESC LIMIT 1;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgbaton.request_resign(name text) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    asked bigint;
+BEGIN
+    WITH asked_to AS (
+        UPDATE pgbaton.leader AS l SET resign_requested = true
+         WHERE l.name = request_resign.name AND pgbaton.acts_for(l.service) AND pgbaton.attends(l.holder)
+        RETURNING l.term)
+    SELECT max(a.term) INTO asked FROM asked_to AS a;
+    RETURN asked;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgbaton.prune_waits(most_waits bigint, most_looks bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    waits bigint;
+    looks bigint;
+BEGIN
+    WITH dead AS MATERIALIZED (
+        SELECT h.holder FROM (SELECT DISTINCT w.holder FROM pgbaton.wait AS w) AS h
+         WHERE NOT pgbaton.attends(h.holder)),
+    old AS MATERIALIZED (
+        SELECT w.id FROM pgbaton.wait AS w
+         WHERE w.holder IN (SELECT d.holder FROM dead AS d) LIMIT most_waits FOR UPDATE SKIP LOCKED)
+    DELETE FROM pgbaton.wait AS w USING old WHERE w.id = old.id;
+    GET DIAGNOSTICS waits = ROW_COUNT;
+    WITH old AS MATERIALIZED (
+        SELECT l.holder FROM pgbaton.wait_look AS l
+         WHERE NOT pgbaton.attends(l.holder) LIMIT most_looks FOR UPDATE SKIP LOCKED)
+    DELETE FROM pgbaton.wait_look AS l USING old WHERE l.holder = old.holder;
+    GET DIAGNOSTICS looks = ROW_COUNT;
+    RETURN waits + looks;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgbaton.waits(looking bigint DEFAULT NULL, look bigint DEFAULT NULL) RETURNS TABLE (
+    id bigint, holder bigint, looks bigint, seconds double precision, name text, key bigint, pair boolean, shared boolean,
+    held_keys bigint[], held_pairs boolean[], held_shared boolean[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    me       CONSTANT regrole := pgbaton.service();
+    everyone CONSTANT boolean := waits.looking IS NULL AND pgbaton.operates();
+BEGIN
+    IF waits.looking IS NOT NULL THEN
+        PERFORM pgbaton.require_session('pgbaton.waits', waits.looking);
+        UPDATE pgbaton.wait_look AS l SET looks = waits.look, service = me WHERE l.holder = waits.looking;
+        IF NOT FOUND THEN
+            INSERT INTO pgbaton.wait_look (holder, looks, service) VALUES (waits.looking, waits.look, me);
+        END IF;
+    END IF;
+    RETURN QUERY
+    WITH own AS MATERIALIZED (
+        SELECT w.* FROM pgbaton.wait AS w WHERE w.service IS NOT DISTINCT FROM me OR everyone),
+    alive AS MATERIALIZED (
+        SELECT h.holder FROM (SELECT DISTINCT w.holder FROM own AS w) AS h WHERE pgbaton.attends(h.holder))
+    SELECT w.id, w.holder, coalesce(l.looks, 0), extract(epoch FROM clock_timestamp() - w.since)::double precision,
+           w.name, w.key, w.pair, w.shared, w.held_keys, w.held_pairs, w.held_shared
+    FROM own AS w JOIN alive AS a ON a.holder = w.holder
+    LEFT JOIN pgbaton.wait_look AS l ON l.holder = w.holder AND l.service IS NOT DISTINCT FROM w.service;
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION pgbaton.function_sets() RETURNS TABLE (name text, set text)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -586,7 +737,7 @@ AS $$
             forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,
             claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
             require_session, prune_leaders, prune_waits, keep_grants, correct_lease, dead_holders, lease_tokens, raise_tokens,
-            try_key, free_key, call_next, free_leases, client_lives}')) AS s (set, names),
+            try_key, free_key, call_next, free_leases, client_lives, attends}')) AS s (set, names),
       unnest(s.names) AS f (name);
 $$;
 
