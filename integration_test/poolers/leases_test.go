@@ -14,6 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // leaseClients is how many clients there are to a pooler, each with up to two connections: as many as [clients] in all.
@@ -38,19 +39,10 @@ func newCrowd(t *testing.T, through string) *crowd {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &crowd{t: t, cancel: cancel, failures: map[string]int{}}
-	var opening sync.WaitGroup
-	c.clients = make([]*pgbaton.Client, leaseClients)
-	for i := range c.clients {
-		opening.Go(func() {
-			client, err := pgbaton.Open(ctx, through, &pgbaton.Config{TTL: time.Minute})
-			if err != nil {
-				t.Errorf("open: %v", err)
-			}
-			c.clients[i] = client
-		})
+	t.Cleanup(func() { c.end() })
+	for range leaseClients {
+		c.clients = append(c.clients, testclient.Open(t, through, &pgbaton.Config{TTL: time.Minute}))
 	}
-	opening.Wait()
-	require.False(t, t.Failed())
 	for i, client := range c.clients {
 		c.wg.Go(func() {
 			for ctx.Err() == nil {
@@ -58,7 +50,6 @@ func newCrowd(t *testing.T, through string) *crowd {
 			}
 		})
 	}
-	t.Cleanup(func() { c.end() })
 	return c
 }
 
@@ -108,10 +99,8 @@ func (c *crowd) end() map[string]int {
 	c.cancel()
 	c.wg.Wait()
 	for _, client := range c.clients {
-		if client != nil {
-			if err := client.Close(context.Background()); err != nil {
-				c.fail("close", err)
-			}
+		if err := client.Close(context.Background()); err != nil {
+			c.fail("close", err)
 		}
 	}
 	c.clients = nil

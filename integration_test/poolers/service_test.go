@@ -17,7 +17,7 @@ import (
 
 const (
 	processes  = 30
-	serviceTTL = 5 * time.Second
+	serviceTTL = 10 * time.Second
 	permits    = 3
 	serviceKey = "service"
 )
