@@ -34,7 +34,7 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 
 .PHONY: test/full
 test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/integration SHORT= PACKAGES_AT_ONCE=1
+	$(MAKE) test/unit test/integration test/poolers SHORT= PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
 SHORT := -short
@@ -46,7 +46,16 @@ test/unit: build/postgres ## run the root module's tests: each package by itself
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)
 	integration_test/ensure-pgbouncer.sh
-	cd integration_test && $(GO_TEST) $(SHORT) ./...
+	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
+
+# The nested module's packages that have a target of their own, since they need programs that the others do not.
+APART := poolers
+
+.PHONY: test/poolers
+test/poolers: build/postgres ## run the tests behind real poolers, PgBouncer and Pgpool-II
+	integration_test/ensure-pgbouncer.sh
+	integration_test/ensure-pgpool.sh
+	cd integration_test && $(GO_TEST) $(SHORT) ./poolers
 
 # One test after the other and without the race detector, so that none is measured while others run. A machine is as fast
 # as it is: nothing fails for a figure, and the exit status is sed's.

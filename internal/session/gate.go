@@ -183,7 +183,7 @@ func (s *Session) check(answers []answer) error {
 		return err
 	}
 	if err := firstFailure(schemaChecks, answers); err != nil {
-		return err
+		return balanced(err)
 	}
 	identity, err1 := answers[1].only()
 	tokens, err2 := answers[2].only()
@@ -199,6 +199,16 @@ func (s *Session) check(answers []answer) error {
 		return fmt.Errorf("check the token sequence: %w", err)
 	}
 	return nil
+}
+
+// balanced names a standby that answers where the primary has answered the look before: a pooler that balances its load sends there
+// what it takes for reads.
+func balanced(err error) error {
+	if code := pgerr.Code(err); code != pgerr.ReadOnly && code != pgerr.FeatureNotSupported {
+		return err
+	}
+	return fmt.Errorf("%w: a pooler sends statements of this client there: connect to the primary, or have the pooler send this "+
+		"client's sessions to it: %w", lockerr.Standby, err)
 }
 
 // checkSchemaVersion returns the version of a schema that serves this client.

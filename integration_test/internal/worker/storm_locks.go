@@ -205,18 +205,18 @@ func (s *storm) once(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 }
 
 // dwell is what a func does under a lock that the library releases after it.
-func (s *storm) dwell(ctx context.Context, op int64, d time.Duration) {
+func (c *child) dwell(ctx context.Context, op int64, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	s.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
+	c.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
 }
 
 // settle writes down what a call said of the lock under which its func ran, if it ran.
-func (s *storm) settle(op int64, err error) {
+func (c *child) settle(op int64, err error) {
 	if op == 0 {
 		return
 	}
@@ -224,7 +224,7 @@ func (s *storm) settle(op int64, err error) {
 	if err != nil { // the lock may have been lost, or the outcome is not known
 		kind = history.Failed
 	}
-	s.log.Append(history.Event{At: history.Now(), Kind: kind, Op: op})
+	c.log.Append(history.Event{At: history.Now(), Kind: kind, Op: op})
 }
 
 // long takes one of the keys that are held for longer, so that a fault meets a holder.
