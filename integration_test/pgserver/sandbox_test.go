@@ -55,6 +55,8 @@ func TestSandbox_EndsWithAKilledProcess(t *testing.T) {
 	linux(t)
 	t.Parallel()
 	cmd := helper(t, "sandbox")
+	_, err := cmd.StdinPipe() // while it is open, the helper lives
+	require.NoError(t, err)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())

@@ -64,6 +64,8 @@ type storm struct {
 // outcome is what a caller was told of its transaction.
 type outcome struct {
 	op        string
+	called    int64
+	at        int64
 	committed bool
 	lost      bool
 	unknown   bool
@@ -134,10 +136,11 @@ func (c *child) storm(ctx context.Context, cmd Command) (Answer, error) {
 	unwatch()
 	<-watched
 	var violations []string
+	var missing []Missing
 	if s.pool != nil {
-		violations = s.compare(ctx)
+		violations, missing = s.compare(ctx)
 	}
-	return Answer{Report: s.stats.report(s.stalls, violations)}, nil
+	return Answer{Report: s.stats.report(s.stalls, violations, missing)}, nil
 }
 
 func (s *storm) over() bool { return s.end.Err() != nil }

@@ -1,0 +1,176 @@
+package patroni
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+)
+
+// Kind is a way in which the leader changes.
+type Kind string
+
+// The kinds.
+const (
+	// Switchover is patronictl switchover: the leader shuts down cleanly, and another node that has everything leads.
+	Switchover Kind = "switch-over"
+	// Kill is the end of the leader's postmaster by SIGKILL.
+	Kill Kind = "kill"
+	// Behind is Kill after the other nodes have got nothing for a while.
+	Behind Kind = "kill, others behind"
+	// Fence is a leader that is frozen with its Patroni by SIGSTOP, and killed before it goes on, as by a watchdog device.
+	Fence Kind = "freeze, fence"
+	// Thaw is the same without a watchdog device: the old leader goes on when another node leads.
+	Thaw Kind = "freeze, thaw"
+)
+
+// Failover is a change of the leader. Its stamps are those of package history.
+type Failover struct {
+	Kind     Kind
+	From, To string
+	// Whole is a time before which all that had been written was on every node.
+	Whole int64
+	// Began is when the leader was asked to give up, was killed or was frozen, Led when another one led, and Ended when the
+	// cluster was whole again.
+	Began, Led, Ended int64
+	// Loses reports that what was written after Whole may be lost: what did not wait for another node, and in an
+	// asynchronous cluster everything.
+	Loses bool
+}
+
+const (
+	// behind is for how long the other nodes get nothing.
+	behind = 1500 * time.Millisecond
+	// thawed is for how long a leader stays frozen when another one leads.
+	thawed = 2 * time.Second
+)
+
+// Fail lets the leader change and waits until the cluster is whole again.
+func (c *Cluster) Fail(ctx context.Context, kind Kind) (f Failover, err error) {
+	f = Failover{Kind: kind, Loses: kind != Switchover}
+	if f.Whole, err = c.AwaitWhole(ctx); err != nil {
+		return f, err
+	}
+	old, err := c.Leader(ctx)
+	if err != nil {
+		return f, err
+	}
+	f.From = old.name
+	do := map[Kind]func(context.Context, *Node, *Failover) error{
+		Switchover: c.switchOver, Kill: c.killed, Behind: c.killedAhead, Fence: c.frozen, Thaw: c.frozen,
+	}[kind]
+	if do == nil {
+		return f, fmt.Errorf("patroni: no such kind: %q", kind)
+	}
+	if err = do(ctx, old, &f); err != nil {
+		return f, fmt.Errorf("%s of %s: %w", kind, old.name, err)
+	}
+	if _, err = c.AwaitWhole(ctx); err != nil {
+		return f, fmt.Errorf("after %s of %s: %w", kind, old.name, err)
+	}
+	f.Ended = history.Now()
+	return f, nil
+}
+
+// led waits until another node leads.
+func (c *Cluster) led(ctx context.Context, old *Node, f *Failover) error {
+	leader, err := c.AwaitLeader(ctx, old)
+	if err != nil {
+		return err
+	}
+	f.Led, f.To = history.Now(), leader.name
+	return nil
+}
+
+func (c *Cluster) switchOver(ctx context.Context, old *Node, f *Failover) error {
+	role := "replica"
+	if c.synchronous {
+		role = "synchronous"
+	}
+	fit := slices.IndexFunc(c.nodes, func(n *Node) bool { return n != old && n.is(ctx, role) })
+	if fit < 0 {
+		return fmt.Errorf("patroni: no node is a %s", role)
+	}
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	f.Began = history.Now()
+	out, err := c.sandbox.Command(within, old.dir, []string{"PATRONI_"}, c.programs.patronictl, "-c", old.config(),
+		"switchover", scope, "--leader", old.name, "--candidate", c.nodes[fit].name, "--force").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("patronictl: %w\n%s", err, out)
+	}
+	return c.led(ctx, old, f)
+}
+
+func (c *Cluster) killed(ctx context.Context, old *Node, f *Failover) error {
+	f.Began = history.Now()
+	if err := old.kill(ctx, false); err != nil {
+		return err
+	}
+	return c.led(ctx, old, f)
+}
+
+// killedAhead stops the processes that send to the other nodes, so that what is written from then on is nowhere else, and
+// kills all at once.
+func (c *Cluster) killedAhead(ctx context.Context, old *Node, f *Failover) error {
+	senders, err := c.senders(ctx, old)
+	if err != nil {
+		return err
+	}
+	signal(senders, syscall.SIGSTOP)
+	timer := time.NewTimer(behind)
+	defer timer.Stop()
+	<-timer.C
+	f.Began = history.Now()
+	if err := old.kill(ctx, true); err != nil {
+		return err
+	}
+	return c.led(ctx, old, f)
+}
+
+func (c *Cluster) senders(ctx context.Context, n *Node) ([]int, error) {
+	conn, err := pgx.Connect(ctx, c.URL(n.addr))
+	if err != nil {
+		return nil, fmt.Errorf("patroni: %s: %w", n.name, err)
+	}
+	defer conn.Close(ctx)
+	rows, err := conn.Query(ctx, "SELECT pid FROM pg_stat_replication")
+	if err != nil {
+		return nil, fmt.Errorf("patroni: %s: %w", n.name, err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int])
+}
+
+// frozen freezes a leader and its Patroni, and lets them go on when another node leads: Patroni always, and the server
+// unless it is fenced.
+func (c *Cluster) frozen(ctx context.Context, old *Node, f *Failover) error {
+	server, err := old.postmaster()
+	if err != nil {
+		return err
+	}
+	f.Began = history.Now()
+	var stopped []int
+	defer func() { signal(stopped, syscall.SIGCONT) }()
+	for _, pid := range []int{old.patroni.Process.Pid, server.pid} {
+		pids, err := freeze(ctx, pid)
+		stopped = append(stopped, pids...)
+		if err != nil {
+			return err
+		}
+	}
+	if err = c.led(ctx, old, f); err != nil {
+		return err
+	}
+	if f.Kind == Fence {
+		return old.kill(ctx, true)
+	}
+	timer := time.NewTimer(thawed)
+	defer timer.Stop()
+	<-timer.C
+	return nil
+}
