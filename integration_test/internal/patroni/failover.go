@@ -1,7 +1,9 @@
 package patroni
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"syscall"
@@ -98,13 +100,19 @@ func (c *Cluster) switchOver(ctx context.Context, old *Node, f *Failover) error 
 	}
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	cmd := c.sandbox.Command(within, old.dir, []string{"PATRONI_"}, c.programs.patronictl, "-c", old.config(),
+		"switchover", scope, "--leader", old.name, "--candidate", c.nodes[fit].name, "--force")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
 	f.Began = history.Now()
-	out, err := c.sandbox.Command(within, old.dir, []string{"PATRONI_"}, c.programs.patronictl, "-c", old.config(),
-		"switchover", scope, "--leader", old.name, "--candidate", c.nodes[fit].name, "--force").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("patronictl: %w\n%s", err, out)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("patroni: %w", err)
 	}
-	return c.led(ctx, old, f)
+	err := c.led(within, old, f)
+	if ended := cmd.Wait(); ended != nil { // it also waits until the new leader leads
+		err = errors.Join(err, fmt.Errorf("patronictl: %w\n%s", ended, out.String()))
+	}
+	return err
 }
 
 func (c *Cluster) killed(ctx context.Context, old *Node, f *Failover) error {

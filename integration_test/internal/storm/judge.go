@@ -193,7 +193,7 @@ func (j *judgement) windows(key string, runs []history.Event) {
 		earlier, later := runs[i-1], runs[i]
 		apart := time.Duration(max(later.At-earlier.From, earlier.At-later.From))
 		switch {
-		case apart >= worker.OnceWindow-time.Millisecond:
+		case apart >= worker.WindowOf(earlier.Key)-time.Millisecond:
 		case forgotten(j.failovers, ownRecord, earlier.From, earlier.At, later.At):
 			j.repeated++
 		default:

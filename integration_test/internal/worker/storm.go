@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,8 +39,24 @@ const (
 // StormClient begins the application_name of a storm's clients; the command's As and the client's number follow.
 const StormClient = "storm-client-"
 
-// OnceWindow is the window of the storm's calls of Once.
+// OnceWindow is the window of the storm's calls of Once whose name comes again.
 const OnceWindow = 400 * time.Millisecond
+
+// WindowOf returns the window of the runs of a name. The names of jobs change with time, and each is due once in a storm.
+func WindowOf(name string) time.Duration {
+	if strings.HasPrefix(name, jobs) {
+		return 24 * time.Hour
+	}
+	return OnceWindow
+}
+
+const jobs = "storm/job/"
+
+// job returns the name of a job that is due, or was lately.
+func job(r *rand.Rand) string {
+	const every, lately = 2 * time.Second, 60 * time.Second
+	return fmt.Sprintf("%s%d", jobs, (history.Now()-r.Int64N(int64(lately)))/int64(every))
+}
 
 // storm is a load under way.
 type storm struct {
