@@ -16,9 +16,10 @@ import (
 //
 // # How it works
 //
-// The lock is a PostgreSQL session-level advisory lock on a connection of the client that holds many. When
+// The lock is a PostgreSQL session-level advisory lock on a connection of the client that holds many, or a lease: a row that the
+// client renews; see [Config.Engine]. When
 // the process dies the server frees it within milliseconds, when the process or the network
-// stalls, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
+// stalls, or behind a pooler, after [Config.TTL]. Within the process a released key is handed to the next goroutine in
 // line without asking the server, for a while.
 type Lock struct {
 	client *Client
@@ -66,7 +67,7 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if err := key.validate(); err != nil {
 		return nil, wrap(err, "acquire lock")
 	}
-	if err := c.lockable(); err != nil {
+	if err := c.made(); err != nil {
 		return nil, wrap(err, "acquire %s", key.what())
 	}
 	var hold *lockmgr.Hold
@@ -80,17 +81,6 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 		return nil, wrap(err, "acquire %s", key.what())
 	}
 	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
-}
-
-// lockable returns why the client cannot hold locks, if so.
-func (c *Client) lockable() error {
-	if err := c.made(); err != nil {
-		return err
-	}
-	if c.reduced != nil {
-		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
-	}
-	return nil
 }
 
 // errNoGrant is the error of a lock, set or permit that is nil or zero. Such a one behaves as one that is released.

@@ -7,27 +7,23 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
-	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/election"
 	"github.com/pgbaton/pgbaton/internal/journal"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
-	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/sessionengine"
 	"github.com/pgbaton/pgbaton/internal/sidecar"
 	"github.com/pgbaton/pgbaton/internal/waitgraph"
 )
-
-// heldPerAnchor is how many locks a session holds before another one is opened.
-const heldPerAnchor = 1000
 
 // Client acquires locks in one database. It is safe for concurrent use; one for each process and
 // database is enough. Make it with [New] or [Open], end it with Close.
@@ -38,7 +34,7 @@ type Client struct {
 	home   *session.Home
 
 	locks    *lockmgr.Manager
-	sessions *sessionengine.Engine // of locks; nil if there is none
+	sessions *sessionengine.Engine // nil for a client of leases
 
 	journal *journal.Journal
 
@@ -48,7 +44,10 @@ type Client struct {
 
 	waits *waitgraph.Detector
 
-	reduced error // why there are no locks of the client's own; nil if there are
+	engine string // "session", "lease", or "both" on the way from one to the other
+	pooled error  // why the client has no sessions of its own; nil if it has
+
+	lockTable atomic.Int64 // how many locks fit into the server's
 
 	mu     sync.Mutex
 	ground *ground // that the newest session of the client found; nil before the first
@@ -105,15 +104,13 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	dialer.TTL, dialer.SessionPooler, dialer.Name, dialer.Home = cfg.TTL, cfg.SessionPooler, cfg.Name, home
 	c := &Client{cfg: cfg, dialer: dialer, budget: session.NewBudget(cfg.MaxConns), home: home, journal: journal.New(cfg.Logger), done: make(chan struct{})}
 	if err := c.open(ctx); err != nil {
-		if cfg.Reduced && (errors.Is(err, ErrPooler) || errors.Is(err, ErrUnsupportedServer)) {
-			reduced := &Client{cfg: cfg, dialer: dialer, budget: c.budget, home: home, journal: c.journal, reduced: err, done: c.done}
-			reduced.makeRowParts()
-			return reduced, nil
-		}
 		c.journal.Close()
 		return nil, wrap(err, "")
 	}
 	c.makeRowParts()
+	if c.sessions == nil {
+		return c, nil
+	}
 	if most := c.sessions.MostLocks(); cfg.MaxHeld > most {
 		return nil, also(fmt.Errorf("pgbaton: Config.MaxHeld is %d, but the server's lock table takes about %d "+
 			"locks that this client may take: %w: raise max_locks_per_transaction, or lower MaxHeld",
@@ -122,43 +119,34 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 	return c, nil
 }
 
-// openAttempts is how often New opens its first session when the server ends it meanwhile.
-const openAttempts = 5
-
-// open makes the lock manager and opens the first session of its engine.
-func (c *Client) open(ctx context.Context) (err error) {
-	for attempt := 1; ; attempt++ {
-		c.sessions = sessionengine.New(sessionengine.Config{
-			TTL: c.cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: c.cfg.MaxConns - 1, Budget: c.budget,
-			Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
-		})
-		c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: c.sessions, MaxHeld: c.cfg.MaxHeld, Report: c.journal.Report})
-		if err == nil || !pgerr.SessionEnded(err) || attempt == openAttempts || backoff.Wait(ctx, attempt) != nil {
-			return err
-		}
-	}
-}
-
 // makeRowParts makes what works with rows. It opens nothing yet.
 func (c *Client) makeRowParts() {
 	c.sidecar = sidecar.New(sidecar.Config{
-		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.reduced != nil, Report: c.journal.Report,
+		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.pooled != nil, Report: c.journal.Report,
 		Dial: c.dialSidecar, Hung: func() { c.budget.Give(session.Sidecar) },
 	})
 	var board waitgraph.Board
 	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
 		board = waitgraph.Table{Session: c.sidecar}
 	}
-	c.waits = waitgraph.New(board, c.home.Identity, c.journal.Report)
-	permits := semaphore.Config{TTL: c.cfg.TTL, Sidecar: c.sidecar, Pooled: c.reduced != nil, Report: c.journal.Report}
-	elections := election.Config{Sidecar: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report}
-	if c.reduced == nil {
+	c.waits = waitgraph.New(board, c.identity, c.journal.Report)
+	permits := semaphore.Config{TTL: c.cfg.TTL, Sidecar: c.sidecar, Pooled: c.pooled != nil, Report: c.journal.Report}
+	elections := election.Config{Sidecar: c.sidecar, Name: c.cfg.Name, Report: c.journal.Report, Locks: c.locks}
+	if c.sessions != nil {
 		permits.Queue = func(gate advisory.Key) semaphore.Place { return c.sessions.AtGate(gate) }
-		elections.Locks = c.locks
 	}
 	c.semaphores, c.elections = semaphore.New(permits), election.New(elections)
 	c.sidecar.StayOpenWhile(c.elections.Busy)
 	c.sidecar.StayOpenWhile(c.waits.Busy)
+}
+
+// identity is that of the server, and of the database, on which the client's locks are: equal for clients whose locks exclude one
+// another. Behind a pooler it is the address, since sessions may be those of any server.
+func (c *Client) identity() string {
+	if c.pooled == nil {
+		return c.home.Identity()
+	}
+	return fmt.Sprintf("%s:%d/%s", c.dialer.Config.Host, c.dialer.Config.Port, c.dialer.Config.Database)
 }
 
 // dialSidecar opens the session for rows.
@@ -175,7 +163,7 @@ func (c *Client) dialSidecar(ctx context.Context, commands ...session.Command) (
 	}
 	var s *session.Session
 	var err error
-	if c.reduced != nil {
+	if c.pooled != nil {
 		s, err = c.dialer.DialPooled(ctx, commands...)
 	} else {
 		s, err = c.dialer.Dial(ctx, session.Sidecar, commands...)
@@ -184,25 +172,7 @@ func (c *Client) dialSidecar(ctx context.Context, commands ...session.Command) (
 		c.budget.Give(session.Sidecar)
 		return nil, err
 	}
-	if c.reduced != nil { // there is no session for locks that would
-		c.note(s)
-	}
 	return s, nil
-}
-
-// dialHolding opens a session that will hold locks, and tries it out when a second connection is to be had for it: always
-// for the first, nearly always later.
-func (c *Client) dialHolding(ctx context.Context) (*session.Session, error) {
-	dial := c.dialer.Dial
-	if c.budget.Take(session.Waiting) {
-		defer c.budget.Give(session.Waiting)
-		dial = c.dialer.DialProbed
-	}
-	s, err := dial(ctx, session.Holding)
-	if err == nil {
-		c.seen(s)
-	}
-	return s, err
 }
 
 // seen keeps what a new session for locks found, and logs what is odd about its server.
@@ -222,11 +192,6 @@ func (c *Client) seen(s *session.Session) {
 				errors.New(p.Refused))
 		}
 	}
-}
-
-// dialWaiting opens a session that will wait.
-func (c *Client) dialWaiting(ctx context.Context) (*session.Session, error) {
-	return c.dialer.Dial(ctx, session.Waiting)
 }
 
 // endTerms asks the client's leaders to resign. Half of the time that Close has is theirs to return in.
@@ -271,10 +236,7 @@ func (c *Client) Close(ctx context.Context) error {
 	defer cancel()
 	c.endTerms(ctx)
 	c.endPermits(ctx)
-	var err error
-	if c.reduced == nil {
-		err = c.locks.Close(ctx)
-	}
+	err := c.locks.Close(ctx)
 	c.waits.Close(ctx)
 	err = also(err, c.sidecar.Close(ctx))
 	c.semaphores.Wait()

@@ -21,6 +21,20 @@ const (
 	minMaxConns     = 2
 )
 
+// Engine is how the database excludes processes; see [Config.Engine].
+type Engine string
+
+const (
+	// EngineAuto follows the record. Where nothing is recorded it is EngineSession if the ground allows, else EngineLease.
+	EngineAuto Engine = ""
+	// EngineSession holds locks as advisory locks of the client's own sessions: no write, free in milliseconds when the process dies,
+	// handed over by the server. It needs a direct connection, or a pooler in session mode.
+	EngineSession Engine = "session"
+	// EngineLease holds locks as rows that expire after [Config.TTL] unless they are renewed: two small updates a lock. It works
+	// behind a pooler in transaction mode as well, with a TTL of 2 s or more.
+	EngineLease Engine = "lease"
+)
+
 // Config adjusts a [Client]. The zero value, or nil, means all defaults.
 type Config struct {
 	// TTL is how long the server keeps the locks of a client that has fallen silent: its process frozen, its
@@ -70,13 +84,12 @@ type Config struct {
 	// Defaults to false.
 	SessionPooler bool
 
-	// Reduced accepts ground on which the client's own locks would exclude nobody: a pooler in transaction
-	// mode, or an engine whose session locks do nothing. Acquire and its relatives then fail with the reason.
-	// Locks of the caller's transactions work there, with or without a client: [AcquireTx], row locks,
-	// versions and fences. Semaphores work too, see [Client.Semaphore].
+	// Engine is how the database excludes processes: by advisory locks of sessions, or by leases, which are rows and need no
+	// session. All clients of a database have the same, which the first lock records; a client whose engine is another one
+	// fails with [ErrEngine].
 	//
-	// Defaults to false: New fails there.
-	Reduced bool
+	// Defaults to [EngineAuto].
+	Engine Engine
 }
 
 // withDefaults fills a copy.
@@ -103,6 +116,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("pgbaton: Config.TTL is %v, the least is %v", c.TTL, minTTL)
 	case c.TTL > maxTTL:
 		return fmt.Errorf("pgbaton: Config.TTL is %v, the most is %v", c.TTL, maxTTL)
+	case c.Engine != EngineAuto && c.Engine != EngineSession && c.Engine != EngineLease:
+		return fmt.Errorf("pgbaton: Config.Engine is %q: there are %q, %q and, for EngineAuto, %q",
+			c.Engine, EngineSession, EngineLease, EngineAuto)
 	case c.MaxConns < minMaxConns:
 		return fmt.Errorf("pgbaton: Config.MaxConns is %d, the least is %d: one connection holds, one waits",
 			c.MaxConns, minMaxConns)

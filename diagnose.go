@@ -5,20 +5,19 @@ import (
 	"errors"
 	"time"
 
-	"github.com/pgbaton/pgbaton/internal/pipeline"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
 // Diagnosis is what a client has found out about its server; see [Client.Diagnose].
 type Diagnosis struct {
-	Server   string        // the server's version, in its own words
-	Schema   int           // the version of the schema pgbaton
-	Engine   string        // by which processes exclude one another: "session", or "" for a client that is reduced
-	Pooler   string        // between client and server: "none", "session" as Config.SessionPooler says, or "transaction"
-	Reduced  error         // why the client has no locks of its own; nil if it has
-	TTL      time.Duration // after which a client that has fallen silent loses what it holds
-	MaxConns int           // the most connections of the client
-	Conns    int           // the connections that are open or being opened
+	Server    string        // the server's version, in its own words
+	Schema    int           // the version of the schema pgbaton
+	Engine    string        // by which processes exclude one another: "session", "lease", or "both" on the way between them
+	Pooler    string        // between client and server: "none", "session" as Config.SessionPooler says, or "transaction"
+	NoSession error         // why the client has no session of its own, so that what a dead process holds is free after TTL; nil if it has
+	TTL       time.Duration // after which a client that has fallen silent loses what it holds
+	MaxConns  int           // the most connections of the client
+	Conns     int           // the connections that are open or being opened
 
 	// Protections are the settings by which the server frees what a silent client holds, such as idle_session_timeout,
 	// with the values that the client asks for.
@@ -37,9 +36,7 @@ type ground struct {
 	protections []session.Protection
 }
 
-// Diagnose returns what the client found when it opened its newest connection for locks. It asks the server only if the
-// client has none: one that is reduced then opens its connection for rows. If [Config.MaxConns] leaves it none, the
-// server's version and the schema's are not known.
+// Diagnose returns what the client found when it opened its newest connection for locks. It asks no server.
 //
 // The error matches [ErrClosed] after Close.
 func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
@@ -48,18 +45,15 @@ func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
 		return Diagnosis{}, wrap(err, "diagnose")
 	}
 	d := Diagnosis{
-		Server: g.server, Schema: g.schema, Engine: "session", Pooler: "none", Reduced: c.reduced,
+		Server: g.server, Schema: g.schema, Engine: c.engine, Pooler: "none", NoSession: c.pooled,
 		TTL: c.cfg.TTL, MaxConns: c.cfg.MaxConns, Conns: c.budget.Taken(),
 		Protections: map[string]string{}, Refused: map[string]string{},
 	}
 	switch {
-	case errors.Is(c.reduced, ErrPooler):
+	case errors.Is(c.pooled, ErrPooler):
 		d.Pooler = "transaction"
 	case c.cfg.SessionPooler:
 		d.Pooler = "session"
-	}
-	if c.reduced != nil {
-		d.Engine = ""
 	}
 	for _, p := range g.protections {
 		d.Protections[p.Setting] = p.Value
@@ -70,31 +64,17 @@ func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
 	return d, nil
 }
 
-var stmtNothing = &pipeline.Statement{Name: "pgbaton_nothing", SQL: "SELECT"}
-
-// findGround returns the ground, and opens a session to find it if there was none yet.
+// findGround returns the ground.
 func (c *Client) findGround(ctx context.Context) (*ground, error) {
 	if err := c.made(); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
-	g, closed := c.ground, c.closed
-	c.mu.Unlock()
-	switch {
-	case closed:
-		return nil, ErrClosed
-	case g != nil:
-		return g, nil
-	}
-	if c.thirdConnection() != nil {
-		return &ground{}, nil
-	}
-	if _, err := c.rows(ctx, stmtNothing); err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.ground, nil
+	if c.closed {
+		return nil, ErrClosed
+	}
+	return c.ground, ctx.Err()
 }
 
 // note keeps what a session found.

@@ -76,6 +76,10 @@ var ErrUnsupportedServer = lockerr.UnsupportedServer
 // been altered, or that the role lacks a privilege on it. The message names it, and what to do.
 var ErrSchema = lockerr.Schema
 
+// ErrEngine means that the locks of the database are of another engine than the client's: session locks and leases do not
+// exclude one another. The message says who recorded the engine, when, and what to do; see [Config.Engine].
+var ErrEngine = lockerr.Engine
+
 // ErrClosed means that the client was closed before, or during, the call.
 var ErrClosed = lockerr.Closed
 

@@ -48,7 +48,7 @@ type Holder struct {
 // lock is released, which on a dead network takes up to [Config.TTL]: only then is it known whether the term was
 // held until its end.
 //
-// On a client that has [Config.MaxConns] below 3 or is reduced Lead fails, as do the other calls about leaders.
+// On a client that has [Config.MaxConns] below 3 Lead fails, as do the other calls about leaders.
 //
 // # How it works
 //
@@ -166,9 +166,6 @@ func (c *Client) leaderKey(name string) (Key, error) {
 func (c *Client) sideSession() error {
 	if err := c.made(); err != nil {
 		return err
-	}
-	if c.reduced != nil {
-		return fmt.Errorf("the client is reduced to what transactions can do: %w", c.reduced)
 	}
 	return c.thirdConnection()
 }

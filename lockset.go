@@ -52,7 +52,7 @@ func (c *Client) TryAcquireAll(ctx context.Context, keys ...Key) (*LockSet, erro
 func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet, error) {
 	ordered, err := distinct(keys)
 	if err == nil {
-		err = c.lockable()
+		err = c.made()
 	}
 	if err != nil {
 		return nil, wrap(err, "acquire locks")

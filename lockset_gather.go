@@ -38,10 +38,14 @@ const (
 
 // gatherAll waits until it holds all keys, one of which was found taken. It fails with a key that could not be had.
 func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lockmgr.Hold, Key, error) {
+	turns := c.locks.Gather(numbers(keys))
+	if turns == nil {
+		return c.waitInOrder(ctx, keys)
+	}
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	g := &gathering{
-		client: c, keys: keys, turns: c.locks.Gather(numbers(keys)), failed: failed, outer: heldBy(ctx), pause: firstLook,
+		client: c, keys: keys, turns: turns, failed: failed, outer: heldBy(ctx), pause: firstLook,
 		end: end, waits: failed, alarm: time.NewTimer(waitgraph.After),
 	}
 	defer g.over()
@@ -50,6 +54,21 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lock
 		err = fmt.Errorf("%w: %w", lockerr.NotAcquired, found)
 	}
 	return holds, g.failed, err
+}
+
+// waitInOrder waits for one key after the other and keeps those before, in the order in which everybody takes them: so
+// sets never wait for one another in a circle. It fails with a key that could not be had.
+func (c *Client) waitInOrder(ctx context.Context, keys []Key) ([]*lockmgr.Hold, Key, error) {
+	holds := make([]*lockmgr.Hold, 0, len(keys))
+	for _, key := range keys {
+		hold, err := c.wait(c.holding(ctx, keys, holds), key, advisory.Exclusive)
+		if err != nil {
+			c.locks.GiveBackMany(holds)
+			return nil, key, err
+		}
+		holds = append(holds, hold)
+	}
+	return holds, Key{}, nil
 }
 
 // over ends the wait.

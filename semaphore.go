@@ -25,7 +25,7 @@ const maxCapacity = 10_000
 // Each slot of a semaphore is a row. A permit is a claim of rows for [Config.TTL] by the database's clock, which the
 // client renews three times in that time. When the process dies its rows can be claimed by others at once: they
 // see that its session has ended. When it is paused, they can after TTL. A client behind a pooler in
-// transaction mode, see [Config.Reduced], has no session, so what it leaves behind is always there for TTL.
+// transaction mode, has no session, so what it leaves behind is always there for TTL.
 //
 // Within the process waiters are served in the order of their arrival, and released permits are handed to
 // them without asking the server, for a second at most. Waiting processes are in PostgreSQL's own queue, and the

@@ -42,7 +42,7 @@ func (c *Client) holding(ctx context.Context, keys []Key, holds []*lockmgr.Hold)
 func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 	var locks []waitgraph.Lock
 	for ; h != nil; h = h.outer {
-		if h.client != c && h.client.home.Identity() != c.home.Identity() {
+		if h.client != c && h.client.identity() != c.identity() {
 			continue
 		}
 		for i, hold := range h.holds {

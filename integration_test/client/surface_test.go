@@ -165,7 +165,7 @@ func TestDiagnose(t *testing.T) {
 	require.Equal(t, testkit.Value[int](t, conn, "SELECT version FROM pgbaton.schema_version()"), found.Schema)
 	require.Equal(t, "session", found.Engine)
 	require.Equal(t, "session", found.Pooler, "as the Config says")
-	require.NoError(t, found.Reduced)
+	require.NoError(t, found.NoSession)
 	require.Equal(t, 7*time.Second, found.TTL)
 	require.Equal(t, []int{1, 2}, []int{found.Conns, found.MaxConns})
 	require.Contains(t, found.Protections, "idle_session_timeout")

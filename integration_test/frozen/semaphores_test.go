@@ -54,7 +54,7 @@ func TestFrozen_Semaphores(t *testing.T) {
 			require.NoError(t, err)
 			process := func(name string, pooled bool) *worker.Process {
 				if pooled {
-					return s.start(name, worker.Command{DSN: through, Reduced: true})
+					return s.start(name, worker.Command{DSN: through})
 				}
 				return s.start(name, worker.Command{})
 			}

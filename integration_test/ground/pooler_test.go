@@ -33,7 +33,7 @@ func TestPooler(t *testing.T) {
 			if mode == "transaction" {
 				require.ErrorIs(t, err, pgbaton.ErrPooler)
 				require.ErrorContains(t, err, "transaction mode")
-				requireReduced(t, through)
+				requireLeases(t, through)
 			} else {
 				require.NoError(t, err)
 				requireLocks(t, client, dsn)
@@ -58,18 +58,24 @@ func requireLocks(t *testing.T, client *pgbaton.Client, dsn string) {
 	require.NoError(t, direct.Close(ctx))
 }
 
-// requireReduced makes sure that what lives in transactions works behind a pooler in transaction mode.
-func requireReduced(t *testing.T, through string) {
+// requireLeases makes sure that behind a pooler in transaction mode locks are leases, and that what lives in transactions works.
+func requireLeases(t *testing.T, through string) {
 	t.Helper()
 	ctx := t.Context()
-	client, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true, Reduced: true})
+	client, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true})
 	require.NoError(t, err)
-	_, err = client.Acquire(ctx, pgbaton.Name("reduced"))
-	require.ErrorIs(t, err, pgbaton.ErrPooler)
+	lock, err := client.Acquire(ctx, pgbaton.Name("leased"))
+	require.NoError(t, err)
+	other, err := pgbaton.Open(ctx, through, nil)
+	require.NoError(t, err)
+	_, err = other.TryAcquire(ctx, pgbaton.Name("leased"))
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NoError(t, lock.Release(ctx))
+	require.NoError(t, other.Close(ctx))
 	found, err := client.Diagnose(ctx)
 	require.NoError(t, err)
-	require.ErrorIs(t, found.Reduced, pgbaton.ErrPooler)
-	require.Equal(t, []string{"", "transaction"}, []string{found.Engine, found.Pooler})
+	require.ErrorIs(t, found.NoSession, pgbaton.ErrPooler)
+	require.Equal(t, []string{"lease", "transaction"}, []string{found.Engine, found.Pooler})
 	require.Positive(t, found.Schema)
 	require.NoError(t, client.Close(ctx))
 
@@ -81,7 +87,7 @@ func requireReduced(t *testing.T, through string) {
 	defer conn.Close(ctx)
 	tx, err := conn.Begin(ctx)
 	require.NoError(t, err)
-	token, err := pgbaton.AcquireTx(ctx, tx, pgbaton.Name("reduced"))
+	token, err := pgbaton.AcquireTx(ctx, tx, pgbaton.Name("in a transaction"))
 	require.NoError(t, err)
 	require.Positive(t, token)
 	require.NoError(t, tx.Commit(ctx))

@@ -40,7 +40,7 @@ func shoot(t *testing.T, dsn, function string, pause time.Duration, workers []*w
 	control := testkit.Connect(t, dsn)
 	testkit.Eventually(t, "all clients are open and at work", func() bool {
 		return testkit.Value[int](t, control, `SELECT count(*) FROM pg_stat_activity
-			WHERE application_name = 'chaos' AND datname = current_database() AND query LIKE '%wait_for_turn%'`) >= 6
+			WHERE application_name = 'chaos' AND datname = current_database() AND query ~ 'wait_for_turn|acquire_lease'`) >= 6
 	})
 	begun := time.Now()
 	testkit.Eventually(t, "sessions are hit for a while", func() bool {

@@ -16,13 +16,13 @@ import (
 const pooledTTL = 5 * time.Second
 
 // crowd starts processes that use a semaphore of three permits, through a pooler or not.
-func crowd(t *testing.T, dsn string, reduced bool, processes int) (workers []*worker.Process, calls []*worker.Call) {
+func crowd(t *testing.T, dsn string, processes int) (workers []*worker.Process, calls []*worker.Call) {
 	t.Helper()
 	for range processes {
 		p := worker.Start(t)
 		workers = append(workers, p)
 		calls = append(calls, p.Begin(worker.Command{
-			Do: worker.Permits, DSN: dsn, Reduced: reduced, TTL: pooledTTL, Key: "s", N: 2, Goroutines: 4,
+			Do: worker.Permits, DSN: dsn, TTL: pooledTTL, Key: "s", N: 2, Goroutines: 4,
 			For: testkit.Brief(3*time.Second, 1500*time.Millisecond), Hold: 3 * time.Millisecond,
 		}))
 	}
@@ -39,8 +39,8 @@ func TestPooler(t *testing.T) {
 			dsn := lab.Database(t)
 			through := lab.PgBouncer(t, dsn, "transaction")
 			s := create(t, dsn, "s", 3)
-			workers, calls := crowd(t, through, true, 3)
-			others, more := crowd(t, dsn, false, direct)
+			workers, calls := crowd(t, through, 3)
+			others, more := crowd(t, dsn, direct)
 			var grants []int64
 			for _, call := range append(calls, more...) {
 				a := call.Wait()
@@ -63,8 +63,8 @@ func TestPooler_KilledHolder(t *testing.T) {
 	through := lab.PgBouncer(t, dsn, "transaction")
 	s := create(t, dsn, "s", 2)
 	holder, pooled, direct := worker.Start(t), worker.Start(t), worker.Start(t)
-	holder.Do(worker.Command{Do: worker.Open, Client: "c", DSN: through, TTL: pooledTTL, Reduced: true})
-	pooled.Do(worker.Command{Do: worker.Open, Client: "c", DSN: through, TTL: pooledTTL, Reduced: true})
+	holder.Do(worker.Command{Do: worker.Open, Client: "c", DSN: through, TTL: pooledTTL})
+	pooled.Do(worker.Command{Do: worker.Open, Client: "c", DSN: through, TTL: pooledTTL})
 	direct.Open("c", dsn, pooledTTL)
 	held := hold(t, holder, "s", 2)
 	time.Sleep(pooledTTL * testkit.Brief[time.Duration](5, 3) / 2) // it is renewed

@@ -65,13 +65,6 @@ type Engine interface {
 	Queue(key advisory.Key)
 	Unqueue(key advisory.Key)
 
-	// Gather has the engine wait until several keys, in the order in which everybody takes them, may be free at the same time.
-	// [Gathering.Leave] must follow.
-	//
-	// Leases: Ready gets a value at each poll at which none of the rows is held by others; nothing is kept from others
-	// meanwhile, so Got is 0 and Held false.
-	Gather(keys []advisory.Key) Gathering
-
 	// Closing returns a channel that is closed when the engine begins to close: no turn comes any longer.
 	Closing() <-chan struct{}
 
@@ -80,6 +73,13 @@ type Engine interface {
 	//
 	// Leases: stop the poll, delete the client's rows in one statement.
 	Close(ctx context.Context) error
+}
+
+// Gatherer is an engine that waits for several keys at once. With others the keys are waited for one after the other, in
+// the order in which everybody takes them.
+type Gatherer interface {
+	// Gather has the engine wait until the keys, in that order, may be free at the same time. [Gathering.Leave] must follow.
+	Gather(keys []advisory.Key) Gathering
 }
 
 // Anchor is what holds keys on the server: they are trusted together and lost together.

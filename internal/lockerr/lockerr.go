@@ -40,6 +40,7 @@ var (
 	Standby           = sentinel("server is a standby")
 	UnsupportedServer = sentinel("unsupported server")
 	Schema            = sentinel("schema does not serve this client")
+	Engine            = sentinel("locks are of another engine")
 	Conflict          = sentinel("conflict")
 	StaleToken        = sentinel("stale token")
 	NotFound          = sentinel("not found")

@@ -7,8 +7,13 @@ import (
 	"github.com/pgbaton/pgbaton/internal/engine"
 )
 
-// Gather has the engine wait for several keys; see [engine.Engine].
-func (m *Manager) Gather(keys []advisory.Key) engine.Gathering { return m.engine.Gather(keys) }
+// Gather has the engine wait for several keys; nil if it waits for one at a time. See [engine.Gatherer].
+func (m *Manager) Gather(keys []advisory.Key) engine.Gathering {
+	if gatherer, ok := m.engine.(engine.Gatherer); ok {
+		return gatherer.Gather(keys)
+	}
+	return nil
+}
 
 // Closing returns a channel that is closed when the manager is closed: nobody has a turn any longer.
 func (m *Manager) Closing() <-chan struct{} { return m.engine.Closing() }

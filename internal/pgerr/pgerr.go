@@ -32,7 +32,8 @@ const (
 	UndefinedFunction     = "42883"
 	InsufficientPrivilege = "42501"
 
-	StaleToken = "PB001" // the schema's own
+	StaleToken  = "PB001" // the schema's own
+	OtherEngine = "PB002"
 
 	AdminShutdown      = "57P01" // pg_terminate_backend, or a shutdown of the server
 	CrashShutdown      = "57P02"
@@ -172,12 +173,14 @@ func Translate(err error) error {
 // Schema reports what to do when a statement of the library's own failed because the schema, or something in it, is
 // missing or forbidden. Other errors, and one that has been translated, are returned as they are.
 func Schema(err error) error {
-	if errors.Is(err, lockerr.Schema) {
+	if errors.Is(err, lockerr.Schema) || errors.Is(err, lockerr.Engine) {
 		return err
 	}
 	switch Code(err) {
 	case UndefinedSchema, UndefinedTable, UndefinedColumn, UndefinedFunction:
 		return fmt.Errorf("%w: run its migrations in this database (pgbaton.Migrate): %w", lockerr.Schema, err)
+	case OtherEngine:
+		return fmt.Errorf("%w: %w: %s", lockerr.Engine, err, Hint(err))
 	case InsufficientPrivilege:
 		if hint := Hint(err); hint != "" { // one of the schema's functions refuses, and says what to do
 			return fmt.Errorf("%w: %w: %s", lockerr.Schema, err, strings.ReplaceAll(hint, "\n", " "))

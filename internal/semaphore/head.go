@@ -75,7 +75,7 @@ func (h *head) takeTurn() error {
 		h.pause(pollEvery)
 		return nil
 	}
-	if m.cfg.Pooled {
+	if m.cfg.Queue == nil {
 		h.lookForSlots(false)
 		return nil
 	}

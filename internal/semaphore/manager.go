@@ -30,8 +30,8 @@ type Place interface {
 type Config struct {
 	TTL     time.Duration
 	Sidecar *sidecar.Sidecar
-	Pooled  bool                          // no session can wait at a gate
-	Queue   func(gate advisory.Key) Place // waits at a gate; nil if Pooled
+	Pooled  bool                          // the sidecar has no session of its own
+	Queue   func(gate advisory.Key) Place // waits at a gate; nil if no session can
 	Report  func(event string, err error) // for the log
 }
 

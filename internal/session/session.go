@@ -56,6 +56,7 @@ type Session struct {
 	*pgx.Conn
 
 	Server      Server
+	Record      Record
 	Protections []Protection
 	Pooled      bool      // it may be another session of the server's in each transaction, see DialPooled
 	Repaired    bool      // this session found the token sequence in doubt and moved it, though it had been used
@@ -102,7 +103,7 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 				`ALTER ROLE ... SET default_transaction_isolation = 'read committed'`, found.isolation)
 		}
 		s.Heard = time.Now()
-		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}}, commands...)
+		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
 		answers, err := fly(ctx, s.PgConn(), flight)
 		if err != nil {
 			return err
@@ -110,7 +111,10 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 		if s.Server.Schema, err = checkSchemaVersion(answers[0]); err != nil {
 			return err
 		}
-		return firstFailure(commands, answers[1:])
+		if s.Record, err = recordOf(answers[1]); err != nil {
+			return err
+		}
+		return firstFailure(commands, answers[2:])
 	})
 }
 

@@ -20,9 +20,10 @@ type anchor struct {
 	*requests
 	engine *Engine
 
-	held  atomic.Int32 // keys that it was picked for
-	drawn int64        // the newest draw, or what the sequence was at; the reader's
-	lost  bool         // guarded by the engine's mutex
+	joined atomic.Bool  // the engine was agreed, see stmtJoin
+	held   atomic.Int32 // keys that it was picked for
+	drawn  int64        // the newest draw, or what the sequence was at; the reader's
+	lost   bool         // guarded by the engine's mutex
 }
 
 var (

@@ -18,6 +18,7 @@ import (
 
 // Config is what the engine needs.
 type Config struct {
+	Name       string        // of the client, for people
 	TTL        time.Duration // also how often to look at the lock table, at the most
 	PerAnchor  int           // keys of an anchor from which another one is wanted: a session's every statement slows down with its locks
 	MaxAnchors int
@@ -47,7 +48,10 @@ type Engine struct {
 	pipes   sync.WaitGroup // the goroutines of pipelines
 }
 
-var _ engine.Engine = (*Engine)(nil)
+var (
+	_ engine.Engine   = (*Engine)(nil)
+	_ engine.Gatherer = (*Engine)(nil)
+)
 
 // New returns an engine that Start starts.
 func New(cfg Config) *Engine {
@@ -118,7 +122,7 @@ func (e *Engine) Queue(key advisory.Key) { e.queue.Enter(key) }
 // Unqueue implements [engine.Engine].
 func (e *Engine) Unqueue(key advisory.Key) { e.queue.Leave(key) }
 
-// Gather implements [engine.Engine].
+// Gather implements [engine.Gatherer].
 func (e *Engine) Gather(keys []advisory.Key) engine.Gathering { return e.queue.Gather(keys) }
 
 // AtGate waits at a gate alone; see [lockqueue.Queue.AtGate].

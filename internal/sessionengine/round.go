@@ -3,6 +3,7 @@ package sessionengine
 import (
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -22,6 +23,7 @@ type round struct {
 	wanted  int               // draws
 	granted []bool            // of carried
 	draws   []int64
+	joins   bool
 
 	keys, gates, codes []byte
 	number             [16]byte // space for two
@@ -46,6 +48,11 @@ func (r *round) Encode(w *pipeline.Writer, requests []*engine.Request) {
 		r.carried = append(r.carried, request)
 	}
 	r.wanted = (tokens + tokensPerDraw - 1) / tokensPerDraw
+	r.joins = !r.anchor.joined.Load() && tokens > 0
+	if r.joins {
+		id := binary.BigEndian.AppendUint64(nil, rand.Uint64()) //nolint:gosec // only has to be unlike others
+		w.Send(&stmtJoin, ignored{}, id, []byte(r.anchor.engine.cfg.Name))
+	}
 	if s := lone(requests); s != nil && r.wanted <= 1 {
 		r.encodeLone(w, s, requests[0])
 		return
@@ -138,6 +145,12 @@ func arrayHeader(buf []byte, element uint32, length int) []byte {
 
 const arrayHeaderLength = 20
 
+// ignored takes rows that nobody wants.
+type ignored struct{}
+
+// Row implements [pipeline.Sink].
+func (ignored) Row([][]byte) error { return nil }
+
 // trySink takes the answer to a lone try: a token, or NULL.
 type trySink round
 
@@ -202,6 +215,9 @@ func (r *round) Check() error {
 
 // Complete implements [pipeline.Round].
 func (r *round) Complete(requests []*engine.Request, _ time.Time) {
+	if r.joins {
+		r.anchor.joined.Store(true)
+	}
 	for i, request := range r.carried {
 		request.OK = r.granted[i]
 	}

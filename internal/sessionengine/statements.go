@@ -75,6 +75,14 @@ SELECT array_agg(CASE code
 		Params: []uint32{pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int2ArrayOID},
 	}
 
+	// stmtJoin makes the session a client that takes locks by this engine, if the schema records no other one. It goes before
+	// the first lock, in its transaction, and records the engine if none is recorded. The id has to be unlike others.
+	stmtJoin = pipeline.Statement{
+		Name:   "pgbaton_join_engine",
+		SQL:    "SELECT pgbaton.join_engine($1, 'session', $2, NULL)",
+		Params: []uint32{pgtype.Int8OID, pgtype.TextOID},
+	}
+
 	stmtDraw = pipeline.Statement{
 		Name:   "pgbaton_draw",
 		SQL:    "SELECT pgbaton.draw_token() FROM generate_series(1, $1)",

@@ -29,18 +29,27 @@ func Sessions(tb testing.TB, conn *pgx.Conn, name string) []Session {
 	return sessions
 }
 
-// HeldBy counts the advisory locks that sessions with an application_name hold or wait for.
+// HeldBy counts the locks that sessions with an application_name hold or wait for: advisory locks, without those that only show
+// that a holder lives, and leases.
 func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
 	return Value[int](tb, conn, `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-		WHERE l.locktype = 'advisory' AND a.application_name = $1`+here, name)
+		WHERE l.locktype = 'advisory' AND a.application_name = $1`+here+` AND NOT EXISTS (
+			SELECT FROM pgbaton.lock_client AS c WHERE c.pid = a.pid
+			   AND (l.classid::bigint << 32 | l.objid::bigint) = c.id)`, name) +
+		Value[int](tb, conn, `SELECT count(*) FROM (
+			SELECT holder FROM pgbaton.lease UNION ALL SELECT holder FROM pgbaton.lease_share) AS h
+		  JOIN pgbaton.lock_client AS c ON c.id = h.holder JOIN pg_stat_activity AS a USING (pid)
+		 WHERE a.application_name = $1`+here, name)
 }
 
-// Waiting counts the sessions with an application_name that wait for an advisory lock.
+// Waiting counts the sessions with an application_name that wait for an advisory lock, or whose turn for a lease it is.
 func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
 	return Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
-		WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'advisory'`+here, name)
+		WHERE application_name = $1`+here+` AND (wait_event_type = 'Lock' AND wait_event = 'advisory' OR EXISTS (
+			SELECT FROM pgbaton.lease AS l JOIN pgbaton.lock_client AS c ON c.id = l.next
+			 WHERE c.pid = pg_stat_activity.pid AND l.next_until > clock_timestamp()))`, name)
 }
 
 // Statements looks at the sessions with an application_name for a while, often enough to see each of their

@@ -20,6 +20,7 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // child is a worker process.
@@ -138,7 +139,8 @@ func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 	for {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
 			// Without a TTL of the command, one that is longer than a busy machine keeps a process from the server.
-			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Reduced: cmd.Reduced,
+			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
+			Engine: testclient.Engine(),
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		var hit *pgconn.PgError

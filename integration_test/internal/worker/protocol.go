@@ -49,7 +49,6 @@ type Command struct {
 	TTL      time.Duration `json:"ttl,omitempty"`
 	MaxConns int           `json:"max_conns,omitempty"`
 	MaxHeld  int           `json:"max_held,omitempty"`
-	Reduced  bool          `json:"reduced,omitempty"`
 
 	Key     string        `json:"key,omitempty"`
 	As      string        `json:"as,omitempty"`

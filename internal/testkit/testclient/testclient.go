@@ -5,6 +5,7 @@ package testclient
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,9 @@ func New(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	if cfg != nil {
 		patient = *cfg
 	}
+	if patient.Engine == pgbaton.EngineAuto {
+		patient.Engine = Engine()
+	}
 	if patient.TTL == 0 {
 		patient.TTL = testkit.Patience
 	}
@@ -34,6 +38,10 @@ func New(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
 	})
 	return client
 }
+
+// Engine is that of clients whose test has no wish: PGBATON_TEST_ENGINE has it, so that tests of what both engines give run over
+// either.
+func Engine() pgbaton.Engine { return pgbaton.Engine(os.Getenv("PGBATON_TEST_ENGINE")) }
 
 // Open opens a client that the test closes, in spite of a server that stands still for a while.
 func Open(tb testing.TB, dsn string, cfg *pgbaton.Config) *pgbaton.Client {
