@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/patroni"
 	"github.com/pgbaton/pgbaton/integration_test/internal/storm"
@@ -54,6 +55,8 @@ var plans = []plan{
 	{"asynchronous", false, false, []patroni.Kind{patroni.Behind, patroni.Thaw, patroni.Switchover, patroni.Kill}},
 }
 
+var engines = []pgbaton.Engine{pgbaton.EngineSession, pgbaton.EngineLease}
+
 // failovers returns how many failovers there are in a run.
 func failovers(t *testing.T) int {
 	t.Helper()
@@ -67,21 +70,25 @@ func failovers(t *testing.T) int {
 }
 
 func TestFailovers(t *testing.T) {
-	for _, p := range plans {
-		t.Run(p.name, func(t *testing.T) {
-			outcome := run(t, p)
-			outcome.Print(t.Output())
-			table(t.Output(), p.name, outcome)
-			require.NoError(t, storm.Save(filepath.Join("..", "results", "ha-"+p.name+".json"), outcome))
-			require.Empty(t, outcome.Violations)
-			require.Len(t, outcome.Failovers, failovers(t))
-			require.NotZero(t, outcome.Holds)
-		})
+	for _, engine := range engines {
+		for _, p := range plans {
+			name := fmt.Sprintf("%s/%s", engine, p.name)
+			t.Run(name, func(t *testing.T) {
+				outcome := run(t, p, engine)
+				outcome.Print(t.Output())
+				table(t.Output(), name, outcome)
+				path := filepath.Join("..", "results", fmt.Sprintf("ha-%s-%s.json", engine, p.name))
+				require.NoError(t, storm.Save(path, outcome))
+				require.Empty(t, outcome.Violations)
+				require.Len(t, outcome.Failovers, failovers(t))
+				require.NotZero(t, outcome.Holds)
+			})
+		}
 	}
 }
 
 // run starts a cluster and lets a storm happen on it.
-func run(t *testing.T, p plan) *storm.Outcome {
+func run(t *testing.T, p plan, engine pgbaton.Engine) *storm.Outcome {
 	t.Helper()
 	// Not the context of the test, which ends before the cleanups in which clients still use the cluster.
 	ctx, cancel := context.WithCancel(context.Background())
@@ -105,7 +112,7 @@ func run(t *testing.T, p plan) *storm.Outcome {
 
 	opts := storm.Options{
 		Kind: storm.Failovers, Server: server{cluster, proxy}, Script: script(t, cluster, p), TTL: ttl,
-		Processes: processes, Clients: 1, Seed: seed, Strict: ttl, Pause: 30 * time.Millisecond,
+		Engine: string(engine), Processes: processes, Clients: 1, Seed: seed, Strict: ttl, Pause: 30 * time.Millisecond,
 	}
 	opts.Addresses = slices.Repeat([]string{proxy.Addr()}, processes)
 	if p.direct {

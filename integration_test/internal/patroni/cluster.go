@@ -31,7 +31,7 @@ const (
 	startAttempts = 3 // with other ports each, when somebody else took one meanwhile
 
 	patience = 3 * time.Minute // for anything that the cluster does by itself
-	tick     = 50 * time.Millisecond
+	soon     = 50 * time.Millisecond
 )
 
 // Lease is how long a leader's key in etcd lives without a sign of life of its Patroni, and Loop how often it gives one. A
@@ -150,7 +150,7 @@ func (c *Cluster) startEtcd() error {
 	}
 	c.etcd = client
 	return c.launch(dir, []string{"ETCD_"}, c.programs.etcd,
-		"--name", "etcd", "--data-dir", filepath.Join(dir, "data"), "--log-level", "warn",
+		"--name", "etcd", "--data-dir", filepath.Join(dir, "data"), "--log-level", "warn", "--enable-v2",
 		"--listen-client-urls", "http://"+client, "--advertise-client-urls", "http://"+client,
 		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer,
 		"--initial-cluster", "etcd=http://"+peer)

@@ -58,7 +58,9 @@ func (n *Node) settings() object {
 	return object{
 		"scope": scope, "name": n.name,
 		"restapi": object{"listen": n.rest, "connect_address": n.rest},
-		"etcd3":   object{"host": c.etcd},
+		// Not etcd's third protocol: there, Patroni 3.0 renews the leader's key without a look at whose it is, so that a
+		// leader that was frozen takes the lead back from the one that has replaced it.
+		"etcd": object{"host": c.etcd},
 		"bootstrap": object{
 			"dcs":    c.dynamic(),
 			"initdb": []any{"no-sync", object{"encoding": "UTF8"}, object{"locale": "C"}, object{"auth": "password"}},

@@ -85,7 +85,7 @@ func freeze(ctx context.Context, pid int) ([]int, error) {
 	}
 	pids := family(pid)
 	signal(pids, syscall.SIGSTOP)
-	return pids, await(ctx, func(context.Context) error {
+	return pids, await(ctx, soon, func(context.Context) error {
 		for _, pid := range pids {
 			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // fails only for a bad pattern
 			for _, thread := range threads {
@@ -119,7 +119,7 @@ func (n *Node) kill(ctx context.Context, all bool) error {
 	if err = syscall.Kill(server.pid, syscall.SIGKILL); err != nil && !all {
 		return fmt.Errorf("patroni: kill the server of %s: %w", n.name, err)
 	}
-	err = await(ctx, func(context.Context) error {
+	err = await(ctx, soon, func(context.Context) error {
 		if !gone(pids) {
 			return errors.New("patroni: the processes of a killed server do not end")
 		}

@@ -27,7 +27,7 @@ func (c *Cluster) leaderBut(ctx context.Context, but *Node) (*Node, error) {
 // AwaitLeader waits until a node leads that is not a certain one, and writes.
 func (c *Cluster) AwaitLeader(ctx context.Context, but *Node) (*Node, error) {
 	var leader *Node
-	err := await(ctx, func(ctx context.Context) (err error) {
+	err := await(ctx, soon, func(ctx context.Context) (err error) {
 		if leader, err = c.leaderBut(ctx, but); err != nil {
 			return err
 		}
@@ -43,7 +43,7 @@ func (c *Cluster) AwaitLeader(ctx context.Context, but *Node) (*Node, error) {
 // AwaitWhole waits until one node leads, all others follow it, and one of them synchronously if that is asked for. Then all that
 // had been written at the time that it returns is on the disks of all nodes.
 func (c *Cluster) AwaitWhole(ctx context.Context) (at int64, err error) {
-	err = await(ctx, func(ctx context.Context) error {
+	err = await(ctx, Loop/2, func(ctx context.Context) error {
 		at, err = c.whole(ctx)
 		return err
 	})
@@ -74,7 +74,7 @@ func (c *Cluster) whole(ctx context.Context) (at int64, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second) // the leader may have changed
 	defer cancel()
-	return at, await(ctx, func(ctx context.Context) error {
+	return at, await(ctx, soon, func(ctx context.Context) error {
 		behind, err := ask[int](ctx, leader, `SELECT $1::int - count(*) FROM pg_stat_replication
 			WHERE state = 'streaming' AND flush_lsn >= $2::text::pg_lsn`, len(c.nodes)-1, written)
 		if err == nil && behind != 0 {
@@ -84,8 +84,8 @@ func (c *Cluster) whole(ctx context.Context) (at int64, err error) {
 	})
 }
 
-// await calls f until it returns nil. Its last error is in the error when the time is over.
-func await(ctx context.Context, f func(context.Context) error) error {
+// await calls f again and again until it returns nil. Its last error is in the error when the time is over.
+func await(ctx context.Context, pause time.Duration, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
@@ -96,7 +96,7 @@ func await(ctx context.Context, f func(context.Context) error) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
-		case <-time.After(tick):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -56,6 +56,7 @@ type Options struct {
 	// Late is by how much a call may come back after its context's end, where it releases a lock on a dead network after
 	// TTL more. Zero asks for nothing: a slow machine takes its time.
 	Late   time.Duration
+	Engine string // of the clients; that of all tests if it is empty
 	Mutant string // a mistake on purpose, see package worker
 }
 
@@ -183,7 +184,8 @@ func (f *fight) begin() {
 			through = proxy.Addr()
 		}
 		load := &worker.Load{
-			Rows: f.home.url("") + "&application_name=storm-rows", Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
+			Rows: f.home.url("") + "&application_name=storm-rows", Engine: f.opts.Engine,
+			Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
 			Seed: f.opts.Seed<<8 | uint64(i), Mutant: f.opts.Mutant, //nolint:gosec // a small number
 		}
 		switch {

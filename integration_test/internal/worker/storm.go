@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,14 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // Load is what a storm does: every primitive of the library at the same time, on few keys, until the command StormEnd
 // with the same As. The command's DSN is the clients', a URL that ends with a parameter, its TTL and MaxConns theirs.
 type Load struct {
-	Rows    string        `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
+	Rows    string        `json:"rows,omitempty"`   // the service's own pool; without it nothing that writes rows is done
+	Engine  string        `json:"engine,omitempty"` // of the clients; that of all tests if it is empty
 	Clients int           `json:"clients"`
 	Pause   time.Duration `json:"pause"` // the longest rest between two rounds of a lane
 	Seed    uint64        `json:"seed"`
@@ -174,6 +177,7 @@ func (s *storm) open(ctx context.Context, name string) *pgbaton.Client {
 		called := history.Now()
 		client, err := pgbaton.Open(within, s.cmd.DSN+"&application_name="+name, &pgbaton.Config{
 			TTL: s.cmd.TTL, MaxConns: s.cmd.MaxConns, Name: name,
+			Engine: cmp.Or(pgbaton.Engine(s.load.Engine), testclient.Engine()),
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		s.stats.note("open", within, result("open", called, err))
