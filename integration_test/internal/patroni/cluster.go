@@ -53,6 +53,7 @@ type Cluster struct {
 	etcd    string // its address
 	running []*exec.Cmd
 	nodes   []*Node
+	last    State // when it was last seen to be whole
 }
 
 // programs are the paths of what is not PostgreSQL's.
@@ -123,14 +124,10 @@ func (c *Cluster) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err = c.AwaitWhole(ctx); err != nil {
+	if c.last, err = c.AwaitWhole(ctx); err != nil {
 		return err
 	}
-	leader, err := c.Leader(ctx)
-	if err != nil {
-		return err
-	}
-	version, err := ask[int](ctx, leader, "SELECT current_setting('server_version_num')::int")
+	version, err := ask[int](ctx, c.last.Leader, "SELECT current_setting('server_version_num')::int")
 	c.major = version / 10000
 	return err
 }

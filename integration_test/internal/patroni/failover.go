@@ -29,6 +29,8 @@ const (
 	Fence Kind = "freeze, fence"
 	// Thaw is the same without a watchdog device: the old leader goes on when another node leads.
 	Thaw Kind = "freeze, thaw"
+	// Unplanned is a change that nobody asked for: the machine had no time for Patroni.
+	Unplanned Kind = "unplanned"
 )
 
 // Failover is a change of the leader. Its stamps are those of package history.
@@ -40,9 +42,10 @@ type Failover struct {
 	// Began is when the leader was asked to give up, was killed or was frozen, Led when another one led, and Ended when the
 	// cluster was whole again.
 	Began, Led, Ended int64
-	// Loses reports that what was written after Whole may be lost: what did not wait for another node, and in an
+	// Loses reports that what was written between Whole and Lost may be lost: what did not wait for another node, and in an
 	// asynchronous cluster everything.
 	Loses bool
+	Lost  int64
 }
 
 const (
@@ -52,16 +55,32 @@ const (
 	thawed = 2 * time.Second
 )
 
-// Fail lets the leader change and waits until the cluster is whole again.
-func (c *Cluster) Fail(ctx context.Context, kind Kind) (f Failover, err error) {
-	f = Failover{Kind: kind, Loses: kind != Switchover}
-	if f.Whole, err = c.AwaitWhole(ctx); err != nil {
-		return f, err
-	}
-	old, err := c.Leader(ctx)
+// Unplanned waits until the cluster is whole and returns a change of the leader that nobody asked for since it last was. Nil
+// says that there was none.
+func (c *Cluster) Unplanned(ctx context.Context) (*Failover, error) {
+	before := c.last
+	now, err := c.AwaitWhole(ctx)
 	if err != nil {
-		return f, err
+		return nil, err
 	}
+	c.last = now
+	switch {
+	case now.timeline == before.timeline:
+		return nil, nil
+	case now.timeline < before.timeline:
+		return nil, fmt.Errorf("patroni: %s leads on timeline %d, which was over: it is %d", now.Leader.name, now.timeline, before.timeline)
+	}
+	at := history.Now()
+	return &Failover{
+		Kind: Unplanned, From: before.Leader.name, To: now.Leader.name,
+		Whole: before.At, Began: before.At, Led: now.At, Ended: at, Loses: true, Lost: at,
+	}, nil
+}
+
+// Fail lets the leader of a whole cluster change and waits until the cluster is whole again.
+func (c *Cluster) Fail(ctx context.Context, kind Kind) (f Failover, err error) {
+	old := c.last.Leader
+	f = Failover{Kind: kind, Loses: kind != Switchover, Whole: c.last.At}
 	f.From = old.name
 	do := map[Kind]func(context.Context, *Node, *Failover) error{
 		Switchover: c.switchOver, Kill: c.killed, Behind: c.killedAhead, Fence: c.frozen, Thaw: c.frozen,
@@ -72,10 +91,19 @@ func (c *Cluster) Fail(ctx context.Context, kind Kind) (f Failover, err error) {
 	if err = do(ctx, old, &f); err != nil {
 		return f, fmt.Errorf("%s of %s: %w", kind, old.name, err)
 	}
-	if _, err = c.AwaitWhole(ctx); err != nil {
+	now, err := c.AwaitWhole(ctx)
+	if err != nil {
 		return f, fmt.Errorf("after %s of %s: %w", kind, old.name, err)
 	}
 	f.Ended = history.Now()
+	f.Lost = f.Led
+	switch passed := now.timeline - c.last.timeline; {
+	case passed < 1:
+		return f, fmt.Errorf("after %s of %s: %s leads on timeline %d, and it was %d before", kind, old.name, now.Leader.name, now.timeline, c.last.timeline)
+	case passed > 1: // there was another one, which nobody asked for
+		f.Loses, f.Lost = true, f.Ended
+	}
+	c.last = now
 	return f, nil
 }
 

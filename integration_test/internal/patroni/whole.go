@@ -40,20 +40,27 @@ func (c *Cluster) AwaitLeader(ctx context.Context, but *Node) (*Node, error) {
 	return leader, err
 }
 
-// AwaitWhole waits until one node leads, all others follow it, and one of them synchronously if that is asked for. Then all that
-// had been written at the time that it returns is on the disks of all nodes.
-func (c *Cluster) AwaitWhole(ctx context.Context) (at int64, err error) {
-	err = await(ctx, Loop/2, func(ctx context.Context) error {
-		at, err = c.whole(ctx)
-		return err
-	})
-	return at, err
+// State is what a cluster was like when it was whole: what had been written at the time At was on the disks of all nodes.
+type State struct {
+	At     int64
+	Leader *Node
+
+	timeline int // another one begins when another node leads
 }
 
-func (c *Cluster) whole(ctx context.Context) (at int64, err error) {
+// AwaitWhole waits until one node leads, all others follow it, and one of them synchronously if that is asked for.
+func (c *Cluster) AwaitWhole(ctx context.Context) (s State, err error) {
+	err = await(ctx, Loop/2, func(ctx context.Context) error {
+		s, err = c.whole(ctx)
+		return err
+	})
+	return s, err
+}
+
+func (c *Cluster) whole(ctx context.Context) (s State, err error) {
 	leader, err := c.Leader(ctx)
 	if err != nil {
-		return 0, err
+		return s, err
 	}
 	following, synchronous := 0, 0
 	for _, n := range c.nodes {
@@ -65,16 +72,19 @@ func (c *Cluster) whole(ctx context.Context) (at int64, err error) {
 		}
 	}
 	if following != len(c.nodes)-1 || (c.synchronous && synchronous != 1) {
-		return 0, fmt.Errorf("patroni: %d nodes follow %s, %d of them synchronously", following, leader.name, synchronous)
+		return s, fmt.Errorf("patroni: %d nodes follow %s, %d of them synchronously", following, leader.name, synchronous)
 	}
-	at = history.Now()
+	s = State{At: history.Now(), Leader: leader}
 	written, err := ask[string](ctx, leader, "SELECT pg_current_wal_insert_lsn()::text")
 	if err != nil {
-		return 0, err
+		return s, err
+	}
+	if s.timeline, err = ask[int](ctx, leader, "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"); err != nil {
+		return s, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second) // the leader may have changed
 	defer cancel()
-	return at, await(ctx, soon, func(ctx context.Context) error {
+	return s, await(ctx, soon, func(ctx context.Context) error {
 		behind, err := ask[int](ctx, leader, `SELECT $1::int - count(*) FROM pg_stat_replication
 			WHERE state = 'streaming' AND flush_lsn >= $2::text::pg_lsn`, len(c.nodes)-1, written)
 		if err == nil && behind != 0 {

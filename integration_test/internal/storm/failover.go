@@ -23,9 +23,10 @@ type Failover struct {
 	Led   int64 `json:"led"`
 	Ended int64 `json:"ended"`
 	// Whole is a time before which all that had been written was on the new server as well. Records of the
-	// library that were written between Whole and Led may be lost if Records is true, and the service's own commits if
+	// library that were written between Whole and Lost may be lost if Records is true, and the service's own commits if
 	// Commits is true.
 	Whole   int64 `json:"whole"`
+	Lost    int64 `json:"lost"`
 	Records bool  `json:"records"`
 	Commits bool  `json:"commits"`
 
@@ -50,7 +51,7 @@ func forgotten(failovers []Failover, what written, from, to, later int64) bool {
 		if what == commit {
 			loses = f.Commits
 		}
-		return loses && from <= f.Led && to >= f.Whole && later > f.Began
+		return loses && from <= f.Lost && to >= f.Whole && later > f.Began
 	})
 }
 

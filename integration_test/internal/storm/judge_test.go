@@ -114,7 +114,7 @@ func TestJudge(t *testing.T) {
 // A failover may forget what was written since the servers were last seen to be alike, and nothing else.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
-	failovers := []Failover{{Whole: 10, Began: 20, Led: 30, Records: true}, {Whole: 110, Began: 120, Led: 130, Records: true, Commits: true}}
+	failovers := []Failover{{Whole: 10, Began: 20, Lost: 30, Records: true}, {Whole: 110, Began: 120, Lost: 130, Records: true, Commits: true}}
 	for name, c := range map[string]struct {
 		what            written
 		from, to, later int64
@@ -143,7 +143,7 @@ func TestJudge_RepeatedRun(t *testing.T) {
 		}
 		return records(events)
 	}
-	failover := Failover{Whole: 90 * ms, Began: 200 * ms, Led: 250 * ms, Records: true}
+	failover := Failover{Whole: 90 * ms, Began: 200 * ms, Lost: 250 * ms, Records: true}
 	v := judge(runs(100, 300), nil, failover)
 	require.Empty(t, v.violations)
 	require.Equal(t, 1, v.repeated)
