@@ -145,10 +145,11 @@ func (c *Cluster) switchOver(ctx context.Context, old *Node, f *Failover) error 
 
 func (c *Cluster) killed(ctx context.Context, old *Node, f *Failover) error {
 	f.Began = history.Now()
-	if err := old.kill(ctx, false); err != nil {
+	bury, err := old.kill(false)
+	if err != nil {
 		return err
 	}
-	return c.led(ctx, old, f)
+	return errors.Join(c.led(ctx, old, f), bury(ctx))
 }
 
 // killedAhead stops the processes that send to the other nodes, so that what is written from then on is nowhere else, and
@@ -163,10 +164,11 @@ func (c *Cluster) killedAhead(ctx context.Context, old *Node, f *Failover) error
 	defer timer.Stop()
 	<-timer.C
 	f.Began = history.Now()
-	if err := old.kill(ctx, true); err != nil {
+	bury, err := old.kill(true)
+	if err != nil {
 		return err
 	}
-	return c.led(ctx, old, f)
+	return errors.Join(c.led(ctx, old, f), bury(ctx))
 }
 
 func (c *Cluster) senders(ctx context.Context, n *Node) ([]int, error) {
@@ -203,7 +205,11 @@ func (c *Cluster) frozen(ctx context.Context, old *Node, f *Failover) error {
 		return err
 	}
 	if f.Kind == Fence {
-		return old.kill(ctx, true)
+		bury, err := old.kill(true)
+		if err != nil {
+			return err
+		}
+		return bury(ctx)
 	}
 	timer := time.NewTimer(thawed)
 	defer timer.Stop()

@@ -105,26 +105,28 @@ func signal(pids []int, sig syscall.Signal) {
 	}
 }
 
-// kill kills a server's main process, and with all its children at once or lets them notice. It returns when they have
-// ended, with their shared memory, which would outlive the test.
-func (n *Node) kill(ctx context.Context, all bool) error {
+// kill kills a server's main process, and with all its children at once or lets them notice. The returned function waits until they
+// have ended, and removes their shared memory, which would outlive the test.
+func (n *Node) kill(all bool) (bury func(context.Context) error, err error) {
 	server, err := n.postmaster()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pids := family(server.pid)
 	if all {
 		signal(pids, syscall.SIGKILL)
 	}
 	if err = syscall.Kill(server.pid, syscall.SIGKILL); err != nil && !all {
-		return fmt.Errorf("patroni: kill the server of %s: %w", n.name, err)
+		return nil, fmt.Errorf("patroni: kill the server of %s: %w", n.name, err)
 	}
-	err = await(ctx, soon, func(context.Context) error {
-		if !gone(pids) {
-			return errors.New("patroni: the processes of a killed server do not end")
-		}
-		return nil
-	})
-	_, _ = unix.SysvShmCtl(server.memory, unix.IPC_RMID, nil) // the next start of the server may have removed it
-	return err
+	return func(ctx context.Context) error {
+		err := await(ctx, soon, func(context.Context) error {
+			if !gone(pids) {
+				return errors.New("patroni: the processes of a killed server do not end")
+			}
+			return nil
+		})
+		_, _ = unix.SysvShmCtl(server.memory, unix.IPC_RMID, nil) // the next start of the server may have removed it
+		return err
+	}, nil
 }
