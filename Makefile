@@ -35,7 +35,7 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 .PHONY: test/full
 test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
 	$(MAKE) test/unit test/integration SHORT= PACKAGES_AT_ONCE=1
-	$(MAKE) test/ha FAILOVERS=2
+	$(MAKE) test/ha FAILOVERS=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
 SHORT := -short
@@ -50,9 +50,10 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -v '/ha$$')
 
 # It has the machine to itself: other tests would keep Patroni from giving signs of life.
-FAILOVERS ?= 10
+FAILOVERS ?= 4
 .PHONY: test/ha
-test/ha: ## let Patroni clusters fail over under load, synchronous and asynchronous, ten times each (FAILOVERS=N for another number)
+test/ha: ## let six Patroni clusters fail over under load, four times each (FAILOVERS=N for another number)
+	integration_test/ensure-pgbouncer.sh
 	integration_test/ensure-patroni.sh
 	cd integration_test && PGBATON_FAILOVERS=$(FAILOVERS) go test -race -trimpath -count=1 -timeout 90m -v ./ha
 

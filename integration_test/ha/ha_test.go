@@ -5,14 +5,13 @@ package ha
 import (
 	"context"
 	"fmt"
-	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -41,8 +40,10 @@ const (
 
 // plan is a run on a cluster of its own.
 type plan struct {
-	name        string
+	engine      pgbaton.Engine
 	synchronous bool
+	// pooled reports that the clients go through a PgBouncer in transaction mode as well.
+	pooled bool
 	// direct reports that the last process knows the servers' addresses and looks for the one that writes, while the others go
 	// through a proxy that follows the leader. A process that looks for itself would take a primary that goes on after its
 	// replacement for the primary, so no such run has Thaw.
@@ -50,19 +51,34 @@ type plan struct {
 	kinds  []patroni.Kind // in turn
 }
 
-var plans = []plan{
-	{"synchronous", true, true, []patroni.Kind{patroni.Switchover, patroni.Behind, patroni.Fence, patroni.Kill}},
-	{"asynchronous", false, false, []patroni.Kind{patroni.Behind, patroni.Thaw, patroni.Switchover, patroni.Kill}},
+func (p plan) String() string {
+	name := string(p.engine) + "/" + map[bool]string{true: "synchronous", false: "asynchronous"}[p.synchronous]
+	if p.pooled {
+		name += "/pooled"
+	}
+	return name
 }
 
-var engines = []pgbaton.Engine{pgbaton.EngineSession, pgbaton.EngineLease}
+var (
+	fenced = []patroni.Kind{patroni.Switchover, patroni.Behind, patroni.Fence, patroni.Kill}
+	thawed = []patroni.Kind{patroni.Behind, patroni.Thaw, patroni.Switchover, patroni.Kill}
+
+	plans = []plan{
+		{engine: pgbaton.EngineSession, synchronous: true, direct: true, kinds: fenced},
+		{engine: pgbaton.EngineSession, kinds: thawed},
+		{engine: pgbaton.EngineLease, synchronous: true, direct: true, kinds: fenced},
+		{engine: pgbaton.EngineLease, kinds: thawed},
+		{engine: pgbaton.EngineLease, synchronous: true, pooled: true, kinds: thawed},
+		{engine: pgbaton.EngineLease, pooled: true, kinds: thawed},
+	}
+)
 
 // failovers returns how many failovers there are in a run.
 func failovers(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("PGBATON_FAILOVERS")
 	if text == "" {
-		return testkit.Brief(10, 2)
+		return testkit.Brief(len(fenced), 1)
 	}
 	n, err := strconv.Atoi(text)
 	require.NoError(t, err, "PGBATON_FAILOVERS")
@@ -70,25 +86,25 @@ func failovers(t *testing.T) int {
 }
 
 func TestFailovers(t *testing.T) {
-	for _, engine := range engines {
-		for _, p := range plans {
-			name := fmt.Sprintf("%s/%s", engine, p.name)
-			t.Run(name, func(t *testing.T) {
-				outcome := run(t, p, engine)
-				outcome.Print(t.Output())
-				table(t.Output(), name, outcome)
-				path := filepath.Join("..", "results", fmt.Sprintf("ha-%s-%s.json", engine, p.name))
-				require.NoError(t, storm.Save(path, outcome))
-				require.Empty(t, outcome.Violations)
-				require.GreaterOrEqual(t, len(outcome.Failovers), failovers(t))
-				require.NotZero(t, outcome.Holds)
-			})
-		}
+	var all []result
+	for _, p := range plans {
+		t.Run(p.String(), func(t *testing.T) {
+			outcome := run(t, p)
+			all = append(all, result{p.String(), outcome})
+			outcome.Print(t.Output())
+			table(t.Output(), all[len(all)-1:])
+			path := filepath.Join("..", "results", "ha-"+strings.ReplaceAll(p.String(), "/", "-")+".json")
+			require.NoError(t, storm.Save(path, outcome))
+			require.Empty(t, outcome.Violations)
+			require.GreaterOrEqual(t, len(outcome.Failovers), failovers(t))
+			require.NotZero(t, outcome.Holds)
+		})
 	}
+	table(t.Output(), all)
 }
 
 // run starts a cluster and lets a storm happen on it.
-func run(t *testing.T, p plan, engine pgbaton.Engine) *storm.Outcome {
+func run(t *testing.T, p plan) *storm.Outcome {
 	t.Helper()
 	// Not the context of the test, which ends before the cleanups in which clients still use the cluster.
 	ctx, cancel := context.WithCancel(context.Background())
@@ -112,11 +128,18 @@ func run(t *testing.T, p plan, engine pgbaton.Engine) *storm.Outcome {
 
 	opts := storm.Options{
 		Kind: storm.Failovers, Server: server{cluster, proxy}, Script: script(t, cluster, p), TTL: ttl,
-		Engine: string(engine), Processes: processes, Clients: 1, Seed: seed, Strict: ttl, Pause: 30 * time.Millisecond,
+		Engine: string(p.engine), Processes: processes, Clients: 1, Seed: seed, Strict: ttl, Pause: 30 * time.Millisecond,
 	}
 	opts.Addresses = slices.Repeat([]string{proxy.Addr()}, processes)
 	if p.direct {
 		opts.Addresses[processes-1] = strings.Join(cluster.Addresses(), ",")
+	}
+	if p.pooled {
+		// Without the last setting a pooler that has not reached the server tries again after 15 s.
+		through := lab.PgBouncer(t, cluster.URL(proxy.Addr()), "transaction", "default_pool_size = 20", "server_login_retry = 1")
+		pooler, err := url.Parse(through)
+		require.NoError(t, err)
+		opts.Pooler = pooler.Host
 	}
 	return storm.Run(ctx, t, opts)
 }
@@ -166,36 +189,6 @@ func script(t *testing.T, cluster *patroni.Cluster, p plan) storm.Script {
 }
 
 func since(from, to int64) time.Duration { return time.Duration(to - from).Round(time.Millisecond) }
-
-// table writes what became of the failovers of each kind.
-func table(w io.Writer, name string, o *storm.Outcome) {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(out, "%s, PostgreSQL %d: %d operations tried, %d granted, %d lost, %d holds judged, %d violations, %d overlaps of at most %v\n",
-		name, o.Major, o.Total.Tried, o.Total.Granted, o.Total.Lost, o.Holds, len(o.Violations), o.Overlaps.Count, o.Overlaps.Max)
-	fmt.Fprintf(out, "%d commits forgotten by failovers, %d runs repeated after them\n", o.Forgotten, o.Repeated)
-	fmt.Fprintln(out, "kind\tfailovers\tno locks anywhere, p50\tmax\tnone in one process, p50\tmax\tnew leader, p50\tmax")
-	kinds := map[string][]storm.Failover{}
-	var order []string
-	for _, f := range o.Failovers {
-		if kinds[f.Kind] == nil {
-			order = append(order, f.Kind)
-		}
-		kinds[f.Kind] = append(kinds[f.Kind], f)
-	}
-	for _, kind := range order {
-		var without, last, led []int64
-		for _, f := range kinds[kind] {
-			without, last, led = append(without, int64(f.Without)), append(last, int64(f.Last)), append(led, f.Led-f.Began)
-		}
-		fmt.Fprintf(out, "%s\t%d", kind, len(kinds[kind]))
-		for _, values := range [][]int64{without, last, led} {
-			s := lab.NewSpread(values)
-			fmt.Fprintf(out, "\t%v\t%v", s.At(50).Round(time.Millisecond), s.Max().Round(time.Millisecond))
-		}
-		fmt.Fprintln(out)
-	}
-	_ = out.Flush() // to the terminal
-}
 
 // keep leaves the programs' output where it survives the test.
 func keep(t *testing.T, logs string) {

@@ -40,6 +40,7 @@ type Options struct {
 	Other     Server        // for Moved
 	Script    Script        // of Failovers
 	Addresses []string      // of processes, where they are not the Server's; one with commas is several servers'
+	Pooler    string        // address of a pooler that all clients go through, but not the service's own pool
 	For       time.Duration // how long there are faults
 	TTL       time.Duration
 	Processes int
@@ -198,6 +199,7 @@ func (f *fight) begin() {
 			through = f.opts.Addresses[i]
 			load.Rows = f.home.url(through) + "&application_name=storm-rows"
 		}
+		through = cmp.Or(f.opts.Pooler, through)
 		p := worker.Start(f.tb)
 		f.workers = append(f.workers, p)
 		f.storms = append(f.storms, p.Begin(worker.Command{
