@@ -4,7 +4,6 @@ package ha
 
 import (
 	"context"
-	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
