@@ -100,7 +100,7 @@ func openToAll(dir string) bool {
 	return false
 }
 
-// FreePort finds a port that is free now. It stays below the range from which the kernel takes ports for
+// FreePort finds a port of 127.0.0.1 that is free now. It stays below the range from which the kernel takes ports for
 // outgoing connections: there a client that keeps dialling a restarting server could get the
 // server's own port as its source, connect to itself, and keep the server out.
 func FreePort() (int, error) {

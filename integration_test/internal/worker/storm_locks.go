@@ -188,9 +188,12 @@ func (s *storm) once(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 	within, cancel := briefly(ctx, r)
 	defer cancel()
 	key := numbered("storm/once", r.IntN(2))
+	if r.IntN(2) == 0 {
+		key = job(r)
+	}
 	called := history.Now()
 	var op int64
-	err := client.Once(within, key, OnceWindow, func(ctx context.Context, lock *pgbaton.Lock) error {
+	err := client.Once(within, key, WindowOf(key), func(ctx context.Context, lock *pgbaton.Lock) error {
 		at := history.Now()
 		op = s.log.Op()
 		s.log.Append(history.Event{At: at, Kind: history.Ran, From: called, Key: key, Token: int64(lock.Token())})
