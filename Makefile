@@ -34,7 +34,8 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 
 .PHONY: test/full
 test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/integration SHORT= PACKAGES_AT_ONCE=1
+	$(MAKE) test/unit test/integration test/leases test/poolers SHORT= PACKAGES_AT_ONCE=1
+	$(MAKE) test/ha FAILOVERS=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
 SHORT := -short
@@ -46,7 +47,31 @@ test/unit: build/postgres ## run the root module's tests: each package by itself
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)
 	integration_test/ensure-pgbouncer.sh
-	cd integration_test && $(GO_TEST) $(SHORT) ./...
+	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
+
+# The nested module's packages that have a target of their own, since they need programs that the others do not.
+APART := poolers|ha
+
+# What both engines give is tested over either; these packages' tests take the engine that they are told to.
+LEASED := ./locks ./leaders ./semaphores
+.PHONY: test/leases
+test/leases: build/postgres ## run the tests of locks, leaders and semaphores between processes over leases
+	integration_test/ensure-pgbouncer.sh
+	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) -short $(LEASED)
+
+.PHONY: test/poolers
+test/poolers: build/postgres ## run the tests behind real poolers, PgBouncer and Pgpool-II
+	integration_test/ensure-pgbouncer.sh
+	integration_test/ensure-pgpool.sh
+	cd integration_test && $(GO_TEST) $(SHORT) ./poolers
+
+# It has the machine to itself: other tests would keep Patroni from giving signs of life.
+FAILOVERS ?= 4
+.PHONY: test/ha
+test/ha: ## let six Patroni clusters fail over under load, four times each (FAILOVERS=N for another number)
+	integration_test/ensure-pgbouncer.sh
+	integration_test/ensure-patroni.sh
+	cd integration_test && PGBATON_FAILOVERS=$(FAILOVERS) go test -race -trimpath -count=1 -timeout 90m -v ./ha
 
 # One test after the other and without the race detector, so that none is measured while others run. A machine is as fast
 # as it is: nothing fails for a figure, and the exit status is sed's.

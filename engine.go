@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/backoff"
@@ -94,6 +95,7 @@ func (c *Client) openPooled(ctx context.Context, reason error) error {
 	if err := c.attempt(ctx, c.startLeases); err != nil {
 		return fmt.Errorf("%w; leases, because: %w", err, reason)
 	}
+	c.journal.Log(slog.LevelInfo, "locks are leases, because the client has no session of its own", reason)
 	return nil
 }
 

@@ -41,10 +41,10 @@ func (e *ConflictError) Error() string {
 // version: the old one plus one.
 //
 // On failure the row is unchanged and the version is zero. [ErrConflict]: somebody else has changed the row, and a
-// [*ConflictError] carries its current version. [ErrNotFound]: no row has the key, or no longer. Neither
-// aborts a transaction in read committed; above it a conflict is the server's own (SQLSTATE 40001) and does. Errors
-// without a sentinel, since another try would not help: several rows have the key; or the row is as expected
-// and yet is not written, because of a policy of row security, of a trigger that returns NULL, or of a rule.
+// [*ConflictError] carries its current version, unless a pooler has sent the look at it to a standby. [ErrNotFound]: no row
+// has the key, or no longer. Neither aborts a transaction in read committed; above it a conflict is the server's own
+// (SQLSTATE 40001) and does. Errors without a sentinel, since another try would not help: several rows have the key; or the
+// row is as expected and yet is not written, because of a policy of row security, of a trigger that returns NULL, or of a rule.
 //
 // If the connection fails, the row may or may not have been updated; its version then shows which.
 //
@@ -123,7 +123,7 @@ func Mutate[T any](
 		r, err = facts.Fit(r)
 	}
 	if err != nil {
-		return zero, v.wrap(translate(err))
+		return zero, v.wrap(pgerr.Explain(translate(err)))
 	}
 	_, inTx := db.(Tx)
 	for attempt := 1; ; attempt++ {
@@ -184,7 +184,7 @@ func mutateOnce[T any](
 	})
 	var conflict *ConflictError
 	switch {
-	case errors.As(err, &conflict):
+	case errors.As(err, &conflict), errors.Is(err, errStandbyLooked):
 		return zero, v.wrap(errChanged)
 	case err != nil:
 		return zero, err
@@ -315,7 +315,7 @@ type changeTexts struct {
 	update string // returns the version
 	mutate string // the same without what is to be returned
 	delete string // returns the version
-	look   string // how many rows have the key, and the version of one
+	look   string // how many rows have the key, the version of one, and whether a standby has looked
 }
 
 var changeCache sqltext.Cache[*changeTexts]
@@ -338,7 +338,8 @@ func (v *versioned) texts(setColumns []string) *changeTexts {
 		update: update + column,
 		mutate: update,
 		delete: "DELETE FROM " + v.table + unchanged + "\nRETURNING " + column,
-		look:   "SELECT pg_catalog.count(*), pg_catalog.max(" + column + ")\nFROM " + v.table + "\nWHERE " + hasKey,
+		look: "SELECT pg_catalog.count(*), pg_catalog.max(" + column + "), pg_catalog.pg_is_in_recovery()\nFROM " + v.table +
+			"\nWHERE " + hasKey,
 	}
 	changeCache.Put(key, texts)
 	return texts
@@ -384,6 +385,10 @@ func contradiction(count int64, current *int64, expected int64) error {
 	return nil
 }
 
+// errStandbyLooked means that a write changed nothing on the primary, and that a pooler which balances reads has sent the look at
+// why to a standby, where the row is still as it was expected.
+var errStandbyLooked = fmt.Errorf("%w: it is not known how it was changed, since the look went to a standby", lockerr.Conflict)
+
 // explain looks why a write changed nothing. Its own snapshot could not show why: the row may have been changed or deleted
 // while the write waited for it.
 func (c *change) explain(ctx context.Context, db Querier, expected int64) error {
@@ -392,12 +397,16 @@ func (c *change) explain(ctx context.Context, db Querier, expected int64) error 
 	var (
 		count   int64
 		current *int64
+		standby bool
 	)
-	if _, err := rowstmt.QueryRow(ctx, db, []any{&count, &current}, s.text, s.args...); err != nil {
+	if _, err := rowstmt.QueryRow(ctx, db, []any{&count, &current, &standby}, s.text, s.args...); err != nil {
 		return s.fail(err)
 	}
 	if err := contradiction(count, current, expected); err != nil {
 		return s.fail(err)
+	}
+	if standby {
+		return s.fail(errStandbyLooked)
 	}
 	return &rowstmt.UnsettledError{Err: s.fail(errors.New("the row is there and has the version, " +
 		"but a policy of row security, a trigger or a rule keeps it from being written"))}

@@ -168,9 +168,9 @@ type statement struct {
 }
 
 // fail explains an error of the statement: what was being done to which table, the identifier that the
-// server did not know, and the sentinel that the error represents.
+// server did not know, a pooler that is full, and the sentinel that the error represents.
 func (s *statement) fail(err error) error {
-	err = translate(err)
+	err = pgerr.Explain(translate(err))
 	if name := sqltext.AtPosition(s.text, pgerr.Position(err)); name != "" {
 		return wrap(err, "%s %s: at %s", s.verb, s.table, name)
 	}

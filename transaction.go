@@ -163,7 +163,7 @@ func (r *runner[H]) run(ctx context.Context, opts *TxOpts) error {
 func (r *runner[H]) once(ctx context.Context, last bool) error {
 	tx, err := r.begin(ctx)
 	if err != nil {
-		return wrap(withContext(ctx, err), "begin transaction")
+		return wrap(withContext(ctx, pgerr.Explain(err)), "begin transaction")
 	}
 	over := false
 	defer func() {

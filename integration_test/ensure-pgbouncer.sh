@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs PgBouncer for the tests behind poolers, where that can be done: as root on Debian or Ubuntu. Elsewhere
-# these tests say that they are left out, or fail in CI.
+# these tests fail, and say what they need.
 set -eu
 if command -v pgbouncer >/dev/null || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   exit 0

@@ -226,7 +226,8 @@ BEGIN
                    token = CASE WHEN NOT r.share THEN acquire_leases.token END,
                    expires_at = CASE WHEN NOT r.share THEN clock_timestamp() + mine * interval '1 ms' END,
                    length = CASE WHEN NOT r.share THEN mine END, overdue = false,
-                   shared = r.share, next = NULL, next_since = NULL, next_until = NULL
+                   shared = r.share, next = CASE WHEN NOT turn THEN l.next END, next_since = CASE WHEN NOT turn THEN l.next_since END,
+                   next_until = CASE WHEN NOT turn THEN l.next_until END -- the turn of one that was passed is still to come
              WHERE l.key = r.key AND l.pair = r.pair;
             IF r.share THEN
                 INSERT INTO pgbaton.lease_share AS s (key, pair, holder, token, expires_at, length)

@@ -24,12 +24,12 @@ func TestPooler(t *testing.T) {
 			through := lab.PgBouncer(t, dsn, mode)
 
 			// Whoever does not know of it is told of it in either mode.
-			_, err := pgbaton.Open(ctx, through, nil)
+			_, err := pgbaton.Open(ctx, through, &pgbaton.Config{Engine: pgbaton.EngineSession})
 			require.ErrorIs(t, err, pgbaton.ErrPooler)
 			require.ErrorContains(t, err, "Config.SessionPooler")
 
 			// Who says that it is in session mode had better be right.
-			client, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true})
+			client, err := pgbaton.Open(ctx, through, &pgbaton.Config{SessionPooler: true, Engine: pgbaton.EngineSession})
 			if mode == "transaction" {
 				require.ErrorIs(t, err, pgbaton.ErrPooler)
 				require.ErrorContains(t, err, "transaction mode")

@@ -3,7 +3,6 @@ package ground_test
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -15,12 +14,6 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
-
-type account struct {
-	ID      int64
-	Balance int64
-	Version int64
-}
 
 const accounts = `CREATE TABLE account (id bigint PRIMARY KEY, balance bigint NOT NULL, version bigint NOT NULL DEFAULT 1);
 	INSERT INTO account VALUES (1, 100)`
@@ -54,56 +47,6 @@ func TestRecipe_ClientDirectPoolBehindAPooler(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Equal(t, int64(80), testkit.Value[int64](t, testkit.Connect(t, direct), "SELECT balance FROM account"))
-}
-
-// TestRecipe_ExecModes is the table of docs/ground.md: which of pgx's modes work for what lives in a transaction, through a
-// pooler in transaction mode that knows nothing of prepared statements.
-func TestRecipe_ExecModes(t *testing.T) {
-	direct := testkit.Migrated(t)
-	testkit.Run(t, direct, accounts)
-	through := lab.PgBouncer(t, direct, "transaction")
-	for mode, works := range map[string]bool{
-		"cache_statement": false, "cache_describe": true, "describe_exec": true, "exec": true, "simple_protocol": true,
-	} {
-		t.Run(mode, func(t *testing.T) {
-			failures := 0
-			for range 3 { // sessions are shared: what one client has prepared another one meets
-				pool, err := pgxpool.New(t.Context(), testkit.With(t, through, "default_query_exec_mode", mode))
-				require.NoError(t, err)
-				for range 5 {
-					if err := inTransactions(t.Context(), pool); err != nil {
-						t.Logf("%s: %v", mode, err)
-						failures++
-					}
-				}
-				pool.Close()
-			}
-			if works {
-				require.Zero(t, failures)
-			} else {
-				require.Positive(t, failures, "it works by now: say so in docs/ground.md")
-			}
-		})
-	}
-}
-
-// inTransactions does what needs no session, over a pool.
-func inTransactions(ctx context.Context, pool *pgxpool.Pool) error {
-	table, key := pgx.Identifier{"account"}, pgbaton.Values{"id": int64(1)}
-	err := pgbaton.InTx(ctx, pool, &pgbaton.TxOpts{MaxAttempts: 1}, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := pgbaton.AcquireTx(ctx, tx, pgbaton.Name("account/1")); err != nil {
-			return err
-		}
-		_, err := pgbaton.LockRow[account](ctx, tx, table, key, nil)
-		return err
-	})
-	if err == nil {
-		_, err = pgbaton.Mutate(ctx, pool, table, key, nil, func(a *account) error { a.Balance++; return nil })
-	}
-	if err != nil {
-		return fmt.Errorf("%w", err)
-	}
-	return nil
 }
 
 // TestRecipe_LibPQ goes through such a pooler with lib/pq, which prepares a statement for every query with parameters unless

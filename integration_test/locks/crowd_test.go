@@ -117,7 +117,7 @@ func TestRelay(t *testing.T) {
 		for _, call := range calls {
 			call.Wait()
 		}
-		s := lab.NewSpread(handOvers(collect(t, a, b)))
+		s := lab.NewSpread(history.HandOvers(collect(t, a, b)))
 		require.NotEmpty(t, s, "nobody waited for the other")
 		testkit.Figure(t, "hand-over between processes, bare %v: %v", bare, s)
 		return s.At(50)
@@ -129,14 +129,4 @@ func TestRelay(t *testing.T) {
 	if lab.Figures() {
 		require.Less(t, ratio, 50.0, "far from the figure, whatever the machine")
 	}
-}
-
-// handOvers are the times from a release by one process to the next grant by another that waited by then.
-func handOvers(all []*history.Grant) (spans []int64) {
-	for i := range sortByGot(all) {
-		if i > 0 && all[i].Process != all[i-1].Process && all[i].Called < all[i-1].End-int64(time.Millisecond) {
-			spans = append(spans, all[i].Got-all[i-1].End)
-		}
-	}
-	return spans
 }

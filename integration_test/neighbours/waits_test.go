@@ -24,12 +24,13 @@ func TestWaits_BelongToTheirService(t *testing.T) {
 		see := func(conn *pgx.Conn) []int64 {
 			return testkit.Value[[]int64](t, conn, "SELECT coalesce(array_agg(holder ORDER BY holder), '{}') FROM pgbaton.waits()")
 		}
-		// In the name of another, even of one's own service, and of nobody.
-		for _, holder := range []int{101, -1} {
+		// In the name of another session, even of one's own service; and in that of another service's holder without a session.
+		testkit.Exec(t, ann, "SELECT pgbaton.enlist(-101, 'ann, behind a pooler')")
+		for _, holder := range []int{101, -101} {
 			refused(t, bob, "42501", publish, holder, []int64{2}, []int64{1})
-			refused(t, abe, "42501", publish, holder, []int64{2}, []int64{1})
 			refused(t, bob, "42501", "SELECT pgbaton.waits($1, 1000)", holder)
 		}
+		refused(t, abe, "42501", publish, 101, []int64{2}, []int64{1})
 		require.Zero(t, testkit.Value[int](t, bob, "SELECT pgbaton.withdraw_waits(101, NULL)"))
 		require.Zero(t, testkit.Value[int](t, bob, "SELECT pgbaton.withdraw_waits(101, array[$1::bigint])", id))
 		testkit.Value[int64](t, bob, publish, 102, []int64{2}, []int64{1})

@@ -193,7 +193,7 @@ func (c *cluster) create(ctx context.Context, settings []setting) error {
 // start starts the server on a free port.
 func (c *cluster) start(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		port, err := freePort()
+		port, err := FreePort()
 		if err != nil {
 			return err
 		}

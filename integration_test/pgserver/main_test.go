@@ -19,6 +19,8 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "binaries": // starts a server, says so and stays until it is killed or its input ends
 		helperBinaries()
+	case "sandbox": // keeps programs in a sandbox until it is killed
+		helperSandbox()
 	case "docker": // starts a container, says so and stays until it is killed
 		s, err := startContainer(context.Background(), os.Getenv("PGSERVER_TEST_IMAGE"))
 		if err != nil {

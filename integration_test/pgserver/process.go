@@ -100,10 +100,10 @@ func openToAll(dir string) bool {
 	return false
 }
 
-// freePort finds a port that is free now. It stays below the range from which the kernel takes ports for
+// FreePort finds a port of 127.0.0.1 that is free now. It stays below the range from which the kernel takes ports for
 // outgoing connections: there a client that keeps dialling a restarting server could get the
 // server's own port as its source, connect to itself, and keep the server out.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	var lastErr error
 	for range 50 {
 		port := 20000 + rand.IntN(12000)

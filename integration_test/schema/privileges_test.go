@@ -122,8 +122,39 @@ var calls = map[string]struct {
 	"publish_waits(bigint,text[],bigint[],boolean[],boolean[],integer[],bigint[],boolean[],boolean[])": {
 		"SELECT cardinality(pgbaton.publish_waits(4714, '{k,l}', '{1,5}', '{f,f}', '{t,f}', '{2,0}', '{2,3}', '{f,t}', '{t,f}'))", int32(2),
 	},
-	"withdraw_waits(bigint,bigint[])": {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
-	"waits(bigint,bigint)":            {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
+	"engine_record()":                             {"SELECT count(*) FROM pgbaton.engine_record()", nil},
+	"join_engine(bigint,text,text,integer)":       {"SELECT pgbaton.join_engine(4714, 'both', 'me', NULL)::text", ""},
+	"change_engine(text)":                         {"SELECT count(pgbaton.change_engine('both'))", nil},
+	"tend_leases()":                               {"SELECT pgbaton.tend_leases()::text", ""},
+	"leave_leases(bigint)":                        {"SELECT pgbaton.leave_leases(4715)::text", ""},
+	"release_lease(bigint,bigint,boolean,bigint)": {"SELECT pgbaton.release_lease(4714, 1, false, 2)", false},
+	"acquire_lease(bigint,integer,bigint,boolean,integer,integer)": {
+		"SELECT pgbaton.acquire_lease(4714, 1000, 11, true, 1, 2) > 0", true,
+	},
+	"acquire_leases(bigint,integer,bigint[],boolean[],boolean[],integer[],integer[],integer[],boolean)": {
+		"SELECT count(*) FROM pgbaton.acquire_leases(4714, 1000, '{12,12}', '{f,t}', '{t,f}', '{0,1}', '{1,2}', '{-1,5}', true)", int64(2),
+	},
+	"release_leases(bigint,bigint[],boolean[],boolean[],bigint[],boolean)": {
+		"SELECT count(*) FROM pgbaton.release_leases(4714, '{13}', '{f}', '{t}', '{1}', true)", int64(0),
+	},
+	"renew_leases(bigint,integer,bigint[],boolean[],boolean[],bigint[],bigint[],boolean)": {
+		"SELECT count(*) FROM pgbaton.renew_leases(4715, 1000, '{14}', '{f}', '{f}', '{1}', '{}', true)", int64(0),
+	},
+	"keep_grants(bigint)":                      {"SELECT pgbaton.keep_grants(-1)::text", ""},
+	"correct_lease(bigint,boolean)":            {"SELECT pgbaton.correct_lease(15, false)::text", ""},
+	"dead_holders(bigint[],boolean[])":         {"SELECT cardinality(pgbaton.dead_holders('{16}', '{f}'))", int32(0)},
+	"lease_tokens(bigint,integer,boolean)":     {"SELECT drawn FROM pgbaton.lease_tokens(1, 5, false)", int32(5)},
+	"raise_tokens(bigint)":                     {"SELECT pgbaton.raise_tokens(1)::text", ""},
+	"try_key(bigint,boolean,boolean)":          {"SELECT pgbaton.try_key(17, true, true)", true},
+	"free_key(bigint,boolean,boolean)":         {"SELECT pgbaton.free_key(18, true, true)", false},
+	"free_leases(bigint[],bigint[],boolean[])": {"SELECT pgbaton.free_leases('{4715}', '{}', '{}')::text", ""},
+	"attends(bigint)":                          {"SELECT pgbaton.attends(-4716)", false},
+	"client_lives(pgbaton.lock_client)": {
+		"SELECT pgbaton.client_lives(ROW(1, 'lease', '', NULL, now(), now())::pgbaton.lock_client)", false,
+	},
+	"call_next(bigint,boolean,bigint,timestamp with time zone)": {"SELECT pgbaton.call_next(19, true, 4715, now() + '1 hour')::text", ""},
+	"withdraw_waits(bigint,bigint[])":                           {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
+	"waits(bigint,bigint)":                                      {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
 }
 
 // sqlCalled begins a call with a semaphore.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -51,12 +52,12 @@ func TestTokens_ColdCopy(t *testing.T) {
 				server := start(t, bindir, mutant)
 				var h history
 				h.draw(t, testkit.Connect(t, server.URL()), 3)
-				pgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
-				cold := copyOf(t, server)
+				lab.PgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
+				cold := lab.CopyOf(t, server)
 				require.NoError(t, server.Restart(t.Context(), "fast"))
 				h.grant(t, server.URL())
 				h.draw(t, testkit.Connect(t, server.URL()), 100)
-				dsn := cold.start(t)
+				dsn := cold.Start(t)
 				h.draw(t, testkit.Connect(t, dsn), 3)
 				h.grant(t, dsn)
 				h.require(t, mutant)
@@ -101,21 +102,21 @@ func TestTokens_Upgrade(t *testing.T) {
 	bindir := withPrograms(t, "pg_upgrade", "pg_dump", "pg_dumpall", "pg_restore", "psql", "pg_resetwal", "vacuumdb")
 	server := start(t, bindir, none)
 	dir := filepath.Dir(server.DataDir())
-	upgraded := &replica{of: server, data: filepath.Join(dir, "upgraded")}
+	upgraded := &lab.Replica{Of: server, Data: filepath.Join(dir, "upgraded")}
 	var h history
 	h.draw(t, testkit.Connect(t, server.URL()), 3)
-	pgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
+	lab.PgCtl(t, server, server.DataDir(), "stop", "-m", "fast")
 	u, err := url.Parse(server.URL())
 	require.NoError(t, err)
 	password, _ := u.User.Password()
-	runAs(t, server, "initdb", "-D", upgraded.data, "-U", u.User.Username(), "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-	runAs(t, server, "env", "PGPASSWORD="+password, filepath.Join(bindir, "pg_upgrade"), "-U", u.User.Username(),
-		"-b", bindir, "-B", bindir, "-d", server.DataDir(), "-D", upgraded.data, "-s", dir)
-	pgCtl(t, server, server.DataDir(), "start", "-l", server.LogFile()) // a restart would use pg_upgrade's options
+	lab.RunAs(t, server, "initdb", "-D", upgraded.Data, "-U", u.User.Username(), "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+	lab.RunAs(t, server, "env", "PGPASSWORD="+password, filepath.Join(bindir, "pg_upgrade"), "-U", u.User.Username(),
+		"-b", bindir, "-B", bindir, "-d", server.DataDir(), "-D", upgraded.Data, "-s", dir)
+	lab.PgCtl(t, server, server.DataDir(), "start", "-l", server.LogFile()) // a restart would use pg_upgrade's options
 	h.grant(t, server.URL())
 	h.draw(t, testkit.Connect(t, server.URL()), 100)
 
-	dsn := upgraded.start(t, "listen_addresses=127.0.0.1", "unix_socket_directories="+dir)
+	dsn := upgraded.Start(t, "listen_addresses=127.0.0.1", "unix_socket_directories="+dir)
 	h.draw(t, testkit.Connect(t, dsn), 3)
 	h.grant(t, dsn)
 	h.require(t, none)

@@ -6,6 +6,7 @@ package tokens_test
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
@@ -171,4 +172,34 @@ func leaveOut(t *testing.T, why string) {
 		t.Fatal(why)
 	}
 	t.Skip("left out:", why)
+}
+
+// startEmpty starts a server without the schema.
+func startEmpty(t *testing.T, bindir string) *pgserver.Server {
+	t.Helper()
+	server, err := pgserver.StartBinaries(t.Context(), bindir)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop(context.Background())) })
+	return server
+}
+
+func migrate(t *testing.T, dsn string) {
+	t.Helper()
+	pool := testkit.Pool(t, dsn)
+	require.NoError(t, pgbaton.Migrate(t.Context(), pool))
+}
+
+func withDatabase(t *testing.T, dsn, name string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	require.NoError(t, err)
+	u.Path = "/" + name
+	return u.String()
+}
+
+func nameOf(t *testing.T, dsn string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	require.NoError(t, err)
+	return filepath.Base(u.Path)
 }

@@ -3,9 +3,6 @@ package tokens_test
 import (
 	"context"
 	"fmt"
-	"net/url"
-	"os"
-	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -13,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
-	"github.com/pgbaton/pgbaton/integration_test/pgserver"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -61,9 +58,8 @@ func promote(t *testing.T, bindir, mutant string, crashes int, h *history) (prim
 	t.Helper()
 	server := start(t, bindir, mutant, "wal_keep_size", "256MB")
 	conn := testkit.Connect(t, server.URL())
-	testkit.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
-	r := standbyOf(t, server, conn)
-	standby = r.start(t)
+	r := lab.StandbyOf(t, server, conn)
+	standby = r.Start(t)
 	_, err := pgbaton.Open(t.Context(), standby, nil)
 	require.ErrorIs(t, err, pgbaton.ErrStandby)
 	require.ErrorContains(t, err, "Connect to the primary")
@@ -88,7 +84,7 @@ func promote(t *testing.T, bindir, mutant string, crashes int, h *history) (prim
 		h.draw(t, conn, 100)
 		victim = pidOf(testkit.Connect(t, server.URL()))
 	}
-	pgCtl(t, server, r.data, "promote")
+	lab.PgCtl(t, server, r.Data, "promote")
 	return server.URL(), standby
 }
 
@@ -143,39 +139,4 @@ func open(t *testing.T, dsn string) *pgbaton.Client {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close(context.Background()) })
 	return client
-}
-
-// standbyOf makes a streaming standby, by pg_basebackup or, where there is none, by hand.
-func standbyOf(t *testing.T, server *pgserver.Server, conn *pgx.Conn) *replica {
-	t.Helper()
-	u, err := url.Parse(server.URL())
-	require.NoError(t, err)
-	info := fmt.Sprintf("host=127.0.0.1 port=%s user=replica password=replica", u.Port())
-	var r *replica
-	if has(server.BinDir(), "pg_basebackup") {
-		r = &replica{of: server, data: filepath.Join(filepath.Dir(server.DataDir()), "copy")}
-		runAs(t, server, "pg_basebackup", "-D", r.data, "-X", "stream", "-c", "fast", "-d", info)
-	} else {
-		begin, end := "SELECT pg_backup_start('copy', true)::text", "SELECT labelfile FROM pg_backup_stop(false)"
-		if server.Major() < 15 {
-			begin, end = "SELECT pg_start_backup('copy', true, false)::text", "SELECT labelfile FROM pg_stop_backup(false, false)"
-		}
-		testkit.Value[string](t, conn, begin)
-		r = copyOf(t, server)
-		r.write(t, "backup_label", testkit.Value[string](t, conn, end))
-	}
-	r.write(t, "standby.signal", "")
-	r.write(t, "postgresql.auto.conf", "primary_conninfo = '"+info+"'\n")
-	return r
-}
-
-func (r *replica) write(t *testing.T, name, content string) {
-	t.Helper()
-	path := filepath.Join(r.data, name)
-	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
-	info, err := os.Stat(r.data)
-	require.NoError(t, err)
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	require.True(t, ok)
-	require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
 }

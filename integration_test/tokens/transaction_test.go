@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -15,9 +16,8 @@ func TestStandby_RefusesTransactionLocks(t *testing.T) {
 	everyMajor(t, func(t *testing.T, bindir string) {
 		server := start(t, bindir, none)
 		conn := testkit.Connect(t, server.URL())
-		testkit.Exec(t, conn, "CREATE ROLE replica LOGIN REPLICATION PASSWORD 'replica'")
-		r := standbyOf(t, server, conn)
-		standby := testkit.Connect(t, r.start(t))
+		r := lab.StandbyOf(t, server, conn)
+		standby := testkit.Connect(t, r.Start(t))
 		tx, err := standby.Begin(t.Context())
 		require.NoError(t, err)
 		for _, acquire := range []func() (pgbaton.Token, error){

@@ -2,6 +2,7 @@ package leaseengine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sync/atomic"
@@ -128,6 +129,8 @@ func (e *Engine) again(requests []*engine.Request) {
 
 var errNoLink = fmt.Errorf("%w: the connection for locks was lost", lockerr.NotAcquired)
 
+var errNoConnection = errors.New("there is no connection")
+
 // Help implements [engine.Anchor].
 func (a *anchor) Help(ctx context.Context, done func() bool) {
 	if l := a.current(); l != nil {
@@ -215,7 +218,7 @@ func (a *anchor) Drop() {}
 // close gives back all that the anchor holds and ends it.
 func (a *anchor) close(ctx context.Context) error {
 	l := a.current()
-	err := errNoLink
+	err := errNoConnection
 	if l != nil {
 		err = l.leave(ctx)
 		var last error

@@ -43,8 +43,9 @@ const (
 	OutOfMemory      = "53200" // with the hint on max_locks_per_transaction it is the lock table
 	UnknownStatement = "26000" // invalid_sql_statement_name: it was prepared, and is no longer
 
-	featureNotSupported = "0A000"
-	completionUnknown   = "40003"
+	FeatureNotSupported = "0A000"
+
+	completionUnknown = "40003"
 )
 
 // Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
@@ -136,7 +137,7 @@ func Retryable(err error) bool {
 // StalePlan reports whether err is "cached plan must not change result type": the table was altered after the statement
 // was prepared. The server says so before the statement does anything. The name of its routine is not translated.
 func StalePlan(err error) bool {
-	if Code(err) != featureNotSupported {
+	if Code(err) != FeatureNotSupported {
 		return false
 	}
 	var pgxErr *pgconn.PgError

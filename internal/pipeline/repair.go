@@ -22,7 +22,8 @@ func Refusal(err *pgconn.PgError) error {
 	switch err.Code {
 	case pgerr.OutOfMemory: // with this hint it is the lock table
 		return fmt.Errorf("%w: the server's lock table is full: raise max_locks_per_transaction: %w", lockerr.TooManyLocks, err)
-	case pgerr.QueryCanceled, // by an operator: nothing in the library cancels a statement of a pipeline
+	case pgerr.SerializationFailure, pgerr.DeadlockDetected, // the transaction was undone, and may succeed when it runs again
+		pgerr.QueryCanceled,    // by an operator: nothing in the library cancels a statement of a pipeline
 		pgerr.UnknownStatement: // the round trip before was to prepare it, and failed
 		return fmt.Errorf("%w: %w", ErrRetry, err)
 	}

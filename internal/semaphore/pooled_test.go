@@ -155,16 +155,6 @@ func TestPooled_CloseHeedsItsContext(t *testing.T) {
 	require.ErrorIs(t, held.Err(), lockerr.Lost)
 }
 
-// Behind a pooler a statement must see what others have just committed, whatever the default is.
-func TestPooled_RefusesOtherIsolation(t *testing.T) {
-	t.Parallel()
-	dsn := testkit.Migrated(t)
-	_, cfg := testkit.Through(t, dsn)
-	cfg.RuntimeParams["default_transaction_isolation"] = "repeatable read"
-	_, err := (&session.Dialer{Config: cfg, TTL: time.Second}).DialPooled(t.Context())
-	require.ErrorContains(t, err, "read committed")
-}
-
 // Thousands of slots are freed and renewed in parts.
 func TestPooled_ManySlots(t *testing.T) {
 	t.Parallel()

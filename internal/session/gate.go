@@ -47,7 +47,6 @@ SELECT pg_backend_pid(),
            * (SELECT sum(current_setting(name, true)::bigint)
                 FROM unnest(ARRAY['max_connections', 'max_prepared_transactions', 'autovacuum_max_workers',
                                   'autovacuum_worker_slots', 'max_worker_processes', 'max_wal_senders']) AS name),
-       current_setting('default_transaction_isolation'),
        current_user,
        n.oid IS NOT NULL,
        coalesce(has_schema_privilege(n.oid, 'USAGE'), false),
@@ -85,9 +84,8 @@ var sqlLook = strings.NewReplacer("OURS", ours, "THEIRS", theirs).Replace(sqlIns
 
 // finding is what inspect found.
 type finding struct {
-	server    Server
-	backend   string // id of the server process that answered
-	isolation string // the session's default
+	server  Server
+	backend string // id of the server process that answered
 }
 
 // inspect refuses wrong ground. A privilege is checked before it is used, so that the error can
@@ -120,10 +118,10 @@ func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	return finding{
 		server: Server{
 			Version: version, DeadlockTimeout: time.Duration(deadlock) * time.Millisecond, LockTable: table,
-			DirectDraws: row[15] == "t",
+			DirectDraws: row[14] == "t",
 		},
-		backend: row[0], isolation: row[5],
-	}, checkSchema(row[6], row[7:13], row[13], row[14])
+		backend: row[0],
+	}, checkSchema(row[5], row[6:12], row[12], row[13])
 }
 
 // checkVersion looks at the version that the server announces at login, such as "15.3 (Debian …)" or "19devel".
@@ -185,7 +183,7 @@ func (s *Session) check(answers []answer) error {
 		return err
 	}
 	if err := firstFailure(schemaChecks, answers); err != nil {
-		return err
+		return balanced(err)
 	}
 	identity, err1 := answers[1].only()
 	tokens, err2 := answers[2].only()
@@ -201,6 +199,16 @@ func (s *Session) check(answers []answer) error {
 		return fmt.Errorf("check the token sequence: %w", err)
 	}
 	return nil
+}
+
+// balanced names a standby that answers where the primary has answered the look before: a pooler that balances its load sends there
+// what it takes for reads.
+func balanced(err error) error {
+	if code := pgerr.Code(err); code != pgerr.ReadOnly && code != pgerr.FeatureNotSupported {
+		return err
+	}
+	return fmt.Errorf("%w: a pooler sends statements of this client there: connect to the primary, or have the pooler send this "+
+		"client's sessions to it: %w", lockerr.Standby, err)
 }
 
 // checkSchemaVersion returns the version of a schema that serves this client.

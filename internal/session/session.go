@@ -98,10 +98,6 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 			return err
 		}
 		s.Server = found.server
-		if found.isolation != "read committed" {
-			return fmt.Errorf("default_transaction_isolation is %q, and behind a pooler it cannot be set for a session: "+
-				`ALTER ROLE ... SET default_transaction_isolation = 'read committed'`, found.isolation)
-		}
 		s.Heard = time.Now()
 		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
 		answers, err := fly(ctx, s.PgConn(), flight)

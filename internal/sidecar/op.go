@@ -105,8 +105,9 @@ func (r round) Complete(ops []*Op, sent time.Time) {
 	}
 }
 
-// maxRetries is how often an operation runs again that failed through no fault of its own.
-const maxRetries = 5
+// maxRetries is how often an operation runs again that failed through no fault of its own. There are engines on which every third
+// statement may fail to serialize.
+const maxRetries = 12
 
 // Refuse implements [pipeline.Round]. The operations that another one has failed run again.
 func (r round) Refuse(ops []*Op, culprit pipeline.Sink, err *pgconn.PgError) {

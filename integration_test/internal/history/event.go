@@ -7,8 +7,12 @@ package history
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"sync"
 
@@ -121,4 +125,43 @@ func Read(path string) ([]Event, error) {
 		events = append(events, e)
 	}
 	return events, lines.Err()
+}
+
+// Follower reads a log while its process writes it.
+type Follower struct {
+	path string
+	read int64 // bytes, up to the end of a line
+}
+
+// Follow returns a follower of a log, which need not be there yet.
+func Follow(path string) *Follower { return &Follower{path: path} }
+
+// More returns the events since the last call.
+func (f *Follower) More() ([]Event, error) {
+	file, err := os.Open(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if _, err = file.Seek(f.read, io.SeekStart); err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(file)
+	if err != nil {
+		return nil, err
+	}
+	text = text[:bytes.LastIndexByte(text, '\n')+1]
+	f.read += int64(len(text))
+	var events []Event
+	for line := range bytes.Lines(text) {
+		var e Event
+		if err := json.Unmarshal(line, &e); err != nil {
+			return nil, fmt.Errorf("history: %s: %w", f.path, err)
+		}
+		events = append(events, e)
+	}
+	return events, nil
 }

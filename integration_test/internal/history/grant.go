@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 )
 
 // never is the end of what was not seen to end.
@@ -167,4 +168,17 @@ func Tokens(grants []*Grant) error {
 		}
 	}
 	return nil
+}
+
+// HandOvers returns how long a key went from one process to another that had waited for it, from the call of the release to the grant.
+func HandOvers(grants []*Grant) (spans []int64) {
+	for _, list := range byKey(grants) {
+		for i := 1; i < len(list); i++ {
+			before, next := list[i-1], list[i]
+			if before.Process != next.Process && next.Called < before.End-int64(time.Millisecond) {
+				spans = append(spans, next.Got-before.End)
+			}
+		}
+	}
+	return spans
 }

@@ -3,80 +3,161 @@ package lab
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 )
 
-// PgBouncer starts a PgBouncer in front of a database, in transaction or session mode, and returns the
-// database's URL through it. Settings are lines of its configuration. It ends with the test.
+// pgBouncerVariable names another PgBouncer than the one of the system.
+const pgBouncerVariable = "PGBATON_PGBOUNCER"
+
+// Bouncer is a PgBouncer of the test's own.
+type Bouncer struct {
+	// URL is the database's URL through it.
+	URL string
+
+	program string
+	file    string // its configuration
+	cmd     *exec.Cmd
+}
+
+// PgBouncer starts a PgBouncer in front of a database and returns the database's URL through it, see [StartPgBouncer].
 func PgBouncer(t *testing.T, dsn, mode string, settings ...string) string {
 	t.Helper()
-	program, err := exec.LookPath("pgbouncer")
-	if err != nil && os.Getenv("CI") == "" {
-		t.Skip("left out: this test needs PgBouncer (apt-get install pgbouncer)")
-	}
-	require.NoError(t, err, "this test needs PgBouncer (apt-get install pgbouncer)")
+	return StartPgBouncer(t, dsn, mode, settings...).URL
+}
+
+// StartPgBouncer starts a PgBouncer in front of a database, in transaction, statement or session mode. Settings are lines of its
+// configuration. It ends with the test.
+func StartPgBouncer(t *testing.T, dsn, mode string, settings ...string) *Bouncer {
+	t.Helper()
 	target, err := url.Parse(dsn)
 	require.NoError(t, err)
 	password, ok := target.User.Password()
 	if ok {
 		password = " password=" + password
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to find a free port
+	port, err := pgserver.FreePort()
 	require.NoError(t, err)
-	port := listener.Addr().(*net.TCPAddr).Port
-	require.NoError(t, listener.Close())
-
 	dir := t.TempDir()
 	config := fmt.Sprintf(`[databases]
-* = host=%s port=%s user=%s%s
+* = host=%[1]s port=%[2]s user=%[3]s%[4]s
 [pgbouncer]
 listen_addr = 127.0.0.1
-listen_port = %d
+listen_port = %[5]d
 auth_type = any
-pool_mode = %s
+admin_users = %[3]s
+pool_mode = %[6]s
 unix_socket_dir =
 ignore_startup_parameters = extra_float_digits
-%s
+%[7]s
 `, target.Hostname(), target.Port(), target.User.Username(), password, port, mode,
 		strings.Join(append([]string{"default_pool_size = 4"}, settings...), "\n"))
-	file := filepath.Join(dir, "pgbouncer.ini")
-	require.NoError(t, os.WriteFile(file, []byte(config), 0o644)) //nolint:gosec // read by another user
-	for _, d := range []string{dir, filepath.Dir(dir)} {          // both are the test's own
+	b := &Bouncer{program: pgBouncerProgram(t), file: filepath.Join(dir, "pgbouncer.ini")}
+	require.NoError(t, os.WriteFile(b.file, []byte(config), 0o644)) //nolint:gosec // read by another user
+	for _, d := range []string{dir, filepath.Dir(dir)} {            // both are the test's own
 		require.NoError(t, os.Chmod(d, 0o755)) //nolint:gosec // read by another user
 	}
-	args := []string{"-q", file}
-	if os.Getuid() == 0 {
-		args = []string{"-q", "-u", "nobody", file} // it refuses to run as root
-	}
-	// Not the context of the test, which ends before the cleanups in which clients still use the pooler.
-	cmd := exec.CommandContext(context.Background(), program, args...)
-	cmd.Stderr = os.Stderr
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
 	through := *target
 	through.Host = fmt.Sprintf("127.0.0.1:%d", port)
 	query := through.Query()
 	query.Set("sslmode", "disable")
 	through.RawQuery = query.Encode()
-	require.Eventually(t, func() bool {
-		conn, err := pgx.Connect(context.Background(), through.String())
+	b.URL = through.String()
+	b.start(t)
+	t.Cleanup(b.kill)
+	return b
+}
+
+// pgBouncerProgram is the PgBouncer to use.
+func pgBouncerProgram(tb testing.TB) string {
+	tb.Helper()
+	if program := os.Getenv(pgBouncerVariable); program != "" {
+		return program
+	}
+	program, err := exec.LookPath("pgbouncer")
+	require.NoError(tb, err, "this test needs PgBouncer: integration_test/ensure-pgbouncer.sh (apt-get install pgbouncer)")
+	return program
+}
+
+var bouncerVersion = regexp.MustCompile(`PgBouncer (\d+)\.(\d+)`)
+
+// PgBouncerKeepsStatements reports whether the PgBouncer of this machine can keep prepared statements (max_prepared_statements),
+// which came with 1.21.
+func PgBouncerKeepsStatements(tb testing.TB) bool {
+	tb.Helper()
+	out, err := exec.CommandContext(context.Background(), pgBouncerProgram(tb), "--version").Output()
+	require.NoError(tb, err)
+	match := bouncerVersion.FindSubmatch(out)
+	require.NotNil(tb, match, "%s", out)
+	major, _ := strconv.Atoi(string(match[1])) // digits
+	minor, _ := strconv.Atoi(string(match[2]))
+	tb.Logf("%s", match[0])
+	return major > 1 || minor >= 21
+}
+
+// start starts the program and waits until a client gets through.
+func (b *Bouncer) start(tb testing.TB) {
+	tb.Helper()
+	args := []string{"-q", b.file}
+	if os.Getuid() == 0 {
+		args = []string{"-q", "-u", "nobody", b.file} // it refuses to run as root
+	}
+	// Not the context of the test, which ends before the cleanups in which clients still use the pooler.
+	b.cmd = exec.CommandContext(context.Background(), b.program, args...)
+	b.cmd.Stderr = os.Stderr
+	require.NoError(tb, b.cmd.Start())
+	awaitPooler(tb, b.URL)
+}
+
+func (b *Bouncer) kill() {
+	_ = b.cmd.Process.Kill()
+	_ = b.cmd.Wait()
+}
+
+// Restart kills the pooler, as a crash of its machine does, and starts it again at the same address.
+func (b *Bouncer) Restart(tb testing.TB) {
+	tb.Helper()
+	b.kill()
+	b.start(tb)
+}
+
+// Tell gives the pooler's console a command, such as RECONNECT.
+func (b *Bouncer) Tell(tb testing.TB, command string) {
+	tb.Helper()
+	console, err := url.Parse(b.URL)
+	require.NoError(tb, err)
+	console.Path = "/pgbouncer"
+	config, err := pgx.ParseConfig(console.String())
+	require.NoError(tb, err)
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	conn, err := pgx.ConnectConfig(context.Background(), config)
+	require.NoError(tb, err)
+	defer conn.Close(context.Background())
+	_, err = conn.PgConn().Exec(context.Background(), command).ReadAll()
+	require.NoError(tb, err, command)
+}
+
+// awaitPooler waits until a client gets through a pooler to a server.
+func awaitPooler(tb testing.TB, through string) {
+	tb.Helper()
+	require.Eventually(tb, func() bool {
+		conn, err := pgx.Connect(context.Background(), through)
 		if err != nil {
 			return false
 		}
-		return conn.Close(context.Background()) == nil
+		defer conn.Close(context.Background())
+		return conn.Ping(context.Background()) == nil
 	}, Hang, 20*time.Millisecond)
-	return through.String()
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
@@ -26,6 +27,7 @@ const (
 	Stop        Kind = "stop"      // processes are stopped for 0.3 to 1.2 TTL
 	Tables      Kind = "tables"    // tables of the schema are locked for up to 2.5 TTL, or vacuumed full
 	Restart     Kind = "restart"   // the server crashes every few seconds
+	Failovers   Kind = "failovers" // the server is replaced by another one, as a script has it
 	Moved       Kind = "moved"     // the address comes to mean another server for some clients
 	ToHolding   Kind = "blackhole-to-holding"
 	FromHolding Kind = "blackhole-from-holding"
@@ -38,7 +40,7 @@ const (
 // blackHoles is how many there are at the same time.
 const blackHoles = 4
 
-// Kinds are all kinds.
+// Kinds are all kinds, but for those that need a script.
 var Kinds = []Kind{
 	None, Terminate, Stop, ToHolding, FromHolding, ToWaiting, FromWaiting, ToRows, FromRows, Tables, Moved, Slow, Restart,
 }
@@ -225,8 +227,12 @@ func (f *fight) lockTables(ctx context.Context, r *rand.Rand) {
 
 // restart crashes the server.
 func (f *fight) restart(ctx context.Context, r *rand.Rand) {
+	server, ok := f.home.server.(interface {
+		Restart(ctx context.Context, mode string) error
+	})
+	require.True(f.tb, ok, "the server cannot be restarted")
 	for rest(ctx, between(r, f.opts.TTL/4, 3*f.opts.TTL/2)) {
-		if err := f.home.server.Restart(context.WithoutCancel(ctx), "immediate"); err != nil {
+		if err := server.Restart(context.WithoutCancel(ctx), "immediate"); err != nil {
 			f.tb.Errorf("restart: %v", err)
 			return
 		}

@@ -14,7 +14,6 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 )
 
 // account is the role and the database of every storm, alike on all servers so that clients can be led from one to another.
@@ -23,14 +22,22 @@ const account = "storm"
 // capacities are the storm's semaphores.
 var capacities = map[string]int{"storm/one": 1, "storm/three": 3}
 
+// Server is a PostgreSQL, or several of which one leads.
+type Server interface {
+	URL() string // the superuser's
+	Origin() string
+	Major() int
+}
+
 // field is a database that a storm is fought in.
 type field struct {
 	tb     worker.TB
-	server *pgserver.Server
+	server Server
 	addr   string
 }
 
-// url returns the database's address, by another way if one is given.
+// url returns the database's address, by another way if one is given: an address, or a list of addresses with commas, of
+// which one leads to a primary.
 func (f *field) url(addr string) string {
 	if addr == "" {
 		addr = f.addr
@@ -39,11 +46,24 @@ func (f *field) url(addr string) string {
 		Scheme: "postgres", User: url.UserPassword(account, account), Host: addr, Path: "/" + account,
 		RawQuery: "sslmode=disable",
 	}
+	if strings.Contains(addr, ",") {
+		var hosts, ports []string
+		for one := range strings.SplitSeq(addr, ",") {
+			host, port, err := net.SplitHostPort(one)
+			require.NoError(f.tb, err)
+			hosts, ports = append(hosts, host), append(ports, port)
+		}
+		u.Host = ""
+		u.RawQuery = url.Values{
+			"sslmode": {"disable"}, "target_session_attrs": {"read-write"},
+			"host": {strings.Join(hosts, ",")}, "port": {strings.Join(ports, ",")},
+		}.Encode()
+	}
 	return u.String()
 }
 
 // prepare makes role, database, schema, tables and semaphores. The database of an earlier storm is dropped.
-func prepare(tb worker.TB, server *pgserver.Server) *field {
+func prepare(tb worker.TB, server Server) *field {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

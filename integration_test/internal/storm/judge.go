@@ -33,6 +33,7 @@ type verdict struct {
 	violations []string
 	overlaps   []Overlap
 	grants     int
+	repeated   int // runs within a window of one whose record is lost
 }
 
 func (v *verdict) violate(format string, args ...any) {
@@ -47,15 +48,16 @@ type judgement struct {
 	verdict
 
 	capacities map[string]int // of semaphores; what is not there is a lock
+	failovers  []Failover
 	stood      map[int][]interval
 	told       map[*history.Grant]bool // whether the release or a loss said the truth by itself
 }
 
 // judge checks histories: exclusion and capacity on certain intervals, tokens, and the window of Once. A certain
 // interval begins with the return of the acquire and ends with the call of the release or the news of a loss. The times
-// at which the holder's process was paused do not count: it did nothing then.
-func judge(records []record, capacities map[string]int) verdict {
-	j := &judgement{capacities: capacities, stood: map[int][]interval{}, told: map[*history.Grant]bool{}}
+// at which the holder's process was paused do not count: it did nothing then. A failover may lose the record of a run.
+func judge(records []record, capacities map[string]int, failovers ...Failover) verdict {
+	j := &judgement{capacities: capacities, failovers: failovers, stood: map[int][]interval{}, told: map[*history.Grant]bool{}}
 	groups := map[string][]*history.Grant{}
 	runs := map[string][]history.Event{}
 	moving := map[string]bool{}
@@ -190,7 +192,11 @@ func (j *judgement) windows(key string, runs []history.Event) {
 	for i := 1; i < len(runs); i++ {
 		earlier, later := runs[i-1], runs[i]
 		apart := time.Duration(max(later.At-earlier.From, earlier.At-later.From))
-		if apart < worker.OnceWindow-time.Millisecond {
+		switch {
+		case apart >= worker.WindowOf(earlier.Key)-time.Millisecond:
+		case forgotten(j.failovers, ownRecord, earlier.From, earlier.At, later.At):
+			j.repeated++
+		default:
 			j.violate("%q ran twice in a window: at most %v apart", key, apart)
 		}
 	}

@@ -110,3 +110,56 @@ func TestJudge(t *testing.T) {
 	}
 	require.Equal(t, 400*time.Millisecond, worker.OnceWindow)
 }
+
+// A failover may forget what was written since the servers were last seen to be alike, and nothing else.
+func TestForgotten(t *testing.T) {
+	t.Parallel()
+	failovers := []Failover{{Whole: 10, Began: 20, Lost: 30, Records: true}, {Whole: 110, Began: 120, Lost: 130, Records: true, Commits: true}}
+	for name, c := range map[string]struct {
+		what            written
+		from, to, later int64
+		forgotten       bool
+	}{
+		"a record of before":                   {ownRecord, 1, 9, 25, false},
+		"a record that nobody waited for":      {ownRecord, 11, 12, 25, true},
+		"a record that was sent before":        {ownRecord, 9, 11, 25, true},
+		"a record whose answer came late":      {ownRecord, 19, 40, 45, true},
+		"a record of the new server":           {ownRecord, 31, 32, 50, false},
+		"a record that is asked for before it": {ownRecord, 11, 12, 19, false},
+		"a commit that was waited for":         {commit, 11, 12, 200, false},
+		"a commit":                             {commit, 115, 116, 200, true},
+	} {
+		require.Equal(t, c.forgotten, forgotten(failovers, c.what, c.from, c.to, c.later), name)
+	}
+}
+
+func TestJudge_RepeatedRun(t *testing.T) {
+	t.Parallel()
+	ms := int64(time.Millisecond)
+	runs := func(at ...int64) (list []record) {
+		var events [][]history.Event
+		for _, at := range at {
+			events = append(events, []history.Event{{At: at * ms, Kind: history.Ran, From: at * ms, Key: "o"}})
+		}
+		return records(events)
+	}
+	failover := Failover{Whole: 90 * ms, Began: 200 * ms, Lost: 250 * ms, Records: true}
+	v := judge(runs(100, 300), nil, failover)
+	require.Empty(t, v.violations)
+	require.Equal(t, 1, v.repeated)
+	v = judge(runs(100, 150), nil, failover)
+	require.Len(t, v.violations, 1, "both were before the failover")
+	v = judge(runs(80, 300), nil, failover)
+	require.Len(t, v.violations, 1, "the first one is on the new server")
+}
+
+func TestMeasure(t *testing.T) {
+	t.Parallel()
+	list := records([][]history.Event{
+		hold(1, "k", x, 0, 1, 10, released(12)...), hold(2, "k", x, 0, 5, 90, released(92)...), hold(3, "s", "", 1, 5, 50, released(92)...),
+	}, [][]history.Event{hold(1, "k", x, 0, 2, 30, released(32)...), hold(2, "k", x, 0, 6, 100, released(102)...)})
+	failovers := []Failover{{Began: 35, Ended: 85}}
+	measure(list, failovers)
+	require.Equal(t, time.Duration(60), failovers[0].Without)
+	require.Equal(t, time.Duration(80), failovers[0].Last)
+}

@@ -38,6 +38,7 @@ type Proxy struct {
 	target string
 	delay  time.Duration // each way
 	pairs  map[*pair]struct{}
+	cuts   int // how many times all connections were ended
 	closed bool
 }
 
@@ -65,11 +66,28 @@ func NewProxy(target string) (*Proxy, error) {
 // Addr returns the address for clients.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Lead leads connections that come from now on to another address.
+// Lead leads connections that come from now on to another address, or nowhere if it is empty.
 func (p *Proxy) Lead(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = target
+}
+
+// Target returns where new connections lead.
+func (p *Proxy) Target() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target
+}
+
+// Cut ends all connections, also those that are just being made.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cuts++
+	for c := range p.pairs {
+		c.close()
+	}
 }
 
 // Delay makes every byte that comes from now on late, in each direction.
@@ -118,10 +136,8 @@ func (p *Proxy) Close() {
 	_ = p.listener.Close()
 	p.mu.Lock()
 	p.closed = true
-	for c := range p.pairs {
-		c.close()
-	}
 	p.mu.Unlock()
+	p.Cut()
 	p.workers.Wait()
 }
 
@@ -132,7 +148,7 @@ func (p *Proxy) accept() {
 			return
 		}
 		p.mu.Lock()
-		target := p.target
+		target, cuts := p.target, p.cuts
 		p.mu.Unlock()
 		server, err := net.DialTimeout("tcp", target, 5*time.Second) //nolint:noctx // bounded
 		if err != nil {
@@ -142,7 +158,7 @@ func (p *Proxy) accept() {
 		c := &pair{proxy: p, ends: [2]net.Conn{client, server}, kind: Holding}
 		p.mu.Lock()
 		p.pairs[c] = struct{}{}
-		if p.closed {
+		if p.closed || p.cuts != cuts {
 			c.close()
 		}
 		p.mu.Unlock()

@@ -31,15 +31,17 @@ import (
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
-	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 )
 
 // Options are of one storm.
 type Options struct {
 	Kind      Kind
-	Server    *pgserver.Server // of this process's own, for it may be restarted
-	Other     *pgserver.Server // for Moved
-	For       time.Duration    // how long there are faults
+	Server    Server        // of this process's own, for it may be restarted
+	Other     Server        // for Moved
+	Script    Script        // of Failovers
+	Addresses []string      // of processes, where they are not the Server's; one with commas is several servers'
+	Pooler    string        // address of a pooler that all clients go through, but not the service's own pool
+	For       time.Duration // how long there are faults
 	TTL       time.Duration
 	Processes int
 	Clients   int           // in each process
@@ -55,6 +57,7 @@ type Options struct {
 	// Late is by how much a call may come back after its context's end, where it releases a lock on a dead network after
 	// TTL more. Zero asks for nothing: a slow machine takes its time.
 	Late   time.Duration
+	Engine string // of the clients; that of all tests if it is empty
 	Mutant string // a mistake on purpose, see package worker
 }
 
@@ -72,6 +75,10 @@ type Outcome struct {
 	Overlaps   Overlaps                    `json:"overlaps"`
 	Healed     time.Duration               `json:"healed_ns"` // after the faults, until everything had succeeded everywhere
 	Left       map[string]int              `json:"left"`      // rows of the schema's tables at the end
+
+	Failovers []Failover `json:"failovers,omitempty"`
+	Forgotten int        `json:"forgotten,omitempty"` // transactions that were told to be committed, and are lost with a server
+	Repeated  int        `json:"repeated,omitempty"`  // runs of Once within a window of a run whose record is lost with a server
 }
 
 // Overlaps are those of a storm.
@@ -119,13 +126,7 @@ func Run(ctx context.Context, tb worker.TB, opts Options) *Outcome {
 	f.begin()
 	begun := time.Now()
 	if f.until(ctx, warmUp, "before the faults") {
-		faulty, cancel := context.WithCancel(ctx)
-		go func() {
-			defer cancel()
-			f.enough(faulty)
-		}()
-		f.faults(faulty)
-		cancel()
+		f.hit(ctx)
 		f.outcome.Seconds = time.Since(begun).Seconds()
 		f.outcome.Faults = f.injected.Load()
 		if ctx.Err() == nil {
@@ -134,6 +135,24 @@ func Run(ctx context.Context, tb worker.TB, opts Options) *Outcome {
 	}
 	f.finish(ctx)
 	return f.outcome
+}
+
+// hit lets the faults happen.
+func (f *fight) hit(ctx context.Context) {
+	if f.opts.Kind == Failovers {
+		f.outcome.Failovers = f.opts.Script(ctx, func() {
+			f.injected.Add(1)
+			f.heal(ctx)
+		})
+		return
+	}
+	faulty, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer cancel()
+		f.enough(faulty)
+	}()
+	f.faults(faulty)
 }
 
 // enough returns when there were faults for as long as was asked for, and one at least.
@@ -166,7 +185,8 @@ func (f *fight) begin() {
 			through = proxy.Addr()
 		}
 		load := &worker.Load{
-			Rows: f.home.url("") + "&application_name=storm-rows", Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
+			Rows: f.home.url("") + "&application_name=storm-rows", Engine: f.opts.Engine,
+			Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
 			Seed: f.opts.Seed<<8 | uint64(i), Mutant: f.opts.Mutant, //nolint:gosec // a small number
 		}
 		switch {
@@ -175,7 +195,11 @@ func (f *fight) begin() {
 		case f.mover(i):
 			// Its rows would be on another server than its locks, and two clients on a server each would exclude nobody.
 			load.Rows, load.Bulk, load.Clients = "", 1050, 1
+		case i < len(f.opts.Addresses):
+			through = f.opts.Addresses[i]
+			load.Rows = f.home.url(through) + "&application_name=storm-rows"
 		}
+		through = cmp.Or(f.opts.Pooler, through)
 		p := worker.Start(f.tb)
 		f.workers = append(f.workers, p)
 		f.storms = append(f.storms, p.Begin(worker.Command{
@@ -254,7 +278,7 @@ func (f *fight) heal(ctx context.Context) {
 	}
 	begun := time.Now()
 	f.until(ctx, healing, "after the faults")
-	f.outcome.Healed = time.Since(begun)
+	f.outcome.Healed = max(f.outcome.Healed, time.Since(begun))
 }
 
 // finish lets the loads end, and judges.
@@ -262,7 +286,7 @@ func (f *fight) finish(ctx context.Context) {
 	for i, p := range f.workers {
 		p.Begin(worker.Command{Do: worker.StormEnd, As: strconv.Itoa(i)})
 	}
-	var mutated [2]int64
+	var reports []*worker.Report
 	for i, call := range f.storms {
 		a, ok := call.Answer(lastAnswers)
 		if !ok {
@@ -284,8 +308,7 @@ func (f *fight) finish(ctx context.Context) {
 			f.outcome.Ops[name].Add(report)
 			f.outcome.Total.Add(report)
 		}
-		mutated[0] += a.Report.Mutated[0]
-		mutated[1] += a.Report.Mutated[1]
+		reports = append(reports, a.Report)
 	}
 	if ctx.Err() != nil {
 		f.violate("interrupted")
@@ -293,7 +316,8 @@ func (f *fight) finish(ctx context.Context) {
 	}
 	f.late()
 	f.judge()
-	f.rows(ctx, mutated)
+	f.commits(reports)
+	f.rows(ctx, reports)
 	f.leftovers(ctx)
 }
 
@@ -321,8 +345,9 @@ func (f *fight) judge() {
 		}
 		records = append(records, record{process: i, group: group, moving: f.mover(i), events: p.Events()})
 	}
-	v := judge(records, capacities)
-	f.outcome.Holds = v.grants
+	v := judge(records, capacities, f.outcome.Failovers...)
+	measure(records, f.outcome.Failovers)
+	f.outcome.Holds, f.outcome.Repeated = v.grants, v.repeated
 	f.outcome.Violations = append(f.outcome.Violations, v.violations...)
 	f.outcome.Overlaps.Keys = map[string]int{}
 	lengths := make([]int64, 0, len(v.overlaps))

@@ -103,7 +103,7 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 		ReleaseAll: c.releaseAll, Err: c.err, Watch: c.watch, Guard: c.guard, Hammer: c.hammer, Crowd: c.crowd,
 		Relay: c.relay, Permits: c.permits, Assert: c.assert, Lead: c.lead, Resign: c.resign, AskResign: c.askResign, Sets: c.sets,
 		Stop: c.stop, Storm: c.storm, StormSince: c.stormSince, StormEnd: c.stormEnd,
-		Gather: c.gather,
+		Gather: c.gather, Serve: c.serve,
 	}[cmd.Do]
 	if do == nil {
 		return Answer{Fail: "no such command: " + cmd.Do}

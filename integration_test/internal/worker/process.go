@@ -246,6 +246,9 @@ func (p *Process) Events() []history.Event {
 	return events
 }
 
+// Follow returns a follower of what the process writes down.
+func (p *Process) Follow() *history.Follower { return history.Follow(p.log) }
+
 // Answer waits for the answer for a while, and says whether there was one.
 func (c *Call) Answer(within time.Duration) (Answer, bool) {
 	timer := time.NewTimer(within)

@@ -33,6 +33,7 @@ const (
 	Lead       = "lead"        // be a candidate for Key, or for Key/0 … Key/Count-1; with DSN each term writes, fenced
 	Resign     = "resign"      // from Key
 	AskResign  = "ask-resign"  // the leader of Key
+	Serve      = "serve"       // see service.go
 	Storm      = "storm"       // see storm.go; answered when it has ended
 	StormSince = "storm-since" // what has succeeded since the last such question
 	StormEnd   = "storm-end"   // let the storm end

@@ -1,12 +1,14 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,12 +18,14 @@ import (
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // Load is what a storm does: every primitive of the library at the same time, on few keys, until the command StormEnd
 // with the same As. The command's DSN is the clients', a URL that ends with a parameter, its TTL and MaxConns theirs.
 type Load struct {
-	Rows    string        `json:"rows,omitempty"` // the service's own pool; without it nothing that writes rows is done
+	Rows    string        `json:"rows,omitempty"`   // the service's own pool; without it nothing that writes rows is done
+	Engine  string        `json:"engine,omitempty"` // of the clients; that of all tests if it is empty
 	Clients int           `json:"clients"`
 	Pause   time.Duration `json:"pause"` // the longest rest between two rounds of a lane
 	Seed    uint64        `json:"seed"`
@@ -38,8 +42,24 @@ const (
 // StormClient begins the application_name of a storm's clients; the command's As and the client's number follow.
 const StormClient = "storm-client-"
 
-// OnceWindow is the window of the storm's calls of Once.
+// OnceWindow is the window of the storm's calls of Once whose name comes again.
 const OnceWindow = 400 * time.Millisecond
+
+// WindowOf returns the window of the runs of a name. The names of jobs change with time, and each is due once in a storm.
+func WindowOf(name string) time.Duration {
+	if strings.HasPrefix(name, jobs) {
+		return 24 * time.Hour
+	}
+	return OnceWindow
+}
+
+const jobs = "storm/job/"
+
+// job returns the name of a job that is due, or was lately.
+func job(r *rand.Rand) string {
+	const every, lately = 2 * time.Second, 60 * time.Second
+	return fmt.Sprintf("%s%d", jobs, (history.Now()-r.Int64N(int64(lately)))/int64(every))
+}
 
 // storm is a load under way.
 type storm struct {
@@ -64,6 +84,8 @@ type storm struct {
 // outcome is what a caller was told of its transaction.
 type outcome struct {
 	op        string
+	called    int64
+	at        int64
 	committed bool
 	lost      bool
 	unknown   bool
@@ -134,10 +156,11 @@ func (c *child) storm(ctx context.Context, cmd Command) (Answer, error) {
 	unwatch()
 	<-watched
 	var violations []string
+	var missing []Missing
 	if s.pool != nil {
-		violations = s.compare(ctx)
+		violations, missing = s.compare(ctx)
 	}
-	return Answer{Report: s.stats.report(s.stalls, violations)}, nil
+	return Answer{Report: s.stats.report(s.stalls, violations, missing)}, nil
 }
 
 func (s *storm) over() bool { return s.end.Err() != nil }
@@ -154,6 +177,7 @@ func (s *storm) open(ctx context.Context, name string) *pgbaton.Client {
 		called := history.Now()
 		client, err := pgbaton.Open(within, s.cmd.DSN+"&application_name="+name, &pgbaton.Config{
 			TTL: s.cmd.TTL, MaxConns: s.cmd.MaxConns, Name: name,
+			Engine: cmp.Or(pgbaton.Engine(s.load.Engine), testclient.Engine()),
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		s.stats.note("open", within, result("open", called, err))

@@ -188,9 +188,12 @@ func (s *storm) once(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 	within, cancel := briefly(ctx, r)
 	defer cancel()
 	key := numbered("storm/once", r.IntN(2))
+	if r.IntN(2) == 0 {
+		key = job(r)
+	}
 	called := history.Now()
 	var op int64
-	err := client.Once(within, key, OnceWindow, func(ctx context.Context, lock *pgbaton.Lock) error {
+	err := client.Once(within, key, WindowOf(key), func(ctx context.Context, lock *pgbaton.Lock) error {
 		at := history.Now()
 		op = s.log.Op()
 		s.log.Append(history.Event{At: at, Kind: history.Ran, From: called, Key: key, Token: int64(lock.Token())})
@@ -205,18 +208,18 @@ func (s *storm) once(ctx context.Context, client *pgbaton.Client, r *rand.Rand) 
 }
 
 // dwell is what a func does under a lock that the library releases after it.
-func (s *storm) dwell(ctx context.Context, op int64, d time.Duration) {
+func (c *child) dwell(ctx context.Context, op int64, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	s.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
+	c.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
 }
 
 // settle writes down what a call said of the lock under which its func ran, if it ran.
-func (s *storm) settle(op int64, err error) {
+func (c *child) settle(op int64, err error) {
 	if op == 0 {
 		return
 	}
@@ -224,7 +227,7 @@ func (s *storm) settle(op int64, err error) {
 	if err != nil { // the lock may have been lost, or the outcome is not known
 		kind = history.Failed
 	}
-	s.log.Append(history.Event{At: history.Now(), Kind: kind, Op: op})
+	c.log.Append(history.Event{At: history.Now(), Kind: kind, Op: op})
 }
 
 // long takes one of the keys that are held for longer, so that a fault meets a holder.

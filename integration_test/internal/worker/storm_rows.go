@@ -57,11 +57,11 @@ func increment(ctx context.Context, tx pgx.Tx, key, run, suffix string) error {
 func (s *storm) run() string { return fmt.Sprintf("%d/%d", os.Getpid(), s.runs.Add(1)) }
 
 // told keeps what the caller was told of its transaction.
-func (s *storm) told(op, run string, err error) {
+func (s *storm) told(op, run string, called int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.outcomes[run] = outcome{
-		op: op, committed: err == nil, lost: errors.Is(err, pgbaton.ErrLost), unknown: errors.Is(err, pgbaton.ErrCommitUnknown),
+		op: op, called: called, at: history.Now(), committed: err == nil, lost: errors.Is(err, pgbaton.ErrLost), unknown: errors.Is(err, pgbaton.ErrCommitUnknown),
 	}
 }
 
@@ -85,7 +85,7 @@ func (s *storm) doTx(ctx context.Context, client *pgbaton.Client, op string, r *
 		return increment(ctx, tx, op, run, "")
 	})
 	s.settle(hold, err)
-	s.told(op, run, err)
+	s.told(op, run, called, err)
 	s.stats.note(op, within, result(op, called, err))
 }
 
@@ -115,7 +115,7 @@ func (s *storm) acquireTx(ctx context.Context, r *rand.Rand) {
 		s.log.Append(history.Event{At: release, Kind: history.Release, Op: hold})
 		s.log.Append(history.Event{At: history.Now(), Kind: history.Released, Op: hold})
 	}
-	s.told(op, run, err)
+	s.told(op, run, called, err)
 	s.stats.note(op, within, result(op, called, err))
 }
 
@@ -127,7 +127,7 @@ func (s *storm) inTx(ctx context.Context, r *rand.Rand) {
 	err := pgbaton.InTx(within, s.pool, nil, func(ctx context.Context, tx pgx.Tx) error {
 		return increment(ctx, tx, op, run, " FOR UPDATE")
 	})
-	s.told(op, run, err)
+	s.told(op, run, called, err)
 	s.stats.note(op, within, result(op, called, err))
 }
 
@@ -139,8 +139,9 @@ func (s *storm) mutate(ctx context.Context, r *rand.Rand) {
 	called := history.Now()
 	_, err := pgbaton.Mutate(within, s.pool, pgx.Identifier{"storm_counter"}, pgbaton.Values{"key": op}, nil,
 		func(row *counter) error { row.Value++; return nil })
-	s.stats.mutation(err == nil)
-	s.stats.note(op, within, result(op, called, err))
+	got := result(op, called, err)
+	s.stats.mutation(got)
+	s.stats.note(op, within, got)
 }
 
 // fence writes a row under a lock, fenced by the lock's token: the rows of a resource must be in the tokens' order.
@@ -167,16 +168,17 @@ func (s *storm) fence(ctx context.Context, client *pgbaton.Client, r *rand.Rand)
 	s.spend(ctx, h, op, 0)
 }
 
-// compare checks what the callers were told of their transactions with the rows that these left.
-func (s *storm) compare(ctx context.Context) (violations []string) {
+// compare checks what the callers were told of their transactions with the rows that these left. A failover may have lost
+// those that are missing.
+func (s *storm) compare(ctx context.Context) (violations []string, missing []Missing) {
 	rows, err := s.pool.Query(ctx, "SELECT run, key FROM storm_done WHERE run LIKE $1", fmt.Sprintf("%d/%%", os.Getpid()))
 	if err != nil {
-		return []string{"the rows of the transactions cannot be read: " + err.Error()}
+		return []string{"the rows of the transactions cannot be read: " + err.Error()}, nil
 	}
 	done := map[string]string{}
 	var run, key string
 	if _, err = pgx.ForEachRow(rows, []any{&run, &key}, func() error { done[run] = key; return nil }); err != nil {
-		return []string{"the rows of the transactions cannot be read: " + err.Error()}
+		return []string{"the rows of the transactions cannot be read: " + err.Error()}, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,12 +186,12 @@ func (s *storm) compare(ctx context.Context) (violations []string) {
 		_, there := done[run]
 		switch {
 		case o.committed && !there:
-			violations = append(violations, o.op+" said nil, and the transaction is not there")
+			missing = append(missing, Missing{Op: o.op, Called: o.called, At: o.at})
 		case o.lost && there: // as it was with Do: the func had done its work when the lock was found to be lost
 			s.stats.remark(o.op, "ErrLost, and the transaction was committed")
 		case !o.committed && !o.unknown && there:
 			violations = append(violations, o.op+" said that it failed, and the transaction was committed")
 		}
 	}
-	return violations
+	return violations, missing
 }

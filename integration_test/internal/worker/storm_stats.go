@@ -19,7 +19,9 @@ import (
 type Report struct {
 	Ops        map[string]*OpReport `json:"ops"`
 	Violations []string             `json:"violations,omitempty"`
-	Mutated    [2]int64             `json:"mutated"` // how many calls of Mutate said that they wrote, and how many may have
+	Missing    []Missing            `json:"missing,omitempty"`
+	Mutated    [][2]int64           `json:"mutated,omitempty"` // calls of Mutate that said that they wrote: when they began and when they said so
+	MayMutate  int                  `json:"may_mutate"`        // how many others may have written
 }
 
 // OpReport is about one kind of operation.
@@ -31,6 +33,13 @@ type OpReport struct {
 	Errors  map[string]int64 `json:"errors,omitempty"` // by what they match
 	Late    int64            `json:"late"`             // calls that returned more than 50 ms after their context's end
 	Latest  int64            `json:"latest_ns"`        // the longest time from a context's end to the return
+}
+
+// Missing is a transaction that was told to be committed, and is not there.
+type Missing struct {
+	Op     string `json:"op"`
+	Called int64  `json:"called"`
+	At     int64  `json:"at"` // when that was told
 }
 
 // Add adds another process's.
@@ -63,11 +72,13 @@ const lateFrom = 50 * time.Millisecond
 
 // stats collects what became of the calls.
 type stats struct {
-	mu      sync.Mutex
-	ops     map[string]*OpReport
-	marks   map[string]int64 // granted, at the last question
-	late    []lateness
-	mutated [2]int64
+	mu    sync.Mutex
+	ops   map[string]*OpReport
+	marks map[string]int64 // granted, at the last question
+	late  []lateness
+
+	mutated   [][2]int64
+	mayMutate int
 }
 
 func newStats() *stats {
@@ -129,13 +140,14 @@ func (s *stats) remark(op, text string) {
 	s.op(op).count(text, 1)
 }
 
-func (s *stats) mutation(committed bool) {
+// mutation keeps what a call of Mutate said.
+func (s *stats) mutation(r Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if committed {
-		s.mutated[0]++
+	if r.OK() {
+		s.mutated = append(s.mutated, [2]int64{r.Called, r.At})
 	} else {
-		s.mutated[1]++
+		s.mayMutate++
 	}
 }
 
@@ -148,7 +160,7 @@ func (s *stats) since(counts map[string]int64) {
 	}
 }
 
-func (s *stats) report(stood *stalls, violations []string) *Report {
+func (s *stats) report(stood *stalls, violations []string, missing []Missing) *Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.late {
@@ -159,7 +171,7 @@ func (s *stats) report(stood *stalls, violations []string) *Report {
 			o.Late++
 		}
 	}
-	return &Report{Ops: s.ops, Violations: violations, Mutated: s.mutated}
+	return &Report{Ops: s.ops, Violations: violations, Missing: missing, Mutated: s.mutated, MayMutate: s.mayMutate}
 }
 
 // sentinels are the library's own errors.

@@ -1,0 +1,136 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/history"
+)
+
+// ServiceWindow is the window of a service's cron. A run that failed is run again within it.
+const ServiceWindow = 2 * time.Second
+
+// The roles of a service's process are names that begin with the command's Key.
+const (
+	LeaderRole = "/leader"
+	CronRole   = "/cron"
+	PermitRole = "/permits" // one permit of this semaphore
+	LockRole   = "/lock"    // of which there are /0 … /Keys-1
+)
+
+// service is a process of a service: it is a candidate to lead, runs the cron where it is due, and takes permits and locks one
+// after the other, each for Hold. It ends with [Stop], and outlives losses. With a DSN the leader writes, fenced.
+type service struct {
+	*child
+
+	cmd    Command
+	client *pgbaton.Client
+
+	mu      sync.Mutex
+	failure error
+}
+
+func (c *child) serve(ctx context.Context, cmd Command) (Answer, error) {
+	s := &service{child: c, cmd: cmd, client: c.client(cmd.Client)}
+	if _, err := c.lead(ctx, Command{Client: cmd.Client, Key: cmd.Key + LeaderRole, DSN: cmd.DSN}); err != nil {
+		return Answer{}, err
+	}
+	var lanes sync.WaitGroup
+	for _, round := range []func(context.Context) error{s.cron, s.permit, s.oneLock} {
+		lanes.Go(func() {
+			for !s.over() {
+				if err := round(ctx); err != nil {
+					s.fail(err)
+				}
+				time.Sleep(rand.N(cmd.Pause)) //nolint:gosec // no secret
+			}
+		})
+	}
+	lanes.Wait()
+	return Answer{}, s.failure
+}
+
+func (s *service) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure != nil || s.stopped.Load()
+}
+
+// fail notes what a service does not expect. A client that is closed ends it.
+func (s *service) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(err, pgbaton.ErrClosed) {
+		s.stopped.Store(true)
+	} else if s.failure == nil {
+		s.failure = err
+	}
+}
+
+// cron runs what is due.
+func (s *service) cron(ctx context.Context) error {
+	ctx, cancel := within(ctx, s.cmd)
+	defer cancel()
+	called, name := history.Now(), s.cmd.Key+CronRole
+	var op int64
+	err := s.client.OnceWith(ctx, name, ServiceWindow, &pgbaton.LockOpts{RetryFailed: true},
+		func(ctx context.Context, lock *pgbaton.Lock) error {
+			at := history.Now()
+			op = s.log.Op()
+			s.log.Append(history.Event{At: at, Kind: history.Ran, Op: op, From: called, Key: name, Token: int64(lock.Token())})
+			s.log.Append(history.Event{At: called, Kind: history.Call, Op: op, Key: name, Mode: history.Exclusive})
+			s.log.Append(history.Event{At: at, Kind: history.Granted, Op: op, Token: int64(lock.Token())})
+			s.dwell(ctx, op, s.cmd.Hold)
+			return context.Cause(ctx)
+		})
+	s.settle(op, err)
+	if errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost) {
+		return nil
+	}
+	return err
+}
+
+func (s *service) permit(ctx context.Context) error {
+	name := s.cmd.Key + PermitRole
+	semaphore, err := s.semaphore(ctx, s.cmd.Client, name)
+	if err != nil {
+		return err
+	}
+	within, cancel := within(ctx, s.cmd)
+	defer cancel()
+	h, r := s.obtainPermits(within, semaphore, name, 1, false)
+	return s.hold(ctx, h, r)
+}
+
+func (s *service) oneLock(ctx context.Context) error {
+	within, cancel := within(ctx, s.cmd)
+	defer cancel()
+	key := numbered(s.cmd.Key+LockRole, rand.IntN(s.cmd.Keys)) //nolint:gosec // no secret
+	h, r := s.obtain(within, s.client, key, false, false)
+	return s.hold(ctx, h, r)
+}
+
+// hold keeps what was acquired, if it was, and gives it back.
+func (s *service) hold(ctx context.Context, h *held, r Result) error {
+	if h == nil {
+		if r.NotAcquired {
+			return nil
+		}
+		return r.err
+	}
+	timer := time.NewTimer(s.cmd.Hold)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-h.lock.Done():
+		s.log.Append(history.Event{At: history.Now(), Kind: history.Lost, Op: h.op})
+	}
+	if r = s.give(ctx, h); !r.OK() && !r.Lost {
+		return r.err
+	}
+	return nil
+}
