@@ -212,12 +212,12 @@ func tokens(s *site) {
 		next := make(chan *pgbaton.Lock, 1)
 		go func() { // handed over within the client, unless it comes late
 			defer close(next)
-			lock, err := s.take(func(ctx context.Context) (*pgbaton.Lock, error) { return client.Acquire(ctx, key) })
+			after, err := s.take(func(ctx context.Context) (*pgbaton.Lock, error) { return client.Acquire(ctx, key) })
 			if err != nil {
 				s.t.Error(err)
 				return
 			}
-			next <- lock
+			next <- after
 		}()
 		s.release(lock)
 		lock, ok := <-next

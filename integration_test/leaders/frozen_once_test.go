@@ -36,12 +36,20 @@ var freezePoints = map[string]freezePoint{
 	"BeforeTheLook":         {"pgbaton_start_run", 1, "before"},
 	"LookSent":              {"pgbaton_start_run", 1, "sent"},
 	"LookAnswered":          {"pgbaton_start_run", 1, "answered"},
-	"BeforeTheTry":          {"pgbaton_try", 1, "before"},
-	"TrySent":               {"pgbaton_try", 1, "sent"},
-	"TryAnswered":           {"pgbaton_try", 1, "answered"},
+	"BeforeTheTry":          {theTry(), 1, "before"},
+	"TrySent":               {theTry(), 1, "sent"},
+	"TryAnswered":           {theTry(), 1, "answered"},
 	"BeforeTheRecord":       {"pgbaton_start_run", 2, "before"},
 	"RecordSent":            {"pgbaton_start_run", 2, "sent"},
 	"RecordAnsweredNotRead": {"pgbaton_start_run", 2, "answered"},
+}
+
+// theTry is how the engine asks for the lock.
+func theTry() string {
+	if testclient.Engine() == pgbaton.EngineLease {
+		return "pgbaton_acquire_lease"
+	}
+	return "pgbaton_try"
 }
 
 const (
@@ -117,7 +125,7 @@ func TestOnceFrozenChild(t *testing.T) {
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	require.NoError(t, err)
 	defer pool.Close()
-	client, err := pgbaton.New(t.Context(), pool, &pgbaton.Config{TTL: ttl})
+	client, err := pgbaton.New(t.Context(), pool, &pgbaton.Config{TTL: ttl, Engine: testclient.Engine()})
 	require.NoError(t, err)
 	defer client.Close(context.Background())
 	armed.Store(true)

@@ -14,6 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // lines is what a client has written into its log.
@@ -43,9 +44,9 @@ func TestServer_RestartInTheLog(t *testing.T) {
 	log := &lines{}
 	ctx, cancel := context.WithTimeout(t.Context(), lab.Hang)
 	defer cancel()
-	client, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{TTL: 3 * time.Second, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	client, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{TTL: 3 * time.Second, Engine: testclient.Engine(), Logger: slog.New(slog.NewTextHandler(log, nil))})
 	require.NoError(t, err)
-	other, err := pgbaton.Open(ctx, dsn, nil)
+	other, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{Engine: testclient.Engine()})
 	require.NoError(t, err)
 	defer other.Close(context.Background())
 

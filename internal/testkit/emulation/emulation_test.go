@@ -63,17 +63,18 @@ func requireConflict(t *testing.T, err error) {
 
 func insert(ctx context.Context, db interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}, n int) error {
+}, n int,
+) error {
 	_, err := db.Exec(ctx, "INSERT INTO kept VALUES ($1)", n)
 	return err
 }
 
 // Without habits nobody notices the proxy.
-func TestProxy_PassesEverything(t *testing.T) {
+func TestProxy_PassesEverything(t *testing.T) { //nolint:tparallel // its subtests share counts and tables
 	t.Parallel()
 	b := newBench(t, emulation.Habits{})
 	for i, mode := range modes {
-		t.Run(mode, func(t *testing.T) { //nolint:paralleltest // they share the counts
+		t.Run(mode, func(t *testing.T) {
 			ctx := testkit.Context(t)
 			conn := b.connect(t, mode)
 			for n := range 3 {
@@ -119,11 +120,11 @@ func TestProxy_PassesCancelRequests(t *testing.T) {
 }
 
 // A statement that fails has done nothing, and takes its transaction with it.
-func TestProxy_FailsStatements(t *testing.T) {
+func TestProxy_FailsStatements(t *testing.T) { //nolint:tparallel // its subtests share counts and tables
 	t.Parallel()
 	b := newBench(t, emulation.Habits{FailStatements: 1})
 	for i, mode := range modes {
-		t.Run(mode, func(t *testing.T) { //nolint:paralleltest // they share the table
+		t.Run(mode, func(t *testing.T) {
 			ctx := testkit.Context(t)
 			conn := b.connect(t, mode)
 			requireConflict(t, insert(ctx, conn, i))
@@ -148,11 +149,11 @@ func TestProxy_FailsStatements(t *testing.T) {
 }
 
 // A commit that fails has undone everything, after the answers to it came; and the transaction is over.
-func TestProxy_FailsCommits(t *testing.T) {
+func TestProxy_FailsCommits(t *testing.T) { //nolint:tparallel // its subtests share counts and tables
 	t.Parallel()
 	b := newBench(t, emulation.Habits{FailCommits: 1})
 	for i, mode := range modes {
-		t.Run(mode, func(t *testing.T) { //nolint:paralleltest // they share the table
+		t.Run(mode, func(t *testing.T) {
 			ctx := testkit.Context(t)
 			conn := b.connect(t, mode)
 			requireConflict(t, insert(ctx, conn, i))
@@ -243,11 +244,11 @@ func batchAnswer(t *testing.T, p *pgconn.Pipeline) (failed error) {
 }
 
 // A commit whose answer is lost is a commit.
-func TestProxy_DropsCommits(t *testing.T) {
+func TestProxy_DropsCommits(t *testing.T) { //nolint:tparallel // its subtests share counts and tables
 	t.Parallel()
 	b := newBench(t, emulation.Habits{DropCommits: 1})
 	for i, mode := range modes {
-		t.Run(mode, func(t *testing.T) { //nolint:paralleltest // they share the table
+		t.Run(mode, func(t *testing.T) {
 			ctx := testkit.Context(t)
 			b.Set(emulation.Habits{DropCommits: 1})
 			conn := b.connect(t, mode)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Codes that begin a connection in place of the protocol's version.
@@ -30,7 +31,7 @@ func readOpening(r *bufio.Reader) (message []byte, code uint32, err error) {
 	if length < 2*leastHead || length > mostLength {
 		return nil, 0, fmt.Errorf("a first message of %d bytes", length)
 	}
-	message = append(head, make([]byte, length-2*leastHead)...)
+	message = slices.Concat(head, make([]byte, length-2*leastHead))
 	_, err = io.ReadFull(r, message[2*leastHead:])
 	return message, binary.BigEndian.Uint32(head[leastHead:]), err
 }
@@ -45,7 +46,7 @@ func read(r *bufio.Reader) (kind byte, message []byte, err error) {
 	if length < leastHead || length > mostLength {
 		return 0, nil, fmt.Errorf("a message %q of %d bytes", head[0], length)
 	}
-	message = append(head, make([]byte, length-leastHead)...)
+	message = slices.Concat(head, make([]byte, length-leastHead))
 	_, err = io.ReadFull(r, message[1+leastHead:])
 	return head[0], message, err
 }
