@@ -16,6 +16,8 @@ type Command struct {
 	What   string // for errors: "become a holder"
 	SQL    string
 	Params [][]byte // as text
+	// Follows reports that it means nothing but behind the command before, with which it is sent again.
+	Follows bool
 }
 
 // answer is what a command returned, as text, or why it failed.
@@ -45,8 +47,38 @@ func texts(values [][]byte) []string {
 	return row
 }
 
-// fly sends commands together and returns an answer for each. An error is one of the connection.
+// fly sends commands together and returns an answer for each. An error is one of the connection. What had to give way to another
+// transaction is sent again, as often as [patience] says: some engines answer so to every third statement.
 func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
+	answers, err := send(ctx, conn, commands)
+	for attempt := 1; err == nil && attempt < patience; attempt++ {
+		var places []int
+		var again []Command
+		for i, c := range commands {
+			if conflicted(answers[i].err) || (c.Follows && len(places) > 0 && places[len(places)-1] == i-1) {
+				places, again = append(places, i), append(again, c)
+			}
+		}
+		if len(again) == 0 {
+			break
+		}
+		var better []answer
+		better, err = send(ctx, conn, again)
+		for i, a := range better {
+			answers[places[i]] = a
+		}
+	}
+	return answers, err
+}
+
+// conflicted reports whether a statement had to give way to another transaction, and would do again.
+func conflicted(err error) bool {
+	code := pgerr.Code(err)
+	return code == pgerr.SerializationFailure || code == pgerr.DeadlockDetected
+}
+
+// send is fly without patience.
+func send(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
 	p := conn.StartPipeline(ctx)
 	for _, c := range commands {
 		p.SendQueryParams(c.SQL, c.Params, nil, nil, nil)

@@ -15,6 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/emulation"
 )
 
 // turns counts the round trips of the connections that are dialled through it: how often each has turned from listening
@@ -211,4 +212,33 @@ func TestDial_OnASlowNetwork(t *testing.T) {
 	s, err := d.DialProbed(t.Context(), session.Holding)
 	require.NoError(t, err)
 	s.HangUp()
+}
+
+// A server that has every third statement, or commit, give way to other transactions opens a session all the same.
+func TestDial_InSpiteOfConflicts(t *testing.T) {
+	t.Parallel()
+	for name, habits := range map[string]emulation.Habits{
+		"OfStatements": {Seed: 1, FailStatements: 0.3}, "OfCommits": {Seed: 1, FailCommits: 0.3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			engine, err := emulation.Start(testkit.Migrated(t), habits)
+			require.NoError(t, err)
+			t.Cleanup(engine.Close)
+			d := dialer(t, engine.URL())
+			for i := range 10 {
+				hold := session.Command{What: "hold rows", SQL: "SELECT pgbaton.enlist($1, 'x')", Params: [][]byte{strconv.AppendInt(nil, int64(i+1), 10)}}
+				for _, dial := range []func() (*session.Session, error){
+					func() (*session.Session, error) { return d.DialProbed(t.Context(), session.Holding) },
+					func() (*session.Session, error) { return d.Dial(t.Context(), session.Sidecar, hold) },
+					func() (*session.Session, error) { return d.DialPooled(t.Context()) },
+				} {
+					s, err := dial()
+					require.NoError(t, err)
+					s.HangUp()
+				}
+			}
+			require.Positive(t, engine.Counts().Faults())
+		})
+	}
 }

@@ -115,7 +115,7 @@ func (w *witness) testify(
 	return []Command{
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + free + ")"},
-		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_advisory_unlock(" + free + ")"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_advisory_unlock(" + free + ")", Follows: true},
 	}, nil
 }
 
