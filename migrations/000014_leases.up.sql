@@ -189,7 +189,7 @@ BEGIN
          WHERE NOT coalesce(q.waited >= 0 AND l.holder <> me AND l.holder <> ALL (dead)
                     AND l.expires_at BETWEEN clock_timestamp() AND clock_timestamp() + l.length * interval '1 ms' + interval '1 s'
                     AND CASE WHEN l.next = me THEN l.next_until > clock_timestamp() + interval '600 ms'
-                             ELSE l.next_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '2 s' AND l.next <> ALL (dead)
+                             ELSE l.next_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 min' AND l.next <> ALL (dead)
                                   AND l.next_since <= clock_timestamp() - q.waited * interval '1 ms' + interval '100 ms' END, false)
          ORDER BY l.key, l.pair, q.n
            FOR NO KEY UPDATE OF l) AS x
@@ -209,7 +209,7 @@ BEGIN
         IF dead IS NULL AND (r.holder > 0 OR r.next > 0 OR r.shared) THEN
             dead := pgbaton.dead_holders(keys, pairs);
         END IF;
-        turn := coalesce(r.next = me OR r.next_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '2 s'
+        turn := coalesce(r.next = me OR r.next_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 min'
                          OR r.next = ANY (dead), r.next IS NULL);
         IF r.want = 4 THEN
             UPDATE pgbaton.lease AS l SET next = NULL, next_since = NULL, next_until = NULL
@@ -269,7 +269,7 @@ BEGIN
                 DELETE FROM pgbaton.lease_share AS s WHERE s.key = r.key AND s.pair = r.pair; -- this holder's
             END IF;
             RETURN NEXT;
-        ELSIF r.waited >= 0 AND (CASE WHEN r.next = me THEN r.next_until NOT BETWEEN clock_timestamp() + interval '600 ms' AND clock_timestamp() + interval '2 s'
+        ELSIF r.waited >= 0 AND (CASE WHEN r.next = me THEN r.next_until NOT BETWEEN clock_timestamp() + interval '600 ms' AND clock_timestamp() + interval '1 min'
                                       ELSE turn OR r.next_since > clock_timestamp() - r.waited * interval '1 ms' + interval '100 ms' END) THEN
             -- The turn is the one's that has waited longest. A waiter says that it goes on before its turn runs out.
             UPDATE pgbaton.lease AS l
