@@ -84,18 +84,16 @@ func barePair(t *testing.T, through string) func(int) {
 	conn := testkit.Connect(t, testkit.With(t, through, "default_query_exec_mode", "exec"))
 	testkit.Exec(t, conn, `CREATE TABLE bare (key bigint PRIMARY KEY, holder uuid, token bigint, expires_at timestamptz) WITH (fillfactor = 50);
 		INSERT INTO bare VALUES (1)`)
-	holder := [16]byte{1}
+	holder := "11111111-1111-1111-1111-111111111111" // text: without a prepared statement the type is not known
 	return func(int) {
 		ctx := context.Background()
 		var token int64
-		err := conn.QueryRow(ctx, `UPDATE bare SET holder = $2, token = coalesce(token, 0) + 1, expires_at = clock_timestamp() + interval '15 s'
+		err := conn.QueryRow(ctx, `UPDATE bare SET holder = $2::uuid, token = coalesce(token, 0) + 1, expires_at = clock_timestamp() + interval '15 s'
 			WHERE key = $1 AND (holder IS NULL OR expires_at < clock_timestamp()) RETURNING token`, int64(1), holder).Scan(&token)
 		if err == nil {
-			_, err = conn.Exec(ctx, "UPDATE bare SET holder = NULL WHERE key = $1 AND holder = $2 AND token = $3", int64(1), holder, token)
+			_, err = conn.Exec(ctx, "UPDATE bare SET holder = NULL WHERE key = $1 AND holder = $2::uuid AND token = $3", int64(1), holder, token)
 		}
-		if err != nil {
-			t.Error(err)
-		}
+		require.NoError(t, err)
 	}
 }
 
