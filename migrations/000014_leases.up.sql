@@ -154,12 +154,12 @@ DECLARE
     mine  CONSTANT integer := length;
     dead  bigint[];
     r     record;
-    former_key  bigint; -- of the request before
-    former_pair boolean;
     turn  boolean; -- nobody goes before this holder
     busy  boolean;
-    others boolean; -- share the key
     count integer := 0;
+    others      boolean; -- share the key
+    former_key  bigint;  -- of the request before
+    former_pair boolean;
 BEGIN
     PERFORM pgbaton.require_holder(holder);
     IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000
@@ -178,8 +178,7 @@ BEGIN
         dead := pgbaton.dead_holders(keys, pairs);
     END IF;
     FOR r IN
-        SELECT x.*, count(*) OVER () AS rows -- all are locked before the first is returned
-          FROM (
+        SELECT x.*, count(*) OVER () AS rows FROM ( -- all are locked before the first is returned
         SELECT q.n, q.key, q.pair, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
                l.next, l.next_since, l.next_until
           FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited) WITH ORDINALITY
@@ -709,7 +708,7 @@ BEGIN
             RAISE EXCEPTION 'pgbaton.change_engine: the clock was set back, and tokens of sessions are % s ahead of it, where those of leases begin', ahead::bigint
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Try again when the clock is there.';
         END IF;
-        PERFORM pg_sleep(greatest(ahead, 0)::double precision);
+        PERFORM pg_sleep(greatest(ahead + 0.001, 0)::double precision); -- those of leases begin with a whole millisecond
     END IF;
     IF wanted <> 'lease' THEN
         PERFORM pgbaton.raise_tokens(greatest((SELECT max(l.last) FROM pgbaton.lease AS l), (SELECT f.last FROM pgbaton.lease_floor AS f)));
