@@ -34,8 +34,8 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 
 .PHONY: test/full
 test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/integration test/leases test/poolers SHORT= PACKAGES_AT_ONCE=1
-	$(MAKE) test/ha FAILOVERS=1
+	$(MAKE) test/unit test/integration SHORT= PACKAGES_AT_ONCE=1
+	$(MAKE) test/leases test/poolers PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
 SHORT := -short
@@ -50,14 +50,31 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
 
 # The nested module's packages that have a target of their own, since they need programs that the others do not.
-APART := poolers|ha
+APART := poolers|ha|contract
 
-# What both engines give is tested over either; these packages' tests take the engine that they are told to.
+# What both engines give is tested over either; these packages' tests take the engine that they are told to. Not over leases: tests that
+# look for sessions in the server's queue or hold an advisory lock themselves, and the one of a deadlock_timeout of 1 ms, within which
+# the server logs that one statement waits for another.
 LEASED := ./locks ./leaders ./semaphores
+OF_SESSIONS := TestTerminate_Waiter|TestFairness_WriterAmongReaders|TestRelay|TestQuiet
 .PHONY: test/leases
 test/leases: build/postgres ## run the tests of locks, leaders and semaphores between processes over leases
 	integration_test/ensure-pgbouncer.sh
-	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) -short $(LEASED)
+	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) $(SHORT) -skip '^($(OF_SESSIONS))$$' $(LEASED)
+
+# The table of law × ground is left in integration_test/results/contract.md.
+.PHONY: test/contract
+test/contract: build/postgres ## hold the library to its laws on every ground: session locks, leases, PgBouncer, emulated engines
+	integration_test/ensure-pgbouncer.sh
+	cd integration_test && $(GO_TEST) $(SHORT) ./contract
+	@cat integration_test/results/contract.md
+
+# PGBATON_TEST_ENGINES has URLs, or Docker images that are run as PostgreSQL's own, with commas.
+.PHONY: test/engines
+test/engines: build/postgres ## the same on your own servers (PGBATON_TEST_ENGINES=postgres://…,image)
+	@test -n "$(PGBATON_TEST_ENGINES)" || { echo "PGBATON_TEST_ENGINES names no server: give URLs, or Docker images"; exit 2; }
+	cd integration_test && PGBATON_TEST_ENGINES="$(PGBATON_TEST_ENGINES)" $(GO_TEST) -run '^TestLaw' $(SHORT) ./contract
+	@cat integration_test/results/contract.md
 
 .PHONY: test/poolers
 test/poolers: build/postgres ## run the tests behind real poolers, PgBouncer and Pgpool-II

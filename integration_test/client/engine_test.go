@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -177,11 +176,11 @@ func TestEngine_Terminated(t *testing.T) {
 	require.NoError(t, err)
 	next := make(chan *pgbaton.Lock, 1)
 	go func() {
-		lock, err := two.Acquire(ctx, pgbaton.ID(8))
+		after, err := two.Acquire(ctx, pgbaton.ID(8))
 		if err != nil {
 			t.Error(err)
 		}
-		next <- lock
+		next <- after
 	}()
 	conn := testkit.Connect(t, dsn)
 	testkit.WaitFor(t, conn, "SELECT next IS NOT NULL FROM pgbaton.lease WHERE key = 8")
@@ -190,7 +189,7 @@ func TestEngine_Terminated(t *testing.T) {
 	require.Greater(t, after.Token(), lock.Token())
 	<-lock.Done()
 	require.Equal(t, "terminated by an operator or by the server's shutdown", pgbaton.LossReasonOf(lock.Err()))
-	require.True(t, errors.Is(lock.Release(ctx), pgbaton.ErrLost))
+	require.ErrorIs(t, lock.Release(ctx), pgbaton.ErrLost)
 	require.NoError(t, after.Release(ctx))
 	lock, err = one.Acquire(ctx, pgbaton.ID(8)) // it has another session by now
 	require.NoError(t, err)

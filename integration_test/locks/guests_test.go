@@ -14,6 +14,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // Law 9: who waits for a lock holds back neither CREATE INDEX CONCURRENTLY nor VACUUM, also when it is the
@@ -69,7 +70,7 @@ func TestPoolOfOne(t *testing.T) {
 	defer pool.Close()
 	var clients []*pgbaton.Client
 	for range 2 {
-		client, err := pgbaton.New(context.Background(), pool, nil)
+		client, err := pgbaton.New(context.Background(), pool, &pgbaton.Config{Engine: testclient.Engine()})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, client.Close(context.Background())) }()
 		clients = append(clients, client)

@@ -46,7 +46,7 @@ func TestServer_RestartInTheLog(t *testing.T) {
 	defer cancel()
 	client, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{TTL: 3 * time.Second, Engine: testclient.Engine(), Logger: slog.New(slog.NewTextHandler(log, nil))})
 	require.NoError(t, err)
-	other, err := pgbaton.Open(ctx, dsn, nil)
+	other, err := pgbaton.Open(ctx, dsn, &pgbaton.Config{Engine: testclient.Engine()})
 	require.NoError(t, err)
 	defer other.Close(context.Background())
 

@@ -13,6 +13,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 // sweep is the ends of contexts at 0 to 300 µs after a moment.
@@ -57,7 +58,7 @@ func TestCancelSweep(t *testing.T) { //nolint:tparallel // its parts share a cli
 	t.Parallel()
 	dsn := lab.Database(t)
 	control := testkit.Connect(t, dsn)
-	client, err := pgbaton.Open(context.Background(), testkit.Named(t, dsn, "sweep"), nil)
+	client, err := pgbaton.Open(context.Background(), testkit.Named(t, dsn, "sweep"), &pgbaton.Config{Engine: testclient.Engine()})
 	require.NoError(t, err)
 	other := worker.Start(t)
 	other.Open("c", dsn, 0)

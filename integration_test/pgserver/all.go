@@ -83,12 +83,7 @@ func candidates() []candidate {
 	for _, image := range splitList(os.Getenv("PGBATON_TEST_IMAGES"), " \t\n,") {
 		list = append(list, candidate{
 			name: image, major: tagMajor(image), named: true,
-			start: func(ctx context.Context) (*Server, error) {
-				if err := ensureImage(ctx, image); err != nil {
-					return nil, err
-				}
-				return startContainer(ctx, image, fast(nil)...)
-			},
+			start: func(ctx context.Context) (*Server, error) { return StartImage(ctx, image) },
 		})
 	}
 	dirs := splitList(os.Getenv(envTestBinDirs), binDirSeparators)

@@ -54,6 +54,14 @@ func findImage(ctx context.Context) (string, error) {
 	return local, nil
 }
 
+// StartImage starts a server of a Docker image, which it pulls if the engine does not have it.
+func StartImage(ctx context.Context, image string) (*Server, error) {
+	if err := ensureImage(ctx, image); err != nil {
+		return nil, err
+	}
+	return startContainer(ctx, image, fast(nil)...)
+}
+
 // ensureImage makes sure that the engine has this very image.
 func ensureImage(ctx context.Context, image string) error {
 	engine, err := connectDocker(ctx)

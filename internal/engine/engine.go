@@ -23,8 +23,8 @@
 // The session engine holds keys as advisory locks of a session. An anchor is such a session; there are several when
 // many keys are held. Waiting is PostgreSQL's own queue.
 //
-// A lease engine holds keys as rows with holder, token and expiry. How it implements each method is said with the method,
-// under "Leases". The short of it: one anchor for the client, whose trust is that of the renewal (one statement for all
+// The lease engine holds keys as rows with holder, token and expiry. How it implements a method in another way is said with the
+// method, under "Leases". The short of it: one anchor for the client, whose trust is that of the renewal (one statement for all
 // rows); a request is a part of one statement for all requests of a round trip; waiting is a poll in one statement
 // for all keys, woken by notifications.
 package engine
@@ -41,7 +41,7 @@ type Engine interface {
 	// Start connects, with the manager that it reports to. On failure nothing is left open. Manager's methods may be called
 	// before it returns.
 	//
-	// Leases: open the pipeline, agree with the engine that the schema records, start the renewal.
+	// Leases: open the link, start the renewal and the poll. The first request agrees with the engine that the schema records.
 	Start(ctx context.Context, manager Manager) error
 
 	// Pick returns the anchor at which to ask for one more key, and counts the key there until [Anchor.Drop]. It is nil
@@ -61,7 +61,7 @@ type Engine interface {
 	// lock manager's mutex.
 	//
 	// Leases: put the key into the set that is polled. The poll is a Sweep of all keys of the set, whose requests are one
-	// statement; it goes faster for a key of which a notification says that it was released. There are no turns.
+	// statement; it is at once for a key of which a notification says that it was released. The key's row says whose turn it is.
 	Queue(key advisory.Key)
 	Unqueue(key advisory.Key)
 
@@ -71,7 +71,7 @@ type Engine interface {
 	// Close ends all waiting, gives all keys back, waits for the server's word on that until ctx ends or trust does, and ends
 	// connections and goroutines. The error says that the word did not come.
 	//
-	// Leases: stop the poll, delete the client's rows in one statement.
+	// Leases: stop the poll, give the client's rows back in one statement.
 	Close(ctx context.Context) error
 }
 
@@ -86,8 +86,7 @@ type Gatherer interface {
 type Anchor interface {
 	// Submit hands requests over, which are answered to the manager. It does not wait for answers: Help or Attend must follow.
 	//
-	// Leases: requests that arrive during a round trip share the next one, in one INSERT … ON CONFLICT … RETURNING for the requests
-	// that acquire or draw, and one UPDATE for the ones that release.
+	// Leases: requests of a round trip share one statement for the ones that acquire or draw, and one for the ones that release.
 	Submit(requests ...*Request)
 	// Help reads answers, for everybody, while the calling goroutine waits for its own: until done, or ctx ends, or nothing
 	// is under way. It returns at once when somebody else reads already.
@@ -96,7 +95,7 @@ type Anchor interface {
 	Attend()
 	// CatchUp makes sure that what the server has said by now is known, as far as that has arrived.
 	//
-	// Leases: nothing; a lease ends by the clock alone, which Trusted knows.
+	// Leases: nothing where there is no session; a lease ends by the clock then, which Trusted knows.
 	CatchUp(ctx context.Context)
 
 	// Trusted reports whether, at a moment, the keys can still be relied on. It is called with the lock manager's mutex.
@@ -108,7 +107,7 @@ type Anchor interface {
 	Expire() error
 	// Fail ends an anchor for a cause: its keys are lost.
 	//
-	// Leases: delete the client's rows, and go on as another holder.
+	// Leases: go on as another holder, and give the rows of this one back at the next contact.
 	Fail(cause error)
 
 	// Drop reports that a key for which the anchor was picked is no longer held by it or asked for. It is called with the

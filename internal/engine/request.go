@@ -14,7 +14,7 @@ const (
 
 // Manners say how an Acquire treats the processes that wait for the key.
 //
-// Leases: where the waiters are not known, all three are Barge, and a Yield is answered OK=false.
+// Leases: the key's row says who goes first, so Polite and Behind are the same.
 type Manners uint8
 
 const (
@@ -25,9 +25,9 @@ const (
 
 // Request is one operation on a key and, once answered, its result.
 //
-// Leases, by Verb: Acquire inserts the row, or takes over one that is free or has expired, with a token greater than the
-// row's last, and Want − 1 more reserved behind it. Release clears holder and expiry where holder and token are ours.
-// Draw raises the row's last token by Want. Yield looks for a waiter's mark at the row.
+// Leases, by Verb: Acquire takes over a row that is free or has expired, with a token greater than the row's last, and Want − 1 more
+// reserved behind it. Release clears the holder where holder and token are the client's. Draw raises the row's last token by Want. Yield
+// looks whether it is another one's turn.
 type Request struct {
 	Verb    Verb
 	Manners Manners // of an Acquire

@@ -43,13 +43,11 @@ func HeldBy(tb testing.TB, conn *pgx.Conn, name string) int {
 		 WHERE a.application_name = $1`+here, name)
 }
 
-// Waiting counts the sessions with an application_name that wait for an advisory lock, or whose turn for a lease it is.
+// Waiting counts the sessions with an application_name that wait for an advisory lock, or ask for leases again and again.
 func Waiting(tb testing.TB, conn *pgx.Conn, name string) int {
 	tb.Helper()
 	return Value[int](tb, conn, `SELECT count(*) FROM pg_stat_activity
-		WHERE application_name = $1`+here+` AND (wait_event_type = 'Lock' AND wait_event = 'advisory' OR EXISTS (
-			SELECT FROM pgbaton.lease AS l JOIN pgbaton.lock_client AS c ON c.id = l.next
-			 WHERE c.pid = pg_stat_activity.pid AND l.next_until > clock_timestamp()))`, name)
+		WHERE application_name = $1 AND (wait_event_type = 'Lock' AND wait_event = 'advisory' OR query ~ 'pgbaton.acquire_leases')`+here, name)
 }
 
 // Statements looks at the sessions with an application_name for a while, often enough to see each of their

@@ -23,6 +23,7 @@ var pool struct {
 	main    *pgserver.Server
 	every   []*pgserver.Server
 	err     error
+	images  map[string]*pgserver.Server
 	started []*pgserver.Server
 }
 
@@ -56,6 +57,22 @@ func Servers(tb testing.TB) []*pgserver.Server {
 	}
 	require.NoError(tb, pool.err, "this test needs a PostgreSQL")
 	return pool.every
+}
+
+// Image returns a server of a Docker image, which is started when it is first asked for.
+func Image(tb testing.TB, image string) *pgserver.Server {
+	tb.Helper()
+	pool.Lock()
+	defer pool.Unlock()
+	if pool.images[image] == nil {
+		server, err := pgserver.StartImage(context.Background(), image)
+		require.NoError(tb, err)
+		if pool.images == nil {
+			pool.images = map[string]*pgserver.Server{}
+		}
+		pool.images[image], pool.started = server, append(pool.started, server)
+	}
+	return pool.images[image]
 }
 
 // Run is a package's tests; it stops the servers after them.

@@ -140,7 +140,7 @@ func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
 			// Without a TTL of the command, one that is longer than a busy machine keeps a process from the server.
 			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
-			Engine: testclient.Engine(),
+			Engine: cmp.Or(pgbaton.Engine(cmd.Engine), testclient.Engine()),
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		var hit *pgconn.PgError

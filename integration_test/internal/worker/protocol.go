@@ -47,6 +47,7 @@ type Command struct {
 	Client string `json:"client,omitempty"`
 	DSN    string `json:"dsn,omitempty"`
 
+	Engine   string        `json:"engine,omitempty"` // of Open; that of all tests if it is empty
 	TTL      time.Duration `json:"ttl,omitempty"`
 	MaxConns int           `json:"max_conns,omitempty"`
 	MaxHeld  int           `json:"max_held,omitempty"`

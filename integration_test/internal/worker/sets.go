@@ -26,7 +26,7 @@ func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
 		clients = append(clients, client)
 	}
 	counts.end = time.Now().Add(cmd.For)
-	spell := spell{stopped: &c.stopped, end: counts.end}
+	goesOn := spell{stopped: &c.stopped, end: counts.end}
 	take := c.takeSet
 	if cmd.Kind == ByHand {
 		take = c.takeByHand
@@ -35,7 +35,7 @@ func (c *child) sets(ctx context.Context, cmd Command) (Answer, error) {
 	for _, client := range clients {
 		for range cmd.Goroutines {
 			wg.Go(func() {
-				for !counts.failed() && !spell.over(counts.sets.Load() > 0 || cmd.Kind == ByHand) {
+				for !counts.failed() && !goesOn.over(counts.sets.Load() > 0 || cmd.Kind == ByHand) {
 					if err := take(ctx, client, cmd, counts); err != nil {
 						counts.fail(err)
 					}
