@@ -105,6 +105,10 @@ figures: build/postgres ## print what the tests measure: how late, how fast, how
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
 		./locks ./leaders ./semaphores ./frozen ./storm 2>&1 | \
 		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
+	integration_test/ensure-pgbouncer.sh
+	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
+		-run 'TestFigures|TestService' ./poolers 2>&1 | \
+		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
 
 # Servers and clients are processes of the program's own, and end with it. It needs the server programs of the majors.
 .PHONY: storm storm/frozen
