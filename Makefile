@@ -34,7 +34,8 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 
 .PHONY: test/full
 test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/integration test/leases test/poolers SHORT= PACKAGES_AT_ONCE=1
+	$(MAKE) test/unit test/integration SHORT= PACKAGES_AT_ONCE=1
+	$(MAKE) test/leases test/poolers PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
 SHORT := -short
@@ -59,7 +60,7 @@ OF_SESSIONS := TestTerminate_Waiter|TestFairness_WriterAmongReaders|TestRelay|Te
 .PHONY: test/leases
 test/leases: build/postgres ## run the tests of locks, leaders and semaphores between processes over leases
 	integration_test/ensure-pgbouncer.sh
-	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) -short -skip '^($(OF_SESSIONS))$$' $(LEASED)
+	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) $(SHORT) -skip '^($(OF_SESSIONS))$$' $(LEASED)
 
 # The table of law × ground is left in integration_test/results/contract.md.
 .PHONY: test/contract
@@ -103,6 +104,10 @@ figures: build/postgres ## print what the tests measure: how late, how fast, how
 		sed -n 's/^.*: figure: /  /p'
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
 		./locks ./leaders ./semaphores ./frozen ./storm 2>&1 | \
+		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
+	integration_test/ensure-pgbouncer.sh
+	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
+		-run 'TestFigures|TestService' ./poolers 2>&1 | \
 		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
 
 # Servers and clients are processes of the program's own, and end with it. It needs the server programs of the majors.

@@ -38,7 +38,8 @@
 //   - A lock does not survive a failover or a restart of the server: the lock is lost, and its holder is told.
 //   - A lock that a transaction of the caller's waits for ([AcquireTx], [LockRow]) is granted to that transaction also
 //     while its process is frozen, and then is held until the server ends that session, by the caller's settings.
-//   - Locks on a standby, or behind a pooler in transaction mode, exclude nobody. [New] refuses both.
+//   - Locks on a standby exclude nobody; [New] refuses it. So do the locks of sessions behind a pooler in transaction mode: there
+//     they are leases, see [Config.Engine].
 //   - Two primaries (a failover whose old primary still runs) are two servers: only the token tells their holders
 //     apart. It rises on the new one.
 //   - Fairness is order of arrival among the goroutines of a process, and PostgreSQL's own queue among
@@ -58,6 +59,11 @@
 // in rows by the sidecar, one more session that is opened when it is needed first. The schema pgbaton has the sequence of tokens, the means
 // to notice that it can no longer be trusted, tables, and functions for SQL; see package
 // [github.com/pgbaton/pgbaton/migrations].
+//
+// With [EngineLease] a lock is a row with holder, token and expiry instead, which one connection, or one that a pooler lends for a
+// transaction, takes, renews three times in a TTL and gives back. Whose turn it is stands in the row. Only the database's clock says
+// when a lease is over. A client that has a session of its own shows by an advisory lock that it lives, so that the leases of a dead
+// process are free at once.
 //
 // # Before the first lock
 //

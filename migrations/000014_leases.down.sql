@@ -126,6 +126,7 @@ DROP FUNCTION pgbaton.renew_leases;
 DROP FUNCTION pgbaton.release_leases;
 DROP FUNCTION pgbaton.release_lease;
 DROP FUNCTION pgbaton.call_next;
+DROP FUNCTION pgbaton.lock_leases;
 DROP FUNCTION pgbaton.free_key;
 DROP FUNCTION pgbaton.try_key;
 DROP FUNCTION pgbaton.raise_tokens;
@@ -138,6 +139,7 @@ DROP FUNCTION pgbaton.correct_lease;
 
 ALTER TABLE pgbaton.holder DROP COLUMN attends_until;
 DROP TABLE pgbaton.lock_client;
+DROP TABLE pgbaton.lease_floor;
 DROP TABLE pgbaton.lock_engine;
 DROP TABLE pgbaton.lease_share;
 DROP TABLE pgbaton.lease;

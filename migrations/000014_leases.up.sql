@@ -48,6 +48,12 @@ CREATE TABLE pgbaton.lease_share (
     PRIMARY KEY (key, pair, holder)
 ) WITH (fillfactor = 50);
 
+-- The newest token of all keys that were forgotten, so that tokens go on rising when the clock was set back.
+CREATE TABLE pgbaton.lease_floor (
+    singleton boolean NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
+    last      bigint  NOT NULL
+);
+
 -- By which engine locks exclude in this database: session (advisory locks), lease, or both, on the way from one to the
 -- other: then a lock is a lease and an advisory lock. No row: nobody has taken a lock yet.
 CREATE TABLE pgbaton.lock_engine (
@@ -99,6 +105,9 @@ DECLARE
     got   bigint;
 BEGIN
     PERFORM pgbaton.require_holder(holder);
+    IF (length BETWEEN 1000 AND 3600000 AND tokens BETWEEN 1 AND 64 AND want BETWEEN 0 AND 1) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton.acquire_lease: a lease is 1 s to 1 h, and has 1 to 64 tokens' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM pgbaton.keep_grants(holder);
     UPDATE pgbaton.lease AS l
        SET holder = acquire_lease.holder, token = greatest(l.last + 1, clock), last = greatest(l.last + 1, clock) + tokens - 1,
@@ -132,7 +141,8 @@ $$;
 --   1 the key, after those that wait            3 to know whether others wait
 --
 -- with_lock takes the advisory lock as well. Returns a row for each request that was granted: with the first token and how many
--- were drawn, or, for 3, if nobody else waits. Keys are locked in one order, so that calls do not end in deadlocks.
+-- were drawn, or, for 3, if nobody else waits. The rows of all keys are locked before the first request is served, in one order,
+-- so that calls do not end in deadlocks. A call that fails keeps the advisory locks that it has taken: end the session.
 CREATE FUNCTION pgbaton.acquire_leases(
     holder bigint, length integer, keys bigint[], pairs boolean[], shared boolean[], wants integer[], tokens integer[],
     waited integer[], with_lock boolean)
@@ -147,11 +157,20 @@ DECLARE
     turn  boolean; -- nobody goes before this holder
     busy  boolean;
     count integer := 0;
+    others      boolean; -- share the key
+    former_key  bigint;  -- of the request before
+    former_pair boolean;
 BEGIN
     PERFORM pgbaton.require_holder(holder);
+    IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000
+        AND cardinality(keys) = ALL (ARRAY[cardinality(pairs), cardinality(shared), cardinality(wants), cardinality(tokens), cardinality(waited)])
+        AND 1 <= ALL (tokens) AND 64 >= ALL (tokens) AND 0 <= ALL (wants) AND 4 >= ALL (wants) AND -1 <= ALL (waited)) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton.acquire_leases: a lease is 1 s to 1 h, and has 1 to 64 tokens; each request has its place in every array'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM pgbaton.keep_grants(holder);
-    INSERT INTO pgbaton.lease AS n (key, pair)
-    SELECT q.key, q.pair FROM unnest(keys, pairs) AS q (key, pair)
+    INSERT INTO pgbaton.lease AS n (key, pair, last)
+    SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
      ORDER BY q.key, q.pair
         ON CONFLICT DO NOTHING;
@@ -159,6 +178,7 @@ BEGIN
         dead := pgbaton.dead_holders(keys, pairs);
     END IF;
     FOR r IN
+        SELECT x.*, count(*) OVER () AS rows FROM ( -- all are locked before the first is returned
         SELECT q.n, q.key, q.pair, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
                l.next, l.next_since, l.next_until
           FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited) WITH ORDINALITY
@@ -168,11 +188,19 @@ BEGIN
          WHERE NOT coalesce(q.waited >= 0 AND l.holder <> me AND l.holder <> ALL (dead)
                     AND l.expires_at BETWEEN clock_timestamp() AND clock_timestamp() + l.length * interval '1 ms' + interval '1 s'
                     AND CASE WHEN l.next = me THEN l.next_until > clock_timestamp() + interval '600 ms'
-                             ELSE l.next_until > clock_timestamp() AND l.next <> ALL (dead)
+                             ELSE l.next_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 min' AND l.next <> ALL (dead)
                                   AND l.next_since <= clock_timestamp() - q.waited * interval '1 ms' + interval '100 ms' END, false)
          ORDER BY l.key, l.pair, q.n
-           FOR NO KEY UPDATE OF l
+           FOR NO KEY UPDATE OF l) AS x
+         ORDER BY x.key, x.pair, x.n
     LOOP
+        IF r.key = former_key AND r.pair = former_pair THEN -- that may have changed the row
+            SELECT l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared, l.next, l.next_since, l.next_until
+              INTO r.last, r.holder, r.expires_at, r.length, r.overdue, r.shared, r.next, r.next_since, r.next_until
+              FROM pgbaton.lease AS l WHERE l.key = r.key AND l.pair = r.pair;
+        END IF;
+        former_key := r.key;
+        former_pair := r.pair;
         IF r.waited < 0 THEN
             count := count + 1;
         END IF;
@@ -180,7 +208,8 @@ BEGIN
         IF dead IS NULL AND (r.holder > 0 OR r.next > 0 OR r.shared) THEN
             dead := pgbaton.dead_holders(keys, pairs);
         END IF;
-        turn := coalesce(r.next = me OR r.next_until <= clock_timestamp() OR r.next = ANY (dead), r.next IS NULL);
+        turn := coalesce(r.next = me OR r.next_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 min'
+                         OR r.next = ANY (dead), r.next IS NULL);
         IF r.want = 4 THEN
             UPDATE pgbaton.lease AS l SET next = NULL, next_since = NULL, next_until = NULL
              WHERE l.key = r.key AND l.pair = r.pair AND l.next = me;
@@ -205,15 +234,16 @@ BEGIN
             OR (r.holder > 0 AND r.expires_at <= clock_timestamp()) THEN
             PERFORM pgbaton.correct_lease(r.key, r.pair);
         END IF;
+        others := false;
         IF r.shared THEN
             DELETE FROM pgbaton.lease_share AS s
              WHERE s.key = r.key AND s.pair = r.pair
-               AND (s.holder = me OR s.holder = ANY (dead) OR ((s.holder < 0 OR s.overdue) AND s.expires_at <= clock_timestamp()));
-            r.shared := EXISTS (SELECT FROM pgbaton.lease_share AS s WHERE s.key = r.key AND s.pair = r.pair);
+               AND (s.holder = ANY (dead) OR ((s.holder < 0 OR s.overdue) AND s.expires_at <= clock_timestamp()));
+            others := EXISTS (SELECT FROM pgbaton.lease_share AS s WHERE s.key = r.key AND s.pair = r.pair AND s.holder <> me);
         END IF;
         busy := coalesce(r.holder <> me AND NOT coalesce(r.holder = ANY (dead), false)
                          AND NOT ((r.holder < 0 OR r.overdue) AND r.expires_at <= clock_timestamp()), false)
-            OR (r.shared AND NOT r.share);
+            OR (others AND NOT r.share);
         IF NOT busy AND (turn OR r.want = 0) AND (NOT with_lock OR pgbaton.try_key(r.key, r.pair, r.share)) THEN
             IF with_lock THEN
                 SELECT t.first, t.drawn INTO token, drawn FROM pgbaton.lease_tokens(r.last, r.tokens, true) AS t;
@@ -231,10 +261,14 @@ BEGIN
              WHERE l.key = r.key AND l.pair = r.pair;
             IF r.share THEN
                 INSERT INTO pgbaton.lease_share AS s (key, pair, holder, token, expires_at, length)
-                VALUES (r.key, r.pair, me, acquire_leases.token, clock_timestamp() + mine * interval '1 ms', mine);
+                VALUES (r.key, r.pair, me, acquire_leases.token, clock_timestamp() + mine * interval '1 ms', mine)
+                ON CONFLICT ON CONSTRAINT lease_share_pkey DO UPDATE
+                    SET token = excluded.token, expires_at = excluded.expires_at, length = excluded.length, overdue = false;
+            ELSIF r.shared THEN
+                DELETE FROM pgbaton.lease_share AS s WHERE s.key = r.key AND s.pair = r.pair; -- this holder's
             END IF;
             RETURN NEXT;
-        ELSIF r.waited >= 0 AND (CASE WHEN r.next = me THEN r.next_until < clock_timestamp() + interval '600 ms'
+        ELSIF r.waited >= 0 AND (CASE WHEN r.next = me THEN r.next_until NOT BETWEEN clock_timestamp() + interval '600 ms' AND clock_timestamp() + interval '1 min'
                                       ELSE turn OR r.next_since > clock_timestamp() - r.waited * interval '1 ms' + interval '100 ms' END) THEN
             -- The turn is the one's that has waited longest. A waiter says that it goes on before its turn runs out.
             UPDATE pgbaton.lease AS l
@@ -267,35 +301,46 @@ END;
 $$;
 
 -- New tokens for a key whose newest is known: the first, and how many there are. Where a session holds the advisory lock as well they
--- come from the sequence, so that they are greater than all that sessions have had; it is moved where leases have had greater ones.
+-- come from the sequence, so that they are greater than all that sessions have had, unless leases have had greater ones: as long as
+-- there are clients of leases alone there are none of sessions alone, and before those come pgbaton.change_engine moves the sequence.
 CREATE FUNCTION pgbaton.lease_tokens(last bigint, wanted integer, with_lock boolean, OUT first bigint, OUT drawn integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    drawn := wanted;
-    IF NOT with_lock THEN
+    IF with_lock THEN
+        drawn := least(wanted, 32);
+        first := greatest(last + 1, pgbaton.next_token());
+    ELSE
+        drawn := wanted;
         first := greatest(last + 1, (extract(epoch FROM clock_timestamp()) * 1000 - 1577836800000)::bigint << 12);
-        RETURN;
-    END IF;
-    drawn := least(wanted, 32);
-    first := pgbaton.next_token();
-    IF first <= last THEN
-        PERFORM pgbaton.raise_tokens(last);
-        first := pgbaton.next_token();
     END IF;
 END;
 $$;
 
--- Moves the sequence of tokens above a token, and to the clock if that is further. One at a time does, under a lock on the
--- table that nobody without rights on it can take, as in repair_tokens. Those who draw meanwhile draw below the clock.
+-- Moves the sequence of tokens above a token and the 64 behind it, which leases may be given meanwhile, and to the clock if that
+-- is further. Others draw meanwhile, so it must not be put back: as in repair_tokens it is set only if it is 2^26 behind, and
+-- else led there by nextval; and the lock on the table, by which one at a time does that, is gone with the block, which always fails.
 CREATE FUNCTION pgbaton.raise_tokens(above bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    newest bigint;
+    goal   bigint;
 BEGIN
     PERFORM pgbaton.repair_tokens();
-    LOCK TABLE pgbaton.incarnation IN SHARE UPDATE EXCLUSIVE MODE;
-    PERFORM setval('pgbaton.token', greatest(t.last_value + 64, (above / 32 + 2) * 32,
-                   ((extract(epoch FROM clock_timestamp()) * 1000 - 1577836800000)::bigint << 12))) FROM pgbaton.token AS t;
+    BEGIN
+        LOCK TABLE pgbaton.incarnation IN SHARE UPDATE EXCLUSIVE MODE;
+        SELECT t.last_value INTO newest FROM pgbaton.token AS t;
+        goal := greatest((above / 32 + 3) * 32, (extract(epoch FROM clock_timestamp()) * 1000 - 1577836800000)::bigint << 12);
+        IF goal - newest >= 1 << 26 THEN
+            PERFORM setval('pgbaton.token', goal);
+        ELSIF goal > newest THEN
+            PERFORM nextval('pgbaton.token') FROM generate_series(1, (goal - newest) / 32 + 1);
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = 'PB000';
+    EXCEPTION WHEN SQLSTATE 'PB000' THEN
+        NULL;
+    END;
 END;
 $$;
 
@@ -325,6 +370,18 @@ BEGIN
     IF next > 0 AND next_until > clock_timestamp() THEN
         PERFORM pg_notify('pgbaton_lease', concat_ws('/', next, key, pair::integer));
     END IF;
+END;
+$$;
+
+-- Locks the rows of keys, in one order. A transaction that calls more than one of the functions that give back and take leases calls
+-- it first, for all their keys: else two such transactions may end in a deadlock.
+CREATE FUNCTION pgbaton.lock_leases(keys bigint[], pairs boolean[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+      ORDER BY l.key, l.pair
+        FOR NO KEY UPDATE OF l;
 END;
 $$;
 
@@ -388,46 +445,75 @@ END;
 $$;
 
 -- Renews leases, each if it is the holder's, or was of one that the client was before, and has the token. Returns the
--- places of those in the arrays. With only_these everything else of these holders is given back: an answer that was lost may have granted it.
+-- places of those in the arrays. With only_these everything else of the former holders is given back: an answer that was lost may have
+-- granted it. (What the holder itself has besides may be a grant whose answer is on its way.)
+--
+-- A lease of a session whose row another transaction has is the session's until somebody has found it expired, and a lease after
+-- that: it counts as renewed, so that nobody makes a holder lose its leases by a transaction that it leaves open.
 CREATE FUNCTION pgbaton.renew_leases(
     holder bigint, length integer, keys bigint[], pairs boolean[], shared boolean[], tokens bigint[], former bigint[], only_these boolean)
 RETURNS TABLE (request integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    me   CONSTANT bigint := holder;
-    mine CONSTANT bigint[] := former || holder;
-    other bigint;
-    r    record;
+    me     CONSTANT bigint := holder;
+    span   CONSTANT interval := length * interval '1 ms';
+    ours   CONSTANT bigint[] := former || holder;
+    other  bigint;
+    places bigint[];
 BEGIN
-    FOREACH other IN ARRAY mine LOOP
+    FOREACH other IN ARRAY ours LOOP
         PERFORM pgbaton.require_holder(other);
     END LOOP;
-    FOR r IN
-        SELECT q.n, q.key, q.pair, q.shared AS share, q.token
-          FROM unnest(keys, pairs, renew_leases.shared, tokens) WITH ORDINALITY AS q (key, pair, shared, token, n)
-          JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
-         ORDER BY l.key, l.pair, q.n
-           FOR NO KEY UPDATE OF l
-    LOOP
-        IF r.share THEN
-            UPDATE pgbaton.lease_share AS s
-               SET holder = me, expires_at = clock_timestamp() + renew_leases.length * interval '1 ms', length = renew_leases.length, overdue = false
-             WHERE s.key = r.key AND s.pair = r.pair AND s.holder = ANY (mine) AND s.token = r.token;
-        ELSE
-            UPDATE pgbaton.lease AS l
-               SET holder = me, expires_at = clock_timestamp() + renew_leases.length * interval '1 ms', length = renew_leases.length, overdue = false
-             WHERE l.key = r.key AND l.pair = r.pair AND l.holder = ANY (mine) AND l.token = r.token;
-        END IF;
-        CONTINUE WHEN NOT FOUND;
-        request := r.n;
-        RETURN NEXT;
-    END LOOP;
-    IF only_these THEN
-        PERFORM pgbaton.free_leases(mine, keys, pairs);
+    IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton.renew_leases: a lease is 1 s to 1 h' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    UPDATE pgbaton.lock_client AS c SET expires_at = clock_timestamp() + renew_leases.length * interval '1 ms'
-     WHERE c.id = me AND c.pid IS NULL;
+    PERFORM pgbaton.keep_grants(me);
+    IF only_these THEN -- in one order, also with what is given back
+        PERFORM FROM pgbaton.lease AS l
+          WHERE (l.key, l.pair) IN (SELECT q.key, q.pair FROM unnest(keys, pairs) AS q (key, pair)) OR l.holder = ANY (former)
+             OR (l.shared AND EXISTS (SELECT FROM pgbaton.lease_share AS s WHERE s.key = l.key AND s.pair = l.pair AND s.holder = ANY (former)))
+          ORDER BY l.key, l.pair
+            FOR NO KEY UPDATE;
+    ELSIF me < 0 THEN
+        PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+          ORDER BY l.key, l.pair
+            FOR NO KEY UPDATE OF l;
+    END IF;
+    WITH found AS MATERIALIZED (
+        SELECT q.n, q.key, q.pair, q.share, q.token
+          FROM unnest(keys, pairs, renew_leases.shared, tokens) WITH ORDINALITY AS q (key, pair, share, token, n)
+          JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+           FOR NO KEY UPDATE OF l SKIP LOCKED),
+    alone AS (
+        UPDATE pgbaton.lease AS l
+           SET holder = me, expires_at = clock_timestamp() + span, length = renew_leases.length, overdue = false
+          FROM found AS f
+         WHERE NOT f.share AND l.key = f.key AND l.pair = f.pair AND l.holder = ANY (ours) AND l.token = f.token
+        RETURNING f.n),
+    together AS (
+        UPDATE pgbaton.lease_share AS s
+           SET holder = me, expires_at = clock_timestamp() + span, length = renew_leases.length, overdue = false
+          FROM found AS f
+         WHERE f.share AND s.key = f.key AND s.pair = f.pair AND s.holder = ANY (ours) AND s.token = f.token
+        RETURNING f.n)
+    SELECT coalesce(array_agg(k.n), '{}') INTO places FROM (SELECT a.n FROM alone AS a UNION ALL SELECT t.n FROM together AS t) AS k;
+    RETURN QUERY SELECT p::integer FROM unnest(places) AS p;
+    IF me > 0 AND cardinality(places) < cardinality(keys) THEN
+        RETURN QUERY
+        SELECT q.n::integer
+          FROM unnest(keys, pairs, renew_leases.shared, tokens) WITH ORDINALITY AS q (key, pair, share, token, n)
+          JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+          LEFT JOIN pgbaton.lease_share AS s ON q.share AND s.key = q.key AND s.pair = q.pair AND s.holder = me
+         WHERE q.n NOT IN (SELECT p FROM unnest(places) AS p)
+           AND CASE WHEN q.share THEN s.token = q.token AND s.expires_at > clock_timestamp() AND NOT s.overdue AND s.length >= renew_leases.length
+                    ELSE l.holder = me AND l.token = q.token AND l.expires_at > clock_timestamp() AND NOT l.overdue
+                         AND l.length >= renew_leases.length END;
+    END IF;
+    IF only_these THEN
+        PERFORM pgbaton.free_leases(former, keys, pairs);
+    END IF;
+    UPDATE pgbaton.lock_client AS c SET expires_at = clock_timestamp() + span WHERE c.id = me AND c.pid IS NULL;
     IF NOT FOUND AND me < 0 THEN
         RAISE EXCEPTION 'pgbaton.renew_leases: holder % is no client', me USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
@@ -471,20 +557,37 @@ BEGIN
 END;
 $$;
 
--- Tidies up, a thousand rows at most: keys that nobody has held for an hour, and connections that are gone. A token that is
--- given later is greater than those of a row that was forgotten, since the clock has gone on.
+-- Tidies up, a thousand rows at most: keys that nobody has taken for an hour, or that were left behind an hour ago by holders that
+-- are gone, and connections that are gone. A token that is given later is greater than those of a row that was forgotten, also when
+-- the clock is set back: the newest of them is kept.
 CREATE FUNCTION pgbaton.tend_leases() RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    long_ago CONSTANT bigint := (extract(epoch FROM clock_timestamp()) * 1000 - 1577836800000 - 3600000)::bigint << 12;
+    hour     CONSTANT interval := interval '1 hour';
+    long_ago CONSTANT bigint := (extract(epoch FROM clock_timestamp() - hour) * 1000 - 1577836800000)::bigint << 12;
 BEGIN
+    INSERT INTO pgbaton.lease_floor (last) SELECT 0 WHERE NOT EXISTS (SELECT FROM pgbaton.lease_floor) ON CONFLICT DO NOTHING;
+    PERFORM FROM pgbaton.lease_floor FOR UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        WITH old AS MATERIALIZED (
+            SELECT l.key, l.pair FROM pgbaton.lease AS l
+             WHERE l.last < long_ago AND coalesce(l.next_until < clock_timestamp(), true)
+               AND (l.holder IS NULL
+                    OR (l.expires_at < clock_timestamp() - hour AND (l.holder < 0 OR NOT pgbaton.present(l.holder))))
+               AND NOT (l.shared AND EXISTS (
+                   SELECT FROM pgbaton.lease_share AS s
+                    WHERE s.key = l.key AND s.pair = l.pair
+                      AND (s.expires_at >= clock_timestamp() - hour OR (s.holder > 0 AND pgbaton.present(s.holder)))))
+             LIMIT 1000 FOR UPDATE SKIP LOCKED),
+        shares AS (DELETE FROM pgbaton.lease_share AS s USING old AS o WHERE s.key = o.key AND s.pair = o.pair),
+        gone AS (DELETE FROM pgbaton.lease AS l USING old AS o WHERE l.key = o.key AND l.pair = o.pair RETURNING l.last)
+        UPDATE pgbaton.lease_floor AS f SET last = g.last
+          FROM (SELECT max(n.last) AS last FROM gone AS n) AS g WHERE g.last > f.last;
+    END IF;
     WITH old AS MATERIALIZED (
-        SELECT l.key, l.pair FROM pgbaton.lease AS l
-         WHERE l.holder IS NULL AND NOT l.shared AND l.last < long_ago AND coalesce(l.next_until < clock_timestamp(), true)
-         LIMIT 1000 FOR UPDATE SKIP LOCKED)
-    DELETE FROM pgbaton.lease AS l USING old AS o WHERE l.key = o.key AND l.pair = o.pair;
-    DELETE FROM pgbaton.lock_client AS c WHERE NOT pgbaton.client_lives(c);
+        SELECT c.id FROM pgbaton.lock_client AS c WHERE NOT pgbaton.client_lives(c) LIMIT 1000 FOR UPDATE SKIP LOCKED)
+    DELETE FROM pgbaton.lock_client AS c USING old AS o WHERE c.id = o.id;
 END;
 $$;
 
@@ -506,31 +609,42 @@ AS $$
 $$;
 
 -- What a connection calls before it takes locks by an engine, in the same transaction or before. It records the engine if
--- none is recorded, and fails with SQLSTATE PB002 if another one is. length is NULL for a session of its own; else it is for how many
--- milliseconds the connection counts, unless renew_leases goes on. The row of the record is locked, so that the engine does not
--- change before others can see this connection.
+-- none is recorded, and fails with SQLSTATE PB002 if another one is. length is NULL for a session of its own, which is one client; else
+-- the id is that of its holder, and it is for how many milliseconds the connection counts, unless renew_leases goes on. The row of the
+-- record is locked, so that the engine does not change before others can see this connection.
 CREATE FUNCTION pgbaton.join_engine(id bigint, wanted text, name text, length integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    known record;
+    known   record;
+    session CONSTANT integer := CASE WHEN length IS NULL THEN pg_backend_pid() END;
 BEGIN
+    IF length IS NOT NULL THEN
+        PERFORM pgbaton.require_holder(id);
+        PERFORM pgbaton.keep_grants(id);
+        IF length NOT BETWEEN 1000 AND 3600000 OR wanted = 'both' THEN
+            RAISE EXCEPTION 'pgbaton.join_engine: a lease is 1 s to 1 h, and "both" needs a session' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END IF;
+    DELETE FROM pgbaton.lock_client AS c WHERE c.pid = session AND c.id <> join_engine.id; -- it was one before, through a pooler
     IF random() < 0.05 THEN
         DELETE FROM pgbaton.lock_client AS c WHERE c.id IN (
             SELECT d.id FROM pgbaton.lock_client AS d WHERE d.id <> join_engine.id AND NOT pgbaton.client_lives(d) FOR UPDATE SKIP LOCKED);
     END IF;
     INSERT INTO pgbaton.lock_client AS c (id, engine, name, pid, joined_at, expires_at)
-    VALUES (join_engine.id, wanted, left(join_engine.name, 512), CASE WHEN length IS NULL THEN pg_backend_pid() END, clock_timestamp(),
-            clock_timestamp() + length * interval '1 ms')
-    ON CONFLICT ON CONSTRAINT lock_client_pkey DO UPDATE SET pid = excluded.pid, joined_at = excluded.joined_at, expires_at = excluded.expires_at
-     WHERE c.engine = excluded.engine;
+    VALUES (join_engine.id, wanted, left(join_engine.name, 512), session, clock_timestamp(), clock_timestamp() + length * interval '1 ms')
+    ON CONFLICT ON CONSTRAINT lock_client_pkey DO UPDATE SET joined_at = excluded.joined_at, expires_at = excluded.expires_at
+     WHERE c.engine = excluded.engine AND c.pid IS NOT DISTINCT FROM excluded.pid;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'pgbaton.join_engine: the id is taken' USING ERRCODE = 'unique_violation';
+    END IF;
     LOOP
         SELECT e.engine, e.recorded_by, e.recorded_at INTO known FROM pgbaton.lock_engine AS e FOR SHARE;
         EXIT WHEN FOUND;
         INSERT INTO pgbaton.lock_engine AS e (engine, recorded_by, recorded_at)
         VALUES (wanted, left(join_engine.name, 512), clock_timestamp()) ON CONFLICT DO NOTHING;
     END LOOP;
-    IF known.engine <> wanted AND NOT (wanted = 'both' AND length IS NULL) THEN
+    IF known.engine <> wanted AND wanted <> 'both' THEN
         RAISE EXCEPTION 'locks of this database are of the engine "%", recorded by % at %, and not "%"',
             known.engine, known.recorded_by, known.recorded_at, wanted
             USING ERRCODE = 'PB002', HINT = 'Follow the record (Config.Engine), or change it: pgbaton.change_engine.';
@@ -540,20 +654,31 @@ $$;
 
 -- Changes the engine, for operators: from session or lease to both, and from both to one of them. Under both, a lock is a lease and
 -- an advisory lock, so it excludes the locks of either engine. From both on to one engine goes only when no connection is there that
--- takes locks by the other engine alone; the error names them. Clients of both may go on. Returns the engine that was recorded before.
+-- takes locks by the other engine alone, nor anything that such a one holds; the error says what. Clients of both may go on. Returns
+-- the engine that was recorded before, NULL if none was.
 CREATE FUNCTION pgbaton.change_engine(wanted text) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    me     CONSTANT text := pgbaton.session_role()::regrole::text;
     before text;
     others text;
+    held   bigint;
+    ahead  numeric; -- seconds, the sequence of the clock
 BEGIN
     PERFORM pgbaton.require_operator('pgbaton.change_engine');
     IF (wanted IN ('session', 'lease', 'both')) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.change_engine: there are the engines session and lease, and both on the way between them'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT e.engine INTO before FROM pgbaton.lock_engine AS e FOR UPDATE;
+    LOOP
+        SELECT e.engine INTO before FROM pgbaton.lock_engine AS e FOR UPDATE;
+        EXIT WHEN FOUND;
+        INSERT INTO pgbaton.lock_engine AS e (engine, recorded_by, recorded_at) VALUES (wanted, me, clock_timestamp()) ON CONFLICT DO NOTHING;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+    END LOOP;
     IF before = wanted THEN
         RETURN before;
     ELSIF before <> 'both' AND wanted <> 'both' THEN
@@ -569,13 +694,26 @@ BEGIN
                 USING ERRCODE = 'object_in_use', HINT = 'Restart them: they follow the record, which is both.';
         END IF;
     END IF;
-    IF wanted <> 'lease' THEN
-        PERFORM pgbaton.raise_tokens(coalesce((SELECT max(l.last) FROM pgbaton.lease AS l), 0));
+    IF wanted = 'session' THEN
+        SELECT count(*) INTO held FROM (
+            SELECT FROM pgbaton.lease AS l WHERE l.holder < 0 AND l.expires_at > clock_timestamp()
+             UNION ALL SELECT FROM pgbaton.lease_share AS s WHERE s.holder < 0 AND s.expires_at > clock_timestamp()) AS h;
+        IF held > 0 THEN
+            RAISE EXCEPTION 'pgbaton.change_engine: % leases have not expired of clients without a session, which are gone', held
+                USING ERRCODE = 'object_in_use', HINT = 'Try again in a moment.';
+        END IF;
+    ELSIF wanted = 'lease' THEN
+        SELECT t.last_value / 4096000.0 - (extract(epoch FROM clock_timestamp()) - 1577836800) INTO ahead FROM pgbaton.token AS t;
+        IF ahead > 1 THEN
+            RAISE EXCEPTION 'pgbaton.change_engine: the clock was set back, and tokens of sessions are % s ahead of it, where those of leases begin', ahead::bigint
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Try again when the clock is there.';
+        END IF;
+        PERFORM pg_sleep(greatest(ahead + 0.001, 0)::double precision); -- those of leases begin with a whole millisecond
     END IF;
-    INSERT INTO pgbaton.lock_engine AS e (engine, recorded_by, recorded_at)
-    VALUES (wanted, pgbaton.session_role()::regrole::text, clock_timestamp())
-    ON CONFLICT ON CONSTRAINT lock_engine_pkey DO UPDATE
-        SET engine = excluded.engine, recorded_by = excluded.recorded_by, recorded_at = excluded.recorded_at;
+    IF wanted <> 'lease' THEN
+        PERFORM pgbaton.raise_tokens(greatest((SELECT max(l.last) FROM pgbaton.lease AS l), (SELECT f.last FROM pgbaton.lease_floor AS f)));
+    END IF;
+    UPDATE pgbaton.lock_engine AS e SET engine = wanted, recorded_by = me, recorded_at = clock_timestamp();
     RETURN before;
 END;
 $$;
@@ -732,7 +870,7 @@ AS $$
             renew_slots, resize_semaphore, semaphore_state, semaphore_holders, holds_slots, compact_slots, keep_leaders,
             strike_leaders, leader_of, request_resign, begin_run, start_run, end_run, look_run, forget_run, publish_waits,
             withdraw_waits, waits, join_engine, acquire_lease, acquire_leases, release_lease, release_leases, renew_leases,
-            leave_leases, tend_leases}'),
+            leave_leases, tend_leases, lock_leases}'),
         ('operator', '{prune, prune_fences, prune_semaphores, assign, reassign, change_engine}'),
         ('internal', '{grant_service, grant_operator, revoke_grants, apply_grants, record_grantee, serves, present, has_lock,
             forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,

@@ -54,8 +54,13 @@ func TestSandbox(t *testing.T) {
 func TestSandbox_EndsWithAKilledProcess(t *testing.T) {
 	linux(t)
 	t.Parallel()
-	cmd := helper(t, "sandbox")
-	_, err := cmd.StdinPipe() // while it is open, the helper lives
+	// The watchdog may remove the sandbox's directory itself only from where its user may write.
+	tmp, err := os.MkdirTemp("/tmp", "pgserver-test-") //nolint:usetesting // t.TempDir is closed to other users
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(tmp, 0o777|os.ModeSticky))
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(tmp)) })
+	cmd := helper(t, "sandbox", "TMPDIR="+tmp)
+	_, err = cmd.StdinPipe() // while it is open, the helper lives
 	require.NoError(t, err)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)

@@ -18,7 +18,7 @@ import (
 )
 
 // leaseClients is how many clients there are to a pooler, each with up to two connections: as many as [clients] in all.
-const leaseClients = clients / 2
+func leaseClients() int { return testkit.Brief(clients/2, clients/8) }
 
 // crowd is clients that take the same few keys, as leases, until it is ended.
 type crowd struct {
@@ -40,7 +40,7 @@ func newCrowd(t *testing.T, through string) *crowd {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &crowd{t: t, cancel: cancel, failures: map[string]int{}}
 	t.Cleanup(func() { c.end() })
-	for range leaseClients {
+	for range leaseClients() {
 		c.clients = append(c.clients, testclient.Open(t, through, &pgbaton.Config{TTL: time.Minute}))
 	}
 	for i, client := range c.clients {
@@ -83,15 +83,17 @@ func (c *crowd) fail(what string, err error) {
 	c.failures[what+": "+err.Error()]++
 }
 
-// requireProgress waits until each key has been granted and given back since now.
-func (c *crowd) requireProgress(after string) {
+// requireProgress waits until each key has been granted and given back since now, and returns how long that took.
+func (c *crowd) requireProgress(after string) (took int64) {
 	c.t.Helper()
+	began := time.Now()
 	for i := range c.keys {
 		before := c.keys[i].grants.Load()
 		testkit.Eventually(c.t, fmt.Sprintf("key %d is granted after %s", i, after), func() bool {
 			return c.keys[i].grants.Load() > before+1
 		})
 	}
+	return int64(time.Since(began))
 }
 
 // end ends the crowd and returns its failures, by text.
@@ -107,8 +109,8 @@ func (c *crowd) end() map[string]int {
 	return c.failures
 }
 
-// Locks are leases behind a pooler that lends connections for a transaction or a statement, with 200 client connections on 5 server
-// ones. Server connections that are replaced, and a pooler that dies and comes back, cost no lock and fail no call.
+// Locks are leases behind a pooler that lends connections for a transaction or a statement, with up to 200 client connections on 5
+// server ones. Server connections that are replaced, and a pooler that dies and comes back, cost no lock and fail no call.
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	poolers := map[string]struct {
@@ -131,20 +133,26 @@ func TestLeases(t *testing.T) {
 			t.Parallel()
 			pooler := lab.StartPgBouncer(t, lab.Database(t), p.mode, append(p.settings, "default_pool_size = "+places, "max_client_conn = 250")...)
 			c := newCrowd(t, pooler.URL)
+			began := time.Now()
 			c.requireProgress("the start")
-			rounds := testkit.Brief(10, 3)
+			rounds := testkit.Brief(5, 2)
+			var reconnects, restarts []int64
 			for range rounds {
 				pooler.Tell(t, "RECONNECT")
-				c.requireProgress("RECONNECT")
+				reconnects = append(reconnects, c.requireProgress("RECONNECT"))
 			}
 			for range rounds {
 				pooler.Restart(t)
-				c.requireProgress("the restart")
+				restarts = append(restarts, c.requireProgress("the restart"))
 			}
-			require.Empty(t, c.end())
+			testkit.Figure(t, "leases, %s: until each of %d keys was granted again: after RECONNECT %v; after a restart %v",
+				name, len(c.keys), lab.NewSpread(reconnects), lab.NewSpread(restarts))
+			var grants int64
 			for i := range c.keys {
-				testkit.Figure(t, "%s: key %d: %d grants", name, i, c.keys[i].grants.Load())
+				grants += c.keys[i].grants.Load()
 			}
+			testkit.Figure(t, "leases, %s: %d grants in %v", name, grants, time.Since(began))
+			require.Empty(t, c.end())
 		})
 	}
 }

@@ -51,7 +51,7 @@ func TestService(t *testing.T) {
 				Key: serviceKey, Keys: 8, Hold: 150 * time.Millisecond, Pause: 100 * time.Millisecond,
 				DSN: testkit.With(t, open.DSN, "default_query_exec_mode", "exec"),
 			})
-			rounds := testkit.Brief(5, 1)
+			rounds := testkit.Brief(3, 1)
 			for _, r := range roles {
 				for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP} {
 					var spans []int64
@@ -109,7 +109,7 @@ func judgeService(t *testing.T, f *fleet) {
 	peak, more, err := history.Permits(slots, []history.Resize{{Capacity: permits}})
 	require.NoError(t, err)
 	require.NoError(t, history.Distinct(slots))
-	testkit.Figure(t, "beliefs of processes that lost what they had, beside the next holder: %v; at most %d permits",
+	testkit.Figure(t, "from the next grant until a holder that was frozen ran again and was told: %v; at most %d permits at once",
 		lab.NewSpread(append(overlaps, more...)), peak)
 	f.requireWindows(serviceKey+worker.CronRole, worker.ServiceWindow, locks)
 }

@@ -159,8 +159,10 @@ func TestLeases_Turns(t *testing.T) {
 	looks := func(holder int64) int {
 		return testkit.Value[int](t, l.Conn, "SELECT count(*) FROM pgbaton.acquire_leases($1, 60000, '{1}', '{f}', '{f}', '{3}', '{1}', '{-1}', false)", holder)
 	}
+	l.turnLasts()
 	require.Zero(t, looks(-1), "others wait")
 	require.True(t, l.release(-1, false, held))
+	l.turnLasts()
 	require.Zero(t, l.lock(-4))
 	require.Zero(t, l.ask(-2, false, 1, 1200))
 	passes := l.ask(-4, false, 0, -1)
@@ -217,6 +219,7 @@ func TestLeases_NoDeadlocks(t *testing.T) {
 	var group sync.WaitGroup
 	for holder := range 4 {
 		conn := testkit.Connect(t, l.dsn)
+		testkit.Exec(t, conn, patient)
 		group.Go(func() {
 			for range testkit.Brief(200, 40) {
 				keys := rand.Perm(20)

@@ -127,6 +127,7 @@ var calls = map[string]struct {
 	"change_engine(text)":                         {"SELECT count(pgbaton.change_engine('both'))", nil},
 	"tend_leases()":                               {"SELECT pgbaton.tend_leases()::text", ""},
 	"leave_leases(bigint)":                        {"SELECT pgbaton.leave_leases(4715)::text", ""},
+	"lock_leases(bigint[],boolean[])":             {"SELECT pgbaton.lock_leases('{1,2}', '{f,t}')::text", ""},
 	"release_lease(bigint,bigint,boolean,bigint)": {"SELECT pgbaton.release_lease(4714, 1, false, 2)", false},
 	"acquire_lease(bigint,integer,bigint,boolean,integer,integer)": {
 		"SELECT pgbaton.acquire_lease(4714, 1000, 11, true, 1, 2) > 0", true,
@@ -223,6 +224,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 			require.ErrorContains(t, err, "permission denied")
 			for _, table := range []string{
 				"incarnation", "fence", "holder", "semaphore", "slot", "leader", "last_run", "wait", "wait_look", "grantee",
+				"lease", "lease_share", "lease_floor", "lock_engine", "lock_client",
 			} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)
 				require.ErrorContains(t, err, "permission denied")

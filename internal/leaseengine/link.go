@@ -84,8 +84,13 @@ func (l *link) Enqueue(waiting, ops []op) []op {
 	return append(waiting, ops...)
 }
 
-// Fits implements [pipeline.Owner].
-func (l *link) Fits(waiting []op) int { return min(len(waiting), maxBatch) }
+// Fits implements [pipeline.Owner]. A renewal is a round trip of its own: whatever else waits for a row, or fails, leaves it alone.
+func (l *link) Fits(waiting []op) int {
+	if waiting[0].renewal != nil {
+		return 1
+	}
+	return min(len(waiting), maxBatch)
+}
 
 // NewRound implements [pipeline.Owner].
 func (l *link) NewRound() pipeline.Round[op] { return &round{link: l} }

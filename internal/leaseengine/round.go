@@ -1,6 +1,7 @@
 package leaseengine
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -72,6 +73,7 @@ func (r *round) Encode(w *pipeline.Writer, ops []op) {
 	if renewal != nil {
 		r.encodeRenewal(w, renewal)
 	}
+	r.encodeLocks(w, a)
 	r.encodeReleases(w)
 	r.encodeAcquires(w, a)
 	if leaves {
@@ -124,6 +126,18 @@ func (a *asking) request(e *Engine, request *engine.Request) {
 	case engine.Release: // is not asked for
 	}
 	a.add(request.Key, request.Mode == advisory.Shared, want, int32(max(request.Want, 1)), waited) //nolint:gosec // at most 64
+}
+
+// encodeLocks has the rows of all keys locked in one order, if some are given back and some taken.
+func (r *round) encodeLocks(w *pipeline.Writer, a asking) {
+	if len(r.releases) == 0 || len(a.keys) == 0 {
+		return
+	}
+	keys, pairs := slices.Clone(a.keys), slices.Clone(a.pairs)
+	for _, request := range r.releases {
+		keys, pairs = append(keys, request.Key.ID), append(pairs, request.Key.Pair)
+	}
+	w.SendText(&stmtLock, ignored{}, [][]byte{pgtext.Ints(keys), pgtext.Bools(pairs)})
 }
 
 func (r *round) encodeAcquires(w *pipeline.Writer, a asking) {

@@ -43,6 +43,12 @@ var (
 			pgtype.Int8ArrayOID, pgtype.BoolOID,
 		},
 	}
+	// stmtLock goes before statements that give back and take leases in one transaction: each of them locks its keys in order.
+	stmtLock = pipeline.Statement{
+		Name:   "pgbaton_lock_leases",
+		SQL:    "SELECT pgbaton.lock_leases($1, $2)",
+		Params: []uint32{pgtype.Int8ArrayOID, pgtype.BoolArrayOID},
+	}
 	stmtJoin = pipeline.Statement{
 		Name:   "pgbaton_join_engine",
 		SQL:    "SELECT pgbaton.join_engine($1, $2, $3, $4)",

@@ -73,8 +73,8 @@ const (
 	ours = "server_identity,schema_version,begin_session,draw_token,next_token,wait_for_turn,wait_for_turns," +
 		"lock_for_transaction,key,fence,enlist,retire,tend,open_semaphore,claim_slots,renew_slots,free_slots," +
 		"resize_semaphore,semaphore_state,semaphore_holders,holds_slots,keep_leaders,strike_leaders,leader_of," +
-		"request_resign,start_run,end_run,look_run,forget_run,publish_waits,withdraw_waits,waits,join_engine,acquire_lease,acquire_leases,release_lease,release_leases,renew_leases,leave_leases," +
-		"tend_leases,engine_record"
+		"request_resign,start_run,end_run,look_run,forget_run,publish_waits,withdraw_waits,waits,join_engine," +
+		"acquire_lease,acquire_leases,release_lease,release_leases,renew_leases,leave_leases,lock_leases,tend_leases,engine_record"
 	theirs = "pg_try_advisory_lock,pg_try_advisory_lock_shared,pg_advisory_lock,pg_advisory_lock_shared," +
 		"pg_advisory_unlock,pg_advisory_unlock_shared,pg_advisory_unlock_all,pg_try_advisory_xact_lock_shared," +
 		"pg_advisory_xact_lock,pg_advisory_xact_lock_shared,pg_is_in_recovery,pg_backend_pid,set_config,pg_notify"

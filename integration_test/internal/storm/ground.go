@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
 
@@ -65,7 +66,7 @@ func (f *field) url(addr string) string {
 // prepare makes role, database, schema, tables and semaphores. The database of an earlier storm is dropped.
 func prepare(tb worker.TB, server Server) *field {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*lab.Hang) // each of many commits may wait for another server
 	defer cancel()
 	admin, err := pgx.Connect(ctx, server.URL())
 	require.NoError(tb, err)
