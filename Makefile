@@ -55,10 +55,10 @@ APART := poolers|ha|contract
 # What both engines give is tested over either; these packages' tests take the engine that they are told to. Not over leases: tests that
 # look for sessions in the server's queue or hold an advisory lock themselves, and the one of a deadlock_timeout of 1 ms, within which
 # the server logs that one statement waits for another.
-LEASED := ./locks ./leaders ./semaphores
+LEASED := ./locks ./leaders ./semaphores ./storm
 OF_SESSIONS := TestTerminate_Waiter|TestFairness_WriterAmongReaders|TestRelay|TestQuiet
 .PHONY: test/leases
-test/leases: build/postgres ## run the tests of locks, leaders and semaphores between processes over leases
+test/leases: build/postgres ## run the tests of locks, leaders and semaphores between processes, and the storms, over leases
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) $(SHORT) -skip '^($(OF_SESSIONS))$$' $(LEASED)
 

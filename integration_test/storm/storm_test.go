@@ -1,5 +1,5 @@
 // Package storm tests the whole library at once under one kind of fault at a time, for a few seconds each; make storm does
-// so for longer. See the package storm of the internal ones for what is judged.
+// so for longer. The engine is that of PGBATON_TEST_ENGINE. See the package storm of the internal ones for what is judged.
 package storm
 
 import (
@@ -15,6 +15,7 @@ import (
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
 	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
 )
 
 func TestMain(m *testing.M) {
@@ -48,11 +49,11 @@ func take(t *testing.T) {
 
 func TestStorm(t *testing.T) {
 	t.Parallel()
-	for _, kind := range storm.Kinds {
+	for _, kind := range storm.KindsOf(testclient.Engine()) {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			take(t)
-			opts := options(kind, lab.OwnServer(t, nil)) // its sessions are ended, and found by name
+			opts := options(kind, lab.OwnServer(t, kind.Settings())) // its sessions are ended, and found by name
 			if kind == storm.Moved {
 				opts.Other, opts.For = lab.OwnServer(t, nil), 2*opts.For
 			}

@@ -5,7 +5,8 @@
 //	storm frozen  measures what a frozen waiter costs those behind it, and writes results/frozen.json
 //
 // STORM_FOR is how long the faults of a kind last (60s), STORM_KINDS which kinds, by their beginnings (all), STORM_MAJORS on
-// which servers (14,18), STORM_SEED from which seed (random), STORM_ROUNDS how often a waiter is frozen (50). The exit
+// which servers (14,18), STORM_SEED from which seed (random), STORM_ENGINE with which engine
+// (session or lease; what the library takes), STORM_ROUNDS how often a waiter is frozen (50). The exit
 // status is 1 when a law was broken. It runs in a directory beside results.
 package main
 
@@ -23,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/storm"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 	"github.com/pgbaton/pgbaton/integration_test/pgserver"
@@ -64,10 +66,12 @@ type settings struct {
 	period time.Duration
 	seed   uint64
 	rounds int
+	engine pgbaton.Engine
 }
 
 func read() (s settings, err error) {
-	s = settings{period: time.Minute, seed: rand.Uint64N(1 << 32), rounds: 50, kinds: storm.Kinds} //nolint:gosec // no secret
+	engine := pgbaton.Engine(os.Getenv("STORM_ENGINE"))
+	s = settings{period: time.Minute, seed: rand.Uint64N(1 << 32), rounds: 50, kinds: storm.KindsOf(engine), engine: engine} //nolint:gosec // no secret
 	if text := os.Getenv("STORM_FOR"); text != "" {
 		if s.period, err = time.ParseDuration(text); err != nil {
 			return s, fmt.Errorf("STORM_FOR: %w", err)
@@ -85,11 +89,11 @@ func read() (s settings, err error) {
 	}
 	if text := os.Getenv("STORM_KINDS"); text != "" {
 		wanted := strings.Split(text, ",")
-		s.kinds = slices.DeleteFunc(slices.Clone(storm.Kinds), func(k storm.Kind) bool {
+		s.kinds = slices.DeleteFunc(slices.Clone(s.kinds), func(k storm.Kind) bool {
 			return !slices.ContainsFunc(wanted, func(w string) bool { return w != "" && strings.HasPrefix(string(k), w) })
 		})
 		if len(s.kinds) == 0 {
-			return s, fmt.Errorf("STORM_KINDS is %q; there are %v", text, storm.Kinds)
+			return s, fmt.Errorf("STORM_KINDS is %q; there are %v", text, storm.KindsOf(engine))
 		}
 	}
 	majors := "14,18"
@@ -111,9 +115,13 @@ func read() (s settings, err error) {
 	return s, nil
 }
 
-// serve starts a server for the time of f.
-func serve(ctx context.Context, dir string, f func(*pgserver.Server) error) (err error) {
-	server, err := pgserver.StartBinaries(ctx, dir, pgserver.WithSetting("fsync", "off"), pgserver.WithSetting("full_page_writes", "off"))
+// serve starts a server, with more settings, for the time of f.
+func serve(ctx context.Context, dir string, more map[string]string, f func(*pgserver.Server) error) (err error) {
+	opts := []pgserver.Option{pgserver.WithSetting("fsync", "off"), pgserver.WithSetting("full_page_writes", "off")}
+	for name, value := range more {
+		opts = append(opts, pgserver.WithSetting(name, value))
+	}
+	server, err := pgserver.StartBinaries(ctx, dir, opts...)
 	if err != nil {
 		return err
 	}
@@ -151,10 +159,10 @@ func storms(ctx context.Context) (broken bool, err error) {
 
 // one is a storm of one kind on servers of its own.
 func one(ctx context.Context, s settings, dir string, kind storm.Kind) (outcome *storm.Outcome, err error) {
-	err = serve(ctx, dir, func(server *pgserver.Server) error {
+	err = serve(ctx, dir, kind.Settings(), func(server *pgserver.Server) error {
 		opts := storm.Options{
 			Kind: kind, Server: server, For: s.period, TTL: ttl, Processes: processes, Clients: clients, Seed: s.seed, Bound: bound, Late: late,
-			Mutant: os.Getenv("STORM_MUTANT"),
+			Engine: string(s.engine), Mutant: os.Getenv("STORM_MUTANT"),
 		}
 		name := fmt.Sprintf("%s on %d", kind, server.Major())
 		fmt.Fprintf(os.Stderr, "storm: %s, %v, seed %d\n", name, s.period, s.seed)
@@ -169,7 +177,7 @@ func one(ctx context.Context, s settings, dir string, kind storm.Kind) (outcome 
 			fight()
 			return nil
 		}
-		return serve(ctx, dir, func(other *pgserver.Server) error {
+		return serve(ctx, dir, nil, func(other *pgserver.Server) error {
 			opts.Other = other
 			fight()
 			return nil
@@ -185,7 +193,7 @@ func frozen(ctx context.Context) (broken bool, err error) {
 	}
 	var all []*storm.Thawed
 	for _, dir := range s.dirs {
-		err = errors.Join(err, serve(ctx, dir, func(server *pgserver.Server) error {
+		err = errors.Join(err, serve(ctx, dir, nil, func(server *pgserver.Server) error {
 			name := fmt.Sprintf("frozen-on-%d", server.Major())
 			fmt.Fprintf(os.Stderr, "storm: %s, %d rounds, TTL %v\n", name, s.rounds, frozenTTL)
 			failures := storm.Attempt(name, func(b *storm.Trial) {

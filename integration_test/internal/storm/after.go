@@ -45,6 +45,7 @@ func (f *fight) rows(ctx context.Context, reports []*worker.Report) {
 	}
 	for _, n := range counters {
 		switch {
+		case n.Key == "Mutate" && len(f.killed) > 0: // nobody knows what the calls of those were told
 		case n.Key == "Mutate" && (n.Value < mutated[0]-mutated[1] || n.Value > mutated[0]+mutated[2]):
 			f.violate("Mutate changed a counter %d times, and at most %d more; it is at %d", mutated[0]-mutated[1], mutated[1]+mutated[2], n.Value)
 		case n.Key != "Mutate" && n.Value != n.Done:
@@ -74,6 +75,7 @@ func (f *fight) leftovers(ctx context.Context) {
 		f.gone(ctx, c, patience, "sessions", "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'storm-client-%'")
 		f.gone(ctx, c, patience, "advisory locks", `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+		f.gone(ctx, c, patience, "leases", "SELECT count(*) FROM pgbaton.lease WHERE holder IS NOT NULL AND expires_at > clock_timestamp()")
 		f.again(ctx, field, patience)
 		f.gone(ctx, c, patience, "permits", "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL AND expires_at > clock_timestamp()")
 		f.gone(ctx, c, patience, "rows of waits", "SELECT count(*) FROM pgbaton.wait")

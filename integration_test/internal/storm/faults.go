@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
 )
 
@@ -35,6 +37,12 @@ const (
 	FromWaiting Kind = "blackhole-from-waiting"
 	ToRows      Kind = "blackhole-to-rows"
 	FromRows    Kind = "blackhole-from-rows"
+	Killed      Kind = "killed"  // processes are killed, and others take their places
+	Starved     Kind = "starved" // processes have little of the processor
+	Cuts        Kind = "cuts"    // connections are cut after any byte, are slow, and pass single bytes
+	Refused     Kind = "refused" // logins are: all connections are taken, the password is another one, nobody is there
+	Backend     Kind = "backend" // a process of the server is killed, and it ends all sessions
+	Clean       Kind = "clean"   // the server is restarted in good order
 )
 
 // blackHoles is how many there are at the same time.
@@ -43,6 +51,29 @@ const blackHoles = 4
 // Kinds are all kinds, but for those that need a script.
 var Kinds = []Kind{
 	None, Terminate, Stop, ToHolding, FromHolding, ToWaiting, FromWaiting, ToRows, FromRows, Tables, Moved, Slow, Restart,
+	Killed, Starved, Cuts, Refused, Backend, Clean,
+}
+
+// KindsOf returns the kinds that there are with an engine: leases are not waited for in sessions of their own.
+func KindsOf(engine pgbaton.Engine) []Kind {
+	if engine != pgbaton.EngineLease {
+		return Kinds
+	}
+	return slices.DeleteFunc(slices.Clone(Kinds), func(k Kind) bool { return holes[k].session == Waiting })
+}
+
+// Settings returns what a kind's server needs to be set to.
+func (k Kind) Settings() map[string]string {
+	if k == Refused {
+		return map[string]string{"max_connections": "60"} // all of them are to be taken
+	}
+	return nil
+}
+
+// proxied reports whether processes reach the server through proxies.
+func (k Kind) proxied() bool {
+	_, hole := holes[k]
+	return hole || k == Slow || k == Moved || k == Cuts || k == Refused
 }
 
 // holes reports what a black hole swallows.
@@ -56,12 +87,15 @@ var holes = map[Kind]struct {
 }
 
 // sudden reports whether the server may end a session, and free its locks, before the client can know.
-func (k Kind) sudden() bool { return k == Terminate || k == Restart || k == Moved || k == Stop }
+func (k Kind) sudden() bool {
+	return slices.Contains([]Kind{Terminate, Restart, Moved, Stop, Cuts, Refused, Backend, Clean}, k)
+}
 
 // faults lets the faults of a kind happen until ctx ends, and counts them.
 func (f *fight) faults(ctx context.Context) {
 	lanes := map[Kind]func(context.Context, *rand.Rand){
-		Terminate: f.terminate, Tables: f.lockTables, Restart: f.restart, Moved: f.move,
+		Terminate: f.terminate, Tables: f.lockTables, Restart: f.restart, Clean: f.restart, Moved: f.move, Killed: f.kill,
+		Cuts: f.cut, Refused: f.refuse, Backend: f.killBackend,
 	}
 	var all sync.WaitGroup
 	random := func(lane int) *rand.Rand {
@@ -75,9 +109,12 @@ func (f *fight) faults(ctx context.Context) {
 	if f.opts.Kind == Tables {
 		all.Go(func() { f.lockTables(ctx, random(1)) })
 	}
-	if f.opts.Kind == Stop {
-		for i, p := range f.workers {
+	for i, p := range f.workers {
+		switch f.opts.Kind {
+		case Stop:
 			all.Go(func() { f.freeze(ctx, p, random(i)) })
+		case Starved:
+			all.Go(func() { f.starve(ctx, p, random(i)) })
 		}
 	}
 	if lane := lanes[f.opts.Kind]; lane != nil {
@@ -225,14 +262,18 @@ func (f *fight) lockTables(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// restart crashes the server.
+// restart crashes the server, or restarts it in good order.
 func (f *fight) restart(ctx context.Context, r *rand.Rand) {
 	server, ok := f.home.server.(interface {
 		Restart(ctx context.Context, mode string) error
 	})
 	require.True(f.tb, ok, "the server cannot be restarted")
+	mode := "immediate"
+	if f.opts.Kind == Clean {
+		mode = "fast"
+	}
 	for rest(ctx, between(r, f.opts.TTL/4, 3*f.opts.TTL/2)) {
-		if err := server.Restart(context.WithoutCancel(ctx), "immediate"); err != nil {
+		if err := server.Restart(context.WithoutCancel(ctx), mode); err != nil {
 			f.tb.Errorf("restart: %v", err)
 			return
 		}

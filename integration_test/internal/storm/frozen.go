@@ -36,6 +36,9 @@ var Lines = []Line{
 // FrozenBound is what one frozen waiter may cost those behind it.
 const FrozenBound = 1500 * time.Millisecond
 
+// askedAgain is about how long a waiter needs to ask for a lease again.
+const askedAgain = 150 * time.Millisecond
+
 // Thawed is what the rounds of a line showed.
 type Thawed struct {
 	Line       string        `json:"line"`
@@ -166,7 +169,7 @@ func (q *queue) round(ctx context.Context, number int) (took int64, counts bool)
 	grant, ok := worker.Answer{}, false
 	for end := time.Now().Add(time.Duration(last) * q.ttl); !ok && counts && time.Now().Before(end); {
 		if grant, ok = waits[last-1].Answer(2 * time.Second); !ok {
-			counts = !q.frozenHasPermit(ctx)
+			counts = !q.frozenHasIt(ctx)
 		}
 	}
 	q.signal(syscall.SIGCONT)
@@ -189,14 +192,15 @@ func (q *queue) round(ctx context.Context, number int) (took int64, counts bool)
 	return grant.Result.At - released.Called, counts
 }
 
-// frozenHasPermit reports whether a frozen process has a permit. The one whose turn it is asks for it every now and then, and what it
-// has asked for before it froze may be granted afterwards.
-func (q *queue) frozenHasPermit(ctx context.Context) bool {
-	if q.what.N == 0 {
-		return false
+// frozenHasIt reports whether a frozen process has what was released. The one whose turn at a permit or a lease it is asks for it
+// every now and then, and what it has asked for before it froze may be granted afterwards.
+func (q *queue) frozenHasIt(ctx context.Context) bool {
+	held := `SELECT count(*) FROM (SELECT holder FROM pgbaton.lease UNION ALL SELECT holder FROM pgbaton.lease_share) AS h
+		JOIN pgbaton.lock_client AS c ON c.id = h.holder JOIN pg_stat_activity AS a USING (pid) WHERE a.application_name = $1`
+	if q.what.N > 0 {
+		held = `SELECT count(*) FROM pgbaton.slot AS s JOIN pg_locks AS l ON (l.classid::bigint << 32 | l.objid::bigint) = s.holder
+			JOIN pg_stat_activity AS a USING (pid) WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND a.application_name = $1`
 	}
-	const held = `SELECT count(*) FROM pgbaton.slot AS s JOIN pg_locks AS l ON (l.classid::bigint << 32 | l.objid::bigint) = s.holder
-		JOIN pg_stat_activity AS a USING (pid) WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND a.application_name = $1`
 	for i := range q.Frozen {
 		n, err := q.control.count(ctx, held, q.name(i+1))
 		require.NoError(q.tb, err)
@@ -213,10 +217,11 @@ func (q *queue) signal(sig syscall.Signal) {
 	}
 }
 
-// linedUp waits until a process waits in the server's queue, or at its head, and does nothing more than that.
+// linedUp waits until a process waits in the server's queue, or at its head, and does nothing more than that; or asks for leases.
 func (q *queue) linedUp(ctx context.Context, i int) {
-	const seen = `SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-		WHERE l.locktype = 'advisory' AND a.application_name = $1 AND (NOT l.granted OR a.query LIKE '%wait_for_turn%' OR a.query LIKE '%claim_slots%')`
+	const seen = `SELECT count(*) FROM pg_stat_activity AS a LEFT JOIN pg_locks AS l ON l.pid = a.pid AND l.locktype = 'advisory'
+		WHERE a.application_name = $1 AND (a.query LIKE '%acquire_leases(%' OR NOT l.granted
+		   OR l.granted AND (a.query LIKE '%wait_for_turn%' OR a.query LIKE '%claim_slots%'))`
 	for end := time.Now().Add(lab.Hang); ; {
 		n, err := q.control.count(ctx, seen, q.name(i))
 		require.NoError(q.tb, err)
@@ -226,7 +231,7 @@ func (q *queue) linedUp(ctx context.Context, i int) {
 		require.True(q.tb, time.Now().Before(end), "process %d of line %q does not line up", i, q.Name)
 		require.True(q.tb, rest(ctx, 2*time.Millisecond), "interrupted")
 	}
-	require.True(q.tb, rest(ctx, 50*time.Millisecond), "interrupted") // its place is settled
+	require.True(q.tb, rest(ctx, 2*askedAgain), "interrupted") // its place is settled
 }
 
 // term is one hand-over of a leader, with clients of their own. It always counts.

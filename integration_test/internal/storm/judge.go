@@ -15,6 +15,7 @@ import (
 type record struct {
 	process int
 	group   string // processes of different groups do not always share a server, and so exclude nobody
+	killed  int64  // when; 0 if it was not
 	moving  bool   // the process was on two servers, whose tokens have nothing to do with each other
 	events  []history.Event
 }
@@ -63,7 +64,7 @@ func judge(records []record, capacities map[string]int, failovers ...Failover) v
 	moving := map[string]bool{}
 	for _, r := range records {
 		moving[r.group] = moving[r.group] || r.moving
-		grants, _ := history.Grants(r.process, r.events, 0)
+		grants, _ := history.Grants(r.process, r.events, r.killed)
 		j.grants += len(grants)
 		groups[r.group] = append(groups[r.group], grants...)
 		for _, e := range r.events {

@@ -37,6 +37,7 @@ type Proxy struct {
 	moving *sync.Cond
 	target string
 	delay  time.Duration // each way
+	slice  int           // bytes that pass at once; 0 for all
 	pairs  map[*pair]struct{}
 	cuts   int // how many times all connections were ended
 	closed bool
@@ -48,6 +49,7 @@ type pair struct {
 	ends   [2]net.Conn // by the direction that they read from
 	kind   Session
 	silent [2]bool
+	left   int // bytes that pass before it is cut; negative for no end
 	closed bool
 }
 
@@ -95,6 +97,30 @@ func (p *Proxy) Delay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
+}
+
+// Slice lets so many bytes pass at once, or all if it is none.
+func (p *Proxy) Slice(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slice = n
+}
+
+// CutAfter cuts a random connection after so many more bytes, in either direction. It reports whether there is one.
+func (p *Proxy) CutAfter(n int, random *rand.Rand) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []*pair
+	for c := range p.pairs {
+		if c.left < 0 {
+			all = append(all, c)
+		}
+	}
+	if len(all) == 0 {
+		return false
+	}
+	all[random.IntN(len(all))].left = n
+	return true
 }
 
 // Silence holds back a direction of a random connection of a kind, until the returned function is called, which either
@@ -155,7 +181,7 @@ func (p *Proxy) accept() {
 			_ = client.Close()
 			continue
 		}
-		c := &pair{proxy: p, ends: [2]net.Conn{client, server}, kind: Holding}
+		c := &pair{proxy: p, ends: [2]net.Conn{client, server}, kind: Holding, left: -1}
 		p.mu.Lock()
 		p.pairs[c] = struct{}{}
 		if p.closed || p.cuts != cuts {
@@ -219,25 +245,41 @@ func (c *pair) write(direction Direction, chunks <-chan chunk) {
 		if wait := time.Until(next.due); wait > 0 {
 			time.Sleep(wait)
 		}
-		if !c.mayPass(direction) {
-			continue
-		}
-		if _, err := c.ends[1-direction].Write(next.bytes); err != nil {
-			c.proxy.mu.Lock()
-			c.close()
-			c.proxy.mu.Unlock()
+		for bytes := next.bytes; len(bytes) > 0; {
+			n := c.mayPass(direction, len(bytes))
+			if n == 0 {
+				break
+			}
+			if _, err := c.ends[1-direction].Write(bytes[:n]); err != nil {
+				c.proxy.mu.Lock()
+				c.close()
+				c.proxy.mu.Unlock()
+			}
+			bytes = bytes[n:]
 		}
 	}
 }
 
-// mayPass waits while the direction is silent, and reports whether the connection is still there.
-func (c *pair) mayPass(direction Direction) bool {
+// mayPass waits while the direction is silent, and returns how many bytes may pass next: none of a connection that has ended.
+func (c *pair) mayPass(direction Direction, bytes int) int {
 	c.proxy.mu.Lock()
 	defer c.proxy.mu.Unlock()
 	for c.silent[direction] && !c.closed {
 		c.proxy.moving.Wait()
 	}
-	return !c.closed
+	if c.proxy.slice > 0 {
+		bytes = min(bytes, c.proxy.slice)
+	}
+	if c.left >= 0 {
+		bytes = min(bytes, c.left)
+		if c.left -= bytes; bytes == 0 {
+			c.close()
+		}
+	}
+	if c.closed {
+		return 0
+	}
+	return bytes
 }
 
 // look learns from the statements that a client prepares what the connection is for.
@@ -246,6 +288,8 @@ func (c *pair) look(sent []byte) {
 	switch {
 	case bytes.Contains(sent, []byte("wait_for_turn")):
 		kind = Waiting
+	case bytes.Contains(sent, []byte("LISTEN pgbaton_lease")): // with leases, it is the one that holds
+		return
 	case bytes.Contains(sent, []byte("LISTEN pgbaton")):
 		kind = Rows
 	default:

@@ -100,6 +100,7 @@ type fight struct {
 	proxies []*Proxy // one for each process, if there are any
 	workers []*worker.Process
 	storms  []*worker.Call
+	killed  []victim
 
 	injected atomic.Int64
 	outcome  *Outcome
@@ -171,10 +172,9 @@ func (f *fight) violate(format string, args ...any) {
 
 // begin starts the processes and their loads.
 func (f *fight) begin() {
-	_, hole := holes[f.opts.Kind]
+	f.workers, f.storms = make([]*worker.Process, f.opts.Processes), make([]*worker.Call, f.opts.Processes)
 	for i := range f.opts.Processes {
-		through := ""
-		if hole || f.opts.Kind == Slow || f.opts.Kind == Moved {
+		if f.opts.Kind.proxied() {
 			proxy, err := NewProxy(f.home.addr)
 			require.NoError(f.tb, err)
 			f.tb.Cleanup(proxy.Close)
@@ -182,30 +182,37 @@ func (f *fight) begin() {
 				proxy.Delay(50 * time.Millisecond)
 			}
 			f.proxies = append(f.proxies, proxy)
-			through = proxy.Addr()
 		}
-		load := &worker.Load{
-			Rows: f.home.url("") + "&application_name=storm-rows", Engine: f.opts.Engine,
-			Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
-			Seed: f.opts.Seed<<8 | uint64(i), Mutant: f.opts.Mutant, //nolint:gosec // a small number
-		}
-		switch {
-		case f.opts.Kind == Slow:
-			load.Rows = f.home.url(through) + "&application_name=storm-rows"
-		case f.mover(i):
-			// Its rows would be on another server than its locks, and two clients on a server each would exclude nobody.
-			load.Rows, load.Bulk, load.Clients = "", 1050, 1
-		case i < len(f.opts.Addresses):
-			through = f.opts.Addresses[i]
-			load.Rows = f.home.url(through) + "&application_name=storm-rows"
-		}
-		through = cmp.Or(f.opts.Pooler, through)
-		p := worker.Start(f.tb)
-		f.workers = append(f.workers, p)
-		f.storms = append(f.storms, p.Begin(worker.Command{
-			Do: worker.Storm, As: strconv.Itoa(i), DSN: f.home.url(through), TTL: f.opts.TTL, MaxConns: clientsConns, Load: load,
-		}))
+		f.start(i)
 	}
+}
+
+// start starts a process and its load, perhaps in the place of one that was killed.
+func (f *fight) start(i int) {
+	through := ""
+	if len(f.proxies) > 0 {
+		through = f.proxies[i].Addr()
+	}
+	load := &worker.Load{
+		Rows: f.home.url("") + "&application_name=storm-rows", Engine: f.opts.Engine,
+		Clients: f.opts.Clients, Pause: cmp.Or(f.opts.Pause, 3*time.Millisecond),
+		Seed: f.opts.Seed<<8 | uint64(i+len(f.killed)*f.opts.Processes), Mutant: f.opts.Mutant, //nolint:gosec // a small number
+	}
+	switch {
+	case f.opts.Kind == Slow:
+		load.Rows = f.home.url(through) + "&application_name=storm-rows"
+	case f.mover(i):
+		// Its rows would be on another server than its locks, and two clients on a server each would exclude nobody.
+		load.Rows, load.Bulk, load.Clients = "", 1050, 1
+	case i < len(f.opts.Addresses):
+		through = f.opts.Addresses[i]
+		load.Rows = f.home.url(through) + "&application_name=storm-rows"
+	}
+	through = cmp.Or(f.opts.Pooler, through)
+	f.workers[i] = worker.Start(f.tb)
+	f.storms[i] = f.workers[i].Begin(worker.Command{
+		Do: worker.Storm, As: strconv.Itoa(i), DSN: f.home.url(through), TTL: f.opts.TTL, MaxConns: clientsConns, Load: load,
+	})
 }
 
 // mover reports whether a process is the one whose address changes.
@@ -344,6 +351,9 @@ func (f *fight) judge() {
 			group = "moved"
 		}
 		records = append(records, record{process: i, group: group, moving: f.mover(i), events: p.Events()})
+	}
+	for i, v := range f.killed {
+		records = append(records, record{process: f.opts.Processes + i, group: "home", killed: v.at, events: v.process.Events()})
 	}
 	v := judge(records, capacities, f.outcome.Failovers...)
 	measure(records, f.outcome.Failovers)
