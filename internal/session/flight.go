@@ -16,8 +16,6 @@ type Command struct {
 	What   string // for errors: "become a holder"
 	SQL    string
 	Params [][]byte // as text
-	// Follows reports that it means nothing but behind the command before, with which it is sent again.
-	Follows bool
 }
 
 // answer is what a command returned, as text, or why it failed.
@@ -55,7 +53,7 @@ func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer
 		var places []int
 		var again []Command
 		for i, c := range commands {
-			if conflicted(answers[i].err) || (c.Follows && len(places) > 0 && places[len(places)-1] == i-1) {
+			if conflicted(answers[i].err) {
 				places, again = append(places, i), append(again, c)
 			}
 		}
