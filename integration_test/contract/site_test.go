@@ -62,6 +62,7 @@ func newSite(t *testing.T, g ground, law int) *site {
 		s.dsn, s.direct = g.prepare(t)
 	}
 	s.control = testkit.Connect(t, s.direct)
+	testkit.Exec(t, s.control, "SET default_transaction_isolation = 'read committed'")
 	if g.through != nil {
 		s.dsn = g.through(t, s.dsn)
 	}
