@@ -379,6 +379,11 @@ CREATE FUNCTION pgbaton.lock_leases(keys bigint[], pairs boolean[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    INSERT INTO pgbaton.lease AS n (key, pair, last) -- in the same order, before anything is locked
+    SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
+     WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
+     ORDER BY q.key, q.pair
+        ON CONFLICT DO NOTHING;
     PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
       ORDER BY l.key, l.pair
         FOR NO KEY UPDATE OF l;
