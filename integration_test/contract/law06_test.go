@@ -48,4 +48,5 @@ func freed(s *site) {
 	worker.CheckThaw(s.t, steps, granted, thawed)
 	require.True(s.t, steps[1].Lost, "another one has it: %+v", steps[1])
 	s.release(lock)
+	s.closes(holder)
 }

@@ -68,7 +68,7 @@ func bounded(s *site) {
 	for _, lock := range ours {
 		s.release(lock)
 	}
-	require.NoError(s.t, client.Close(ctx))
+	s.close(ctx, client)
 	require.LessOrEqual(s.t, counter.Connections(), int64(maxConns+1), "the client's and the caller's")
 	require.Equal(s.t, int64(1), pool.Stat().AcquireCount(), "the pool is the caller's")
 }
@@ -168,7 +168,7 @@ func cheap(s *site) {
 	group.Wait()
 	require.Equal(s.t, int64(keys*each), served.Load())
 	require.LessOrEqual(s.t, counter.Connections(), int64(4), "the default")
-	require.NoError(s.t, client.Close(ctx))
+	s.close(ctx, client)
 }
 
 // Law 10: a client holds as many keys as it may, and is told when it wants more.

@@ -29,7 +29,7 @@ func wrongGround(s *site) {
 		found, err := client.Diagnose(s.ctx)
 		require.NoError(s.t, err)
 		require.Equal(s.t, string(engine), found.Engine)
-		require.NoError(s.t, client.Close(s.ctx))
+		s.close(s.ctx, client)
 	}
 	client, err := openWith(pgbaton.Config{Engine: pgbaton.EngineSession})
 	if s.refused != nil {
@@ -37,7 +37,7 @@ func wrongGround(s *site) {
 		finds(pgbaton.EngineLease)
 	} else {
 		require.NoError(s.t, err)
-		require.NoError(s.t, client.Close(s.ctx))
+		s.close(s.ctx, client)
 		finds(pgbaton.EngineSession)
 	}
 	if errors.Is(s.refused, pgbaton.ErrPooler) {

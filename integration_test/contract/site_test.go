@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,8 +86,25 @@ func (s *site) open(cfg pgbaton.Config) *pgbaton.Client {
 func (s *site) openAt(dsn string, cfg pgbaton.Config) *pgbaton.Client {
 	s.t.Helper()
 	cfg.Engine = s.engine
+	cfg.TTL = cmp.Or(cfg.TTL, testkit.Patience)
 	s.ops.Add(1)
-	return testclient.New(s.t, dsn, &cfg)
+	client := testclient.Open(s.t, dsn, &cfg)
+	s.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*testkit.Patience)
+		defer cancel()
+		s.close(ctx, client)
+	})
+	return client
+}
+
+// close closes a client. The answer to its last words may be cut off.
+func (s *site) close(ctx context.Context, client *pgbaton.Client) {
+	s.t.Helper()
+	s.ops.Add(1)
+	if err := client.Close(ctx); err != nil {
+		require.True(s.t, s.sudden && ctx.Err() == nil, "%v", err)
+		require.ErrorContains(s.t, err, "did not confirm")
+	}
 }
 
 // clients opens several clients alike.
@@ -105,6 +123,14 @@ func (s *site) worker(ttl time.Duration) *worker.Process {
 	p := worker.Start(s.t)
 	p.Do(worker.Command{Do: worker.Open, Client: "c", DSN: s.dsn, TTL: ttl, Engine: string(s.engine)})
 	return p
+}
+
+// closes has a process close its client, whose last words may be cut off.
+func (s *site) closes(p *worker.Process) {
+	s.t.Helper()
+	a, ok := p.Begin(worker.Command{Do: worker.Close, Client: "c"}).Answer(testkit.Patience)
+	require.True(s.t, ok, "it does not close")
+	require.True(s.t, a.Fail == "" || s.sudden, a.Fail)
 }
 
 // patient returns a context that ends when something hangs.

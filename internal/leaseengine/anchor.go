@@ -221,14 +221,10 @@ func (a *anchor) close(ctx context.Context) error {
 	err := errNoConnection
 	if l != nil {
 		err = l.leave(ctx)
-		var last error
 		if a.engine.cfg.Pooled {
 			a.lose(lockerr.ClosedLoss)
-			last = l.pipe.Close(ctx, nil)
-		} else {
-			last = l.pipe.Close(ctx, &stmtUnlockAll)
-		}
-		if err == nil {
+			_ = l.pipe.Close(ctx, nil) // all that was held was given back, or err says why not
+		} else if last := l.pipe.Close(ctx, &stmtUnlockAll); err == nil {
 			err = last
 		}
 	} else {

@@ -187,10 +187,13 @@ func (r *round) refuse(ops []op, err error) {
 		most = max(most, o.tries)
 	}
 	if len(again) > 0 {
-		e.later(rand.N(backoff.Bound(most)), func() { //nolint:gosec // jitter, not a secret
+		resend := func() {
 			l.submit(again...)
 			l.pipe.Attend()
-		})
+		}
+		if !e.later(rand.N(backoff.Bound(most)), resend) { //nolint:gosec // jitter, not a secret
+			resend() // Close waits for it
+		}
 	}
 	if len(answered) > 0 {
 		e.manager.Answer(answered)
@@ -210,17 +213,17 @@ func transient(err error) bool {
 	return false
 }
 
-// later runs f after a pause, unless the engine is closed before.
-func (e *Engine) later(pause time.Duration, f func()) {
+// later runs f after a pause, unless the engine is closed before. It returns false if the engine is closed already.
+func (e *Engine) later(pause time.Duration, f func()) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.soon(pause, f)
+	return e.soon(pause, f)
 }
 
 // soon is later for a caller that holds the mutex.
-func (e *Engine) soon(pause time.Duration, f func()) {
+func (e *Engine) soon(pause time.Duration, f func()) bool {
 	if e.closed { // Close ends what it is about
-		return
+		return false
 	}
 	e.workers.Go(func() {
 		select {
@@ -229,6 +232,7 @@ func (e *Engine) soon(pause time.Duration, f func()) {
 		case <-e.ctx.Done():
 		}
 	})
+	return true
 }
 
 // join notes that the server counts the link as a client, by a message that was sent at a moment. A session is one as long as it
