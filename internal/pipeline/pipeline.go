@@ -233,6 +233,9 @@ func (p *Pipeline[O]) Close(ctx context.Context, last *Statement) error {
 	var err error
 	select {
 	case err = <-answered:
+		if last == &stmtPing && errors.Is(err, ErrRetry) {
+			err = nil // it had to give way to other transactions, but it was answered, which is all that it asks for
+		}
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
