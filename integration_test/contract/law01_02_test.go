@@ -39,7 +39,9 @@ func exclusion(s *site) {
 	group.Wait()
 	s.reentrance(clients[0], clients[1])
 	s.runs(clients)
-	require.Positive(s.t, w.judge(s.t))
+	grants, err := w.judge()
+	require.NoError(s.t, err)
+	require.Positive(s.t, grants)
 }
 
 // something takes a key, a set or permits, in one of the ways, for a moment.
