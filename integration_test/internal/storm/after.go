@@ -138,7 +138,7 @@ func (f *fight) again(ctx context.Context, field *field, within time.Duration) {
 
 // count reports how many rows each table of the schema has at the end.
 func (f *fight) count(ctx context.Context, c *control) {
-	for _, table := range []string{"holder", "leader", "wait", "fence", "last_run", "slot"} {
+	for _, table := range []string{"holder", "leader", "wait", "fence", "last_run", "slot", "lease"} {
 		n, err := c.count(ctx, "SELECT count(*) FROM "+pgx.Identifier{"pgbaton", table}.Sanitize())
 		if err != nil {
 			f.tb.Logf("count the rows of %s: %v", table, err)
