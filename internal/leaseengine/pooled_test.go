@@ -179,3 +179,15 @@ func TestPooled_CloseOnSilentNetwork(t *testing.T) {
 	require.ErrorIs(t, f.Close(ctx), context.DeadlineExceeded)
 	require.ErrorIs(t, hold.Err(), lockerr.Lost)
 }
+
+// What is given back last may have to give way to other transactions as well, and is then given back again.
+func TestPooled_CloseInSpiteOfConflicts(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testkit.Patience)
+	f.acquire(t, 1)
+	testkit.Exec(t, f.admin, "CREATE SEQUENCE pgbaton.spoils")
+	f.before(t, "IF nextval('pgbaton.spoils') <= 3 THEN RAISE EXCEPTION 'again' USING ERRCODE = 'serialization_failure'; END IF;")
+	require.NoError(t, f.Close(testkit.Context(t)))
+	require.Equal(t, int64(4), testkit.Value[int64](t, f.admin, "SELECT last_value FROM pgbaton.spoils"))
+	require.True(t, testkit.Value[bool](t, f.admin, "SELECT holder IS NULL FROM pgbaton.lease WHERE key = 1"))
+}
