@@ -27,7 +27,7 @@ CREATE TABLE pgbaton.lease (
     next_since timestamptz,
     next_until timestamptz,
     PRIMARY KEY (key, pair)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON COLUMN pgbaton.lease.last IS 'the newest token of the key; a new one is greater, and not below milliseconds since 2020 times 4096';
 COMMENT ON COLUMN pgbaton.lease.holder IS 'who holds the key exclusively, with the token';
@@ -46,7 +46,7 @@ CREATE TABLE pgbaton.lease_share (
     length     integer     NOT NULL,
     overdue    boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (key, pair, holder)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- The newest token of all keys that were forgotten, so that tokens go on rising when the clock was set back.
 CREATE TABLE pgbaton.lease_floor (
@@ -177,6 +177,12 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(acquire_leases.waited) AS w WHERE w >= 0) THEN
         dead := pgbaton.dead_holders(keys, pairs);
     END IF;
+    IF EXISTS (SELECT FROM unnest(acquire_leases.waited) AS w WHERE w < 0) THEN
+        PERFORM FROM unnest(keys, pairs, acquire_leases.waited) AS q (key, pair, waited)
+           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+          WHERE q.waited < 0 ORDER BY l.key, l.pair
+            FOR NO KEY UPDATE OF l;
+    END IF;
     FOR r IN
         SELECT x.*, count(*) OVER () AS rows FROM ( -- all are locked before the first is returned
         SELECT q.n, q.key, q.pair, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
@@ -191,7 +197,7 @@ BEGIN
                              ELSE l.next_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 min' AND l.next <> ALL (dead)
                                   AND l.next_since <= clock_timestamp() - q.waited * interval '1 ms' + interval '100 ms' END, false)
          ORDER BY l.key, l.pair, q.n
-           FOR NO KEY UPDATE OF l) AS x
+           FOR NO KEY UPDATE OF l SKIP LOCKED) AS x -- a waiter comes again
          ORDER BY x.key, x.pair, x.n
     LOOP
         IF r.key = former_key AND r.pair = former_pair THEN -- that may have changed the row
@@ -379,6 +385,9 @@ CREATE FUNCTION pgbaton.lock_leases(keys bigint[], pairs boolean[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF current_setting('lock_timeout') = '0' THEN -- as in require_holder
+        PERFORM set_config('lock_timeout', '500ms', true);
+    END IF;
     INSERT INTO pgbaton.lease AS n (key, pair, last) -- in the same order, before anything is locked
     SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
@@ -454,7 +463,8 @@ $$;
 -- granted it. (What the holder itself has besides may be a grant whose answer is on its way.)
 --
 -- A lease of a session whose row another transaction has is the session's until somebody has found it expired, and a lease after
--- that: it counts as renewed, so that nobody makes a holder lose its leases by a transaction that it leaves open.
+-- that: it counts as renewed, so that nobody makes a holder lose its leases by a transaction that it leaves open. One of a holder
+-- without a session is not renewed then, and ends when it was to end: its place is returned below zero.
 CREATE FUNCTION pgbaton.renew_leases(
     holder bigint, length integer, keys bigint[], pairs boolean[], shared boolean[], tokens bigint[], former bigint[], only_these boolean)
 RETURNS TABLE (request integer)
@@ -466,6 +476,7 @@ DECLARE
     ours   CONSTANT bigint[] := former || holder;
     other  bigint;
     places bigint[];
+    patience text;
 BEGIN
     FOREACH other IN ARRAY ours LOOP
         PERFORM pgbaton.require_holder(other);
@@ -473,6 +484,7 @@ BEGIN
     IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.renew_leases: a lease is 1 s to 1 h' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    patience := current_setting('lock_timeout');
     PERFORM pgbaton.keep_grants(me);
     IF only_these THEN -- in one order, also with what is given back
         PERFORM FROM pgbaton.lease AS l
@@ -481,9 +493,15 @@ BEGIN
           ORDER BY l.key, l.pair
             FOR NO KEY UPDATE;
     ELSIF me < 0 THEN
-        PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
-          ORDER BY l.key, l.pair
-            FOR NO KEY UPDATE OF l;
+        BEGIN
+            PERFORM set_config('lock_timeout', '100ms', true);
+            PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+              ORDER BY l.key, l.pair
+                FOR NO KEY UPDATE OF l;
+            PERFORM set_config('lock_timeout', patience, true);
+        EXCEPTION WHEN lock_not_available THEN
+            NULL; -- the others are renewed; with the block its setting is undone
+        END;
     END IF;
     WITH found AS MATERIALIZED (
         SELECT q.n, q.key, q.pair, q.share, q.token
@@ -504,15 +522,15 @@ BEGIN
         RETURNING f.n)
     SELECT coalesce(array_agg(k.n), '{}') INTO places FROM (SELECT a.n FROM alone AS a UNION ALL SELECT t.n FROM together AS t) AS k;
     RETURN QUERY SELECT p::integer FROM unnest(places) AS p;
-    IF me > 0 AND cardinality(places) < cardinality(keys) THEN
+    IF cardinality(places) < cardinality(keys) THEN
         RETURN QUERY
-        SELECT q.n::integer
+        SELECT (CASE WHEN me > 0 THEN q.n ELSE -q.n END)::integer
           FROM unnest(keys, pairs, renew_leases.shared, tokens) WITH ORDINALITY AS q (key, pair, share, token, n)
           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
-          LEFT JOIN pgbaton.lease_share AS s ON q.share AND s.key = q.key AND s.pair = q.pair AND s.holder = me
+          LEFT JOIN pgbaton.lease_share AS s ON q.share AND s.key = q.key AND s.pair = q.pair AND s.holder = ANY (ours)
          WHERE q.n NOT IN (SELECT p FROM unnest(places) AS p)
            AND CASE WHEN q.share THEN s.token = q.token AND s.expires_at > clock_timestamp() AND NOT s.overdue AND s.length >= renew_leases.length
-                    ELSE l.holder = me AND l.token = q.token AND l.expires_at > clock_timestamp() AND NOT l.overdue
+                    ELSE l.holder = ANY (ours) AND l.token = q.token AND l.expires_at > clock_timestamp() AND NOT l.overdue
                          AND l.length >= renew_leases.length END;
     END IF;
     IF only_these THEN

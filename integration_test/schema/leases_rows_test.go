@@ -110,6 +110,28 @@ func TestLeases_RenewedBesideALockedRow(t *testing.T) {
 	require.Equal(t, "{2,3,4}", testkit.Value[string](t, s.Conn, renew, tokens), "an older token")
 }
 
+// The same of a holder without a session, whose leases end by the clock: those that are not renewed are named, and others are renewed.
+// Whoever waits leaves the locked row alone, so that it is served with its other keys.
+func TestLeases_PooledBesideALockedRow(t *testing.T) {
+	t.Parallel()
+	l := newLeaseTown(t)
+	stranger := l.session(0)
+	const take = `SELECT array_agg(token ORDER BY request) FROM pgbaton.acquire_leases(-7, 60000, '{1,2,3,4}', '{f,f,f,f}', '{f,t,f,t}', '{1,1,1,1}', '{1,1,1,1}', '{-1,-1,-1,-1}', false)`
+	const renew = `SELECT array_agg(request ORDER BY request)::text FROM pgbaton.renew_leases(-7, 60000, '{1,2,3,4}', '{f,f,f,f}', '{f,t,f,t}', $1, '{}', false)`
+	tokens := testkit.Value[[]int64](t, l.Conn, take)
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-7, 'lease', 'me', 60000)")
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.lock_leases('{5}', '{f}')")
+	testkit.Exec(t, stranger.Conn, "BEGIN; SELECT FROM pgbaton.acquire_leases(-9, 1000, '{1,2,5}', '{f,f,f}', '{f,f,f}', '{1,1,1}', '{1,1,1}', '{-1,-1,-1}', false)")
+	require.Equal(t, "{-2,-1,3,4}", testkit.Value[string](t, l.Conn, renew, tokens))
+	require.Equal(t, int64(6), testkit.Value[int64](t, l.Conn,
+		"SELECT key FROM unnest('{5,6}'::bigint[]) WITH ORDINALITY AS q (key, n) WHERE n = (SELECT request FROM pgbaton.acquire_leases(-8, 60000, '{5,6}', '{f,f}', '{f,f}', '{1,1}', '{1,1}', '{10,10}', false))"))
+	requireRefused(t, l.Conn, "55P03", "SELECT pgbaton.lock_leases('{1,6}', '{f,f}')")
+	l.owner("UPDATE pgbaton.lease SET expires_at = clock_timestamp() WHERE key = 4; UPDATE pgbaton.lease_share SET expires_at = clock_timestamp() WHERE key = 2")
+	require.Equal(t, "{-1,3,4}", testkit.Value[string](t, l.Conn, renew, tokens), "what has expired is lost, as far as can be seen")
+	testkit.Exec(t, stranger.Conn, "ROLLBACK")
+	require.Equal(t, "{1,2,3,4}", testkit.Value[string](t, l.Conn, renew, tokens))
+}
+
 // A holder of a shared lease that asks for more, and is refused, keeps what it has.
 func TestLeases_RefusedKeeps(t *testing.T) {
 	t.Parallel()
