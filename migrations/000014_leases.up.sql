@@ -122,13 +122,14 @@ BEGIN
 END;
 $$;
 
--- A holder without a session goes on believing in its leases when the server crashes: they must be on disk by then.
+-- A holder without a session goes on believing in its leases when the server crashes, or another one takes its place: they must
+-- be on disk by then, and on a synchronous standby if there is one.
 CREATE FUNCTION pgbaton.keep_grants(holder bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    IF holder OPERATOR(pg_catalog.<) 0 AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
-        PERFORM pg_catalog.set_config('synchronous_commit', 'local', true);
+    IF holder OPERATOR(pg_catalog.<) 0 AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) ANY ('{off,local}') THEN
+        PERFORM pg_catalog.set_config('synchronous_commit', 'on', true);
     END IF;
 END;
 $$;
