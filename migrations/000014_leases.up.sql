@@ -75,6 +75,45 @@ CREATE TABLE pgbaton.lock_client (
 
 COMMENT ON COLUMN pgbaton.lock_client.pid IS 'of its session; NULL: behind a pooler it has none of its own, and renews the row';
 
+-- Refuses callers that do not act for a holder. One without a session, of which there is no row, becomes the caller's. Such a
+-- holder goes on believing in its leases and slots when the server crashes, or another one takes its place: they must be on
+-- disk by then, and on a synchronous standby if there is one.
+CREATE OR REPLACE FUNCTION pgbaton.require_holder(holder bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner regrole;
+BEGIN
+    IF holder > 0 THEN
+        IF pg_try_advisory_xact_lock(holder) THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'pgbaton: holder % is another session''s', holder USING ERRCODE = 'insufficient_privilege',
+            HINT = 'A session acts for the holder that it became by pgbaton.enlist.';
+    END IF;
+    IF (holder < 0) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton: 0 and NULL are no holders' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Behind a pooler nothing is set on the session: nobody shall wait for a table for ever.
+    IF current_setting('lock_timeout') = '0' THEN
+        PERFORM set_config('lock_timeout', '500ms', true);
+    END IF;
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder;
+    IF NOT FOUND THEN
+        INSERT INTO pgbaton.holder (id, name, since, service) VALUES (holder, '', clock_timestamp(), pgbaton.service())
+            ON CONFLICT DO NOTHING;
+        SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder; -- another may have been faster
+    END IF;
+    IF NOT pgbaton.serves(owner) THEN
+        RAISE EXCEPTION 'pgbaton: holder % is of the service %', holder, owner USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Each client makes a holder of its own by pgbaton.enlist.';
+    END IF;
+END;
+$$;
+
 -- Gives leases of a key another length if the clock says that they are expired and their holders' sessions live, and cuts
 -- what ends too late.
 CREATE FUNCTION pgbaton.correct_lease(key bigint, pair boolean) RETURNS void
@@ -108,7 +147,6 @@ BEGIN
     IF (length BETWEEN 1000 AND 3600000 AND tokens BETWEEN 1 AND 64 AND want BETWEEN 0 AND 1) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.acquire_lease: a lease is 1 s to 1 h, and has 1 to 64 tokens' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(holder);
     UPDATE pgbaton.lease AS l
        SET holder = acquire_lease.holder, token = greatest(l.last + 1, clock), last = greatest(l.last + 1, clock) + tokens - 1,
            expires_at = clock_timestamp() + acquire_lease.length * interval '1 ms', length = acquire_lease.length, overdue = false
@@ -119,18 +157,6 @@ BEGIN
             holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false) AS a;
     END IF;
     RETURN got;
-END;
-$$;
-
--- A holder without a session goes on believing in its leases when the server crashes, or another one takes its place: they must
--- be on disk by then, and on a synchronous standby if there is one.
-CREATE FUNCTION pgbaton.keep_grants(holder bigint) RETURNS void
-LANGUAGE plpgsql VOLATILE
-AS $$
-BEGIN
-    IF holder OPERATOR(pg_catalog.<) 0 AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) ANY ('{off,local}') THEN
-        PERFORM pg_catalog.set_config('synchronous_commit', 'on', true);
-    END IF;
 END;
 $$;
 
@@ -169,7 +195,6 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.acquire_leases: a lease is 1 s to 1 h, and has 1 to 64 tokens; each request has its place in every array'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(holder);
     INSERT INTO pgbaton.lease AS n (key, pair, last)
     SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
@@ -486,7 +511,6 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.renew_leases: a lease is 1 s to 1 h' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     patience := current_setting('lock_timeout');
-    PERFORM pgbaton.keep_grants(me);
     IF only_these THEN -- in one order, also with what is given back
         PERFORM FROM pgbaton.lease AS l
           WHERE (l.key, l.pair) IN (SELECT q.key, q.pair FROM unnest(keys, pairs) AS q (key, pair)) OR l.holder = ANY (former)
@@ -645,7 +669,6 @@ DECLARE
 BEGIN
     IF length IS NOT NULL THEN
         PERFORM pgbaton.require_holder(id);
-        PERFORM pgbaton.keep_grants(id);
         IF length NOT BETWEEN 1000 AND 3600000 OR wanted = 'both' THEN
             RAISE EXCEPTION 'pgbaton.join_engine: a lease is 1 s to 1 h, and "both" needs a session' USING ERRCODE = 'invalid_parameter_value';
         END IF;
@@ -899,7 +922,7 @@ AS $$
         ('internal', '{grant_service, grant_operator, revoke_grants, apply_grants, record_grantee, serves, present, has_lock,
             forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,
             claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
-            require_session, prune_leaders, prune_waits, keep_grants, correct_lease, dead_holders, lease_tokens, raise_tokens,
+            require_session, prune_leaders, prune_waits, correct_lease, dead_holders, lease_tokens, raise_tokens,
             try_key, free_key, call_next, free_leases, client_lives, attends}')) AS s (set, names),
       unnest(s.names) AS f (name);
 $$;

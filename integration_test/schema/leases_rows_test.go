@@ -287,6 +287,7 @@ func TestLeases_AreOnDisk(t *testing.T) {
 			"acquire_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{1}', '{-1}', false)": raised,
 			"renew_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{}', false)":            raised,
 			"join_engine(-1, 'lease', 'me', 60000)":                                       raised,
+			"enlist(-1, 'me')":                                                            raised, // as all that a holder of slots calls
 			"acquire_lease(7, 60000, 2, false, 1, 1)":                                     before,
 			"renew_leases(7, 60000, '{2}', '{f}', '{f}', '{1}', '{}', false)":             before,
 		} {
