@@ -223,7 +223,9 @@ func (r *round) encodeRenewal(w *pipeline.Writer, renewal *renewal) {
 func (r *round) Check() error { return nil }
 
 // Refuse implements [pipeline.Round].
-func (r *round) Refuse(ops []op, sink pipeline.Sink, err *pgconn.PgError) { r.refuse(ops, sink, refusal(err)) }
+func (r *round) Refuse(ops []op, sink pipeline.Sink, err *pgconn.PgError) {
+	r.refuse(ops, sink, refusal(err))
+}
 
 // The sinks take places in the arrays that were sent, counted from 1.
 type (
