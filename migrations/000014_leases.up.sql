@@ -26,10 +26,12 @@ CREATE TABLE pgbaton.lease (
     next       bigint,
     next_since timestamptz,
     next_until timestamptz,
+    name       text,
     PRIMARY KEY (key, pair)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON COLUMN pgbaton.lease.last IS 'the newest token of the key; a new one is greater, and not below milliseconds since 2020 times 4096';
+COMMENT ON COLUMN pgbaton.lease.name IS 'of the key, for people, as its last holder called it; NULL if that had none';
 COMMENT ON COLUMN pgbaton.lease.holder IS 'who holds the key exclusively, with the token';
 COMMENT ON COLUMN pgbaton.lease.length IS 'milliseconds from grant or renewal to expires_at';
 COMMENT ON COLUMN pgbaton.lease.overdue IS 'somebody found it expired while its holder''s session lived, and gave it another length';
@@ -75,6 +77,45 @@ CREATE TABLE pgbaton.lock_client (
 
 COMMENT ON COLUMN pgbaton.lock_client.pid IS 'of its session; NULL: behind a pooler it has none of its own, and renews the row';
 
+-- Refuses callers that do not act for a holder. One without a session, of which there is no row, becomes the caller's. Such a
+-- holder goes on believing in its leases and slots when the server crashes, or another one takes its place: they must be on
+-- disk by then, and on a synchronous standby if there is one.
+CREATE OR REPLACE FUNCTION pgbaton.require_holder(holder bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner regrole;
+BEGIN
+    IF holder > 0 THEN
+        IF pg_try_advisory_xact_lock(holder) THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'pgbaton: holder % is another session''s', holder USING ERRCODE = 'insufficient_privilege',
+            HINT = 'A session acts for the holder that it became by pgbaton.enlist.';
+    END IF;
+    IF (holder < 0) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton: 0 and NULL are no holders' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Behind a pooler nothing is set on the session: nobody shall wait for a table for ever.
+    IF current_setting('lock_timeout') = '0' THEN
+        PERFORM set_config('lock_timeout', '500ms', true);
+    END IF;
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder;
+    IF NOT FOUND THEN
+        INSERT INTO pgbaton.holder (id, name, since, service) VALUES (holder, '', clock_timestamp(), pgbaton.service())
+            ON CONFLICT DO NOTHING;
+        SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder; -- another may have been faster
+    END IF;
+    IF NOT pgbaton.serves(owner) THEN
+        RAISE EXCEPTION 'pgbaton: holder % is of the service %', holder, owner USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Each client makes a holder of its own by pgbaton.enlist.';
+    END IF;
+END;
+$$;
+
 -- Gives leases of a key another length if the clock says that they are expired and their holders' sessions live, and cuts
 -- what ends too late.
 CREATE FUNCTION pgbaton.correct_lease(key bigint, pair boolean) RETURNS void
@@ -96,7 +137,8 @@ $$;
 
 -- A key for a holder, exclusively: the first of as many tokens as asked for, or NULL. The common case, a key that is free and
 -- that nobody waits for, is one UPDATE; acquire_leases does the rest.
-CREATE FUNCTION pgbaton.acquire_lease(holder bigint, length integer, key bigint, pair boolean, want integer, tokens integer)
+CREATE FUNCTION pgbaton.acquire_lease(
+    holder bigint, length integer, key bigint, pair boolean, want integer, tokens integer, name text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -108,34 +150,24 @@ BEGIN
     IF (length BETWEEN 1000 AND 3600000 AND tokens BETWEEN 1 AND 64 AND want BETWEEN 0 AND 1) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.acquire_lease: a lease is 1 s to 1 h, and has 1 to 64 tokens' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(holder);
     UPDATE pgbaton.lease AS l
        SET holder = acquire_lease.holder, token = greatest(l.last + 1, clock), last = greatest(l.last + 1, clock) + tokens - 1,
-           expires_at = clock_timestamp() + acquire_lease.length * interval '1 ms', length = acquire_lease.length, overdue = false
+           expires_at = clock_timestamp() + acquire_lease.length * interval '1 ms', length = acquire_lease.length, overdue = false,
+           name = nullif(left(acquire_lease.name, 512), '')
      WHERE l.key = acquire_lease.key AND l.pair = acquire_lease.pair AND l.holder IS NULL AND NOT l.shared AND l.next IS NULL
     RETURNING l.token INTO got;
     IF NOT FOUND THEN
         SELECT a.token INTO got FROM pgbaton.acquire_leases(
-            holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false) AS a;
+            holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false, ARRAY[name]) AS a;
     END IF;
     RETURN got;
 END;
 $$;
 
--- A holder without a session goes on believing in its leases when the server crashes: they must be on disk by then.
-CREATE FUNCTION pgbaton.keep_grants(holder bigint) RETURNS void
-LANGUAGE plpgsql VOLATILE
-AS $$
-BEGIN
-    IF holder OPERATOR(pg_catalog.<) 0 AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
-        PERFORM pg_catalog.set_config('synchronous_commit', 'local', true);
-    END IF;
-END;
-$$;
-
 -- Takes, for a holder, keys that are free, draws tokens for keys that it holds, and looks for others that wait. Each request
 -- has its place in the arrays: key and space of keys; shared or not; what it wants; how many tokens; and for how many
--- milliseconds the holder has waited for the key, -1 if it does not go on waiting. What it wants is a number:
+-- milliseconds the holder has waited for the key, -1 if it does not go on waiting; and, if there are names, that of the key for people.
+-- What it wants is a number:
 --
 --   0 the key, also before those that wait      2 tokens for a key that it holds      4 to give up its turn
 --   1 the key, after those that wait            3 to know whether others wait
@@ -145,7 +177,7 @@ $$;
 -- so that calls do not end in deadlocks. A call that fails keeps the advisory locks that it has taken: end the session.
 CREATE FUNCTION pgbaton.acquire_leases(
     holder bigint, length integer, keys bigint[], pairs boolean[], shared boolean[], wants integer[], tokens integer[],
-    waited integer[], with_lock boolean)
+    waited integer[], with_lock boolean, names text[] DEFAULT NULL)
 RETURNS TABLE (request integer, token bigint, drawn integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -164,11 +196,11 @@ BEGIN
     PERFORM pgbaton.require_holder(holder);
     IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000
         AND cardinality(keys) = ALL (ARRAY[cardinality(pairs), cardinality(shared), cardinality(wants), cardinality(tokens), cardinality(waited)])
+        AND coalesce(cardinality(names) = cardinality(keys), names IS NULL)
         AND 1 <= ALL (tokens) AND 64 >= ALL (tokens) AND 0 <= ALL (wants) AND 4 >= ALL (wants) AND -1 <= ALL (waited)) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.acquire_leases: a lease is 1 s to 1 h, and has 1 to 64 tokens; each request has its place in every array'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(holder);
     INSERT INTO pgbaton.lease AS n (key, pair, last)
     SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
@@ -185,10 +217,10 @@ BEGIN
     END IF;
     FOR r IN
         SELECT x.*, count(*) OVER () AS rows FROM ( -- all are locked before the first is returned
-        SELECT q.n, q.key, q.pair, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
+        SELECT q.n, q.key, q.pair, q.name, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
                l.next, l.next_since, l.next_until
-          FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited) WITH ORDINALITY
-                   AS q (key, pair, share, want, tokens, waited, n)
+          FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited, names) WITH ORDINALITY
+                   AS q (key, pair, share, want, tokens, waited, name, n)
           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
                -- Whoever waits, and finds the key held and the turn noted, leaves the row alone: it is only looked at.
          WHERE NOT coalesce(q.waited >= 0 AND l.holder <> me AND l.holder <> ALL (dead)
@@ -262,7 +294,7 @@ BEGIN
                    token = CASE WHEN NOT r.share THEN acquire_leases.token END,
                    expires_at = CASE WHEN NOT r.share THEN clock_timestamp() + mine * interval '1 ms' END,
                    length = CASE WHEN NOT r.share THEN mine END, overdue = false,
-                   shared = r.share, next = CASE WHEN NOT turn THEN l.next END, next_since = CASE WHEN NOT turn THEN l.next_since END,
+                   shared = r.share, name = nullif(left(r.name, 512), ''), next = CASE WHEN NOT turn THEN l.next END, next_since = CASE WHEN NOT turn THEN l.next_since END,
                    next_until = CASE WHEN NOT turn THEN l.next_until END -- the turn of one that was passed is still to come
              WHERE l.key = r.key AND l.pair = r.pair;
             IF r.share THEN
@@ -485,7 +517,6 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.renew_leases: a lease is 1 s to 1 h' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     patience := current_setting('lock_timeout');
-    PERFORM pgbaton.keep_grants(me);
     IF only_these THEN -- in one order, also with what is given back
         PERFORM FROM pgbaton.lease AS l
           WHERE (l.key, l.pair) IN (SELECT q.key, q.pair FROM unnest(keys, pairs) AS q (key, pair)) OR l.holder = ANY (former)
@@ -644,7 +675,6 @@ DECLARE
 BEGIN
     IF length IS NOT NULL THEN
         PERFORM pgbaton.require_holder(id);
-        PERFORM pgbaton.keep_grants(id);
         IF length NOT BETWEEN 1000 AND 3600000 OR wanted = 'both' THEN
             RAISE EXCEPTION 'pgbaton.join_engine: a lease is 1 s to 1 h, and "both" needs a session' USING ERRCODE = 'invalid_parameter_value';
         END IF;
@@ -898,7 +928,7 @@ AS $$
         ('internal', '{grant_service, grant_operator, revoke_grants, apply_grants, record_grantee, serves, present, has_lock,
             forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,
             claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
-            require_session, prune_leaders, prune_waits, keep_grants, correct_lease, dead_holders, lease_tokens, raise_tokens,
+            require_session, prune_leaders, prune_waits, correct_lease, dead_holders, lease_tokens, raise_tokens,
             try_key, free_key, call_next, free_leases, client_lives, attends}')) AS s (set, names),
       unnest(s.names) AS f (name);
 $$;

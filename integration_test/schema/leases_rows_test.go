@@ -274,22 +274,27 @@ func TestLeases_OnlyThese(t *testing.T) {
 	require.Equal(t, "55000", refusal(t, l.Conn, "SELECT FROM pgbaton.renew_leases(-2, 60000, '{}', '{}', '{}', '{}', '{}', false)").Code, "it is no client")
 }
 
-// Whatever a holder without a session believes in is on disk: it outlives a crash of the server.
+// Whatever a holder without a session believes in is on disk, and on a synchronous standby: it outlives a crash of the server, and a failover.
 func TestLeases_AreOnDisk(t *testing.T) {
 	t.Parallel()
 	l := newLeaseTown(t)
-	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-1, 'lease', 'me', 60000); SELECT pgbaton.enlist(7, 'me'); SET synchronous_commit = off")
-	for call, want := range map[string]string{
-		"acquire_lease(-1, 60000, 1, false, 1, 1)":                                    "local",
-		"acquire_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{1}', '{-1}', false)": "local",
-		"renew_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{}', false)":            "local",
-		"join_engine(-1, 'lease', 'me', 60000)":                                       "local",
-		"acquire_lease(7, 60000, 2, false, 1, 1)":                                     "off",
-		"renew_leases(7, 60000, '{2}', '{f}', '{f}', '{1}', '{}', false)":             "off",
-	} {
-		testkit.Exec(t, l.Conn, "BEGIN; SELECT FROM pgbaton."+call)
-		require.Equal(t, want, testkit.Value[string](t, l.Conn, "SELECT current_setting('synchronous_commit')"), call)
-		testkit.Exec(t, l.Conn, "COMMIT")
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-1, 'lease', 'me', 60000); SELECT pgbaton.enlist(7, 'me')")
+	for _, before := range []string{"off", "local", "remote_apply"} {
+		raised := map[string]string{"off": "on", "local": "on", "remote_apply": "remote_apply"}[before]
+		testkit.Exec(t, l.Conn, "SET synchronous_commit = "+before)
+		for call, want := range map[string]string{
+			"acquire_lease(-1, 60000, 1, false, 1, 1)":                                    raised,
+			"acquire_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{1}', '{-1}', false)": raised,
+			"renew_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{}', false)":            raised,
+			"join_engine(-1, 'lease', 'me', 60000)":                                       raised,
+			"enlist(-1, 'me')":                                                            raised, // as all that a holder of slots calls
+			"acquire_lease(7, 60000, 2, false, 1, 1)":                                     before,
+			"renew_leases(7, 60000, '{2}', '{f}', '{f}', '{1}', '{}', false)":             before,
+		} {
+			testkit.Exec(t, l.Conn, "BEGIN; SELECT FROM pgbaton."+call)
+			require.Equal(t, want, testkit.Value[string](t, l.Conn, "SELECT current_setting('synchronous_commit')"), call)
+			testkit.Exec(t, l.Conn, "COMMIT")
+		}
 	}
 }
 

@@ -129,10 +129,10 @@ var calls = map[string]struct {
 	"leave_leases(bigint)":                        {"SELECT pgbaton.leave_leases(4715)::text", ""},
 	"lock_leases(bigint[],boolean[])":             {"SELECT pgbaton.lock_leases('{1,2}', '{f,t}')::text", ""},
 	"release_lease(bigint,bigint,boolean,bigint)": {"SELECT pgbaton.release_lease(4714, 1, false, 2)", false},
-	"acquire_lease(bigint,integer,bigint,boolean,integer,integer)": {
+	"acquire_lease(bigint,integer,bigint,boolean,integer,integer,text)": {
 		"SELECT pgbaton.acquire_lease(4714, 1000, 11, true, 1, 2) > 0", true,
 	},
-	"acquire_leases(bigint,integer,bigint[],boolean[],boolean[],integer[],integer[],integer[],boolean)": {
+	"acquire_leases(bigint,integer,bigint[],boolean[],boolean[],integer[],integer[],integer[],boolean,text[])": {
 		"SELECT count(*) FROM pgbaton.acquire_leases(4714, 1000, '{12,12}', '{f,t}', '{t,f}', '{0,1}', '{1,2}', '{-1,5}', true)", int64(2),
 	},
 	"release_leases(bigint,bigint[],boolean[],boolean[],bigint[],boolean)": {
@@ -141,7 +141,6 @@ var calls = map[string]struct {
 	"renew_leases(bigint,integer,bigint[],boolean[],boolean[],bigint[],bigint[],boolean)": {
 		"SELECT count(*) FROM pgbaton.renew_leases(4715, 1000, '{14}', '{f}', '{f}', '{1}', '{}', true)", int64(0),
 	},
-	"keep_grants(bigint)":                      {"SELECT pgbaton.keep_grants(-1)::text", ""},
 	"correct_lease(bigint,boolean)":            {"SELECT pgbaton.correct_lease(15, false)::text", ""},
 	"dead_holders(bigint[],boolean[])":         {"SELECT cardinality(pgbaton.dead_holders('{16}', '{f}'))", int32(0)},
 	"lease_tokens(bigint,integer,boolean)":     {"SELECT drawn FROM pgbaton.lease_tokens(1, 5, false)", int32(5)},
