@@ -1,10 +1,10 @@
 package portable
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/testkit"
@@ -26,11 +26,15 @@ func TestMigrate_Chooses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dsn, admin := testkit.Poor(t, stubs)
-			var group errgroup.Group
+			var group sync.WaitGroup
 			for range 8 {
-				group.Go(func() error { return pgbaton.Migrate(t.Context(), dsn) })
+				group.Go(func() {
+					if err := pgbaton.Migrate(t.Context(), dsn); err != nil {
+						t.Error(err)
+					}
+				})
 			}
-			require.NoError(t, group.Wait())
+			group.Wait()
 			require.NoError(t, pgbaton.Migrate(t.Context(), dsn), "again")
 			conn := testkit.Connect(t, admin)
 			reason := testkit.Value[string](t, conn, "SELECT reason FROM pgbaton.portable")

@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // tryLocks tries out advisory locks, which some engines have of sessions and not of transactions, and others have in name only. It needs a
@@ -21,7 +23,17 @@ func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sess
 		defer Close(ctx, other)
 		two = other.PgConn()
 	}
-	return inTransactions(ctx, one, two, trySessionLocks), inTransactions(ctx, one, two, tryTransactionLocks)
+	for range mostTries {
+		if sessions = inTransactions(ctx, one, two, trySessionLocks); !pgerr.Retryable(sessions) {
+			break
+		}
+	}
+	for range mostTries {
+		if transactions = inTransactions(ctx, one, two, tryTransactionLocks); !pgerr.Retryable(transactions) {
+			break
+		}
+	}
+	return sessions, transactions
 }
 
 // inTransactions calls f while each connection is in a transaction: behind a pooler a session is theirs only then.

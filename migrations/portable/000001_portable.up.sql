@@ -44,14 +44,21 @@ CREATE FUNCTION pgbaton.refuse(code text, said text) RETURNS bigint
 LANGUAGE sql VOLATILE
 RETURN ('pgbaton/' || code || '/' || said || left(clock_timestamp()::text, 0))::bigint;
 
--- Refuses a holder that is none without a session. Nobody shall wait for a row for ever, and what is granted must be on disk before a
--- crash, in which the holder goes on believing in it.
+-- Sets what the transaction needs, where the engine knows of it: nobody shall wait for a row for ever, and what is granted must outlive a
+-- crash and a failover, since its holder goes on believing in it.
+CREATE FUNCTION pgbaton.pin() RETURNS void
+LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
+    SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit', true) IN ('off', 'local');
+END;
+
+-- Refuses a holder that is none without a session.
 CREATE FUNCTION pgbaton.require_holder(holder bigint) RETURNS void
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     SELECT pgbaton.refuse('22023', 'the id of a holder is below zero in the portable schema') WHERE (holder < 0) IS NOT TRUE;
-    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
-    SELECT set_config('synchronous_commit', 'local', true) WHERE current_setting('synchronous_commit', true) = 'off';
+    SELECT pgbaton.pin();
 END;
 
 -- The least token that is given now: milliseconds since 2020-01-01, shifted left by 12.
@@ -80,6 +87,7 @@ CREATE TABLE pgbaton.lease (
     next       bigint,
     next_since timestamptz,
     next_until timestamptz,
+    name       text,
     PRIMARY KEY (key, pair)
 );
 
@@ -129,7 +137,7 @@ END;
 CREATE FUNCTION pgbaton.lock_leases(keys bigint[], pairs boolean[]) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
+    SELECT pgbaton.pin();
     SELECT pgbaton.make_leases(keys, pairs);
     SELECT l.key FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
      ORDER BY l.key, l.pair
@@ -143,7 +151,8 @@ END;
 -- The row is judged in the statement that locks it if it is not locked yet, and then may be newer than the statement's look at the
 -- shares. So nothing is granted if its last is not the one that the statement sees without locking.
 CREATE FUNCTION pgbaton.serve_lease(
-    p_holder bigint, p_length integer, p_key bigint, p_pair boolean, p_share boolean, p_want integer, p_tokens integer, p_waited integer)
+    p_holder bigint, p_length integer, p_key bigint, p_pair boolean, p_share boolean, p_want integer, p_tokens integer, p_waited integer,
+    p_name text)
 RETURNS TABLE (token bigint, drawn integer)
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
@@ -206,6 +215,7 @@ BEGIN ATOMIC
                                  ELSE l.expires_at END,
                length = CASE WHEN d.grants THEN CASE WHEN NOT p_share THEN p_length END ELSE l.length END,
                shared = CASE WHEN d.grants THEN p_share ELSE l.shared END,
+               name = CASE WHEN d.grants THEN nullif(left(p_name, 512), '') ELSE l.name END,
                next = CASE WHEN d.queues THEN p_holder WHEN d.leaves OR (d.grants AND d.turn) THEN NULL ELSE l.next END,
                next_since = CASE WHEN d.queues THEN d.at - p_waited * interval '1 ms'
                                  WHEN d.leaves OR (d.grants AND d.turn) THEN NULL ELSE l.next_since END,
@@ -221,7 +231,8 @@ END;
 
 -- Takes, for a holder, keys that are free, draws tokens for keys that it holds, and looks for others that wait. Each request
 -- has its place in the arrays: key and space of keys; shared or not; what it wants; how many tokens; and for how many
--- milliseconds the holder has waited for the key, -1 if it does not go on waiting. What it wants is a number:
+-- milliseconds the holder has waited for the key, -1 if it does not go on waiting; and, if there are names, that of the key for people.
+-- What it wants is a number:
 --
 --   0 the key, also before those that wait      2 tokens for a key that it holds      4 to give up its turn
 --   1 the key, after those that wait            3 to know whether others wait
@@ -230,7 +241,7 @@ END;
 -- The rows of all keys are locked before the first request is served, in one order, but for those of requests that wait.
 CREATE FUNCTION pgbaton.acquire_leases(
     p_holder bigint, p_length integer, p_keys bigint[], p_pairs boolean[], p_shared boolean[], p_wants integer[], p_tokens integer[],
-    p_waited integer[], p_with_lock boolean)
+    p_waited integer[], p_with_lock boolean, p_names text[] DEFAULT NULL)
 RETURNS TABLE (request integer, token bigint, drawn integer)
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
@@ -239,7 +250,7 @@ BEGIN ATOMIC
      WHERE (p_length BETWEEN 1000 AND 3600000 AND cardinality(p_keys) <= 100000 AND NOT p_with_lock
             AND cardinality(p_keys) = cardinality(p_pairs) AND cardinality(p_keys) = cardinality(p_shared)
             AND cardinality(p_keys) = cardinality(p_wants) AND cardinality(p_keys) = cardinality(p_tokens)
-            AND cardinality(p_keys) = cardinality(p_waited) AND 1 <= ALL (p_tokens) AND 64 >= ALL (p_tokens)
+            AND cardinality(p_keys) = cardinality(p_waited) AND coalesce(cardinality(p_names) = cardinality(p_keys), p_names IS NULL) AND 1 <= ALL (p_tokens) AND 64 >= ALL (p_tokens)
             AND 0 <= ALL (p_wants) AND 4 >= ALL (p_wants) AND -1 <= ALL (p_waited)) IS NOT TRUE;
     SELECT pgbaton.make_leases(p_keys, p_pairs);
     SELECT l.key FROM unnest(p_keys, p_pairs, p_waited) AS q (key, pair, waited) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
@@ -248,18 +259,19 @@ BEGIN ATOMIC
        FOR NO KEY UPDATE OF l;
     SELECT pgbaton.make_leases(p_keys, p_pairs); -- as in lock_leases
     SELECT q.n::integer, s.token, s.drawn
-      FROM (SELECT u.* FROM unnest(p_keys, p_pairs, p_shared, p_wants, p_tokens, p_waited) WITH ORDINALITY
-                                AS u (key, pair, share, want, tokens, waited, n) ORDER BY u.key, u.pair, u.n OFFSET 0) AS q
-     CROSS JOIN LATERAL pgbaton.serve_lease(p_holder, p_length, q.key, q.pair, q.share, q.want, q.tokens, q.waited) AS s;
+      FROM (SELECT u.* FROM unnest(p_keys, p_pairs, p_shared, p_wants, p_tokens, p_waited, p_names) WITH ORDINALITY
+                                AS u (key, pair, share, want, tokens, waited, name, n) ORDER BY u.key, u.pair, u.n OFFSET 0) AS q
+     CROSS JOIN LATERAL pgbaton.serve_lease(p_holder, p_length, q.key, q.pair, q.share, q.want, q.tokens, q.waited, q.name) AS s;
 END;
 
 -- A key for a holder, exclusively: the first of as many tokens as asked for, or NULL.
-CREATE FUNCTION pgbaton.acquire_lease(p_holder bigint, p_length integer, p_key bigint, p_pair boolean, p_want integer, p_tokens integer)
+CREATE FUNCTION pgbaton.acquire_lease(
+    p_holder bigint, p_length integer, p_key bigint, p_pair boolean, p_want integer, p_tokens integer, p_name text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
     SELECT (SELECT a.token FROM pgbaton.acquire_leases(
-        p_holder, p_length, ARRAY[p_key], ARRAY[p_pair], ARRAY[false], ARRAY[p_want], ARRAY[p_tokens], ARRAY[-1], false) AS a);
+        p_holder, p_length, ARRAY[p_key], ARRAY[p_pair], ARRAY[false], ARRAY[p_want], ARRAY[p_tokens], ARRAY[-1], false, ARRAY[p_name]) AS a);
 END;
 
 -- Gives an exclusive lease back. False: it was not the holder's.
@@ -554,7 +566,7 @@ END;
 CREATE FUNCTION pgbaton.resize_semaphore(p_semaphore integer, p_wanted integer) RETURNS integer
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
+    SELECT pgbaton.pin();
     SELECT pgbaton.refuse('22023', 'a capacity is 1 to 10000') WHERE (p_wanted BETWEEN 1 AND 10000) IS NOT TRUE;
     SELECT pgbaton.refuse('54000', 'the semaphores have a million permits')
      WHERE p_wanted + (SELECT coalesce(sum(m.capacity + m.surplus), 0) FROM pgbaton.semaphore AS m WHERE m.id <> p_semaphore) > 1000000;
@@ -581,7 +593,7 @@ CREATE FUNCTION pgbaton.open_semaphore(
 RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
+    SELECT pgbaton.pin();
     SELECT pgbaton.refuse('22023', 'a name has 1 to 512 bytes, a capacity is 1 to 10000')
      WHERE (octet_length(p_name) BETWEEN 1 AND 512 AND coalesce(p_wanted, 1) BETWEEN 1 AND 10000 AND p_revision >= 0
             AND (p_wanted IS NOT NULL OR p_revision = 0)) IS NOT TRUE;
@@ -878,8 +890,7 @@ CREATE FUNCTION pgbaton.start_run(
     OUT due boolean, OUT last_run timestamptz, OUT next_run timestamptz, OUT disbelieved boolean)
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
-    SELECT set_config('synchronous_commit', 'local', true) WHERE p_token IS NOT NULL AND current_setting('synchronous_commit', true) = 'off';
+    SELECT pgbaton.pin();
     SELECT pgbaton.refuse('22023', 'a resource has 1 to 512 bytes, a window is above zero and at most 1000 years, and a token was drawn here')
      WHERE (octet_length(p_resource) BETWEEN 1 AND 512 AND p_at_least > interval '0' AND p_at_least <= interval '1000 years'
             AND (p_token IS NULL OR pgbaton.drawn(p_token))) IS NOT TRUE;
@@ -914,8 +925,7 @@ END;
 CREATE FUNCTION pgbaton.end_run(p_resource text, p_token bigint, p_failed boolean, p_error text) RETURNS boolean
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    SELECT set_config('lock_timeout', '500ms', true) WHERE current_setting('lock_timeout', true) = '0';
-    SELECT set_config('synchronous_commit', 'local', true) WHERE current_setting('synchronous_commit', true) = 'off';
+    SELECT pgbaton.pin();
     SELECT pgbaton.refuse('22023', 'failed is NULL') WHERE p_failed IS NULL;
     WITH ended AS (
         UPDATE pgbaton.last_run AS r
