@@ -84,7 +84,7 @@ func doTx[H Tx, F any](
 		r := newRunner(txOpts)
 		begin := r.begin
 		r.begin = func(ctx context.Context) (H, error) {
-			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait), ran: &ran}
+			t := turn[H]{key: txKey(key.key), portable: c.dialer.Portable, shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait), ran: &ran}
 			tx, err := t.transaction(ctx)
 			if err != nil {
 				err = fmt.Errorf("of DoTx on lock %v: %w", key, err)
@@ -120,12 +120,13 @@ func txKey(key advisory.Key) int64 {
 
 // turn is a wish for a transaction that holds the key of DoTx.
 type turn[H Tx] struct {
-	key    int64
-	shared bool
-	begin  func(ctx context.Context) (H, error)
-	wait   time.Duration // NoWait, or zero for no bound but that of the context
-	until  time.Time     // when a wait that is bounded ends
-	ran    *bool         // fn has been called, in a transaction that is run again
+	key      int64
+	portable bool // it is a row's
+	shared   bool
+	begin    func(ctx context.Context) (H, error)
+	wait     time.Duration // NoWait, or zero for no bound but that of the context
+	until    time.Time     // when a wait that is bounded ends
+	ran      *bool         // fn has been called, in a transaction that is run again
 }
 
 // sqlTakeTurn is the first statement of a transaction of DoTx.
@@ -133,9 +134,16 @@ const sqlTakeTurn = `SELECT CASE WHEN $2::pg_catalog.bool THEN pg_catalog.pg_try
             ELSE pg_catalog.pg_try_advisory_xact_lock($1::pg_catalog.int8) END,
        pg_catalog.current_setting('transaction_isolation')`
 
+// sqlTakePortableTurn is sqlTakeTurn where there is no such lock: it locks a row.
+const sqlTakePortableTurn = `SELECT pgbaton.try_turn($1, $2), pg_catalog.current_setting('transaction_isolation')`
+
 // transaction begins transactions until one has the key, and had it before its snapshot.
 func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 	var none H
+	statement := sqlTakeTurn
+	if t.portable {
+		statement = sqlTakePortableTurn
+	}
 	sure := false // that all earlier transactions had ended before this one began
 	for attempt := 1; ; attempt++ {
 		tx, err := t.begin(ctx)
@@ -144,7 +152,7 @@ func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 		}
 		var granted bool
 		var level string
-		err = tx.QueryRow(ctx, sqlTakeTurn, t.key, t.shared).Scan(&granted, &level)
+		err = tx.QueryRow(ctx, statement, t.key, t.shared).Scan(&granted, &level)
 		fresh := level == "read committed" || level == "read uncommitted"
 		if err == nil && granted && (fresh || sure) {
 			return tx, nil
