@@ -34,8 +34,8 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 
 .PHONY: test/full
 test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/integration SHORT= PACKAGES_AT_ONCE=1
-	$(MAKE) test/leases PACKAGES_AT_ONCE=1
+	$(MAKE) test/unit test/integration SHORT=
+	$(MAKE) test/leases
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
 SHORT := -short

@@ -11,6 +11,39 @@ BEGIN
 END;
 $$;
 
+CREATE OR REPLACE FUNCTION pgbaton.require_holder(holder bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner regrole;
+BEGIN
+    IF holder > 0 THEN
+        IF pg_try_advisory_xact_lock(holder) THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'pgbaton: holder % is another session''s', holder USING ERRCODE = 'insufficient_privilege',
+            HINT = 'A session acts for the holder that it became by pgbaton.enlist.';
+    END IF;
+    IF (holder < 0) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton: 0 and NULL are no holders' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Behind a pooler nothing is set on the session: nobody shall wait for a table for ever.
+    IF current_setting('lock_timeout') = '0' THEN
+        PERFORM set_config('lock_timeout', '500ms', true);
+    END IF;
+    SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder;
+    IF NOT FOUND THEN
+        INSERT INTO pgbaton.holder (id, name, since, service) VALUES (holder, '', clock_timestamp(), pgbaton.service())
+            ON CONFLICT DO NOTHING;
+        SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder; -- another may have been faster
+    END IF;
+    IF NOT pgbaton.serves(owner) THEN
+        RAISE EXCEPTION 'pgbaton: holder % is of the service %', holder, owner USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Each client makes a holder of its own by pgbaton.enlist.';
+    END IF;
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION pgbaton.drawn(token bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -133,7 +166,6 @@ DROP FUNCTION pgbaton.raise_tokens;
 DROP FUNCTION pgbaton.lease_tokens;
 DROP FUNCTION pgbaton.dead_holders;
 DROP FUNCTION pgbaton.acquire_leases;
-DROP FUNCTION pgbaton.keep_grants;
 DROP FUNCTION pgbaton.acquire_lease;
 DROP FUNCTION pgbaton.correct_lease;
 

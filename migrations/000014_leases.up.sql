@@ -27,7 +27,7 @@ CREATE TABLE pgbaton.lease (
     next_since timestamptz,
     next_until timestamptz,
     PRIMARY KEY (key, pair)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON COLUMN pgbaton.lease.last IS 'the newest token of the key; a new one is greater, and not below milliseconds since 2020 times 4096';
 COMMENT ON COLUMN pgbaton.lease.holder IS 'who holds the key exclusively, with the token';
@@ -46,7 +46,7 @@ CREATE TABLE pgbaton.lease_share (
     length     integer     NOT NULL,
     overdue    boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (key, pair, holder)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- The newest token of all keys that were forgotten, so that tokens go on rising when the clock was set back.
 CREATE TABLE pgbaton.lease_floor (
@@ -74,6 +74,45 @@ CREATE TABLE pgbaton.lock_client (
 ) WITH (fillfactor = 50);
 
 COMMENT ON COLUMN pgbaton.lock_client.pid IS 'of its session; NULL: behind a pooler it has none of its own, and renews the row';
+
+-- Refuses callers that do not act for a holder. One without a session, of which there is no row, becomes the caller's. Such a
+-- holder goes on believing in its leases and slots when the server crashes, or another one takes its place: they must be on
+-- disk by then, and on a synchronous standby if there is one.
+CREATE OR REPLACE FUNCTION pgbaton.require_holder(holder bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner regrole;
+BEGIN
+    IF holder > 0 THEN
+        IF pg_try_advisory_xact_lock(holder) THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'pgbaton: holder % is another session''s', holder USING ERRCODE = 'insufficient_privilege',
+            HINT = 'A session acts for the holder that it became by pgbaton.enlist.';
+    END IF;
+    IF (holder < 0) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgbaton: 0 and NULL are no holders' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Behind a pooler nothing is set on the session: nobody shall wait for a table for ever.
+    IF current_setting('lock_timeout') = '0' THEN
+        PERFORM set_config('lock_timeout', '500ms', true);
+    END IF;
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder;
+    IF NOT FOUND THEN
+        INSERT INTO pgbaton.holder (id, name, since, service) VALUES (holder, '', clock_timestamp(), pgbaton.service())
+            ON CONFLICT DO NOTHING;
+        SELECT h.service INTO owner FROM pgbaton.holder AS h WHERE h.id = require_holder.holder; -- another may have been faster
+    END IF;
+    IF NOT pgbaton.serves(owner) THEN
+        RAISE EXCEPTION 'pgbaton: holder % is of the service %', holder, owner USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Each client makes a holder of its own by pgbaton.enlist.';
+    END IF;
+END;
+$$;
 
 -- Gives leases of a key another length if the clock says that they are expired and their holders' sessions live, and cuts
 -- what ends too late.
@@ -108,7 +147,6 @@ BEGIN
     IF (length BETWEEN 1000 AND 3600000 AND tokens BETWEEN 1 AND 64 AND want BETWEEN 0 AND 1) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.acquire_lease: a lease is 1 s to 1 h, and has 1 to 64 tokens' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(holder);
     UPDATE pgbaton.lease AS l
        SET holder = acquire_lease.holder, token = greatest(l.last + 1, clock), last = greatest(l.last + 1, clock) + tokens - 1,
            expires_at = clock_timestamp() + acquire_lease.length * interval '1 ms', length = acquire_lease.length, overdue = false
@@ -119,17 +157,6 @@ BEGIN
             holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false) AS a;
     END IF;
     RETURN got;
-END;
-$$;
-
--- A holder without a session goes on believing in its leases when the server crashes: they must be on disk by then.
-CREATE FUNCTION pgbaton.keep_grants(holder bigint) RETURNS void
-LANGUAGE plpgsql VOLATILE
-AS $$
-BEGIN
-    IF holder OPERATOR(pg_catalog.<) 0 AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
-        PERFORM pg_catalog.set_config('synchronous_commit', 'local', true);
-    END IF;
 END;
 $$;
 
@@ -168,7 +195,6 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.acquire_leases: a lease is 1 s to 1 h, and has 1 to 64 tokens; each request has its place in every array'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(holder);
     INSERT INTO pgbaton.lease AS n (key, pair, last)
     SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
@@ -176,6 +202,12 @@ BEGIN
         ON CONFLICT DO NOTHING;
     IF EXISTS (SELECT FROM unnest(acquire_leases.waited) AS w WHERE w >= 0) THEN
         dead := pgbaton.dead_holders(keys, pairs);
+    END IF;
+    IF EXISTS (SELECT FROM unnest(acquire_leases.waited) AS w WHERE w < 0) THEN
+        PERFORM FROM unnest(keys, pairs, acquire_leases.waited) AS q (key, pair, waited)
+           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+          WHERE q.waited < 0 ORDER BY l.key, l.pair
+            FOR NO KEY UPDATE OF l;
     END IF;
     FOR r IN
         SELECT x.*, count(*) OVER () AS rows FROM ( -- all are locked before the first is returned
@@ -191,7 +223,7 @@ BEGIN
                              ELSE l.next_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 min' AND l.next <> ALL (dead)
                                   AND l.next_since <= clock_timestamp() - q.waited * interval '1 ms' + interval '100 ms' END, false)
          ORDER BY l.key, l.pair, q.n
-           FOR NO KEY UPDATE OF l) AS x
+           FOR NO KEY UPDATE OF l SKIP LOCKED) AS x -- a waiter comes again
          ORDER BY x.key, x.pair, x.n
     LOOP
         IF r.key = former_key AND r.pair = former_pair THEN -- that may have changed the row
@@ -379,6 +411,9 @@ CREATE FUNCTION pgbaton.lock_leases(keys bigint[], pairs boolean[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF current_setting('lock_timeout') = '0' THEN -- as in require_holder
+        PERFORM set_config('lock_timeout', '500ms', true);
+    END IF;
     INSERT INTO pgbaton.lease AS n (key, pair, last) -- in the same order, before anything is locked
     SELECT q.key, q.pair, coalesce((SELECT f.last FROM pgbaton.lease_floor AS f), 0) FROM unnest(keys, pairs) AS q (key, pair)
      WHERE NOT EXISTS (SELECT FROM pgbaton.lease AS l WHERE l.key = q.key AND l.pair = q.pair)
@@ -454,7 +489,8 @@ $$;
 -- granted it. (What the holder itself has besides may be a grant whose answer is on its way.)
 --
 -- A lease of a session whose row another transaction has is the session's until somebody has found it expired, and a lease after
--- that: it counts as renewed, so that nobody makes a holder lose its leases by a transaction that it leaves open.
+-- that: it counts as renewed, so that nobody makes a holder lose its leases by a transaction that it leaves open. One of a holder
+-- without a session is not renewed then, and ends when it was to end: its place is returned below zero.
 CREATE FUNCTION pgbaton.renew_leases(
     holder bigint, length integer, keys bigint[], pairs boolean[], shared boolean[], tokens bigint[], former bigint[], only_these boolean)
 RETURNS TABLE (request integer)
@@ -466,6 +502,7 @@ DECLARE
     ours   CONSTANT bigint[] := former || holder;
     other  bigint;
     places bigint[];
+    patience text;
 BEGIN
     FOREACH other IN ARRAY ours LOOP
         PERFORM pgbaton.require_holder(other);
@@ -473,7 +510,7 @@ BEGIN
     IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.renew_leases: a lease is 1 s to 1 h' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pgbaton.keep_grants(me);
+    patience := current_setting('lock_timeout');
     IF only_these THEN -- in one order, also with what is given back
         PERFORM FROM pgbaton.lease AS l
           WHERE (l.key, l.pair) IN (SELECT q.key, q.pair FROM unnest(keys, pairs) AS q (key, pair)) OR l.holder = ANY (former)
@@ -481,9 +518,15 @@ BEGIN
           ORDER BY l.key, l.pair
             FOR NO KEY UPDATE;
     ELSIF me < 0 THEN
-        PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
-          ORDER BY l.key, l.pair
-            FOR NO KEY UPDATE OF l;
+        BEGIN
+            PERFORM set_config('lock_timeout', '100ms', true);
+            PERFORM FROM unnest(keys, pairs) AS q (key, pair) JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
+              ORDER BY l.key, l.pair
+                FOR NO KEY UPDATE OF l;
+            PERFORM set_config('lock_timeout', patience, true);
+        EXCEPTION WHEN lock_not_available THEN
+            NULL; -- the others are renewed; with the block its setting is undone
+        END;
     END IF;
     WITH found AS MATERIALIZED (
         SELECT q.n, q.key, q.pair, q.share, q.token
@@ -504,15 +547,15 @@ BEGIN
         RETURNING f.n)
     SELECT coalesce(array_agg(k.n), '{}') INTO places FROM (SELECT a.n FROM alone AS a UNION ALL SELECT t.n FROM together AS t) AS k;
     RETURN QUERY SELECT p::integer FROM unnest(places) AS p;
-    IF me > 0 AND cardinality(places) < cardinality(keys) THEN
+    IF cardinality(places) < cardinality(keys) THEN
         RETURN QUERY
-        SELECT q.n::integer
+        SELECT (CASE WHEN me > 0 THEN q.n ELSE -q.n END)::integer
           FROM unnest(keys, pairs, renew_leases.shared, tokens) WITH ORDINALITY AS q (key, pair, share, token, n)
           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
-          LEFT JOIN pgbaton.lease_share AS s ON q.share AND s.key = q.key AND s.pair = q.pair AND s.holder = me
+          LEFT JOIN pgbaton.lease_share AS s ON q.share AND s.key = q.key AND s.pair = q.pair AND s.holder = ANY (ours)
          WHERE q.n NOT IN (SELECT p FROM unnest(places) AS p)
            AND CASE WHEN q.share THEN s.token = q.token AND s.expires_at > clock_timestamp() AND NOT s.overdue AND s.length >= renew_leases.length
-                    ELSE l.holder = me AND l.token = q.token AND l.expires_at > clock_timestamp() AND NOT l.overdue
+                    ELSE l.holder = ANY (ours) AND l.token = q.token AND l.expires_at > clock_timestamp() AND NOT l.overdue
                          AND l.length >= renew_leases.length END;
     END IF;
     IF only_these THEN
@@ -626,7 +669,6 @@ DECLARE
 BEGIN
     IF length IS NOT NULL THEN
         PERFORM pgbaton.require_holder(id);
-        PERFORM pgbaton.keep_grants(id);
         IF length NOT BETWEEN 1000 AND 3600000 OR wanted = 'both' THEN
             RAISE EXCEPTION 'pgbaton.join_engine: a lease is 1 s to 1 h, and "both" needs a session' USING ERRCODE = 'invalid_parameter_value';
         END IF;
@@ -880,7 +922,7 @@ AS $$
         ('internal', '{grant_service, grant_operator, revoke_grants, apply_grants, record_grantee, serves, present, has_lock,
             forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,
             claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
-            require_session, prune_leaders, prune_waits, keep_grants, correct_lease, dead_holders, lease_tokens, raise_tokens,
+            require_session, prune_leaders, prune_waits, correct_lease, dead_holders, lease_tokens, raise_tokens,
             try_key, free_key, call_next, free_leases, client_lives, attends}')) AS s (set, names),
       unnest(s.names) AS f (name);
 $$;

@@ -90,7 +90,7 @@ func TestMigrate_GolangMigrate_UpAndDownAtTheSameTime(t *testing.T) {
 	dsn := testkit.Empty(t)
 	pool := testkit.Pool(t, dsn)
 	tool := golangMigrateByURL(t, dsn)
-	for range testkit.Brief(20, 4) {
+	for range testkit.Brief(8, 3) {
 		errs := atOnce([]func() error{
 			func() error { return errors.Join(up(tool), tool.Down(), up(tool)) },
 			func() error { return migrateTimes(t, pool, 3) },

@@ -110,6 +110,28 @@ func TestLeases_RenewedBesideALockedRow(t *testing.T) {
 	require.Equal(t, "{2,3,4}", testkit.Value[string](t, s.Conn, renew, tokens), "an older token")
 }
 
+// The same of a holder without a session, whose leases end by the clock: those that are not renewed are named, and others are renewed.
+// Whoever waits leaves the locked row alone, so that it is served with its other keys.
+func TestLeases_PooledBesideALockedRow(t *testing.T) {
+	t.Parallel()
+	l := newLeaseTown(t)
+	stranger := l.session(0)
+	const take = `SELECT array_agg(token ORDER BY request) FROM pgbaton.acquire_leases(-7, 60000, '{1,2,3,4}', '{f,f,f,f}', '{f,t,f,t}', '{1,1,1,1}', '{1,1,1,1}', '{-1,-1,-1,-1}', false)`
+	const renew = `SELECT array_agg(request ORDER BY request)::text FROM pgbaton.renew_leases(-7, 60000, '{1,2,3,4}', '{f,f,f,f}', '{f,t,f,t}', $1, '{}', false)`
+	tokens := testkit.Value[[]int64](t, l.Conn, take)
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-7, 'lease', 'me', 60000)")
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.lock_leases('{5}', '{f}')")
+	testkit.Exec(t, stranger.Conn, "BEGIN; SELECT FROM pgbaton.acquire_leases(-9, 1000, '{1,2,5}', '{f,f,f}', '{f,f,f}', '{1,1,1}', '{1,1,1}', '{-1,-1,-1}', false)")
+	require.Equal(t, "{-2,-1,3,4}", testkit.Value[string](t, l.Conn, renew, tokens))
+	require.Equal(t, int64(6), testkit.Value[int64](t, l.Conn,
+		"SELECT key FROM unnest('{5,6}'::bigint[]) WITH ORDINALITY AS q (key, n) WHERE n = (SELECT request FROM pgbaton.acquire_leases(-8, 60000, '{5,6}', '{f,f}', '{f,f}', '{1,1}', '{1,1}', '{10,10}', false))"))
+	requireRefused(t, l.Conn, "55P03", "SELECT pgbaton.lock_leases('{1,6}', '{f,f}')")
+	l.owner("UPDATE pgbaton.lease SET expires_at = clock_timestamp() WHERE key = 4; UPDATE pgbaton.lease_share SET expires_at = clock_timestamp() WHERE key = 2")
+	require.Equal(t, "{-1,3,4}", testkit.Value[string](t, l.Conn, renew, tokens), "what has expired is lost, as far as can be seen")
+	testkit.Exec(t, stranger.Conn, "ROLLBACK")
+	require.Equal(t, "{1,2,3,4}", testkit.Value[string](t, l.Conn, renew, tokens))
+}
+
 // A holder of a shared lease that asks for more, and is refused, keeps what it has.
 func TestLeases_RefusedKeeps(t *testing.T) {
 	t.Parallel()
@@ -252,22 +274,27 @@ func TestLeases_OnlyThese(t *testing.T) {
 	require.Equal(t, "55000", refusal(t, l.Conn, "SELECT FROM pgbaton.renew_leases(-2, 60000, '{}', '{}', '{}', '{}', '{}', false)").Code, "it is no client")
 }
 
-// Whatever a holder without a session believes in is on disk: it outlives a crash of the server.
+// Whatever a holder without a session believes in is on disk, and on a synchronous standby: it outlives a crash of the server, and a failover.
 func TestLeases_AreOnDisk(t *testing.T) {
 	t.Parallel()
 	l := newLeaseTown(t)
-	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-1, 'lease', 'me', 60000); SELECT pgbaton.enlist(7, 'me'); SET synchronous_commit = off")
-	for call, want := range map[string]string{
-		"acquire_lease(-1, 60000, 1, false, 1, 1)":                                    "local",
-		"acquire_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{1}', '{-1}', false)": "local",
-		"renew_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{}', false)":            "local",
-		"join_engine(-1, 'lease', 'me', 60000)":                                       "local",
-		"acquire_lease(7, 60000, 2, false, 1, 1)":                                     "off",
-		"renew_leases(7, 60000, '{2}', '{f}', '{f}', '{1}', '{}', false)":             "off",
-	} {
-		testkit.Exec(t, l.Conn, "BEGIN; SELECT FROM pgbaton."+call)
-		require.Equal(t, want, testkit.Value[string](t, l.Conn, "SELECT current_setting('synchronous_commit')"), call)
-		testkit.Exec(t, l.Conn, "COMMIT")
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-1, 'lease', 'me', 60000); SELECT pgbaton.enlist(7, 'me')")
+	for _, before := range []string{"off", "local", "remote_apply"} {
+		raised := map[string]string{"off": "on", "local": "on", "remote_apply": "remote_apply"}[before]
+		testkit.Exec(t, l.Conn, "SET synchronous_commit = "+before)
+		for call, want := range map[string]string{
+			"acquire_lease(-1, 60000, 1, false, 1, 1)":                                    raised,
+			"acquire_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{1}', '{-1}', false)": raised,
+			"renew_leases(-1, 60000, '{1}', '{f}', '{f}', '{1}', '{}', false)":            raised,
+			"join_engine(-1, 'lease', 'me', 60000)":                                       raised,
+			"enlist(-1, 'me')":                                                            raised, // as all that a holder of slots calls
+			"acquire_lease(7, 60000, 2, false, 1, 1)":                                     before,
+			"renew_leases(7, 60000, '{2}', '{f}', '{f}', '{1}', '{}', false)":             before,
+		} {
+			testkit.Exec(t, l.Conn, "BEGIN; SELECT FROM pgbaton."+call)
+			require.Equal(t, want, testkit.Value[string](t, l.Conn, "SELECT current_setting('synchronous_commit')"), call)
+			testkit.Exec(t, l.Conn, "COMMIT")
+		}
 	}
 }
 

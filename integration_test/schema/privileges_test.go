@@ -141,7 +141,6 @@ var calls = map[string]struct {
 	"renew_leases(bigint,integer,bigint[],boolean[],boolean[],bigint[],bigint[],boolean)": {
 		"SELECT count(*) FROM pgbaton.renew_leases(4715, 1000, '{14}', '{f}', '{f}', '{1}', '{}', true)", int64(0),
 	},
-	"keep_grants(bigint)":                      {"SELECT pgbaton.keep_grants(-1)::text", ""},
 	"correct_lease(bigint,boolean)":            {"SELECT pgbaton.correct_lease(15, false)::text", ""},
 	"dead_holders(bigint[],boolean[])":         {"SELECT cardinality(pgbaton.dead_holders('{16}', '{f}'))", int32(0)},
 	"lease_tokens(bigint,integer,boolean)":     {"SELECT drawn FROM pgbaton.lease_tokens(1, 5, false)", int32(5)},

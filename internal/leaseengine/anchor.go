@@ -37,6 +37,7 @@ type lease struct {
 	mode      advisory.Mode
 	releasing bool
 	doubted   bool // a release was sent whose answer was lost
+	missed    bool // the last renewal left it out
 }
 
 var _ engine.Anchor = (*anchor)(nil)

@@ -51,18 +51,34 @@ func (r *round) Complete(ops []op, sent time.Time) {
 	}
 }
 
-// noteRenewal returns which leases are lost. The caller holds the mutex.
+// noteRenewal returns which leases are lost. A lease that could not be renewed once keeps all of them as long as they were trusted
+// before, which is beyond the next renewal; one that cannot be renewed then either is given up. The caller holds the mutex.
 func (r *round) noteRenewal(a *anchor, sent time.Time) (lost []advisory.Key) {
 	if r.renewed == nil || a.cause != nil {
 		return nil
 	}
+	all := true
 	for i, key := range r.renews {
-		if !r.renewed[i] && a.leases[key] == r.leases[i] && !r.leases[i].releasing {
+		l := r.leases[i]
+		if a.leases[key] != l || l.releasing {
+			continue
+		}
+		missed := l.missed
+		l.missed = r.missed[i]
+		switch {
+		case r.renewed[i]:
+		case l.missed && !missed:
+			all = false
+		default:
 			delete(a.leases, key)
 			lost = append(lost, key)
 		}
 	}
-	a.confirm(sent)
+	if all {
+		a.confirm(sent)
+	} else {
+		a.engine.soon(a.engine.cfg.TTL/12, a.engine.renew)
+	}
 	if r.only {
 		done := func(holder int64) bool { return slices.Contains(r.former, holder) }
 		a.former = slices.DeleteFunc(a.former, done)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +25,8 @@ type op struct {
 	renewal *renewal
 	forfeit *advance // gives up a turn, see Unqueue
 	leave   chan error
-	tries   int // that have failed
+	tries   int  // that have failed
+	alone   bool // it goes in a round trip of its own: one that it was in failed, since somebody else has a row of it
 }
 
 // renewal renews all leases. With only, what else the client's holders have is given back.
@@ -86,10 +88,14 @@ func (l *link) Enqueue(waiting, ops []op) []op {
 
 // Fits implements [pipeline.Owner]. A renewal is a round trip of its own: whatever else waits for a row, or fails, leaves it alone.
 func (l *link) Fits(waiting []op) int {
-	if waiting[0].renewal != nil {
+	if waiting[0].renewal != nil || waiting[0].alone {
 		return 1
 	}
-	return min(len(waiting), maxBatch)
+	n := min(len(waiting), maxBatch)
+	if i := slices.IndexFunc(waiting[:n], func(o op) bool { return o.alone }); i > 0 {
+		n = i
+	}
+	return n
 }
 
 // NewRound implements [pipeline.Owner].
@@ -163,11 +169,26 @@ func (l *link) Closed() {
 	chans.Signal(l.engine.want)
 }
 
-// refuse is told that the transaction was undone. A release, and what failed for a reason that passes, is sent again.
-func (r *round) refuse(ops []op, err error) {
+// refuse is told that the transaction was undone, by the statement of a sink. A release, and what failed for a reason that passes, is
+// sent again. If somebody else has the row of a key, this holds up what is asked of that key alone: it is not granted.
+func (r *round) refuse(ops []op, sink pipeline.Sink, err error) {
 	l := r.link
 	e := l.engine
 	passes := transient(err)
+	if _, joins := sink.(joinSink); pgerr.Code(err) == pgerr.LockNotAvailable && !joins {
+		if len(ops) > 1 {
+			for i := range ops {
+				ops[i].alone = true
+			}
+			l.submit(ops...)
+			l.pipe.Attend()
+			return
+		}
+		if o := ops[0]; o.request != nil && o.request.Verb == engine.Acquire {
+			e.manager.Answer([]*engine.Request{o.request})
+			return
+		}
+	}
 	var answered []*engine.Request
 	var again []op
 	most := 0

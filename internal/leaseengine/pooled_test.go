@@ -191,3 +191,46 @@ func TestPooled_CloseInSpiteOfConflicts(t *testing.T) {
 	require.Equal(t, int64(4), testkit.Value[int64](t, f.admin, "SELECT last_value FROM pgbaton.spoils"))
 	require.True(t, testkit.Value[bool](t, f.admin, "SELECT holder IS NULL FROM pgbaton.lease WHERE key = 1"))
 }
+
+// A row that another transaction has holds up its own key, and no other: it is not granted, and its lease ends when it is not renewed.
+func TestPooled_LockedRow(t *testing.T) {
+	t.Parallel()
+	ctx := testkit.Context(t)
+	f := newFixture(t, 3*time.Second)
+	require.NoError(t, f.acquire(t, 1).Release()) // its row is there
+	lost, kept := f.acquire(t, 2), f.acquire(t, 3)
+	tx, err := f.admin.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, "SELECT FROM pgbaton.lease WHERE key IN (1, 2) FOR UPDATE")
+	require.NoError(t, err)
+	var group sync.WaitGroup
+	for key := range int64(20) {
+		group.Go(func() { // in one round trip with what fails
+			hold, err := f.Acquire(ctx, advisory.Key{ID: 100 + key}, advisory.Exclusive, false)
+			if err == nil {
+				err = hold.Release()
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	_, err = f.Acquire(ctx, advisory.Key{ID: 1}, advisory.Exclusive, true)
+	require.ErrorIs(t, err, lockerr.NotAcquired)
+	waits := make(chan error, 1)
+	go func() {
+		hold, err := f.Acquire(ctx, advisory.Key{ID: 1}, advisory.Exclusive, false)
+		if err == nil {
+			err = hold.Release()
+		}
+		waits <- err
+	}()
+	group.Wait()
+	<-lost.Done()
+	require.ErrorIs(t, lost.Err(), lockerr.Lost)
+	require.NoError(t, kept.Err())
+	require.NoError(t, f.acquire(t, 4).Release())
+	require.NoError(t, tx.Rollback(ctx))
+	require.NoError(t, <-waits)
+	require.NoError(t, kept.Release())
+}

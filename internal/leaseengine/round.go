@@ -1,7 +1,6 @@
 package leaseengine
 
 import (
-	"slices"
 	"strconv"
 	"time"
 
@@ -26,6 +25,7 @@ type round struct {
 	renews  []advisory.Key // by their places
 	leases  []*lease
 	renewed []bool
+	missed  []bool // a row that another transaction has: its lease goes on, but is not renewed
 	only    bool
 	former  []int64
 	joins   bool
@@ -33,8 +33,11 @@ type round struct {
 
 var _ pipeline.Round[op] = (*round)(nil)
 
-// ignored takes rows that nobody wants.
-type ignored struct{}
+// ignored takes rows that nobody wants; joinSink those of join_engine.
+type (
+	ignored  struct{}
+	joinSink struct{ ignored }
+)
 
 // Row implements [pipeline.Sink].
 func (ignored) Row([][]byte) error { return nil }
@@ -90,7 +93,7 @@ func (r *round) join(w *pipeline.Writer) {
 	if cfg.Pooled {
 		length = pgtext.Int(cfg.TTL.Milliseconds())
 	}
-	w.SendText(&stmtJoin, ignored{}, [][]byte{pgtext.Int(r.link.holder), []byte(wanted), []byte(cfg.Name), length})
+	w.SendText(&stmtJoin, joinSink{}, [][]byte{pgtext.Int(r.link.holder), []byte(wanted), []byte(cfg.Name), length})
 }
 
 // asking are the arguments of acquire_leases.
@@ -128,12 +131,19 @@ func (a *asking) request(e *Engine, request *engine.Request) {
 	a.add(request.Key, request.Mode == advisory.Shared, want, int32(max(request.Want, 1)), waited) //nolint:gosec // at most 64
 }
 
-// encodeLocks has the rows of all keys locked in one order, if some are given back and some taken.
+// encodeLocks has the rows of all keys locked in one order, if some are given back and some taken. A request that waits is left out: it
+// does not wait for a row.
 func (r *round) encodeLocks(w *pipeline.Writer, a asking) {
-	if len(r.releases) == 0 || len(a.keys) == 0 {
+	var keys []int64
+	var pairs []bool
+	for i, waited := range a.waited {
+		if waited < 0 {
+			keys, pairs = append(keys, a.keys[i]), append(pairs, a.pairs[i])
+		}
+	}
+	if len(r.releases) == 0 || len(keys) == 0 {
 		return
 	}
-	keys, pairs := slices.Clone(a.keys), slices.Clone(a.pairs)
 	for _, request := range r.releases {
 		keys, pairs = append(keys, request.Key.ID), append(pairs, request.Key.Pair)
 	}
@@ -202,7 +212,7 @@ func (r *round) encodeRenewal(w *pipeline.Writer, renewal *renewal) {
 	r.former = append(append(r.former, a.former...), e.orphans...)
 	e.mu.Unlock()
 	r.only = renewal.only
-	r.renewed = make([]bool, len(keys))
+	r.renewed, r.missed = make([]bool, len(keys)), make([]bool, len(keys))
 	w.SendText(&stmtRenew, (*renewedSink)(r), [][]byte{
 		pgtext.Int(r.link.holder), pgtext.Int(e.cfg.TTL.Milliseconds()), pgtext.Ints(keys), pgtext.Bools(pairs), pgtext.Bools(shared),
 		pgtext.Ints(tokens), pgtext.Ints(r.former), pgtext.Bool(r.only),
@@ -213,7 +223,9 @@ func (r *round) encodeRenewal(w *pipeline.Writer, renewal *renewal) {
 func (r *round) Check() error { return nil }
 
 // Refuse implements [pipeline.Round].
-func (r *round) Refuse(ops []op, _ pipeline.Sink, err *pgconn.PgError) { r.refuse(ops, refusal(err)) }
+func (r *round) Refuse(ops []op, sink pipeline.Sink, err *pgconn.PgError) {
+	r.refuse(ops, sink, refusal(err))
+}
 
 // The sinks take places in the arrays that were sent, counted from 1.
 type (
@@ -273,8 +285,13 @@ func (r *freedSink) Row(values [][]byte) error {
 // Row implements [pipeline.Sink].
 func (r *freedManySink) Row(values [][]byte) error { return mark(r.freed, values) }
 
-// Row implements [pipeline.Sink].
-func (r *renewedSink) Row(values [][]byte) error { return mark(r.renewed, values) }
+// Row implements [pipeline.Sink]. A place below zero is that of a lease which could not be renewed.
+func (r *renewedSink) Row(values [][]byte) error {
+	if len(values) == 1 && len(values[0]) > 0 && values[0][0] == '-' {
+		return mark(r.missed, [][]byte{values[0][1:]})
+	}
+	return mark(r.renewed, values)
+}
 
 func mark(marks []bool, values [][]byte) error {
 	if len(values) != 1 {

@@ -26,6 +26,8 @@ func Refusal(err *pgconn.PgError) error {
 		pgerr.QueryCanceled,    // by an operator: nothing in the library cancels a statement of a pipeline
 		pgerr.UnknownStatement: // the round trip before was to prepare it, and failed
 		return fmt.Errorf("%w: %w", ErrRetry, err)
+	case pgerr.ReadOnly:
+		return fmt.Errorf("%w: connect to the primary (target_session_attrs=read-write): %w", lockerr.Standby, err)
 	}
 	return pgerr.Schema(err)
 }
