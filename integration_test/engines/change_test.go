@@ -58,6 +58,7 @@ func (f *fleet) roll(dsn, refused string) {
 		}
 		f.restart(m, dsn)
 		f.requireProgress("the restart of " + m.name)
+		f.t.Logf("%v: %s was restarted", time.Since(f.began).Round(time.Millisecond), m.name)
 	}
 }
 

@@ -26,12 +26,13 @@ const (
 
 // load is what each process does: a candidate to lead, a cron, permits, and locks of few keys in all ways.
 var load = worker.Command{
-	Do: worker.Serve, Key: serviceKey, Keys: 2, Count: 2, Hold: 2 * time.Millisecond, Pause: 20 * time.Millisecond,
+	Do: worker.Serve, Key: serviceKey, Keys: 2, Count: 2, Hold: 2 * time.Millisecond, Pause: 60 * time.Millisecond,
 }
 
 // fleet is the processes of a service, and the operator.
 type fleet struct {
 	t      *testing.T
+	began  time.Time
 	dsn    string
 	admin  *pgx.Conn
 	ttl    time.Duration
@@ -73,7 +74,7 @@ func (p progress) since(before progress) progress {
 func newFleet(t *testing.T, ttl time.Duration) *fleet {
 	t.Helper()
 	dsn := lab.Database(t)
-	f := &fleet{t: t, dsn: dsn, admin: testkit.Connect(t, dsn), ttl: ttl, rounds: testkit.Brief(20, 3)}
+	f := &fleet{t: t, began: time.Now(), dsn: dsn, admin: testkit.Connect(t, dsn), ttl: ttl, rounds: testkit.Brief(20, 1)}
 	_, err := testclient.New(t, dsn, nil).Semaphore(t.Context(), serviceKey+worker.PermitRole, permits)
 	require.NoError(t, err)
 	for range processes {
