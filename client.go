@@ -44,8 +44,9 @@ type Client struct {
 
 	waits *waitgraph.Detector
 
-	engine string // "session", "lease", or "both" on the way from one to the other
-	pooled error  // why the client has no sessions of its own; nil if it has
+	engine string      // "session", "lease", or "both" on the way from one to the other
+	pooled error       // why the client has no sessions of its own; nil if it has
+	opened atomic.Bool // the engine was found
 
 	lockTable atomic.Int64 // how many locks fit into the server's
 

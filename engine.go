@@ -28,6 +28,14 @@ const (
 
 // open finds the engine that config, record and ground agree on, and opens the first connection of it.
 func (c *Client) open(ctx context.Context) error {
+	if err := c.choose(ctx); err != nil {
+		return err
+	}
+	c.opened.Store(true)
+	return nil
+}
+
+func (c *Client) choose(ctx context.Context) error {
 	if c.cfg.Engine == EngineLease {
 		return c.openLeases(ctx)
 	}
@@ -158,9 +166,11 @@ func (c *Client) dialOwn(ctx context.Context, role session.Role, commands ...ses
 	return s, nil
 }
 
-// agree closes a session whose database has another engine than the client's, and returns why.
+// agree closes a session whose database has another engine than the client's, and returns why. On the way from one engine to the
+// other a client that is there goes on with its own, as long as the server agrees: a connection that is lost costs no restart.
 func (c *Client) agree(s *session.Session) error {
-	if s.Record.Engine == "" || s.Record.Engine == c.engine || c.engine == string(engineBoth) {
+	recorded := s.Record.Engine
+	if recorded == "" || recorded == c.engine || c.engine == string(engineBoth) || (recorded == string(engineBoth) && c.opened.Load()) {
 		return nil
 	}
 	s.HangUp()

@@ -61,9 +61,12 @@ CREATE TABLE pgbaton.lease_floor (
 CREATE TABLE pgbaton.lock_engine (
     singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
     engine      text        NOT NULL CHECK (engine IN ('session', 'lease', 'both')),
+    former      text,
     recorded_by text        NOT NULL,
     recorded_at timestamptz NOT NULL
 );
+
+COMMENT ON COLUMN pgbaton.lock_engine.former IS 'what was recorded before; under both there may be clients of that one alone, and none of the other';
 
 -- Connections that take locks, and by which engine: what must be over before the other one may go alone.
 CREATE TABLE pgbaton.lock_client (
@@ -159,6 +162,8 @@ BEGIN
     IF NOT FOUND THEN
         SELECT a.token INTO got FROM pgbaton.acquire_leases(
             holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false, ARRAY[name]) AS a;
+    ELSIF holder < 0 THEN
+        PERFORM pgbaton.require_leases();
     END IF;
     RETURN got;
 END;
@@ -316,6 +321,26 @@ BEGIN
     END LOOP;
     IF count < (SELECT count(*) FROM unnest(acquire_leases.waited) AS w WHERE w < 0) THEN
         RAISE EXCEPTION 'pgbaton.acquire_leases: a key was forgotten meanwhile' USING ERRCODE = 'serialization_failure';
+    END IF;
+    IF me < 0 THEN
+        PERFORM pgbaton.require_leases();
+    END IF;
+END;
+$$;
+
+-- Undoes what was taken or renewed if leases exclude nobody any longer. Behind a pooler a statement may be late: it may come to the
+-- server when the client that sent it does not count any longer, and the engine has changed. After the rows were written, since
+-- pgbaton.change_engine waits for those that write them.
+CREATE FUNCTION pgbaton.require_leases() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM pgbaton.lock_engine FOR SHARE; -- fails if it has changed since this snapshot
+    END IF;
+    IF EXISTS (SELECT FROM pgbaton.lock_engine AS e WHERE e.engine = 'session') THEN
+        RAISE EXCEPTION 'locks of this database are of the engine "session", and no longer leases'
+            USING ERRCODE = 'PB002', HINT = 'Follow the record (Config.Engine), or change it: pgbaton.change_engine.';
     END IF;
 END;
 $$;
@@ -568,7 +593,9 @@ BEGIN
         PERFORM pgbaton.free_leases(former, keys, pairs);
     END IF;
     UPDATE pgbaton.lock_client AS c SET expires_at = clock_timestamp() + span WHERE c.id = me AND c.pid IS NULL;
-    IF NOT FOUND AND me < 0 THEN
+    IF FOUND AND me < 0 THEN
+        PERFORM pgbaton.require_leases();
+    ELSIF me < 0 THEN
         RAISE EXCEPTION 'pgbaton.renew_leases: holder % is no client', me USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
 END;
@@ -663,9 +690,10 @@ AS $$
 $$;
 
 -- What a connection calls before it takes locks by an engine, in the same transaction or before. It records the engine if
--- none is recorded, and fails with SQLSTATE PB002 if another one is. length is NULL for a session of its own, which is one client; else
--- the id is that of its holder, and it is for how many milliseconds the connection counts, unless renew_leases goes on. The row of the
--- record is locked, so that the engine does not change before others can see this connection.
+-- none is recorded, and fails with SQLSTATE PB002 if another one is. Where that is both, clients of the engine before it come back when
+-- they have lost a connection. length is NULL for a session of its own, which is one client; else the id is that of its holder, and it is
+-- for how many milliseconds the connection counts, unless renew_leases goes on. The row of the record is locked, so that the engine
+-- does not change before others can see this connection.
 CREATE FUNCTION pgbaton.join_engine(id bigint, wanted text, name text, length integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -692,12 +720,12 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.join_engine: the id is taken' USING ERRCODE = 'unique_violation';
     END IF;
     LOOP
-        SELECT e.engine, e.recorded_by, e.recorded_at INTO known FROM pgbaton.lock_engine AS e FOR SHARE;
+        SELECT e.engine, e.former, e.recorded_by, e.recorded_at INTO known FROM pgbaton.lock_engine AS e FOR SHARE;
         EXIT WHEN FOUND;
         INSERT INTO pgbaton.lock_engine AS e (engine, recorded_by, recorded_at)
         VALUES (wanted, left(join_engine.name, 512), clock_timestamp()) ON CONFLICT DO NOTHING;
     END LOOP;
-    IF known.engine <> wanted AND wanted <> 'both' THEN
+    IF known.engine <> wanted AND wanted <> 'both' AND (known.engine = 'both' AND known.former = wanted) IS NOT TRUE THEN
         RAISE EXCEPTION 'locks of this database are of the engine "%", recorded by % at %, and not "%"',
             known.engine, known.recorded_by, known.recorded_at, wanted
             USING ERRCODE = 'PB002', HINT = 'Follow the record (Config.Engine), or change it: pgbaton.change_engine.';
@@ -713,7 +741,8 @@ CREATE FUNCTION pgbaton.change_engine(wanted text) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    me     CONSTANT text := pgbaton.session_role()::regrole::text;
+    me       CONSTANT text := pgbaton.session_role()::regrole::text;
+    patience CONSTANT text := current_setting('lock_timeout');
     before text;
     others text;
     held   bigint;
@@ -723,6 +752,9 @@ BEGIN
     IF (wanted IN ('session', 'lease', 'both')) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.change_engine: there are the engines session and lease, and both on the way between them'
             USING ERRCODE = 'invalid_parameter_value';
+    ELSIF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'pgbaton.change_engine: a transaction that is "%" may not see clients that have just come', current_setting('transaction_isolation')
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Begin it with ISOLATION LEVEL READ COMMITTED.';
     END IF;
     LOOP
         SELECT e.engine INTO before FROM pgbaton.lock_engine AS e FOR UPDATE;
@@ -748,6 +780,10 @@ BEGIN
         END IF;
     END IF;
     IF wanted = 'session' THEN
+        -- What is under way is seen below, and what comes later sees the new record.
+        PERFORM set_config('lock_timeout', '1s', true); -- others wait behind this call
+        LOCK TABLE pgbaton.lease, pgbaton.lease_share IN SHARE MODE;
+        PERFORM set_config('lock_timeout', patience, true);
         SELECT count(*) INTO held FROM (
             SELECT FROM pgbaton.lease AS l WHERE l.holder < 0 AND l.expires_at > clock_timestamp()
              UNION ALL SELECT FROM pgbaton.lease_share AS s WHERE s.holder < 0 AND s.expires_at > clock_timestamp()) AS h;
@@ -766,7 +802,7 @@ BEGIN
     IF wanted <> 'lease' THEN
         PERFORM pgbaton.raise_tokens(greatest((SELECT max(l.last) FROM pgbaton.lease AS l), (SELECT f.last FROM pgbaton.lease_floor AS f)));
     END IF;
-    UPDATE pgbaton.lock_engine AS e SET engine = wanted, recorded_by = me, recorded_at = clock_timestamp();
+    UPDATE pgbaton.lock_engine AS e SET engine = wanted, former = before, recorded_by = me, recorded_at = clock_timestamp();
     RETURN before;
 END;
 $$;
@@ -929,7 +965,7 @@ AS $$
             forget_holders, require_holder, require_semaphore, reclaim_slots, settle_semaphore, pick_slots,
             claim_slots_anywhere, free_slots_anywhere, refuse, drawn, record_run, run_tolerance, require_operator,
             require_session, prune_leaders, prune_waits, correct_lease, dead_holders, lease_tokens, raise_tokens,
-            try_key, free_key, call_next, free_leases, client_lives, attends}')) AS s (set, names),
+            try_key, free_key, call_next, free_leases, require_leases, client_lives, attends}')) AS s (set, names),
       unnest(s.names) AS f (name);
 $$;
 

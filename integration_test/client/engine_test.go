@@ -110,6 +110,67 @@ func TestEngine_Both(t *testing.T) {
 	}
 }
 
+// Under both, a statement that fails costs no lock, and what it had taken is given back: it fails at a row that another transaction has,
+// or at the token, when it has the advisory lock already.
+func TestEngine_BothFails(t *testing.T) {
+	t.Parallel()
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	conn, other := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+	testkit.Exec(t, conn, "SELECT pgbaton.change_engine('both')")
+	client := testclient.New(t, dsn, nil)
+	kept, err := client.Acquire(ctx, pgbaton.ID(1))
+	require.NoError(t, err)
+	lock, err := client.AcquireShared(ctx, pgbaton.ID(2))
+	require.NoError(t, err)
+	require.NoError(t, lock.Release(ctx))
+	for _, block := range []string{
+		"SELECT FROM pgbaton.lease WHERE key = 2 FOR UPDATE", "LOCK TABLE pgbaton.incarnation IN ACCESS EXCLUSIVE MODE",
+	} {
+		for _, try := range []func(context.Context, pgbaton.Key) (*pgbaton.Lock, error){client.TryAcquire, client.TryAcquireShared} {
+			testkit.Exec(t, other, "BEGIN; "+block)
+			_, err = try(ctx, pgbaton.ID(2))
+			require.ErrorIs(t, err, pgbaton.ErrNotAcquired, block)
+			require.Zero(t, testkit.Value[int](t, conn, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 0 AND objid = 2"), block)
+			testkit.Exec(t, other, "COMMIT")
+			lock, err = try(ctx, pgbaton.ID(2))
+			require.NoError(t, err)
+			require.NoError(t, lock.Release(ctx))
+		}
+	}
+	require.NoError(t, kept.Err())
+	require.NoError(t, kept.Release(ctx), "it was held all the time")
+}
+
+// A client goes on with its engine on the way to the other one, also after a lost connection, until its restart.
+func TestEngine_ComesBack(t *testing.T) {
+	t.Parallel()
+	ctx := testkit.Context(t)
+	for _, engine := range []pgbaton.Engine{pgbaton.EngineSession, pgbaton.EngineLease} {
+		t.Run(string(engine), func(t *testing.T) {
+			t.Parallel()
+			dsn := testkit.Migrated(t)
+			client := engineOf(t, testkit.Named(t, dsn, "before"), engine)
+			conn := testkit.Connect(t, dsn)
+			testkit.Exec(t, conn, "SELECT pgbaton.change_engine('both')")
+			lock, err := client.Acquire(ctx, pgbaton.ID(1))
+			require.NoError(t, err)
+			testkit.Exec(t, conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'before'")
+			<-lock.Done()
+			require.ErrorIs(t, lock.Release(ctx), pgbaton.ErrLost)
+			lock, err = client.Acquire(ctx, pgbaton.ID(1))
+			require.NoError(t, err)
+			after := testclient.New(t, dsn, &pgbaton.Config{Engine: engine})
+			_, err = after.TryAcquire(ctx, pgbaton.ID(1))
+			require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+			found, err := after.Diagnose(ctx)
+			require.NoError(t, err)
+			require.Equal(t, "both", found.Engine, "what is opened follows the record")
+			require.NoError(t, lock.Release(ctx))
+		})
+	}
+}
+
 // Leases are shared, and sets of them exclude, in all spaces of keys.
 func TestEngine_SharedAndSets(t *testing.T) {
 	t.Parallel()

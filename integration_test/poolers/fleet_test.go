@@ -21,6 +21,7 @@ type fleet struct {
 
 	alive []*member
 	all   []*member
+	runs  []history.Event // after end
 }
 
 // member is a process, with what it has written down so far.
@@ -183,37 +184,15 @@ func (f *fleet) end() (all []*history.Grant) {
 	var total history.Counts
 	for _, m := range f.all {
 		f.read(m)
+		for _, e := range m.events {
+			if e.Kind == history.Ran {
+				f.runs = append(f.runs, e)
+			}
+		}
 		grants, counts := history.Grants(m.number, m.events, m.killed)
 		all = append(all, grants...)
 		total.Add(counts)
 	}
 	testkit.Figure(f.t, "%d processes, at the end: %+v", len(f.all), total)
 	return all
-}
-
-// requireWindows checks that after a run that succeeded nobody ran again within the window. Each was recorded between the call of Once
-// and the beginning of its func.
-func (f *fleet) requireWindows(key string, window time.Duration, grants []*history.Grant) {
-	f.t.Helper()
-	done := map[int64]bool{} // by token
-	for _, g := range grants {
-		if g.Key == key && !g.Lost {
-			done[g.Token] = true
-		}
-	}
-	var runs []history.Event
-	for _, m := range f.all {
-		for _, e := range m.events {
-			if e.Kind == history.Ran && e.Key == key {
-				runs = append(runs, e)
-			}
-		}
-	}
-	slices.SortFunc(runs, func(a, b history.Event) int { return int(a.Token - b.Token) })
-	require.NotEmpty(f.t, runs)
-	for i := 1; i < len(runs); i++ {
-		if earlier, later := runs[i-1], runs[i]; done[earlier.Token] {
-			require.GreaterOrEqual(f.t, time.Duration(later.At-earlier.From), window-time.Millisecond, "ran twice in a window")
-		}
-	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -226,6 +227,79 @@ func TestEngines_ClientsOfTheOther(t *testing.T) {
 		requireRefused(t, l.Conn, otherEngine, "SELECT pgbaton.join_engine(-1, 'lease', 'a pool', 60000)")
 		testkit.Exec(t, l.admin, "SELECT pgbaton.change_engine('both'), pgbaton.change_engine('lease')")
 		testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-1, 'lease', 'a pool', 60000)")
+	}
+}
+
+// Under both, clients of the engine before come back when they have lost their connection, and none of the other engine comes.
+func TestEngines_ComeBack(t *testing.T) {
+	t.Parallel()
+	l := newLeaseTown(t)
+	id := 5
+	session := func() error {
+		id++
+		_, err := l.session(0).Exec(t.Context(), "SELECT pgbaton.join_engine($1, 'session', 'a session', NULL)", id)
+		return err
+	}
+	pooled := func() error {
+		_, err := l.Exec(t.Context(), "SELECT pgbaton.join_engine(-1, 'lease', 'a pool', 60000)")
+		return err
+	}
+	change := func(to string) { t.Helper(); testkit.Exec(t, l.admin, "SELECT pgbaton.change_engine($1)", to) }
+	refused := func(err error) {
+		t.Helper()
+		require.Equal(t, otherEngine, pgerr.Code(err), "%v", err)
+	}
+	change("both") // nothing was recorded before
+	refused(session())
+	refused(pooled())
+	change("session")
+	change("both")
+	require.NoError(t, session())
+	refused(pooled())
+	testkit.WaitFor(t, l.admin, "SELECT count(pg_terminate_backend(pid)) = 0 FROM pgbaton.lock_client JOIN pg_stat_activity USING (pid)")
+	change("lease")
+	refused(session())
+	change("both")
+	require.NoError(t, pooled())
+	refused(session())
+}
+
+// A statement that a pooler has kept back takes and renews nothing when the engine has changed meanwhile, and the change waits for
+// one that is under way.
+func TestEngines_LateStatements(t *testing.T) {
+	t.Parallel()
+	l := newLeaseTown(t)
+	const (
+		acquire = "SELECT pgbaton.acquire_lease(-1, 60000, 2, false, 1, 1)"
+		expire  = "UPDATE pgbaton.lock_client SET expires_at = clock_timestamp() - interval '1 ms'; " +
+			"UPDATE pgbaton.lease SET expires_at = clock_timestamp() - interval '1 ms' WHERE holder IS NOT NULL"
+	)
+	testkit.Exec(t, l.Conn, "SELECT pgbaton.join_engine(-1, 'lease', 'a pool', 60000)")
+	token := l.ask(-1, false, 1, -1)
+	require.Positive(t, token)
+	testkit.Exec(t, l.admin, "SELECT pgbaton.change_engine('both')")
+	l.owner(expire)
+	testkit.Exec(t, l.Conn, "BEGIN; "+acquire)
+	early := l.asOwner("SELECT pgbaton.change_engine('session')")
+	waitsForLock(t, l.admin, early.pid)
+	testkit.Exec(t, l.Conn, "COMMIT")
+	require.Equal(t, inUse, early.code(), "the lease is there")
+	l.owner(expire)
+	testkit.Exec(t, l.admin, "SELECT pgbaton.change_engine('session')")
+	requireRefused(t, l.Conn, otherEngine, acquire)
+	requireRefused(t, l.Conn, otherEngine, "SELECT pgbaton.acquire_leases(-1, 60000, '{3}', '{false}', '{true}', '{1}', '{1}', '{-1}', false)")
+	requireRefused(t, l.Conn, otherEngine, fmt.Sprintf("SELECT pgbaton.renew_leases(-1, 60000, '{1}', '{false}', '{false}', '{%d}', '{}', false)", token))
+	require.Zero(t, testkit.Value[int](t, l.admin, "SELECT count(*) FROM pgbaton.lease WHERE expires_at > clock_timestamp()"))
+}
+
+// A transaction whose snapshot is older than its lock on the record would not see who has joined meanwhile.
+func TestEngines_ChangeSeesAll(t *testing.T) {
+	t.Parallel()
+	l := newLeaseTown(t)
+	for _, level := range []string{"REPEATABLE READ", "SERIALIZABLE"} {
+		testkit.Exec(t, l.admin, "BEGIN ISOLATION LEVEL "+level)
+		requireRefused(t, l.admin, notNow, "SELECT pgbaton.change_engine('both')")
+		testkit.Exec(t, l.admin, "ROLLBACK")
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/chans"
 	"github.com/pgbaton/pgbaton/internal/engine"
@@ -26,8 +27,9 @@ type op struct {
 	renewal *renewal
 	forfeit *advance // gives up a turn, see Unqueue
 	leave   chan error
-	tries   int  // that have failed
-	alone   bool // it goes in a round trip of its own: one that it was in failed, since somebody else has a row of it
+	strays  []advisory.Hold // are given back, see Repair
+	tries   int             // that have failed
+	alone   bool            // it goes in a round trip of its own: one that it was in failed, since somebody else has a row of it
 }
 
 // renewal renews all leases. With only, what else the client's holders have is given back.
@@ -120,17 +122,6 @@ func (l *link) tellable(name string) string {
 
 // NewRound implements [pipeline.Owner].
 func (l *link) NewRound() pipeline.Round[op] { return &round{link: l} }
-
-// Repair implements [pipeline.Owner]: the server has undone the transaction. Advisory locks are not undone: with them, the
-// session is given up.
-func (l *link) Repair(*pipeline.Repairer[op], []op) error {
-	if l.engine.cfg.Both {
-		return errLeftovers
-	}
-	return nil
-}
-
-var errLeftovers = fmt.Errorf("a statement failed that may have taken advisory locks")
 
 // Lost implements [pipeline.Owner].
 func (l *link) Lost(unanswered []op, cause error) {

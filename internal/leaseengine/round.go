@@ -57,6 +57,8 @@ func (r *round) Encode(w *pipeline.Writer, ops []op) {
 			}
 		case o.leave != nil:
 			leaves = true
+		case o.strays != nil:
+			r.encodeStrays(w, o.strays)
 		case o.forfeit != nil:
 			r.acquires = append(r.acquires, nil)
 			a.add(advisory.Named{Key: o.forfeit.key}, false, wantNone, 1, -1)

@@ -58,8 +58,19 @@ var (
 		Name: "pgbaton_leave_leases", SQL: "SELECT pgbaton.leave_leases($1)", Params: []uint32{pgtype.Int8OID},
 	}
 
-	stmtListen    = pipeline.Statement{Name: "pgbaton_listen", SQL: "LISTEN pgbaton_lease"}
-	stmtTend      = pipeline.Statement{Name: "pgbaton_tend_leases", SQL: "SELECT pgbaton.tend_leases()"}
+	stmtListen = pipeline.Statement{Name: "pgbaton_listen", SQL: "LISTEN pgbaton_lease"}
+	stmtTend   = pipeline.Statement{Name: "pgbaton_tend_leases", SQL: "SELECT pgbaton.tend_leases()"}
+	// stmtStrays gives advisory locks back, and leaves the rows alone.
+	stmtStrays = pipeline.Statement{
+		Name: "pgbaton_strays",
+		SQL: `
+SELECT CASE WHEN pair AND shared THEN pg_advisory_unlock_shared((key >> 32)::int4, ((key << 32) >> 32)::int4)
+            WHEN pair THEN pg_advisory_unlock((key >> 32)::int4, ((key << 32) >> 32)::int4)
+            WHEN shared THEN pg_advisory_unlock_shared(key)
+            ELSE pg_advisory_unlock(key) END
+  FROM unnest($1::int8[], $2::bool[], $3::bool[]) AS stray (key, pair, shared)`,
+		Params: []uint32{pgtype.Int8ArrayOID, pgtype.BoolArrayOID, pgtype.BoolArrayOID},
+	}
 	stmtUnlockAll = pipeline.Statement{Name: "pgbaton_free", SQL: "SELECT count(pg_advisory_unlock_all())"}
 )
 

@@ -28,7 +28,7 @@ func TestAnchor_Batches(t *testing.T) {
 	for round, size := range []int{1, 2, 3, 31, 32, 33, 1023, 1024, 1025, 3000} {
 		random := rand.New(rand.NewPCG(uint64(size), 7)) //nolint:gosec // reproducible on purpose
 		ops := make([]*engine.Request, size)
-		want, locked := 0, map[holding]bool{}
+		want, locked := 0, map[advisory.Hold]bool{}
 		for i := range ops {
 			op := &engine.Request{Verb: engine.Acquire, Key: advisory.Key{ID: int64(i), Pair: i%3 == 1}, Mode: advisory.Mode(random.IntN(2))} //nolint:gosec // 0 or 1
 			ops[i] = op
@@ -45,7 +45,7 @@ func TestAnchor_Batches(t *testing.T) {
 				op.Want = 1 + random.IntN(3)
 			}
 			if free {
-				locked[holding{op.Key, op.Mode}] = true
+				locked[advisory.Hold{Key: op.Key, Mode: op.Mode}] = true
 				want++
 			}
 		}
@@ -63,7 +63,7 @@ func TestAnchor_Batches(t *testing.T) {
 		var unlocks []*engine.Request
 		for _, op := range ops {
 			if op.Verb != engine.Draw {
-				require.Equal(t, locked[holding{op.Key, op.Mode}], op.OK, "%+v", op)
+				require.Equal(t, locked[advisory.Hold{Key: op.Key, Mode: op.Mode}], op.OK, "%+v", op)
 				unlocks = append(unlocks, &engine.Request{Verb: engine.Release, Key: op.Key, Mode: op.Mode})
 			}
 		}
@@ -71,7 +71,7 @@ func TestAnchor_Batches(t *testing.T) {
 			f.do(unlocks...)
 		}
 		for _, op := range unlocks {
-			require.Equal(t, locked[holding{op.Key, op.Mode}], op.OK, "%+v", op)
+			require.Equal(t, locked[advisory.Hold{Key: op.Key, Mode: op.Mode}], op.OK, "%+v", op)
 		}
 		require.Empty(t, f.holdings())
 	}
@@ -101,9 +101,9 @@ func TestAnchor_MendsAFailedRoundTrip(t *testing.T) {
 			require.Equal(t, op == unlock, op.OK)
 			require.Equal(t, op != unlock, op.Err != nil)
 		}
-		want := map[holding]bool{{kept.Key, kept.Mode}: true}
+		want := map[advisory.Hold]bool{{Key: kept.Key, Mode: kept.Mode}: true}
 		if size == 1 {
-			want[holding{freed.Key, freed.Mode}] = true
+			want[advisory.Hold{Key: freed.Key, Mode: freed.Mode}] = true
 		}
 		require.Empty(t, difference(want, f.holdings()))
 		if size > 1 {
@@ -141,7 +141,7 @@ func TestAnchor_CancelledAllTheTime(t *testing.T) {
 	cancelled := 0
 	for round := 0; ctx.Err() == nil; round++ {
 		var tries, unlocks []*engine.Request
-		want := map[holding]bool{}
+		want := map[advisory.Hold]bool{}
 		for i := range 300 {
 			tries = append(tries, &engine.Request{Verb: engine.Acquire, Key: advisory.Key{ID: int64(i), Pair: i%2 == 0}, Mode: advisory.Mode(round % 2)}) //nolint:gosec // 0 or 1
 		}
@@ -154,7 +154,7 @@ func TestAnchor_CancelledAllTheTime(t *testing.T) {
 				continue
 			}
 			require.True(t, op.OK, "%+v %v", op, f.cause)
-			want[holding{op.Key, op.Mode}] = true
+			want[advisory.Hold{Key: op.Key, Mode: op.Mode}] = true
 			unlocks = append(unlocks, &engine.Request{Verb: engine.Release, Key: op.Key, Mode: op.Mode})
 		}
 		require.Empty(t, difference(want, f.holdings()), "round %d", round)

@@ -169,18 +169,18 @@ func (f *fixture) do(ops ...*engine.Request) {
 }
 
 // holdings is what the server says that the anchor holds.
-func (f *fixture) holdings() map[holding]bool {
+func (f *fixture) holdings() map[advisory.Hold]bool {
 	f.t.Helper()
 	rows, err := f.admin.Query(context.Background(), `SELECT (classid::int8 << 32) | objid::int8, objsubid = 2, mode = 'ShareLock'
 		FROM pg_locks WHERE locktype = 'advisory' AND pid = $1`, int32(f.pid)) //nolint:gosec // a pid
 	require.NoError(f.t, err)
-	held := map[holding]bool{}
-	var h holding
+	held := map[advisory.Hold]bool{}
+	var h advisory.Hold
 	var inShareMode bool
-	_, err = pgx.ForEachRow(rows, []any{&h.key.ID, &h.key.Pair, &inShareMode}, func() error {
-		h.mode = advisory.Exclusive
+	_, err = pgx.ForEachRow(rows, []any{&h.Key.ID, &h.Key.Pair, &inShareMode}, func() error {
+		h.Mode = advisory.Exclusive
 		if inShareMode {
-			h.mode = advisory.Shared
+			h.Mode = advisory.Shared
 		}
 		held[h] = true
 		return nil
@@ -190,7 +190,7 @@ func (f *fixture) holdings() map[holding]bool {
 }
 
 // difference is what only one of two sets has.
-func difference(a, b map[holding]bool) []string {
+func difference(a, b map[advisory.Hold]bool) []string {
 	var only []string
 	for h := range a {
 		if !b[h] {

@@ -116,11 +116,22 @@ func byKey(grants []*Grant) map[string][]*Grant {
 	return keys
 }
 
-// Exclusion checks invariant I1: certain intervals of one key do not overlap, unless both are shared. A
-// server that ends a session frees its locks a moment before the holder can know, and the key may even be handed
-// over in that moment; when one of two overlapping holders lost its lock, the overlap is not an error but
-// returned, to be bounded.
-func Exclusion(grants []*Grant) (overlaps []int64, err error) {
+// Overlap is two certain intervals of one key that have a time in common, and are not both shared.
+type Overlap struct{ Earlier, Later *Grant }
+
+// Span is for how long they overlapped.
+func (o Overlap) Span() int64 { return min(o.Earlier.End, o.Later.End) - o.Later.Got }
+
+// Lost reports whether one of the holders lost its lock. A server that ends a session frees its locks a moment before the holder can
+// know, and the key may even be handed over in that moment: such an overlap is not an error, but to be bounded.
+func (o Overlap) Lost() bool { return o.Earlier.Lost || o.Later.Lost }
+
+func (o Overlap) String() string {
+	return fmt.Sprintf("two holders at once:\n%v\n%v", o.Earlier, o.Later)
+}
+
+// Overlaps returns which certain intervals overlap, each with the ones before that were certain for longest.
+func Overlaps(grants []*Grant) (all []Overlap) {
 	for _, list := range byKey(grants) {
 		var writer, reader *Grant // of those so far, the one that was certain for longest
 		for _, g := range list {
@@ -128,10 +139,7 @@ func Exclusion(grants []*Grant) (overlaps []int64, err error) {
 				if earlier == nil || earlier.End <= g.Got || (earlier == reader && g.Mode == Shared) {
 					continue
 				}
-				if !earlier.Lost && !g.Lost {
-					return nil, fmt.Errorf("two holders at once:\n%v\n%v", earlier, g)
-				}
-				overlaps = append(overlaps, min(earlier.End, g.End)-g.Got)
+				all = append(all, Overlap{earlier, g})
 			}
 			if g.Mode == Exclusive && (writer == nil || g.End > writer.End) {
 				writer = g
@@ -140,7 +148,19 @@ func Exclusion(grants []*Grant) (overlaps []int64, err error) {
 			}
 		}
 	}
-	return overlaps, nil
+	return all
+}
+
+// Exclusion checks invariant I1: certain intervals of one key do not overlap, unless both are shared. It returns for how long those
+// overlapped of which one was lost.
+func Exclusion(grants []*Grant) (spans []int64, err error) {
+	for _, o := range Overlaps(grants) {
+		if !o.Lost() {
+			return nil, fmt.Errorf("%v", o)
+		}
+		spans = append(spans, o.Span())
+	}
+	return spans, nil
 }
 
 // Tokens checks invariant I3: in the order of the grants of a key, an exclusive token is greater than every

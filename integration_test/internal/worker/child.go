@@ -35,6 +35,7 @@ type child struct {
 	locks      map[string]*held
 	semaphores map[[2]string]*pgbaton.Semaphore // by client and name
 	storms     map[string]*storm                // by the command's As
+	services   map[string]*service              // by client
 	terms      sync.Map                         // *ownTerm by client/name
 }
 
@@ -69,7 +70,7 @@ func Main() {
 		fmt.Fprintln(os.Stderr, "worker:", err)
 		os.Exit(2)
 	}
-	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}, semaphores: map[[2]string]*pgbaton.Semaphore{}, storms: map[string]*storm{}}
+	c := &child{log: log, clients: map[string]*pgbaton.Client{}, locks: map[string]*held{}, semaphores: map[[2]string]*pgbaton.Semaphore{}, storms: map[string]*storm{}, services: map[string]*service{}}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		var cmd Command
@@ -115,8 +116,17 @@ func (c *child) do(ctx context.Context, cmd Command) Answer {
 	return a
 }
 
-func (c *child) stop(context.Context, Command) (Answer, error) {
-	c.stopped.Store(true)
+func (c *child) stop(_ context.Context, cmd Command) (Answer, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cmd.Client == "" {
+		c.stopped.Store(true)
+	}
+	for client, s := range c.services {
+		if cmd.Client == "" || cmd.Client == client {
+			s.end()
+		}
+	}
 	return Answer{}, nil
 }
 
@@ -139,7 +149,7 @@ func openClient(ctx context.Context, cmd Command) (*pgbaton.Client, error) {
 	for {
 		client, err := pgbaton.Open(ctx, cmd.DSN, &pgbaton.Config{
 			// Without a TTL of the command, one that is longer than a busy machine keeps a process from the server.
-			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld,
+			TTL: cmp.Or(cmd.TTL, time.Minute), MaxConns: cmd.MaxConns, MaxHeld: cmd.MaxHeld, Name: cmd.Name,
 			Engine: cmp.Or(pgbaton.Engine(cmd.Engine), testclient.Engine()),
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
@@ -155,6 +165,7 @@ func (c *child) close(ctx context.Context, cmd Command) (Answer, error) {
 	c.mu.Lock()
 	client := c.clients[cmd.Client]
 	delete(c.clients, cmd.Client)
+	maps.DeleteFunc(c.semaphores, func(of [2]string, _ *pgbaton.Semaphore) bool { return of[0] == cmd.Client })
 	c.mu.Unlock()
 	return Answer{}, client.Close(ctx)
 }

@@ -24,19 +24,23 @@ func (c *child) lead(_ context.Context, cmd Command) (Answer, error) {
 		if cmd.Count > 0 {
 			name = numbered(cmd.Key, i)
 		}
-		free := &atomic.Int64{} // since when this candidate may have been elected
-		free.Store(history.Now())
 		go func() {
-			err := client.Lead(context.Background(), name, func(ctx context.Context, lock *pgbaton.Lock) error {
-				return c.term(ctx, cmd, name, free, lock)
-			})
-			if !errors.Is(err, pgbaton.ErrClosed) {
+			if err := c.campaign(context.Background(), client, cmd, name); !errors.Is(err, pgbaton.ErrClosed) {
 				fmt.Fprintln(os.Stderr, "worker: lead:", err)
 				os.Exit(4)
 			}
 		}()
 	}
 	return Answer{}, nil
+}
+
+// campaign is a candidate until ctx ends or the client is closed.
+func (c *child) campaign(ctx context.Context, client *pgbaton.Client, cmd Command, name string) error {
+	free := &atomic.Int64{} // since when this candidate may have been elected
+	free.Store(history.Now())
+	return client.Lead(ctx, name, func(ctx context.Context, lock *pgbaton.Lock) error {
+		return c.term(ctx, cmd, name, free, lock)
+	})
 }
 
 func (c *child) term(ctx context.Context, cmd Command, name string, free *atomic.Int64, lock *pgbaton.Lock) error {

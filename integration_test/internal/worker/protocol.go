@@ -26,7 +26,7 @@ const (
 	Crowd      = "crowd"       // Goroutines on each of Key/0 … Key/Count-1: acquire, release, done
 	Permits    = "permits"     // see permits.go
 	Assert     = "assert"      // AssertPermit of As in a transaction of its own on DSN
-	Stop       = "stop"        // let every hammer and every load of permits end before its time
+	Stop       = "stop"        // let every hammer, load of permits and service end before its time; with Client its service alone
 	Relay      = "relay"       // acquire Key, hold it for Hold, release it, Count times
 	Sets       = "sets"        // see sets.go
 	Gather     = "gather"      // acquire keys Key/0 … Key/Count-1 as a set, keep it as As
@@ -47,6 +47,7 @@ type Command struct {
 	Client string `json:"client,omitempty"`
 	DSN    string `json:"dsn,omitempty"`
 
+	Name     string        `json:"name,omitempty"`   // of Open: Config.Name
 	Engine   string        `json:"engine,omitempty"` // of Open; that of all tests if it is empty
 	TTL      time.Duration `json:"ttl,omitempty"`
 	MaxConns int           `json:"max_conns,omitempty"`

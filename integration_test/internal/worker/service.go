@@ -20,15 +20,20 @@ const (
 	CronRole   = "/cron"
 	PermitRole = "/permits" // one permit of this semaphore
 	LockRole   = "/lock"    // of which there are /0 … /Keys-1
+	MixedRole  = "/mixed"   // as many, which are shared, tried, and taken in sets of Count
 )
 
 // service is a process of a service: it is a candidate to lead, runs the cron where it is due, and takes permits and locks one
-// after the other, each for Hold. It ends with [Stop], and outlives losses. With a DSN the leader writes, fenced.
+// after the other, each for Hold; with Count it takes locks in all other ways as well. It ends with [Stop], and then has nothing and is
+// no candidate. It outlives losses. With a DSN the leader writes, fenced.
 type service struct {
 	*child
 
 	cmd    Command
 	client *pgbaton.Client
+	ended  context.Context // ends when the service is to end
+	end    context.CancelFunc
+	sets   setCounts
 
 	mu      sync.Mutex
 	failure error
@@ -36,13 +41,22 @@ type service struct {
 
 func (c *child) serve(ctx context.Context, cmd Command) (Answer, error) {
 	s := &service{child: c, cmd: cmd, client: c.client(cmd.Client)}
-	if _, err := c.lead(ctx, Command{Client: cmd.Client, Key: cmd.Key + LeaderRole, DSN: cmd.DSN}); err != nil {
-		return Answer{}, err
+	s.ended, s.end = context.WithCancel(ctx)
+	defer s.end()
+	c.mu.Lock()
+	c.services[cmd.Client] = s
+	c.mu.Unlock()
+	if c.stopped.Load() {
+		s.end()
 	}
-	var lanes sync.WaitGroup
-	for _, round := range []func(context.Context) error{s.cron, s.permit, s.oneLock} {
-		lanes.Go(func() {
-			for !s.over() {
+	lanes := []func(context.Context) error{s.lead, s.cron, s.permit, s.oneLock}
+	if cmd.Count > 0 {
+		lanes = append(lanes, s.shared, s.try, s.set)
+	}
+	var all sync.WaitGroup
+	for _, round := range lanes {
+		all.Go(func() {
+			for s.ended.Err() == nil {
 				if err := round(ctx); err != nil {
 					s.fail(err)
 				}
@@ -50,25 +64,27 @@ func (c *child) serve(ctx context.Context, cmd Command) (Answer, error) {
 			}
 		})
 	}
-	lanes.Wait()
+	all.Wait()
 	return Answer{}, s.failure
 }
 
-func (s *service) over() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failure != nil || s.stopped.Load()
-}
-
-// fail notes what a service does not expect. A client that is closed ends it.
+// fail ends the service, and notes why if it does not expect it: that its client is closed it does.
 func (s *service) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if errors.Is(err, pgbaton.ErrClosed) {
-		s.stopped.Store(true)
-	} else if s.failure == nil {
+	if !errors.Is(err, pgbaton.ErrClosed) && s.failure == nil {
 		s.failure = err
 	}
+	s.end()
+}
+
+// lead is a candidate to the end of the service.
+func (s *service) lead(context.Context) error {
+	err := s.campaign(s.ended, s.client, s.cmd, s.cmd.Key+LeaderRole)
+	if s.ended.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // cron runs what is due.
@@ -112,6 +128,28 @@ func (s *service) oneLock(ctx context.Context) error {
 	key := numbered(s.cmd.Key+LockRole, rand.IntN(s.cmd.Keys)) //nolint:gosec // no secret
 	h, r := s.obtain(within, s.client, key, false, false)
 	return s.hold(ctx, h, r)
+}
+
+// shared, try and set take keys that all of them take.
+func (s *service) shared(ctx context.Context) error { return s.mixed(ctx, true, rand.IntN(4) == 0) } //nolint:gosec // no secret
+
+func (s *service) try(ctx context.Context) error { return s.mixed(ctx, false, true) }
+
+func (s *service) mixed(ctx context.Context, shared, try bool) error {
+	within, cancel := within(ctx, s.cmd)
+	defer cancel()
+	h, r := s.obtain(within, s.client, numbered(s.cmd.Key+MixedRole, rand.IntN(s.cmd.Keys)), shared, try) //nolint:gosec // no secret
+	return s.hold(ctx, h, r)
+}
+
+func (s *service) set(ctx context.Context) error {
+	cmd := s.cmd
+	cmd.Key += MixedRole
+	err := s.takeSet(ctx, s.client, cmd, &s.sets)
+	if errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost) {
+		return nil
+	}
+	return err
 }
 
 // hold keeps what was acquired, if it was, and gives it back.

@@ -122,37 +122,44 @@ func randomSet(cmd Command) []string {
 
 // takeSet is one AcquireAll with its release; the history has each key as a lock of its own.
 func (c *child) takeSet(ctx context.Context, client *pgbaton.Client, cmd Command, counts *setCounts) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	names := randomSet(cmd)
 	var keys []pgbaton.Key
 	ops := make([]int64, len(names))
+	all := func(e history.Event) {
+		for _, e.Op = range ops {
+			c.log.Append(e)
+		}
+	}
 	for i, name := range names {
 		keys = append(keys, pgbaton.Name(name))
 		ops[i] = c.log.Op()
 		c.log.Append(history.Event{At: history.Now(), Kind: history.Call, Op: ops[i], Key: name, Mode: history.Exclusive})
 	}
-	set, err := client.AcquireAll(ctx, keys...)
+	set, err := client.AcquireAll(within, keys...)
 	at := history.Now()
-	for i, key := range keys {
-		if err != nil {
-			c.log.Append(history.Event{At: at, Kind: history.Refused, Op: ops[i], Err: err.Error()})
-			continue
-		}
-		c.log.Append(history.Event{At: at, Kind: history.Granted, Op: ops[i], Token: int64(set.Lock(key).Token())})
-	}
 	if err != nil {
+		all(history.Event{At: at, Kind: history.Refused, Err: err.Error()})
 		return err
 	}
-	time.Sleep(cmd.Hold)
-	for _, op := range ops {
-		c.log.Append(history.Event{At: history.Now(), Kind: history.Release, Op: op})
+	for i, key := range keys {
+		c.log.Append(history.Event{At: at, Kind: history.Granted, Op: ops[i], Token: int64(set.Lock(key).Token())})
+	}
+	timer := time.NewTimer(cmd.Hold)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		all(history.Event{At: history.Now(), Kind: history.Release})
+	case <-set.Done():
+		all(history.Event{At: history.Now(), Kind: history.Lost})
 	}
 	err = set.Release(ctx)
-	at = history.Now()
-	for _, op := range ops {
-		c.log.Append(history.Event{At: at, Kind: history.Released, Op: op})
+	over := history.Event{At: history.Now(), Kind: history.Released}
+	if err != nil {
+		over.Kind, over.Err = history.Failed, err.Error()
 	}
+	all(over)
 	counts.sets.Add(1)
 	return err
 }
