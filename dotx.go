@@ -14,6 +14,8 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
 // DoTx runs fn in a transaction, as [InTx] does, while it holds the key, as [Client.Do] does. The lock is taken
@@ -137,6 +139,9 @@ const sqlTakeTurn = `SELECT CASE WHEN $2::pg_catalog.bool THEN pg_catalog.pg_try
 // sqlTakePortableTurn is sqlTakeTurn where there is no such lock: it locks a row.
 const sqlTakePortableTurn = `SELECT pgbaton.try_turn($1, $2), pg_catalog.current_setting('transaction_isolation')`
 
+// sqlMakePortableTurn makes that row.
+const sqlMakePortableTurn = `SELECT pgbaton.make_turn($1)`
+
 // transaction begins transactions until one has the key, and had it before its snapshot.
 func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 	var none H
@@ -150,18 +155,25 @@ func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 		if err != nil {
 			return none, t.failed(ctx, err)
 		}
-		var granted bool
+		var granted *bool // nil: there is no row to lock
 		var level string
 		err = tx.QueryRow(ctx, statement, t.key, t.shared).Scan(&granted, &level)
 		fresh := level == "read committed" || level == "read uncommitted"
-		if err == nil && granted && (fresh || sure) {
+		if err == nil && granted != nil && *granted && (fresh || sure) {
 			return tx, nil
 		}
+		made := err == nil && granted == nil
+		if made { // in a transaction of its own, since others wait for it
+			if err = rowstmt.Exec(ctx, tx, sqlMakePortableTurn, t.key); err == nil {
+				err = tx.Commit(ctx)
+			}
+		}
 		rollback(ctx, tx)
-		if err != nil {
+		again := t.portable && pgerr.Retryable(err) // nothing was done
+		if err != nil && !again {
 			return none, t.failed(ctx, translate(err))
 		}
-		if sure = granted; sure {
+		if sure = err == nil && granted != nil && *granted; sure || (made && err == nil) {
 			continue
 		}
 		if err := t.pause(ctx, attempt); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -130,16 +131,16 @@ func transactions(p *place) {
 		}
 	}
 	require.Equal(p, 12, p.balance())
-	lost := p.acquired(p.one.Acquire(p.ctx, pgbaton.Name("turn")))
-	require.NoError(p, lost.Release(p.ctx))
-	inside, leave, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	inside, over, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	leave := sync.OnceFunc(func() { close(over) })
+	defer leave()
 	go func() { // whose lock is lost while its transaction goes on
 		ended <- p.one.DoTx(p.ctx, p.pool, pgbaton.Name("turn"), nil, func(ctx context.Context, _ pgx.Tx, lock *pgbaton.Lock) error {
 			if err := lock.Release(ctx); err != nil {
 				return err
 			}
 			close(inside)
-			<-leave
+			<-over
 			return nil
 		})
 	}()
@@ -147,7 +148,7 @@ func transactions(p *place) {
 	err := p.two.DoTx(p.ctx, p.pool, pgbaton.Name("turn"), &pgbaton.LockOpts{Wait: 300 * time.Millisecond}, func(context.Context, pgx.Tx, *pgbaton.Lock) error { return nil })
 	p.refused(nil, err)
 	require.ErrorContains(p, err, "the transaction of an earlier holder is not over yet")
-	close(leave)
+	leave()
 	<-ended
 	require.NoError(p, p.two.DoTx(p.ctx, p.pool, pgbaton.Name("turn"), nil, func(context.Context, pgx.Tx, *pgbaton.Lock) error { return nil }))
 

@@ -35,6 +35,7 @@ DROP TABLE pgbaton.semaphore;
 DROP TABLE pgbaton.holder;
 DROP FUNCTION pgbaton.lock_for_transaction(bigint, boolean, boolean, integer);
 DROP FUNCTION pgbaton.try_turn(bigint, boolean);
+DROP FUNCTION pgbaton.make_turn(bigint);
 DROP FUNCTION pgbaton.join_engine(bigint, text, text, integer);
 DROP FUNCTION pgbaton.engine_record();
 DROP FUNCTION pgbaton.tend_leases();

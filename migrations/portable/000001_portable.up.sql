@@ -432,16 +432,23 @@ BEGIN ATOMIC
         ON CONFLICT DO NOTHING;
 END;
 
--- Has a transaction of DoTx hold its key until it is over, unless another one holds it: then false.
+-- Makes the row that try_turn locks. To be committed at once: others wait for that.
+CREATE FUNCTION pgbaton.make_turn(p_key bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+BEGIN ATOMIC
+    INSERT INTO pgbaton.turn (key) VALUES (p_key) ON CONFLICT DO NOTHING;
+END;
+
+-- Has a transaction of DoTx hold its key until it is over, unless another one holds it: then false. NULL: there is no row to lock.
 CREATE FUNCTION pgbaton.try_turn(p_key bigint, p_share boolean) RETURNS boolean
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
-    INSERT INTO pgbaton.turn (key) SELECT p_key WHERE NOT EXISTS (SELECT 1 FROM pgbaton.turn AS t WHERE t.key = p_key) ON CONFLICT DO NOTHING;
     WITH alone AS MATERIALIZED (
         SELECT t.key FROM pgbaton.turn AS t WHERE t.key = p_key AND NOT p_share FOR NO KEY UPDATE SKIP LOCKED),
     together AS MATERIALIZED (
         SELECT t.key FROM pgbaton.turn AS t WHERE t.key = p_key AND p_share FOR SHARE SKIP LOCKED)
-    SELECT (SELECT count(*) FROM alone) + (SELECT count(*) FROM together) > 0;
+    SELECT CASE WHEN (SELECT count(*) FROM alone) + (SELECT count(*) FROM together) > 0 THEN true
+                WHEN EXISTS (SELECT 1 FROM pgbaton.turn AS t WHERE t.key = p_key) THEN false END;
 END;
 
 -- Locks that end with the caller's transaction are PostgreSQL's own: there are none here.
