@@ -226,8 +226,10 @@ func leaders(p *place) {
 		return nil
 	})
 	require.ErrorIs(p, err, context.Canceled)
-	_, err = p.one.Leader(p.ctx, "l")
-	require.ErrorIs(p, err, pgbaton.ErrNotFound)
+	testkit.Eventually(p, "the row says that nobody leads", func() bool {
+		_, err := p.one.Leader(p.ctx, "l")
+		return errors.Is(err, pgbaton.ErrNotFound)
+	})
 }
 
 func jobs(p *place) {
