@@ -31,7 +31,12 @@ const (
 	refusedSnapshot = -1
 	refusedReadOnly = -2
 	refusedStandby  = -3
+	refusedPortable = -4
 )
+
+// errPortableTx is the reason why no transaction can take a lock of its own in a database with the portable schema.
+var errPortableTx = fmt.Errorf("%w: the database has the portable schema, which has no locks that end with a transaction: acquire before the "+
+	"transaction begins (Client.DoTx), or lock a row of yours (LockRow)", lockerr.UnsupportedServer)
 
 // errSnapshot is the reason why a transaction above READ COMMITTED cannot take a lock.
 var errSnapshot = errors.New("the transaction's snapshot may be older than the lock: " +
@@ -115,6 +120,8 @@ func lockForTransaction(ctx context.Context, tx Tx, key advisory.Key, o LockOpts
 		return 0, errSnapshot
 	case *token == refusedReadOnly:
 		return 0, errReadOnly
+	case *token == refusedPortable:
+		return 0, errPortableTx
 	case *token == refusedStandby:
 		return 0, fmt.Errorf("%w: its locks exclude nobody on the primary, and it has no tokens: use the primary", lockerr.Standby)
 	}

@@ -123,11 +123,11 @@ func newClient(ctx context.Context, dialer session.Dialer, config *Config) (*Cli
 // makeRowParts makes what works with rows. It opens nothing yet.
 func (c *Client) makeRowParts() {
 	c.sidecar = sidecar.New(sidecar.Config{
-		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.pooled != nil, Report: c.journal.Report,
+		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.pooled != nil, Mute: c.dialer.Portable, Report: c.journal.Report,
 		Dial: c.dialSidecar, Hung: func() { c.budget.Give(session.Sidecar) },
 	})
 	var board waitgraph.Board
-	if c.cfg.MaxConns > minMaxConns { // else there is no connection for it
+	if c.cfg.MaxConns > minMaxConns && !c.dialer.Portable { // else there is no connection for it, or no table
 		board = waitgraph.Table{Session: c.sidecar}
 	}
 	c.waits = waitgraph.New(board, c.identity, c.journal.Report)

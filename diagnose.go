@@ -14,6 +14,7 @@ type Diagnosis struct {
 	Schema    int           // the version of the schema pgbaton
 	Engine    string        // by which processes exclude one another: "session", "lease", or "both" on the way between them
 	Pooler    string        // between client and server: "none", "session" as Config.SessionPooler says, or "transaction"
+	Portable  bool          // the schema is the portable one, for the reason that NoSession has
 	NoSession error         // why the client has no session of its own, so that what a dead process holds is free after TTL; nil if it has
 	TTL       time.Duration // after which a client that has fallen silent loses what it holds
 	MaxConns  int           // the most connections of the client
@@ -45,7 +46,7 @@ func (c *Client) Diagnose(ctx context.Context) (Diagnosis, error) {
 		return Diagnosis{}, wrap(err, "diagnose")
 	}
 	d := Diagnosis{
-		Server: g.server, Schema: g.schema, Engine: c.engine, Pooler: "none", NoSession: c.pooled,
+		Server: g.server, Schema: g.schema, Engine: c.engine, Pooler: "none", Portable: c.dialer.Portable, NoSession: c.pooled,
 		TTL: c.cfg.TTL, MaxConns: c.cfg.MaxConns, Conns: c.budget.Taken(),
 		Protections: map[string]string{}, Refused: map[string]string{},
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/internal/rowstmt"
 )
 
 // DoTx runs fn in a transaction, as [InTx] does, while it holds the key, as [Client.Do] does. The lock is taken
@@ -84,7 +86,7 @@ func doTx[H Tx, F any](
 		r := newRunner(txOpts)
 		begin := r.begin
 		r.begin = func(ctx context.Context) (H, error) {
-			t := turn[H]{key: txKey(key.key), shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait), ran: &ran}
+			t := turn[H]{key: txKey(key.key), portable: c.dialer.Portable, shared: o.Shared, begin: begin, wait: o.Wait, until: began.Add(o.Wait), ran: &ran}
 			tx, err := t.transaction(ctx)
 			if err != nil {
 				err = fmt.Errorf("of DoTx on lock %v: %w", key, err)
@@ -120,12 +122,13 @@ func txKey(key advisory.Key) int64 {
 
 // turn is a wish for a transaction that holds the key of DoTx.
 type turn[H Tx] struct {
-	key    int64
-	shared bool
-	begin  func(ctx context.Context) (H, error)
-	wait   time.Duration // NoWait, or zero for no bound but that of the context
-	until  time.Time     // when a wait that is bounded ends
-	ran    *bool         // fn has been called, in a transaction that is run again
+	key      int64
+	portable bool // it is a row's
+	shared   bool
+	begin    func(ctx context.Context) (H, error)
+	wait     time.Duration // NoWait, or zero for no bound but that of the context
+	until    time.Time     // when a wait that is bounded ends
+	ran      *bool         // fn has been called, in a transaction that is run again
 }
 
 // sqlTakeTurn is the first statement of a transaction of DoTx.
@@ -133,27 +136,44 @@ const sqlTakeTurn = `SELECT CASE WHEN $2::pg_catalog.bool THEN pg_catalog.pg_try
             ELSE pg_catalog.pg_try_advisory_xact_lock($1::pg_catalog.int8) END,
        pg_catalog.current_setting('transaction_isolation')`
 
+// sqlTakePortableTurn is sqlTakeTurn where there is no such lock: it locks a row.
+const sqlTakePortableTurn = `SELECT pgbaton.try_turn($1, $2), pg_catalog.current_setting('transaction_isolation')`
+
+// sqlMakePortableTurn makes that row.
+const sqlMakePortableTurn = `SELECT pgbaton.make_turn($1)`
+
 // transaction begins transactions until one has the key, and had it before its snapshot.
 func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 	var none H
+	statement := sqlTakeTurn
+	if t.portable {
+		statement = sqlTakePortableTurn
+	}
 	sure := false // that all earlier transactions had ended before this one began
 	for attempt := 1; ; attempt++ {
 		tx, err := t.begin(ctx)
 		if err != nil {
 			return none, t.failed(ctx, err)
 		}
-		var granted bool
+		var granted *bool // nil: there is no row to lock
 		var level string
-		err = tx.QueryRow(ctx, sqlTakeTurn, t.key, t.shared).Scan(&granted, &level)
+		err = tx.QueryRow(ctx, statement, t.key, t.shared).Scan(&granted, &level)
 		fresh := level == "read committed" || level == "read uncommitted"
-		if err == nil && granted && (fresh || sure) {
+		if err == nil && granted != nil && *granted && (fresh || sure) {
 			return tx, nil
 		}
+		made := err == nil && granted == nil
+		if made { // in a transaction of its own, since others wait for it
+			if err = rowstmt.Exec(ctx, tx, sqlMakePortableTurn, t.key); err == nil {
+				err = tx.Commit(ctx)
+			}
+		}
 		rollback(ctx, tx)
-		if err != nil {
+		again := t.portable && pgerr.Retryable(err) // nothing was done
+		if err != nil && !again {
 			return none, t.failed(ctx, translate(err))
 		}
-		if sure = granted; sure {
+		if sure = err == nil && granted != nil && *granted; sure || (made && err == nil) {
 			continue
 		}
 		if err := t.pause(ctx, attempt); err != nil {

@@ -100,6 +100,7 @@ func (c *Client) openPooled(ctx context.Context, reason error) error {
 			"renewal may wait for a connection of the pooler's: %w", c.cfg.TTL, minPooledTTL, reason)
 	}
 	c.pooled = reason
+	c.dialer.Portable = errors.As(reason, new(*session.PortableError))
 	if err := c.attempt(ctx, c.startLeases); err != nil {
 		return fmt.Errorf("%w; leases, because: %w", err, reason)
 	}

@@ -71,7 +71,7 @@ func (c *Client) acquireAll(ctx context.Context, keys []Key, try bool) (*LockSet
 
 // holdAll takes all keys, or none and returns one that failed.
 func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lockmgr.Hold, failed Key, err error) {
-	holds, failed, err = c.allOrNone(keys, func(wanted []advisory.Key) ([]*lockmgr.Hold, []error) {
+	holds, failed, err = c.allOrNone(keys, func(wanted []advisory.Named) ([]*lockmgr.Hold, []error) {
 		return c.locks.TryMany(ctx, wanted, advisory.Exclusive)
 	})
 	switch {
@@ -88,8 +88,12 @@ func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lo
 
 // allOrNone takes keys by one round trip, and gives back what was granted if not all was. An error that is not only that
 // a key is taken comes before the others.
-func (c *Client) allOrNone(keys []Key, take func([]advisory.Key) ([]*lockmgr.Hold, []error)) (holds []*lockmgr.Hold, failed Key, err error) {
-	holds, errs := take(numbers(keys))
+func (c *Client) allOrNone(keys []Key, take func([]advisory.Named) ([]*lockmgr.Hold, []error)) (holds []*lockmgr.Hold, failed Key, err error) {
+	wanted := make([]advisory.Named, len(keys))
+	for i, key := range keys {
+		wanted[i] = key.named()
+	}
+	holds, errs := take(wanted)
 	for i, e := range errs {
 		if e != nil && (err == nil || (errors.Is(err, lockerr.NotAcquired) && !errors.Is(e, lockerr.NotAcquired))) {
 			failed, err = keys[i], e

@@ -108,7 +108,7 @@ func (g *gathering) try(ctx context.Context, turn bool) ([]*lockmgr.Hold, Key, e
 	if turn {
 		try = g.client.locks.TakeMany
 	}
-	return g.client.allOrNone(g.keys, func(keys []advisory.Key) ([]*lockmgr.Hold, []error) {
+	return g.client.allOrNone(g.keys, func(keys []advisory.Named) ([]*lockmgr.Hold, []error) {
 		return try(ctx, keys, advisory.Exclusive)
 	})
 }

@@ -3,12 +3,12 @@ package pgbaton
 import (
 	"context"
 	"database/sql"
+	"log/slog"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/migrator"
-	"github.com/pgbaton/pgbaton/migrations"
 )
 
 // Migrate creates the schema pgbaton, or brings an older one up to date, by the files in
@@ -72,5 +72,15 @@ func migrate(ctx context.Context, db any) error {
 		return err
 	}
 	defer migrator.Close(ctx, conn)
-	return migrator.Run(ctx, conn, migrations.FS)
+	set, err := migrator.Choose(ctx, conn, config)
+	if err != nil {
+		return err
+	}
+	if err := set.Apply(ctx, conn); err != nil {
+		return err
+	}
+	if set.New {
+		slog.InfoContext(ctx, "pgbaton: the schema was made", "migrations", set.Name, "because", set.Reason)
+	}
+	return nil
 }

@@ -60,9 +60,9 @@ func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmgr.Hold, error) {
 	held := heldBy(ctx)
 	if held == nil {
-		return c.locks.Acquire(ctx, key.key, mode, false)
+		return c.locks.Acquire(ctx, key.named(), mode, false)
 	}
-	request, err := c.locks.Begin(ctx, key.key, mode, false)
+	request, err := c.locks.Begin(ctx, key.named(), mode, false)
 	if err != nil {
 		return nil, err
 	}

@@ -26,10 +26,12 @@ CREATE TABLE pgbaton.lease (
     next       bigint,
     next_since timestamptz,
     next_until timestamptz,
+    name       text,
     PRIMARY KEY (key, pair)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON COLUMN pgbaton.lease.last IS 'the newest token of the key; a new one is greater, and not below milliseconds since 2020 times 4096';
+COMMENT ON COLUMN pgbaton.lease.name IS 'of the key, for people, as its last holder called it; NULL if that had none';
 COMMENT ON COLUMN pgbaton.lease.holder IS 'who holds the key exclusively, with the token';
 COMMENT ON COLUMN pgbaton.lease.length IS 'milliseconds from grant or renewal to expires_at';
 COMMENT ON COLUMN pgbaton.lease.overdue IS 'somebody found it expired while its holder''s session lived, and gave it another length';
@@ -138,7 +140,8 @@ $$;
 
 -- A key for a holder, exclusively: the first of as many tokens as asked for, or NULL. The common case, a key that is free and
 -- that nobody waits for, is one UPDATE; acquire_leases does the rest.
-CREATE FUNCTION pgbaton.acquire_lease(holder bigint, length integer, key bigint, pair boolean, want integer, tokens integer)
+CREATE FUNCTION pgbaton.acquire_lease(
+    holder bigint, length integer, key bigint, pair boolean, want integer, tokens integer, name text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -152,12 +155,13 @@ BEGIN
     END IF;
     UPDATE pgbaton.lease AS l
        SET holder = acquire_lease.holder, token = greatest(l.last + 1, clock), last = greatest(l.last + 1, clock) + tokens - 1,
-           expires_at = clock_timestamp() + acquire_lease.length * interval '1 ms', length = acquire_lease.length, overdue = false
+           expires_at = clock_timestamp() + acquire_lease.length * interval '1 ms', length = acquire_lease.length, overdue = false,
+           name = nullif(left(acquire_lease.name, 512), '')
      WHERE l.key = acquire_lease.key AND l.pair = acquire_lease.pair AND l.holder IS NULL AND NOT l.shared AND l.next IS NULL
     RETURNING l.token INTO got;
     IF NOT FOUND THEN
         SELECT a.token INTO got FROM pgbaton.acquire_leases(
-            holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false) AS a;
+            holder, length, ARRAY[key], ARRAY[pair], ARRAY[false], ARRAY[want], ARRAY[tokens], ARRAY[-1], false, ARRAY[name]) AS a;
     ELSIF holder < 0 THEN
         PERFORM pgbaton.require_leases();
     END IF;
@@ -167,7 +171,8 @@ $$;
 
 -- Takes, for a holder, keys that are free, draws tokens for keys that it holds, and looks for others that wait. Each request
 -- has its place in the arrays: key and space of keys; shared or not; what it wants; how many tokens; and for how many
--- milliseconds the holder has waited for the key, -1 if it does not go on waiting. What it wants is a number:
+-- milliseconds the holder has waited for the key, -1 if it does not go on waiting; and, if there are names, that of the key for people.
+-- What it wants is a number:
 --
 --   0 the key, also before those that wait      2 tokens for a key that it holds      4 to give up its turn
 --   1 the key, after those that wait            3 to know whether others wait
@@ -177,7 +182,7 @@ $$;
 -- so that calls do not end in deadlocks. A call that fails keeps the advisory locks that it has taken: end the session.
 CREATE FUNCTION pgbaton.acquire_leases(
     holder bigint, length integer, keys bigint[], pairs boolean[], shared boolean[], wants integer[], tokens integer[],
-    waited integer[], with_lock boolean)
+    waited integer[], with_lock boolean, names text[] DEFAULT NULL)
 RETURNS TABLE (request integer, token bigint, drawn integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -196,6 +201,7 @@ BEGIN
     PERFORM pgbaton.require_holder(holder);
     IF (length BETWEEN 1000 AND 3600000 AND cardinality(keys) <= 100000
         AND cardinality(keys) = ALL (ARRAY[cardinality(pairs), cardinality(shared), cardinality(wants), cardinality(tokens), cardinality(waited)])
+        AND coalesce(cardinality(names) = cardinality(keys), names IS NULL)
         AND 1 <= ALL (tokens) AND 64 >= ALL (tokens) AND 0 <= ALL (wants) AND 4 >= ALL (wants) AND -1 <= ALL (waited)) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.acquire_leases: a lease is 1 s to 1 h, and has 1 to 64 tokens; each request has its place in every array'
             USING ERRCODE = 'invalid_parameter_value';
@@ -216,10 +222,10 @@ BEGIN
     END IF;
     FOR r IN
         SELECT x.*, count(*) OVER () AS rows FROM ( -- all are locked before the first is returned
-        SELECT q.n, q.key, q.pair, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
+        SELECT q.n, q.key, q.pair, q.name, q.share, q.want, q.tokens, q.waited, l.last, l.holder, l.expires_at, l.length, l.overdue, l.shared,
                l.next, l.next_since, l.next_until
-          FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited) WITH ORDINALITY
-                   AS q (key, pair, share, want, tokens, waited, n)
+          FROM unnest(keys, pairs, acquire_leases.shared, wants, acquire_leases.tokens, acquire_leases.waited, names) WITH ORDINALITY
+                   AS q (key, pair, share, want, tokens, waited, name, n)
           JOIN pgbaton.lease AS l ON l.key = q.key AND l.pair = q.pair
                -- Whoever waits, and finds the key held and the turn noted, leaves the row alone: it is only looked at.
          WHERE NOT coalesce(q.waited >= 0 AND l.holder <> me AND l.holder <> ALL (dead)
@@ -293,7 +299,7 @@ BEGIN
                    token = CASE WHEN NOT r.share THEN acquire_leases.token END,
                    expires_at = CASE WHEN NOT r.share THEN clock_timestamp() + mine * interval '1 ms' END,
                    length = CASE WHEN NOT r.share THEN mine END, overdue = false,
-                   shared = r.share, next = CASE WHEN NOT turn THEN l.next END, next_since = CASE WHEN NOT turn THEN l.next_since END,
+                   shared = r.share, name = nullif(left(r.name, 512), ''), next = CASE WHEN NOT turn THEN l.next END, next_since = CASE WHEN NOT turn THEN l.next_since END,
                    next_until = CASE WHEN NOT turn THEN l.next_until END -- the turn of one that was passed is still to come
              WHERE l.key = r.key AND l.pair = r.pair;
             IF r.share THEN

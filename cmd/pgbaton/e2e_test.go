@@ -109,7 +109,13 @@ func TestDemo_EverythingAsExpected(t *testing.T) {
 	require.NoError(t, err)
 
 	cmd, out, errs := demoCommand(t, dsn, "-duration", "1s", "-rounds", "2")
-	requireExit(t, 0, cmd.Run(), out, errs)
+	err = cmd.Run()
+	for duration := 2 * time.Second; err != nil && strings.Contains(out.String(), "proved nothing") && duration <= 16*time.Second; duration *= 2 {
+		// What goes wrong without locks does so by chance, and less often where workers come to nothing.
+		cmd, out, errs = demoCommand(t, dsn, "-duration", duration.String(), "-rounds", "2")
+		err = cmd.Run()
+	}
+	requireExit(t, 0, err, out, errs)
 	for _, want := range []string{
 		"Worker processes: 3.", "\n1 no lock ", "\n2 advisory lock ", "\n3 row lock ", "\n4 version, no retry ",
 		"\n5 version, retries ", "\n6 readers, no lock ", "\n6 readers, locks ", "\n7 holder killed ",

@@ -41,6 +41,14 @@ func grounds() []ground {
 		{name: "leases, repeatable read", engine: pgbaton.EngineLease, prepare: isolated("repeatable read")},
 		{name: "leases, session locks always true", engine: pgbaton.EngineLease, refused: pgbaton.ErrUnsupportedServer, prepare: stubbed(sessionLocks)},
 		{name: "leases, all advisory locks always true", engine: pgbaton.EngineLease, refused: pgbaton.ErrUnsupportedServer, prepare: stubbed(allLocks)},
+		{name: "portable", engine: pgbaton.EngineLease, refused: pgbaton.ErrUnsupportedServer, prepare: portable(false, "")},
+		{name: "portable, serializable", engine: pgbaton.EngineLease, refused: pgbaton.ErrUnsupportedServer, prepare: portable(true, "serializable")},
+		{name: "portable, repeatable read", engine: pgbaton.EngineLease, refused: pgbaton.ErrUnsupportedServer, prepare: portable(true, "repeatable read")},
+		{
+			name: "portable, 5 ms, 5 % of statements and commits fail, 1 % of answers get lost", engine: pgbaton.EngineLease,
+			refused: pgbaton.ErrUnsupportedServer, prepare: portable(false, "serializable"), sudden: true,
+			habits: emulation.Habits{Seed: seed, Delay: quorum, FailStatements: 0.05, FailCommits: 0.05, DropCommits: 0.01},
+		},
 	}
 	list = append(list, distributed()...)
 	if asked := foreign(); len(asked) > 0 {
@@ -93,10 +101,29 @@ func isolated(level string) func(t *testing.T) (clients, control string) {
 	return func(t *testing.T) (string, string) {
 		t.Helper()
 		dsn := testkit.Migrated(t)
-		conn := testkit.Connect(t, dsn)
-		name := testkit.Value[string](t, conn, "SELECT quote_ident(current_database())")
-		testkit.Exec(t, conn, fmt.Sprintf("ALTER DATABASE %s SET default_transaction_isolation = '%s'", name, level))
+		isolate(t, dsn, level)
 		return dsn, dsn
+	}
+}
+
+func isolate(t *testing.T, dsn, level string) {
+	t.Helper()
+	conn := testkit.Connect(t, dsn)
+	name := testkit.Value[string](t, conn, "SELECT quote_ident(current_database())")
+	testkit.Exec(t, conn, fmt.Sprintf("ALTER DATABASE %s SET default_transaction_isolation = '%s'", name, level))
+}
+
+// portable makes a database with the portable schema on a server that can run no other: its advisory locks are forbidden, or stubs. Its
+// transactions are of an isolation by themselves, if one is given.
+func portable(stubs bool, level string) func(t *testing.T) (clients, control string) {
+	return func(t *testing.T) (string, string) {
+		t.Helper()
+		clients, control := testkit.Poor(t, stubs)
+		if level != "" {
+			isolate(t, control, level)
+		}
+		require.NoError(t, pgbaton.Migrate(t.Context(), clients))
+		return clients, control
 	}
 }
 

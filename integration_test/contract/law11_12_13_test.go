@@ -144,9 +144,9 @@ func values(s *site) {
 func (s *site) evil() {
 	s.t.Helper()
 	testkit.Exec(s.t, s.control, `CREATE SCHEMA evil;
-		CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'evil'; END $$;
-		CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'evil'; END $$;
-		CREATE FUNCTION evil.equal(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'evil'; END $$;
+		CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'evil'::text::timestamptz $$;
+		CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'evil'::text::timestamptz $$;
+		CREATE FUNCTION evil.equal(bigint, bigint) RETURNS boolean LANGUAGE sql AS $$ SELECT 'evil'::text::boolean $$;
 		CREATE OPERATOR evil.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = evil.equal)`)
 	name := testkit.Value[string](s.t, s.control, "SELECT quote_ident(current_database())")
 	testkit.Exec(s.t, s.control, "ALTER DATABASE "+name+" SET search_path = evil, pg_catalog")

@@ -129,10 +129,10 @@ var calls = map[string]struct {
 	"leave_leases(bigint)":                        {"SELECT pgbaton.leave_leases(4715)::text", ""},
 	"lock_leases(bigint[],boolean[])":             {"SELECT pgbaton.lock_leases('{1,2}', '{f,t}')::text", ""},
 	"release_lease(bigint,bigint,boolean,bigint)": {"SELECT pgbaton.release_lease(4714, 1, false, 2)", false},
-	"acquire_lease(bigint,integer,bigint,boolean,integer,integer)": {
+	"acquire_lease(bigint,integer,bigint,boolean,integer,integer,text)": {
 		"SELECT pgbaton.acquire_lease(4714, 1000, 11, true, 1, 2) > 0", true,
 	},
-	"acquire_leases(bigint,integer,bigint[],boolean[],boolean[],integer[],integer[],integer[],boolean)": {
+	"acquire_leases(bigint,integer,bigint[],boolean[],boolean[],integer[],integer[],integer[],boolean,text[])": {
 		"SELECT count(*) FROM pgbaton.acquire_leases(4714, 1000, '{12,12}', '{f,t}', '{t,f}', '{0,1}', '{1,2}', '{-1,5}', true)", int64(2),
 	},
 	"release_leases(bigint,bigint[],boolean[],boolean[],bigint[],boolean)": {

@@ -16,6 +16,13 @@ type Key struct {
 	Pair bool
 }
 
+// Named is a key with what people call it; "" if they do not.
+type Named struct {
+	Key
+
+	Name string
+}
+
 // Halves splits the ID of a pair into its two numbers.
 func (k Key) Halves() (int32, int32) {
 	return int32(k.ID >> 32), int32(k.ID) //nolint:gosec // the truncation is the point

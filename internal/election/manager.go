@@ -17,7 +17,7 @@ import (
 
 // Locks grants the leaders' locks.
 type Locks interface {
-	TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*lockmgr.Hold, []error)
+	TryMany(ctx context.Context, keys []advisory.Named, mode advisory.Mode) ([]*lockmgr.Hold, []error)
 }
 
 // Sidecar is the session for rows and notifications.
@@ -63,7 +63,7 @@ type Manager struct {
 // contest is a name that somebody may lead, while the client has candidates for it. Guarded by the manager's mutex.
 type contest struct {
 	name       string
-	key        advisory.Key
+	key        advisory.Named
 	candidates int
 	waiters    waitline.Line[*Term] // the candidates that do not lead
 	term       *Term                // nil unless led by this client
@@ -99,7 +99,7 @@ type Candidate struct {
 }
 
 // Join makes a candidate for a name, whose lock is key, until Leave.
-func (m *Manager) Join(name string, key advisory.Key) (*Candidate, error) {
+func (m *Manager) Join(name string, key advisory.Named) (*Candidate, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {

@@ -23,7 +23,7 @@ type taken struct {
 	rounds []int // how many keys each try had
 }
 
-func (d *taken) TryMany(_ context.Context, keys []advisory.Key, _ advisory.Mode) ([]*lockmgr.Hold, []error) {
+func (d *taken) TryMany(_ context.Context, keys []advisory.Named, _ advisory.Mode) ([]*lockmgr.Hold, []error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.rounds = append(d.rounds, len(keys))
@@ -79,7 +79,7 @@ func TestManager_OneTryASecond(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var wg sync.WaitGroup
 		for i := range candidates {
-			run, err := m.Join(fmt.Sprint(i), advisory.Key{ID: int64(i)})
+			run, err := m.Join(fmt.Sprint(i), advisory.Named{Key: advisory.Key{ID: int64(i)}})
 			require.NoError(t, err)
 			wg.Go(func() {
 				defer run.Leave()
@@ -124,13 +124,13 @@ func TestManager_HoldsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &taken{}, &deaf{hear: map[string]func(string){}}
 		m := New(Config{Locks: d, Sidecar: l, Report: func(string, error) {}})
-		before, err := m.Join("x", advisory.Key{})
+		before, err := m.Join("x", advisory.Named{})
 		require.NoError(t, err)
 		m.mu.Lock()
 		m.holdOff("x")
 		m.mu.Unlock()
 		before.Leave()
-		run, err := m.Join("x", advisory.Key{}) // another candidate of the same client
+		run, err := m.Join("x", advisory.Named{}) // another candidate of the same client
 		require.NoError(t, err)
 		started := time.Now()
 		done := make(chan error)
@@ -149,7 +149,7 @@ func TestManager_HoldsBack(t *testing.T) {
 		m.Close(t.Context())
 		require.ErrorIs(t, <-done, lockerr.Closed)
 		run.Leave()
-		_, err = m.Join("x", advisory.Key{})
+		_, err = m.Join("x", advisory.Named{})
 		require.ErrorIs(t, err, lockerr.Closed)
 	})
 }

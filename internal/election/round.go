@@ -80,7 +80,7 @@ func (m *Manager) due(now time.Time) (contests []*contest, next time.Time) {
 
 // try tries for contests in one round trip, and gives the terms to the waiters.
 func (m *Manager) try(contests []*contest) {
-	keys := make([]advisory.Key, len(contests))
+	keys := make([]advisory.Named, len(contests))
 	for i, p := range contests {
 		keys[i] = p.key
 	}

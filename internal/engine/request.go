@@ -33,8 +33,9 @@ type Request struct {
 	Manners Manners // of an Acquire
 	Mode    advisory.Mode
 	Key     advisory.Key
-	Want    int // tokens to draw, of an Acquire (at least one is) or a Draw
-	Owner   any // the manager's, handed back with the answer: what the request was for
+	Name    string // of the key, for people; "" if it has none
+	Want    int    // tokens to draw, of an Acquire (at least one is) or a Draw
+	Owner   any    // the manager's, handed back with the answer: what the request was for
 
 	OK     bool   // granted, released, drawn; for Yield: nobody waits
 	Tokens Tokens // of an Acquire or a Draw that is OK; there may be fewer than wanted, and more

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
@@ -43,6 +44,7 @@ type link struct {
 	joined atomic.Int64 // until when the server counts the link as a client, in nanoseconds after born; 0: it does not
 	born   time.Time
 	dead   bool // guarded by the engine's mutex
+	utf8   bool // the database has every character
 
 	listening atomic.Bool
 }
@@ -56,6 +58,7 @@ func enlistment(holder int64, name string) [][]byte {
 // start makes a pipeline of a session.
 func (l *link) start(ctx context.Context, s *session.Session) (err error) {
 	l.born = time.Now()
+	l.utf8 = s.PgConn().ParameterStatus("server_encoding") == "UTF8"
 	l.pipe, err = pipeline.New(ctx, s, pipeline.Owner[op](l), pipeline.Config{
 		TTL: l.engine.cfg.TTL, Notified: l.engine.notified(l.holder), Workers: &l.engine.pipes,
 	})
@@ -80,6 +83,9 @@ func (l *link) leave(ctx context.Context) error {
 // maxBatch bounds one round trip, so that its request, some 50 bytes an operation, fits into the socket's buffer.
 const maxBatch = 1024
 
+// maxNames bounds the names in one round trip, in bytes, for the same reason.
+const maxNames = 64 << 10
+
 // Enqueue implements [pipeline.Owner]. A renewal goes before what waits.
 func (l *link) Enqueue(waiting, ops []op) []op {
 	if len(ops) == 1 && ops[0].renewal != nil {
@@ -93,11 +99,25 @@ func (l *link) Fits(waiting []op) int {
 	if waiting[0].renewal != nil || waiting[0].alone {
 		return 1
 	}
-	n := min(len(waiting), maxBatch)
-	if i := slices.IndexFunc(waiting[:n], func(o op) bool { return o.alone }); i > 0 {
-		n = i
+	n, text := 0, 0
+	for _, o := range waiting[:min(len(waiting), maxBatch)] {
+		if o.request != nil {
+			text += len(o.request.Name)
+		}
+		if n > 0 && (o.alone || text > maxNames) {
+			break
+		}
+		n++
 	}
 	return n
+}
+
+// tellable returns a name if every database can store it: most encodings lack characters, and what they lack is an error.
+func (l *link) tellable(name string) string {
+	if l.utf8 || strings.IndexFunc(name, func(c rune) bool { return c > unicode.MaxASCII }) < 0 {
+		return name
+	}
+	return ""
 }
 
 // NewRound implements [pipeline.Owner].

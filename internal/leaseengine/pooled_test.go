@@ -42,7 +42,7 @@ func newFixture(t *testing.T, ttl time.Duration) *fixture {
 
 func (f *fixture) acquire(t *testing.T, key int64) *lockmgr.Hold {
 	t.Helper()
-	hold, err := f.Acquire(testkit.Context(t), advisory.Key{ID: key}, advisory.Exclusive, false)
+	hold, err := f.Acquire(testkit.Context(t), advisory.Named{Key: advisory.Key{ID: key}}, advisory.Exclusive, false)
 	require.NoError(t, err)
 	return hold
 }
@@ -81,7 +81,7 @@ func TestPooled_LostGrantIsGivenBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(testkit.Context(t))
 	ended := make(chan error, 1)
 	go func() {
-		_, err := f.Acquire(ctx, advisory.Key{ID: 2}, advisory.Exclusive, false)
+		_, err := f.Acquire(ctx, advisory.Named{Key: advisory.Key{ID: 2}}, advisory.Exclusive, false)
 		ended <- err
 	}()
 	testkit.WaitFor(t, f.admin, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)")
@@ -153,7 +153,7 @@ func TestPooled_SerializationFailures(t *testing.T) {
 	for worker := range 4 {
 		group.Go(func() {
 			for range 10 {
-				hold, err := f.Acquire(testkit.Context(t), advisory.Key{ID: int64(worker)}, advisory.Exclusive, false)
+				hold, err := f.Acquire(testkit.Context(t), advisory.Named{Key: advisory.Key{ID: int64(worker)}}, advisory.Exclusive, false)
 				if err != nil {
 					t.Error(err)
 					return
@@ -206,7 +206,7 @@ func TestPooled_LockedRow(t *testing.T) {
 	var group sync.WaitGroup
 	for key := range int64(20) {
 		group.Go(func() { // in one round trip with what fails
-			hold, err := f.Acquire(ctx, advisory.Key{ID: 100 + key}, advisory.Exclusive, false)
+			hold, err := f.Acquire(ctx, advisory.Named{Key: advisory.Key{ID: 100 + key}}, advisory.Exclusive, false)
 			if err == nil {
 				err = hold.Release()
 			}
@@ -215,11 +215,11 @@ func TestPooled_LockedRow(t *testing.T) {
 			}
 		})
 	}
-	_, err = f.Acquire(ctx, advisory.Key{ID: 1}, advisory.Exclusive, true)
+	_, err = f.Acquire(ctx, advisory.Named{Key: advisory.Key{ID: 1}}, advisory.Exclusive, true)
 	require.ErrorIs(t, err, lockerr.NotAcquired)
 	waits := make(chan error, 1)
 	go func() {
-		hold, err := f.Acquire(ctx, advisory.Key{ID: 1}, advisory.Exclusive, false)
+		hold, err := f.Acquire(ctx, advisory.Named{Key: advisory.Key{ID: 1}}, advisory.Exclusive, false)
 		if err == nil {
 			err = hold.Release()
 		}
@@ -233,4 +233,27 @@ func TestPooled_LockedRow(t *testing.T) {
 	require.NoError(t, tx.Rollback(ctx))
 	require.NoError(t, <-waits)
 	require.NoError(t, kept.Release())
+}
+
+// The row of a key has its name, where the database has its characters.
+func TestPooled_Names(t *testing.T) {
+	t.Parallel()
+	ctx := testkit.Context(t)
+	f := newFixture(t, testkit.Patience)
+	name := "SELECT name FROM pgbaton.lease WHERE key = $1"
+	for key, called := range map[int64]string{1: "orders/4711", 2: "größe", 3: ""} {
+		for range 2 { // one call for a new key, another for one that was held
+			hold, err := f.Acquire(ctx, advisory.Named{Key: advisory.Key{ID: key}, Name: called}, advisory.Exclusive, false)
+			require.NoError(t, err)
+			if called == "" {
+				require.Nil(t, testkit.Value[*string](t, f.admin, name, key))
+			} else {
+				require.Equal(t, called, testkit.Value[string](t, f.admin, name, key))
+			}
+			require.NoError(t, hold.Release())
+		}
+	}
+	latin := &link{}
+	require.Equal(t, "orders", latin.tellable("orders"))
+	require.Empty(t, latin.tellable("größe"))
 }

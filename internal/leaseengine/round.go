@@ -61,12 +61,12 @@ func (r *round) Encode(w *pipeline.Writer, ops []op) {
 			r.encodeStrays(w, o.strays)
 		case o.forfeit != nil:
 			r.acquires = append(r.acquires, nil)
-			a.add(o.forfeit.key, false, wantNone, 1, -1)
+			a.add(advisory.Named{Key: o.forfeit.key}, false, wantNone, 1, -1)
 		case o.request.Verb == engine.Release:
 			r.releases = append(r.releases, o.request)
 		default:
 			r.acquires = append(r.acquires, o.request)
-			a.request(l.engine, o.request)
+			a.request(l, o.request)
 		}
 	}
 	r.ok, r.granted = make([]bool, len(r.acquires)), make([]engine.Tokens, len(r.acquires))
@@ -103,15 +103,18 @@ type asking struct {
 	keys                  []int64
 	pairs, shared         []bool
 	wants, tokens, waited []int32
+	names                 []string
 }
 
-func (a *asking) add(key advisory.Key, shared bool, want, tokens, waited int32) {
+func (a *asking) add(key advisory.Named, shared bool, want, tokens, waited int32) {
 	a.keys, a.pairs, a.shared = append(a.keys, key.ID), append(a.pairs, key.Pair), append(a.shared, shared)
 	a.wants, a.tokens, a.waited = append(a.wants, want), append(a.tokens, tokens), append(a.waited, waited)
+	a.names = append(a.names, key.Name)
 }
 
 // request adds an Acquire, a Draw or a Yield.
-func (a *asking) request(e *Engine, request *engine.Request) {
+func (a *asking) request(l *link, request *engine.Request) {
+	e := l.engine
 	want, waited := int32(wantTurn), int32(-1)
 	switch request.Verb {
 	case engine.Draw:
@@ -130,7 +133,7 @@ func (a *asking) request(e *Engine, request *engine.Request) {
 		e.mu.Unlock()
 	case engine.Release: // is not asked for
 	}
-	a.add(request.Key, request.Mode == advisory.Shared, want, int32(max(request.Want, 1)), waited) //nolint:gosec // at most 64
+	a.add(advisory.Named{Key: request.Key, Name: l.tellable(request.Name)}, request.Mode == advisory.Shared, want, int32(max(request.Want, 1)), waited) //nolint:gosec // at most 64
 }
 
 // encodeLocks has the rows of all keys locked in one order, if some are given back and some taken. A request that waits is left out: it
@@ -160,11 +163,12 @@ func (r *round) encodeAcquires(w *pipeline.Writer, a asking) {
 	case len(a.keys) == 1 && !a.shared[0] && a.wants[0] <= wantTurn && a.waited[0] < 0 && !cfg.Both:
 		w.SendText(&stmtAcquire, (*loneSink)(r), [][]byte{
 			holder, length, pgtext.Int(a.keys[0]), pgtext.Bool(a.pairs[0]), pgtext.Int(int64(a.wants[0])), pgtext.Int(int64(a.tokens[0])),
+			[]byte(a.names[0]),
 		})
 	default:
 		w.SendText(&stmtAcquireMany, (*grantSink)(r), [][]byte{
 			holder, length, pgtext.Ints(a.keys), pgtext.Bools(a.pairs), pgtext.Bools(a.shared), pgtext.Ints(a.wants),
-			pgtext.Ints(a.tokens), pgtext.Ints(a.waited), pgtext.Bool(cfg.Both),
+			pgtext.Ints(a.tokens), pgtext.Ints(a.waited), pgtext.Bool(cfg.Both), pgtext.Texts(a.names),
 		})
 	}
 }

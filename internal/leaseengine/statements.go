@@ -10,8 +10,8 @@ var (
 	// Each serves a lone request for an exclusive lease, the common case.
 	stmtAcquire = pipeline.Statement{
 		Name:   "pgbaton_acquire_lease",
-		SQL:    "SELECT pgbaton.acquire_lease($1, $2, $3, $4, $5, $6)",
-		Params: []uint32{pgtype.Int8OID, pgtype.Int4OID, pgtype.Int8OID, pgtype.BoolOID, pgtype.Int4OID, pgtype.Int4OID},
+		SQL:    "SELECT pgbaton.acquire_lease($1, $2, $3, $4, $5, $6, $7)",
+		Params: []uint32{pgtype.Int8OID, pgtype.Int4OID, pgtype.Int8OID, pgtype.BoolOID, pgtype.Int4OID, pgtype.Int4OID, pgtype.TextOID},
 	}
 	stmtRelease = pipeline.Statement{
 		Name:   "pgbaton_release_lease",
@@ -22,10 +22,10 @@ var (
 	// The same for any number of requests.
 	stmtAcquireMany = pipeline.Statement{
 		Name: "pgbaton_acquire_leases",
-		SQL:  "SELECT request, token, drawn FROM pgbaton.acquire_leases($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+		SQL:  "SELECT request, token, drawn FROM pgbaton.acquire_leases($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 		Params: []uint32{
 			pgtype.Int8OID, pgtype.Int4OID, pgtype.Int8ArrayOID, pgtype.BoolArrayOID, pgtype.BoolArrayOID,
-			pgtype.Int4ArrayOID, pgtype.Int4ArrayOID, pgtype.Int4ArrayOID, pgtype.BoolOID,
+			pgtype.Int4ArrayOID, pgtype.Int4ArrayOID, pgtype.Int4ArrayOID, pgtype.BoolOID, pgtype.TextArrayOID,
 		},
 	}
 	stmtReleaseMany = pipeline.Statement{

@@ -55,7 +55,7 @@ func TestPending(t *testing.T) {
 
 func (w *world) begin(t *testing.T, ctx context.Context) Pending { //nolint:revive // as the other helpers
 	t.Helper()
-	r, err := w.Begin(ctx, key, exclusive, false)
+	r, err := w.Begin(ctx, nameless(key)[0], exclusive, false)
 	require.NoError(t, err)
 	return r
 }

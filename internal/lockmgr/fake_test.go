@@ -220,7 +220,7 @@ func (w *world) acquire(key advisory.Key, mode advisory.Mode, try bool) *call {
 	c := &call{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		c.hold, c.err = w.Acquire(ctx, key, mode, try)
+		c.hold, c.err = w.Acquire(ctx, advisory.Named{Key: key}, mode, try)
 	}()
 	synctest.Wait()
 	return c

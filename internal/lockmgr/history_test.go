@@ -158,7 +158,7 @@ func (h *history) begin(k advisory.Key, mode advisory.Mode, try bool) {
 	h.keys[k].waiting = append(h.keys[k].waiting, a)
 	h.start(func() {
 		defer close(a.done)
-		a.hold, a.err = h.Acquire(ctx, k, mode, try)
+		a.hold, a.err = h.Acquire(ctx, advisory.Named{Key: k}, mode, try)
 	})
 }
 
@@ -219,9 +219,9 @@ func (h *history) tryAll(mode advisory.Mode, take bool) {
 	h.start(func() {
 		defer close(c.done)
 		if take {
-			c.holds, c.errs = h.TakeMany(context.Background(), keys, mode)
+			c.holds, c.errs = h.TakeMany(context.Background(), nameless(keys...), mode)
 		} else {
-			c.holds, c.errs = h.TryMany(context.Background(), keys, mode)
+			c.holds, c.errs = h.TryMany(context.Background(), nameless(keys...), mode)
 		}
 	})
 }

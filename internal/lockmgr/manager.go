@@ -58,7 +58,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 
 // Acquire waits for a grant of the key until ctx ends; with try, only for answers that are not other
 // processes' to give. On failure nothing is held, and nothing will be.
-func (m *Manager) Acquire(ctx context.Context, key advisory.Key, mode advisory.Mode, try bool) (*Hold, error) {
+func (m *Manager) Acquire(ctx context.Context, key advisory.Named, mode advisory.Mode, try bool) (*Hold, error) {
 	r, err := m.Begin(ctx, key, mode, try)
 	if err != nil {
 		return nil, err
@@ -78,13 +78,13 @@ const longestHelp = time.Second / 2
 
 // Begin is the first part of Acquire. When the key is free and nobody else uses the anchor, the answer is there when it
 // returns; it never waits for other holders.
-func (m *Manager) Begin(ctx context.Context, key advisory.Key, mode advisory.Mode, try bool) (Pending, error) {
+func (m *Manager) Begin(ctx context.Context, key advisory.Named, mode advisory.Mode, try bool) (Pending, error) {
 	if err := ctx.Err(); err != nil {
 		return Pending{}, m.Ended(ctx)
 	}
 	w := m.newWaiter(ctx, mode, try, false)
 	if mode == advisory.Shared {
-		m.catchUp(ctx, key)
+		m.catchUp(ctx, key.Key)
 	}
 	a := m.step()
 	begun := a.now

@@ -11,17 +11,17 @@ import (
 // TryMany tries every key on its own, all in one round trip an anchor. For each key there is either a hold or an
 // error. It does not wait for other holders; a key that is given twice excludes itself like any other. When ctx
 // ends nothing is held, and every error says so.
-func (m *Manager) TryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*Hold, []error) {
+func (m *Manager) TryMany(ctx context.Context, keys []advisory.Named, mode advisory.Mode) ([]*Hold, []error) {
 	return m.tryMany(ctx, keys, mode, false)
 }
 
 // TakeMany is TryMany for keys for which the engine has a turn, see [engine.Gathering]: it is for those who gather, so nobody
 // who waits for one of the keys in this process comes before them.
-func (m *Manager) TakeMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode) ([]*Hold, []error) {
+func (m *Manager) TakeMany(ctx context.Context, keys []advisory.Named, mode advisory.Mode) ([]*Hold, []error) {
 	return m.tryMany(ctx, keys, mode, true)
 }
 
-func (m *Manager) tryMany(ctx context.Context, keys []advisory.Key, mode advisory.Mode, ours bool) ([]*Hold, []error) {
+func (m *Manager) tryMany(ctx context.Context, keys []advisory.Named, mode advisory.Mode, ours bool) ([]*Hold, []error) {
 	holds, errs := make([]*Hold, len(keys)), make([]error, len(keys))
 	waiters := make([]*waiter, len(keys))
 	if err := ctx.Err(); err != nil {

@@ -20,11 +20,19 @@ type manyCall struct {
 	errs  []error
 }
 
+// nameless are keys that people have no name for.
+func nameless(keys ...advisory.Key) (all []advisory.Named) {
+	for _, key := range keys {
+		all = append(all, advisory.Named{Key: key})
+	}
+	return all
+}
+
 func (w *world) tryMany(ctx context.Context, mode advisory.Mode, keys ...advisory.Key) *manyCall {
 	c := &manyCall{done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		c.holds, c.errs = w.TryMany(ctx, keys, mode)
+		c.holds, c.errs = w.TryMany(ctx, nameless(keys...), mode)
 	}()
 	synctest.Wait()
 	return c
@@ -134,7 +142,7 @@ func TestManager_AnsweredAsTheContextEnds(t *testing.T) {
 				}
 				return ctx
 			}
-			holds, errs := w.TryMany(ended(), []advisory.Key{key, key2}, exclusive)
+			holds, errs := w.TryMany(ended(), nameless(key, key2), exclusive)
 			require.Equal(t, []*Hold{nil, nil}, holds)
 			for _, err := range errs {
 				require.ErrorIs(t, err, lockerr.NotAcquired)
@@ -142,7 +150,7 @@ func TestManager_AnsweredAsTheContextEnds(t *testing.T) {
 			}
 			w.rounds()
 			require.Zero(t, w.server.heldBy(1), "given back")
-			_, err := w.Acquire(ended(), key, exclusive, false)
+			_, err := w.Acquire(ended(), advisory.Named{Key: key}, exclusive, false)
 			require.ErrorIs(t, err, context.Canceled)
 			w.empty()
 		})

@@ -154,7 +154,7 @@ func (h *history) close() {
 	if h.busy() || len(h.queued) > 0 || len(h.Manager.keys) > 0 {
 		h.failf("something outlives the manager: %v, %v", h.queued, h.Manager.keys)
 	}
-	if _, err := h.Acquire(context.Background(), h.aKey(), shared, false); !errors.Is(err, lockerr.Closed) {
+	if _, err := h.Acquire(context.Background(), advisory.Named{Key: h.aKey()}, shared, false); !errors.Is(err, lockerr.Closed) {
 		h.failf("closed: %v", err)
 	}
 }

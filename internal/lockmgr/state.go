@@ -14,6 +14,7 @@ import (
 // keyState is what the process knows of a key that it holds or wants. Guarded by the manager's mutex.
 type keyState struct {
 	key   advisory.Key
+	name  string // as the last request had it
 	state state
 	queue queueState
 	mode  advisory.Mode // in which it is held or asked for
@@ -56,11 +57,12 @@ func (m *Manager) newWaiter(ctx context.Context, mode advisory.Mode, try, ours b
 }
 
 // enter puts a waiter into its key's line, or returns why not. The caller holds the mutex.
-func (m *Manager) enter(key advisory.Key, w *waiter, a *actions) error {
+func (m *Manager) enter(key advisory.Named, w *waiter, a *actions) error {
 	if m.closed {
 		return lockerr.Closed
 	}
-	e, mode := m.state(key), w.Value.hold.mode
+	e, mode := m.state(key.Key), w.Value.hold.mode
+	e.name = key.Name
 	if w.Value.try && !e.admits(&w.Value) {
 		return lockerr.NotAcquired
 	}

@@ -98,6 +98,7 @@ func (m *Manager) happens(e *keyState, what event, a *actions) {
 	switch t.do {
 	case acquire, yield, draw, release:
 		e.request.Reset(verbs[t.do], e.mode)
+		e.request.Name = e.name
 		a.requests, a.anchors = append(a.requests, e.request), append(a.anchors, e.anchor)
 	case count:
 		m.held++

@@ -15,7 +15,7 @@ func (w *world) takeMany(keys ...advisory.Key) *manyCall {
 	c := &manyCall{done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		c.holds, c.errs = w.TakeMany(context.Background(), keys, exclusive)
+		c.holds, c.errs = w.TakeMany(context.Background(), nameless(keys...), exclusive)
 	}()
 	synctest.Wait()
 	return c

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -28,7 +29,7 @@ func Connect(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if err = refuseServer(conn); err == nil {
+	if err = refuseStandby(conn); err == nil {
 		err = refusePooler(ctx, conn, config)
 	}
 	if err == nil && config.AfterConnect != nil {
@@ -59,14 +60,16 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
 	return conn, dsn.Connect(err)
 }
 
-func refuseServer(conn *pgx.Conn) error {
-	if version := conn.PgConn().ParameterStatus("crdb_version"); version != "" {
-		return refuse(lockerr.UnsupportedServer, "the server is %s, which does not run the migrations", version)
-	}
+// refuseVersion refuses servers that are too old for the full set.
+func refuseVersion(conn *pgx.Conn) error {
 	if major(conn.PgConn()) < oldestMajor {
 		return refuse(lockerr.UnsupportedServer, "the server says that it is PostgreSQL %q, and %d is the oldest that runs the migrations",
 			conn.PgConn().ParameterStatus("server_version"), oldestMajor)
 	}
+	return nil
+}
+
+func refuseStandby(conn *pgx.Conn) error {
 	if conn.PgConn().ParameterStatus("in_hot_standby") == "on" {
 		return refuse(lockerr.Standby, "the server is a standby: connect to the primary (target_session_attrs=read-write)")
 	}
@@ -75,21 +78,28 @@ func refuseServer(conn *pgx.Conn) error {
 
 // refusePooler refuses a pooler in transaction mode, before anything is SET on sessions that may belong to others. Behind a
 // pooler the process that answers is not the one announced at login, in session mode too: which mode it is shows by
-// behaviour, with a second connection.
+// behaviour, with a second connection. What is done for the portable schema, once it is there, a pooler does not disturb; and an engine
+// need not know of processes.
 func refusePooler(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) error {
-	var pid uint32
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()").Scan(&pid); err != nil {
-		return fmt.Errorf("look for a pooler: %w", err)
-	}
-	if pid == conn.PgConn().PID() {
+	var pid int64
+	err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()").Scan(&pid)
+	switch {
+	case pgerr.Code(err) == pgerr.UndefinedFunction:
 		return nil
+	case err != nil:
+		return fmt.Errorf("look for a pooler: %w", err)
+	case pid <= 0, pid == int64(conn.PgConn().PID()):
+		return nil
+	}
+	if there, err := there(ctx, conn); err != nil || there == portableSet {
+		return err
 	}
 	other, err := open(ctx, config)
 	if err != nil {
 		return fmt.Errorf("open a second connection, to look for a pooler: %w", err)
 	}
 	defer Close(ctx, other)
-	if err := session.ProbePooler(ctx, conn.PgConn(), other.PgConn(), strconv.FormatUint(uint64(pid), 10)); err != nil {
+	if err := session.ProbePooler(ctx, conn.PgConn(), other.PgConn(), strconv.FormatInt(pid, 10)); err != nil {
 		return refuse(err, "%s", strings.TrimPrefix(err.Error(), "pgbaton: "))
 	}
 	return nil

@@ -33,6 +33,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 // migration is one up file.
@@ -101,6 +103,9 @@ func step(ctx context.Context, tx pgx.Tx, p place, files []migration) (done bool
 	found, err := look(ctx, tx)
 	if err != nil {
 		return false, err
+	}
+	if found.exists && found.portable() {
+		return false, refuse(lockerr.Schema, "the schema pgbaton is of the portable set, and what was to be applied is the full one: %w", errOtherSet)
 	}
 	if err := judge(recorded, found, files, p); err != nil {
 		return false, err

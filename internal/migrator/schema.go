@@ -67,6 +67,9 @@ WHERE n.nspname = 'pgbaton'`
 
 var versionInBody = regexp.MustCompile(`^\s*BEGIN ATOMIC\s+SELECT (\d{1,9})(?: AS \w+)?,`)
 
+// portable reports whether it is the schema of the portable set.
+func (s schema) portable() bool { return slices.Contains(s.objects, "table portable") }
+
 // judge reports why nothing should be done with what was found.
 func judge(recorded row, found schema, files []migration, p place) error {
 	switch {

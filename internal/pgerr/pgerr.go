@@ -51,11 +51,37 @@ const (
 // Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
 // lib/pq's *pq.Error by the method that they share.
 func Code(err error) string {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
-		return e.SQLState()
+	var e interface {
+		error
+		SQLState() string
 	}
-	return ""
+	if !errors.As(err, &e) {
+		return ""
+	}
+	code := e.SQLState()
+	if code == invalidText {
+		if refused, _, ok := refusal(e.Error()); ok {
+			return refused
+		}
+	}
+	return code
+}
+
+// invalidText is what the server says of a text that is no number.
+const invalidText = "22P02"
+
+// refusal reads the SQLSTATE and the text of an error that pgbaton.refuse of the portable schema has raised: there they are the text
+// that is no number.
+func refusal(message string) (code, said string, ok bool) {
+	_, after, ok := strings.Cut(message, "\"pgbaton/")
+	if !ok {
+		return "", "", false
+	}
+	if end := strings.LastIndexByte(after, '"'); end >= 0 {
+		after = after[:end]
+	}
+	code, said, ok = strings.Cut(after, "/")
+	return code, said, ok
 }
 
 // SyntaxOrAccess is the class of errors about what does not exist, is not as expected, or is forbidden.
@@ -69,6 +95,11 @@ func Class(err error) string {
 
 // Detail is the server's DETAIL of err, or "".
 func Detail(err error) string {
+	if Code(err) == StaleToken {
+		if _, said, ok := refusal(err.Error()); ok {
+			return said
+		}
+	}
 	var pgxErr *pgconn.PgError
 	if errors.As(err, &pgxErr) {
 		return pgxErr.Detail

@@ -98,7 +98,11 @@ func (b *batch[O]) write(w *Writer) {
 	b.sinks, b.parsed = w.sinks, w.parsed
 }
 
-var stmtPing = Statement{Name: "pgbaton_ping", SQL: "SELECT pg_is_in_recovery()"}
+var (
+	stmtPing = Statement{Name: "pgbaton_ping", SQL: "SELECT pg_is_in_recovery()"}
+	// stmtPortablePing asks for nothing: other engines have no such function.
+	stmtPortablePing = Statement{Name: "pgbaton_ping", SQL: "SELECT false"}
+)
 
 // pulse takes the answer to a ping.
 type pulse struct{}

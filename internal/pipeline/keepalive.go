@@ -56,7 +56,7 @@ func (p *Pipeline[O]) upkeep(now time.Time) time.Duration {
 // ping shows a sign of life. The keeper must not hang in a write that the network does not take.
 func (p *Pipeline[O]) ping(trustEnds time.Time) {
 	_ = p.conn.SetWriteDeadline(trustEnds)
-	p.Ask(&stmtPing, pulse{}, nil)
+	p.Ask(p.signal, pulse{}, nil)
 	_ = p.conn.SetWriteDeadline(time.Time{})
 	p.Attend()
 }

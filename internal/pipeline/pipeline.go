@@ -47,7 +47,8 @@ type Pipeline[O any] struct {
 	trusted atomic.Int64 // when trust ends, in nanoseconds after born
 
 	socket socket
-	writer Writer // used by the goroutine that has set sending
+	writer Writer     // used by the goroutine that has set sending
+	signal *Statement // of life
 
 	mu          sync.Mutex
 	queue       []O         // submitted, unsent
@@ -92,6 +93,9 @@ func New[O any](ctx context.Context, s *session.Session, owner Owner[O], cfg Con
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	p.writer = Writer{front: p.front, pooled: s.Pooled, prepared: map[*Statement]bool{}}
+	if p.signal = &stmtPing; s.Portable {
+		p.signal = &stmtPortablePing
+	}
 	p.sent = sync.NewCond(&p.mu)
 	p.trusted.Store(int64(p.trustSpan()))
 	p.socket.open(raw(p.conn))
@@ -225,7 +229,7 @@ func (p *Pipeline[O]) Pooled() bool { return p.writer.pooled }
 func (p *Pipeline[O]) Close(ctx context.Context, last *Statement) error {
 	var sink Sink = deaf{}
 	if last == nil {
-		last, sink = &stmtPing, pulse{}
+		last, sink = p.signal, pulse{}
 	}
 	answered := make(chan error, 1)
 	p.Ask(last, sink, func(err error) { answered <- err })
@@ -233,7 +237,7 @@ func (p *Pipeline[O]) Close(ctx context.Context, last *Statement) error {
 	var err error
 	select {
 	case err = <-answered:
-		if last == &stmtPing && errors.Is(err, ErrRetry) {
+		if last == p.signal && errors.Is(err, ErrRetry) {
 			err = nil // it had to give way to other transactions, but it was answered, which is all that it asks for
 		}
 	case <-ctx.Done():

@@ -19,7 +19,7 @@ var ErrRetry = errors.New("operation cancelled on the server")
 
 // Refusal translates the server's error for the operations that it ended.
 func Refusal(err *pgconn.PgError) error {
-	switch err.Code {
+	switch pgerr.Code(err) {
 	case pgerr.OutOfMemory: // with this hint it is the lock table
 		return fmt.Errorf("%w: the server's lock table is full: raise max_locks_per_transaction: %w", lockerr.TooManyLocks, err)
 	case pgerr.SerializationFailure, pgerr.DeadlockDetected, // the transaction was undone, and may succeed when it runs again

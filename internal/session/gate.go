@@ -61,7 +61,8 @@ SELECT pg_backend_pid(),
        (SELECT string_agg('pg_catalog.' || p.oid::regprocedure::text, ', ' ORDER BY p.proname) FROM pg_proc AS p
          WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY ('{THEIRS}'::text[])
            AND NOT has_function_privilege(p.oid, 'EXECUTE')),
-       EXISTS (SELECT FROM aclexplode(c.relacl) AS a WHERE a.grantee <> c.relowner AND a.privilege_type <> 'SELECT')
+       EXISTS (SELECT FROM aclexplode(c.relacl) AS a WHERE a.grantee <> c.relowner AND a.privilege_type <> 'SELECT'),
+       EXISTS (SELECT FROM pg_proc AS p WHERE p.pronamespace = n.oid AND p.proname = 'portable_reason')
   FROM (SELECT) AS here
   LEFT JOIN pg_namespace AS n ON n.nspname = 'pgbaton'
   LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'token'
@@ -89,11 +90,24 @@ type finding struct {
 }
 
 // inspect refuses wrong ground. A privilege is checked before it is used, so that the error can
-// name the GRANT. It takes one round trip.
+// name the GRANT. It takes one round trip, and one more for what may be a portable schema: its engine need not have the catalogs that
+// are looked at here.
 func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
-	if version := conn.ParameterStatus("crdb_version"); version != "" {
-		return finding{}, fmt.Errorf("%w: %s: its session advisory locks always succeed", lockerr.UnsupportedServer, version)
+	found, err := look(ctx, conn)
+	if err == nil || conn.IsClosed() || errors.Is(err, lockerr.Standby) {
+		return found, err
 	}
+	switch portable := findPortable(ctx, conn); {
+	case portable != nil:
+		return finding{}, portable
+	case errors.Is(err, errPortable):
+		return finding{}, fmt.Errorf("%w: the role may not use it: as its owner, GRANT USAGE ON SCHEMA pgbaton TO the role", lockerr.Schema)
+	}
+	return found, err
+}
+
+// look is inspect without the portable schema.
+func look(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	if err := checkVersion(conn.ParameterStatus("server_version")); err != nil {
 		return finding{}, err
 	}
@@ -114,6 +128,9 @@ func inspect(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	if row[2] == "t" {
 		return finding{}, fmt.Errorf("%w: it is in recovery, and its locks exclude nobody on the primary. "+
 			"Connect to the primary (target_session_attrs=read-write)", lockerr.Standby)
+	}
+	if row[15] == "t" {
+		return finding{}, errPortable
 	}
 	return finding{
 		server: Server{
@@ -179,7 +196,7 @@ var schemaChecks = []Command{
 // check takes the answers to schemaChecks.
 func (s *Session) check(answers []answer) error {
 	var err error
-	if s.Server.Schema, err = checkSchemaVersion(answers[0]); err != nil {
+	if s.Server.Schema, err = checkSchemaVersion(answers[0], ClientVersion); err != nil {
 		return err
 	}
 	if err := firstFailure(schemaChecks, answers); err != nil {
@@ -211,8 +228,8 @@ func balanced(err error) error {
 		"client's sessions to it: %w", lockerr.Standby, err)
 }
 
-// checkSchemaVersion returns the version of a schema that serves this client.
-func checkSchemaVersion(a answer) (int, error) {
+// checkSchemaVersion returns the version of a schema that serves this client, which needs a version of its set.
+func checkSchemaVersion(a answer, needs int) (int, error) {
 	row, err := a.only()
 	if err != nil {
 		return 0, fmt.Errorf("read the schema's version: %w", pgerr.Schema(err))
@@ -222,11 +239,10 @@ func checkSchemaVersion(a answer) (int, error) {
 	switch err := errors.Join(err1, err2); {
 	case err != nil:
 		return 0, fmt.Errorf("%w: read its version: %w", lockerr.Schema, err)
-	case version < ClientVersion:
-		return 0, fmt.Errorf("%w: it has version %d, this client needs %d: run the migrations", lockerr.Schema, version, ClientVersion)
-	case oldest > ClientVersion:
-		return 0, fmt.Errorf("%w: it serves clients from version %d on, this one is %d: upgrade the library",
-			lockerr.Schema, oldest, ClientVersion)
+	case version < needs:
+		return 0, fmt.Errorf("%w: it has version %d, this client needs %d: run the migrations", lockerr.Schema, version, needs)
+	case oldest > needs:
+		return 0, fmt.Errorf("%w: it serves clients from version %d on, this one is %d: upgrade the library", lockerr.Schema, oldest, needs)
 	}
 	return version, nil
 }

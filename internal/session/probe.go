@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/dsn"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // probeTimeout bounds the look for a pooler: one with a single connection lets the second client wait for ever.
@@ -115,13 +116,16 @@ func (w *witness) testify(
 	return []Command{
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
 		{What: sayTryOut, SQL: "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(" + free + ") THEN pg_catalog.pg_advisory_unlock(" + free + ") END"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_xact_lock(" + w.key + ")"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_xact_lock(" + free + ")"},
 	}, nil
 }
 
 const sayTryOut = "try out the server's advisory locks"
 
 // judge takes the answers to the commands of testify, which the session that is probed has run on the server of an
-// identity. Some engines accept the functions and do nothing. That one key was granted to two sessions is believed only
+// identity. Locks of sessions and of transactions are two questions: an engine has the one and not the other, and another accepts the
+// functions and does nothing. That one key was granted twice is believed only
 // if the witness still holds the key: the server may have ended the witness' session meanwhile.
 func (w *witness) judge(ctx context.Context, identity string, answers []answer) error {
 	if w.identity != "" && w.identity != identity {
@@ -129,16 +133,23 @@ func (w *witness) judge(ctx context.Context, identity string, answers []answer) 
 	}
 	for i, a := range answers {
 		row, err := a.only()
+		if pgerr.Code(err) == pgerr.UndefinedFunction {
+			return fmt.Errorf("%w: %s: %w", lockerr.UnsupportedServer, sayTryOut, err)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", sayTryOut, err)
 		}
 		switch {
-		case i == 0 && row[0] != "f":
+		case (i == 0 || i == 2) && row[0] != "f":
 			if err := w.holds(ctx); err != nil {
 				return err
 			}
+			if i == 2 {
+				return fmt.Errorf("%w: it grants a transaction a key that another session has", lockerr.UnsupportedServer)
+			}
 			return fmt.Errorf("%w: it grants one key to two sessions", lockerr.UnsupportedServer)
-		case i == 1 && row[0] == "":
+		case (i == 0 || i == 2) && row[0] == "f": // as it should be
+		case row[0] == "" || i == 3 && row[0] != "t":
 			return fmt.Errorf("%w: it refuses a lock on a free key", lockerr.UnsupportedServer)
 		case i == 1 && row[0] != "t":
 			return fmt.Errorf("%w: it has forgotten a lock that was just granted", lockerr.UnsupportedServer)

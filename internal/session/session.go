@@ -49,6 +49,7 @@ type Dialer struct {
 	TTL           time.Duration // the server ends a session for locks after so much silence
 	Name          string        // of the client, for pg_stat_activity
 	Home          *Home         // the server that all its sessions are on
+	Portable      bool          // the database has the portable schema: see [PortableError]
 }
 
 // Session is an open, checked connection. Its owner closes it.
@@ -59,6 +60,7 @@ type Session struct {
 	Record      Record
 	Protections []Protection
 	Pooled      bool      // it may be another session of the server's in each transaction, see DialPooled
+	Portable    bool      // it is pooled, and the server may lack all that engines besides PostgreSQL lack
 	Repaired    bool      // this session found the token sequence in doubt and moved it, though it had been used
 	Drawn       int64     // what the token sequence was at, after that
 	Heard       time.Time // when the last message was sent that the server has answered
@@ -93,6 +95,10 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session, error) {
 	return d.dial(ctx, func(ctx context.Context, s *Session) error {
 		s.Pooled = true
+		if d.Portable {
+			s.Heard = time.Now()
+			return s.preparePortable(ctx, commands)
+		}
 		found, err := inspect(ctx, s.PgConn())
 		if err != nil {
 			return err
@@ -104,7 +110,7 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 		if err != nil {
 			return err
 		}
-		if s.Server.Schema, err = checkSchemaVersion(answers[0]); err != nil {
+		if s.Server.Schema, err = checkSchemaVersion(answers[0], ClientVersion); err != nil {
 			return err
 		}
 		if s.Record, err = recordOf(answers[1]); err != nil {

@@ -163,7 +163,7 @@ func TestAnchor_PingKeepsItAlive(t *testing.T) {
 
 func TestAnchor_Close(t *testing.T) {
 	t.Parallel()
-	f := open(t, time.Second)
+	f := open(t, testkit.Patience)
 	for i := range 100 {
 		f.Submit(&engine.Request{Verb: engine.Acquire, Key: advisory.Key{ID: int64(i)}})
 	}

@@ -89,6 +89,9 @@ var stmtNotify = pipeline.Statement{Name: "pgbaton_notify", SQL: "SELECT pg_noti
 // with others it would make their commits wait for one another. It is not known whether it arrives. There is one channel;
 // listeners tell news apart by the prefix of the payload, see [Sidecar.Subscribe].
 func (c *Sidecar) Notify(payload string) {
+	if c.cfg.Mute {
+		return
+	}
 	if s := c.Current(); s != nil {
 		s.Submit(&Op{Statement: &stmtNotify, Params: [][]byte{[]byte(payload)}, Alone: true})
 		s.Attend()

@@ -22,6 +22,7 @@ type Config struct {
 	TTL    time.Duration
 	Name   string // of the client, for people
 	Pooled bool   // a pooler may be in between
+	Mute   bool   // the server has no notifications
 	// Dial opens a session and runs the commands on it. It returns ErrNoConnection, ErrBusy, or what is wrong with the server.
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Hung   func()                        // a connection of Dial's was closed

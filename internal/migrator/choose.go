@@ -1,0 +1,151 @@
+package migrator
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
+	"github.com/pgbaton/pgbaton/migrations"
+)
+
+// The names of the sets of migrations.
+const (
+	fullSet     = "full"
+	portableSet = "portable"
+)
+
+// Set is a set of migrations, and why it is the one for a database.
+type Set struct {
+	Name   string // "full" or "portable"
+	Reason string
+	New    bool // the database has neither
+	files  fs.FS
+}
+
+// Choose returns the set that the database has or, where it has none, the one that the server can run: the full set, if the server has all
+// that this needs. What the server has is tried, in transactions that are rolled back; its name and its version say nothing.
+func Choose(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (Set, error) {
+	has, err := there(ctx, conn)
+	if err != nil {
+		return Set{}, err
+	}
+	lacking := ""
+	if has == "" {
+		if lacking, err = lacks(ctx, conn, config); err != nil {
+			return Set{}, err
+		}
+	}
+	switch {
+	case has == portableSet:
+		return Set{Name: portableSet, Reason: "the database has it", files: migrations.Portable()}, nil
+	case lacking != "":
+		return Set{Name: portableSet, Reason: lacking, New: true, files: migrations.Portable()}, nil
+	case has == fullSet:
+		return Set{Name: fullSet, Reason: "the database has it", files: migrations.FS}, refuseVersion(conn)
+	}
+	return Set{Name: fullSet, Reason: "the server has all that it needs", New: true, files: migrations.FS}, refuseVersion(conn)
+}
+
+// there returns which set the database has, as its catalog says, "" for neither.
+func there(ctx context.Context, conn *pgx.Conn) (string, error) {
+	const sqlThere = `
+SELECT coalesce(max(CASE c.relname WHEN 'portable' THEN 'portable' ELSE 'full' END), '') FROM pg_catalog.pg_class AS c
+WHERE c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pgbaton') AND c.relname IN ('portable', 'token')`
+	set, err := try(ctx, conn, sqlThere)
+	if err != nil {
+		return "", fmt.Errorf("look for the schema pgbaton: %w", err)
+	}
+	return set, nil
+}
+
+// mostTries is how often a transaction is tried that others, or the role's statement_timeout, have ended.
+const mostTries = 20
+
+// try runs statements in a transaction that is rolled back, and returns the last one's only value.
+func try(ctx context.Context, conn *pgx.Conn, statements ...string) (value string, err error) {
+	for range mostTries {
+		value, err = tryOnce(ctx, conn.PgConn(), statements)
+		if !pgerr.Retryable(err) && pgerr.Code(err) != pgerr.QueryCanceled {
+			break
+		}
+	}
+	return value, err
+}
+
+func tryOnce(ctx context.Context, conn *pgconn.PgConn, statements []string) (value string, err error) {
+	for _, sql := range append([]string{"BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp"}, statements...) {
+		if value, err = ask(ctx, conn, sql); err != nil {
+			break
+		}
+	}
+	if conn.TxStatus() != 'I' && !conn.IsClosed() {
+		if _, ended := ask(ctx, conn, "ROLLBACK"); err == nil {
+			err = ended
+		}
+	}
+	return value, err
+}
+
+// ask runs statements and returns the only value of the last one, "" if it has none.
+func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (string, error) {
+	results, err := conn.Exec(ctx, sql).ReadAll()
+	if err != nil || len(results) == 0 {
+		return "", err
+	}
+	if rows := results[len(results)-1].Rows; len(rows) == 1 && len(rows[0]) == 1 {
+		return string(rows[0][0]), nil
+	}
+	return "", nil
+}
+
+// lacks returns what the server lacks of that which the full set needs, "" if nothing. An error is one of the connection.
+func lacks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (string, error) {
+	var lacking []string
+	note := func(what string, err error) {
+		if err != nil {
+			lacking = append(lacking, fmt.Sprintf("%s (%s)", what, lockerr.Line(err)))
+		}
+	}
+	_, err := try(ctx, conn, "DO LANGUAGE plpgsql 'BEGIN NULL; END'")
+	note("the language plpgsql", err)
+	place := "pgbaton_probe_" + strconv.FormatUint(rand.Uint64(), 36) //nolint:gosec // only to be nobody else's
+	_, err = try(ctx, conn, "CREATE SCHEMA "+place)
+	switch {
+	case pgerr.Code(err) == pgerr.InsufficientPrivilege: // the migration will say so
+	case err != nil:
+		note("transactions that make a schema", err)
+	default:
+		_, err = try(ctx, conn, "CREATE SCHEMA "+place, "CREATE SEQUENCE "+place+".q AS bigint INCREMENT BY 32 CACHE 1 NO CYCLE", "SELECT nextval('"+place+".q')")
+		note("sequences", err)
+		note("UNLOGGED tables", tryUnlogged(ctx, conn, place))
+	}
+	sessions, transactions := tryLocks(ctx, conn, config)
+	note("advisory locks of sessions", sessions)
+	note("advisory locks of transactions", transactions)
+	if conn.IsClosed() || ctx.Err() != nil {
+		return "", fmt.Errorf("try out what the server has: the connection was lost: %s: %w", strings.Join(lacking, ", "), ctx.Err())
+	}
+	if len(lacking) == 0 {
+		return "", nil
+	}
+	return "the server lacks " + strings.Join(lacking, ", "), nil
+}
+
+// tryUnlogged makes sure that the word means something: some engines take it and do nothing.
+func tryUnlogged(ctx context.Context, conn *pgx.Conn, place string) error {
+	kept, err := try(ctx, conn, "CREATE SCHEMA "+place, "CREATE UNLOGGED TABLE "+place+".t (n integer)", `SELECT c.relpersistence::text FROM pg_class AS c
+WHERE c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = '`+place+`') AND c.relname = 't'`)
+	if err == nil && kept != "u" {
+		err = fmt.Errorf("the word is taken and means nothing")
+	}
+	return err
+}

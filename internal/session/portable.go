@@ -1,0 +1,64 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbaton/pgbaton/internal/lockerr"
+)
+
+// PortableVersion is [ClientVersion] for the portable set of migrations, which counts by itself.
+const PortableVersion = 1
+
+// PortableError reports that the database has the portable schema. It matches [lockerr.UnsupportedServer]: there are no sessions to hold
+// locks there.
+type PortableError struct {
+	Reason string // why it has that schema
+}
+
+// Error says why, and what to do.
+func (e *PortableError) Error() string {
+	return fmt.Sprintf("%v: the database has the portable schema, because %s: locks are leases there (Config.Engine: EngineAuto or EngineLease)",
+		lockerr.UnsupportedServer, e.Reason)
+}
+
+// Unwrap returns the sentinel.
+func (e *PortableError) Unwrap() error { return lockerr.UnsupportedServer }
+
+// errPortable says that the schema is the portable one, as the catalog knows.
+var errPortable = errors.New("the schema is the portable one")
+
+var readPortable = Command{What: "read why the schema is the portable one", SQL: "SELECT pgbaton.portable_reason()"}
+
+// findPortable returns what is to be said of a portable schema, nil if there is none that the role may use.
+func findPortable(ctx context.Context, conn *pgconn.PgConn) error {
+	row, err := queryRow(ctx, conn, readPortable.SQL)
+	if err != nil {
+		return nil //nolint:nilerr // the first look has the better error
+	}
+	return &PortableError{Reason: row[0]}
+}
+
+// preparePortable makes a fresh connection ready for the portable schema, in one round trip, without a look at catalogs or at anything
+// that belongs to a session.
+func (s *Session) preparePortable(ctx context.Context, commands []Command) error {
+	s.Portable = true
+	flight := append([]Command{readPortable, {What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
+	answers, err := fly(ctx, s.PgConn(), flight)
+	if err != nil {
+		return err
+	}
+	if err := firstFailure(flight[:1], answers); err != nil {
+		return err
+	}
+	if s.Server.Schema, err = checkSchemaVersion(answers[1], PortableVersion); err != nil {
+		return err
+	}
+	if s.Record, err = recordOf(answers[2]); err != nil {
+		return err
+	}
+	return firstFailure(commands, answers[3:])
+}
