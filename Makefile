@@ -103,7 +103,7 @@ figures: build/postgres ## print what the tests measure: how late, how fast, how
 		./client 2>&1 | \
 		sed -n 's/^.*: figure: /  /p'
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
-		./locks ./leaders ./semaphores ./frozen ./storm 2>&1 | \
+		./locks ./leaders ./semaphores ./frozen ./storm ./engines 2>&1 | \
 		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
 	integration_test/ensure-pgbouncer.sh
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \

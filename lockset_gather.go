@@ -91,7 +91,7 @@ func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 		holds, failed, err := g.try(ctx, turn)
 		g.failed = failed
 		switch {
-		case err == nil, !errors.Is(err, lockerr.NotAcquired):
+		case err == nil, !errors.Is(err, lockerr.NotAcquired), errors.Is(err, lockerr.Engine): // no wait brings the client's engine back
 			return holds, err
 		case ctx.Err() != nil: // after a key was found taken
 			return nil, g.client.locks.Ended(ctx)

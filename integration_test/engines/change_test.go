@@ -16,12 +16,15 @@ const (
 	inUse = "55006" // SQLSTATE
 )
 
+// ways are the two directions, as they follow one another.
+var ways = [][2]string{{"session", "lease"}, {"lease", "session"}}
+
 // TestChange leads a fleet of eight processes from session locks to leases and back, as docs/ground.md says, while each process takes
 // few keys in all ways: no two hold one key at once, tokens rise over the whole run, and in each composition of the fleet every
 // process is granted what it waits for.
 func TestChange(t *testing.T) {
 	f := newFleet(t, time.Minute)
-	for _, way := range [][2]string{{"session", "lease"}, {"lease", "session"}} {
+	for _, way := range ways {
 		f.change(way[0], way[1])
 	}
 	f.end()
@@ -32,14 +35,20 @@ func TestChange(t *testing.T) {
 // change leads the fleet to another engine, and tells how long that took and what was granted meanwhile.
 func (f *fleet) change(from, to string) {
 	f.t.Helper()
-	s := span{from: history.Now()}
+	began := history.Now()
 	require.Equal(f.t, from, f.record(both))
 	f.requireProgress("both from " + from)
 	f.roll(f.dsn, to)
 	accepted := f.accept(to)
 	f.requireProgress("both to " + to)
 	f.roll(f.dsn, "")
-	s.to = history.Now()
+	f.tell(from, to, began, accepted)
+}
+
+// tell tells how long a change took that is over, and what was granted meanwhile.
+func (f *fleet) tell(from, to string, began, accepted int64) {
+	f.t.Helper()
+	s := span{from: began, to: history.Now()}
 	for _, m := range f.alive {
 		f.read(m)
 	}

@@ -128,7 +128,7 @@ type Manager interface {
 	Lost(anchor Anchor, cause error, keys ...advisory.Key)
 	// Ready reports that there is an anchor again, or another one.
 	Ready()
-	// Down reports that there is no anchor, and that one could not be had just now.
+	// Down reports that there is no anchor, and why one could not be had just now.
 	Down(err error)
 
 	Waiting

@@ -150,14 +150,16 @@ func (m *Manager) Ready() {
 	m.run(a, nil)
 }
 
-// Down implements [engine.Manager]: the tries that wait for an anchor are told that there is none.
+// Down implements [engine.Manager]: the tries that wait for an anchor are told that there is none. If the database has another engine
+// the waiters are told as well: no time brings an anchor, but a change of the record or a restart.
 func (m *Manager) Down(err error) {
 	a := m.step()
+	triesOnly := !errors.Is(err, lockerr.Engine)
 	m.mu.Lock()
 	m.down = err
 	for _, e := range m.keys {
 		if e.state == idle {
-			m.refuse(e, fmt.Errorf("%w: %w", lockerr.NotAcquired, lockerr.NoConnection(err)), true, a)
+			m.refuse(e, fmt.Errorf("%w: %w", lockerr.NotAcquired, lockerr.NoConnection(err)), triesOnly, a)
 			m.forget(e)
 		}
 	}

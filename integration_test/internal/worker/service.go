@@ -104,10 +104,7 @@ func (s *service) cron(ctx context.Context) error {
 			return context.Cause(ctx)
 		})
 	s.settle(op, err)
-	if errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost) {
-		return nil
-	}
-	return err
+	return unexpected(err)
 }
 
 func (s *service) permit(ctx context.Context) error {
@@ -145,8 +142,12 @@ func (s *service) mixed(ctx context.Context, shared, try bool) error {
 func (s *service) set(ctx context.Context) error {
 	cmd := s.cmd
 	cmd.Key += MixedRole
-	err := s.takeSet(ctx, s.client, cmd, &s.sets)
-	if errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost) {
+	return unexpected(s.takeSet(ctx, s.client, cmd, &s.sets))
+}
+
+// unexpected returns an error that a service does not outlive. That of another engine matches ErrNotAcquired as well.
+func unexpected(err error) error {
+	if (errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost)) && !errors.Is(err, pgbaton.ErrEngine) {
 		return nil
 	}
 	return err
@@ -155,10 +156,7 @@ func (s *service) set(ctx context.Context) error {
 // hold keeps what was acquired, if it was, and gives it back.
 func (s *service) hold(ctx context.Context, h *held, r Result) error {
 	if h == nil {
-		if r.NotAcquired {
-			return nil
-		}
-		return r.err
+		return unexpected(r.err)
 	}
 	timer := time.NewTimer(s.cmd.Hold)
 	defer timer.Stop()
@@ -167,8 +165,5 @@ func (s *service) hold(ctx context.Context, h *held, r Result) error {
 	case <-h.lock.Done():
 		s.log.Append(history.Event{At: history.Now(), Kind: history.Lost, Op: h.op})
 	}
-	if r = s.give(ctx, h); !r.OK() && !r.Lost {
-		return r.err
-	}
-	return nil
+	return unexpected(s.give(ctx, h).err)
 }
