@@ -149,7 +149,7 @@ func transactions(p *place) {
 	p.refused(nil, err)
 	require.ErrorContains(p, err, "the transaction of an earlier holder is not over yet")
 	leave()
-	require.NoError(p, <-ended)
+	require.ErrorIs(p, <-ended, context.Canceled, "its lock was released")
 	require.NoError(p, p.two.DoTx(p.ctx, p.pool, pgbaton.Name("turn"), nil, func(context.Context, pgx.Tx, *pgbaton.Lock) error { return nil }))
 
 	tx, err := p.pool.Begin(p.ctx)
