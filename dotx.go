@@ -169,7 +169,7 @@ func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 			made = err == nil
 		}
 		rollback(ctx, tx)
-		if err != nil && !(t.portable && pgerr.Retryable(err)) {
+		if err != nil && (!t.portable || !pgerr.Retryable(err)) {
 			return none, t.failed(ctx, translate(err))
 		}
 		if sure = has; sure || made {
