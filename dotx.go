@@ -159,27 +159,34 @@ func (t *turn[H]) transaction(ctx context.Context) (H, error) {
 		var level string
 		err = tx.QueryRow(ctx, statement, t.key, t.shared).Scan(&granted, &level)
 		fresh := level == "read committed" || level == "read uncommitted"
-		if err == nil && granted != nil && *granted && (fresh || sure) {
+		has := err == nil && granted != nil && *granted
+		if has && (fresh || sure) {
 			return tx, nil
 		}
-		made := err == nil && granted == nil
-		if made { // in a transaction of its own, since others wait for it
-			if err = rowstmt.Exec(ctx, tx, sqlMakePortableTurn, t.key); err == nil {
-				err = tx.Commit(ctx)
-			}
+		made := false
+		if err == nil && granted == nil {
+			err = t.makeRow(ctx, tx)
+			made = err == nil
 		}
 		rollback(ctx, tx)
-		again := t.portable && pgerr.Retryable(err) // nothing was done
-		if err != nil && !again {
+		if err != nil && (!t.portable || !pgerr.Retryable(err)) {
 			return none, t.failed(ctx, translate(err))
 		}
-		if sure = err == nil && granted != nil && *granted; sure || (made && err == nil) {
+		if sure = has; sure || made {
 			continue
 		}
 		if err := t.pause(ctx, attempt); err != nil {
 			return none, err
 		}
 	}
+}
+
+// makeRow makes the row to lock, in a transaction that is nothing else: others wait for it.
+func (t *turn[H]) makeRow(ctx context.Context, tx H) error {
+	if err := rowstmt.Exec(ctx, tx, sqlMakePortableTurn, t.key); err != nil {
+		return err
+	}
+	return tx.Commit(ctx)
 }
 
 // failed adds that the context has ended, if it has.

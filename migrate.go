@@ -12,7 +12,12 @@ import (
 )
 
 // Migrate creates the schema pgbaton, or brings an older one up to date, by the files in
-// [migrations.FS]. Call it at every start or once per deploy; when there is nothing to do, it only reads.
+// [github.com/pgbaton/pgbaton/migrations.FS]. Call it at every start or once per deploy; when there is nothing to do, it only reads.
+//
+// On an engine that cannot run these it takes [github.com/pgbaton/pgbaton/migrations.Portable], which makes the schema in SQL alone, for leases. It tries what the
+// server has before it makes a schema (PL/pgSQL, advisory locks of sessions and of transactions, sequences, UNLOGGED tables), in
+// transactions that are rolled back and with a second connection for a moment, and logs its choice and the reason by [slog.InfoContext]. A
+// database keeps the set that it has. What follows is about the full set; the portable one has no version table.
 //
 // On success the schema is at least as new as this version of the package. A newer schema is left alone:
 // in a rolling deploy an older replica may start after a newer one has migrated. On failure everything up

@@ -21,7 +21,9 @@ func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sess
 	var two *pgconn.PgConn
 	if other, err := open(ctx, config); err == nil {
 		defer Close(ctx, other)
-		two = other.PgConn()
+		if config.AfterConnect == nil || config.AfterConnect(ctx, other) == nil { // it may set the role
+			two = other.PgConn()
+		}
 	}
 	for range mostTries {
 		if sessions = inTransactions(ctx, one, two, trySessionLocks); !pgerr.Retryable(sessions) {

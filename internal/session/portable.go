@@ -37,7 +37,7 @@ var readPortable = Command{What: "read why the schema is the portable one", SQL:
 func findPortable(ctx context.Context, conn *pgconn.PgConn) error {
 	row, err := queryRow(ctx, conn, readPortable.SQL)
 	if err != nil {
-		return nil //nolint:nilerr // the first look has the better error
+		return nil // the first look has the better error
 	}
 	return &PortableError{Reason: row[0]}
 }

@@ -116,8 +116,8 @@ func (w *witness) testify(
 	return []Command{
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
 		{What: sayTryOut, SQL: "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(" + free + ") THEN pg_catalog.pg_advisory_unlock(" + free + ") END"},
-		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_xact_lock(" + w.key + ")"},
-		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_xact_lock(" + free + ")"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(" + w.key + ")"},
+		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(" + free + ")"},
 	}, nil
 }
 
