@@ -36,7 +36,7 @@ func TestChange(t *testing.T) {
 func (f *fleet) change(from, to string) {
 	f.t.Helper()
 	began := history.Now()
-	require.Equal(f.t, from, f.record(both))
+	require.Equal(f.t, from, f.recordBoth())
 	f.requireProgress("both from " + from)
 	f.roll(f.dsn, to)
 	accepted := f.accept(to)
@@ -71,10 +71,10 @@ func (f *fleet) roll(dsn, refused string) {
 	}
 }
 
-// record has the operator record an engine, and returns the one before.
-func (f *fleet) record(engine string) string {
+// recordBoth has the operator record both engines, and returns the one before.
+func (f *fleet) recordBoth() string {
 	f.t.Helper()
-	return testkit.Value[string](f.t, f.admin, "SELECT pgbaton.change_engine($1)", engine)
+	return testkit.Value[string](f.t, f.admin, "SELECT pgbaton.change_engine($1)", both)
 }
 
 // requireRefused checks that the record does not change because of some processes, which the error names.

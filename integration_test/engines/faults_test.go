@@ -36,7 +36,7 @@ func TestChange_Faults(t *testing.T) {
 func (f *fleet) changeWithFaults(from, to string) {
 	f.t.Helper()
 	began := history.Now()
-	require.Equal(f.t, from, f.record(both))
+	require.Equal(f.t, from, f.recordBoth())
 	f.requireProgress("both from " + from)
 	old := slices.Clone(f.alive)
 	back, late, killed := old[1], old[2], old[3]

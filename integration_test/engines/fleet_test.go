@@ -85,13 +85,12 @@ func newFleet(t *testing.T, ttl time.Duration) *fleet {
 }
 
 // join starts another process.
-func (f *fleet) join(dsn string) *member {
+func (f *fleet) join(dsn string) {
 	f.t.Helper()
 	m := &member{Process: worker.Start(f.t), number: len(f.all), name: fmt.Sprintf("<process %d>", len(f.all)), calls: map[int64]history.Event{}}
 	m.log = m.Follow()
 	f.open(m, dsn)
 	f.alive, f.all = append(f.alive, m), append(f.all, m)
-	return m
 }
 
 // open opens another client in a process, with the engine that is recorded, and has it serve.

@@ -20,7 +20,7 @@ func TestChange_Pooler(t *testing.T) {
 	pooler := lab.StartPgBouncer(t, f.dsn, "transaction", "default_pool_size = 20", "max_client_conn = 400")
 
 	began := history.Now()
-	require.Equal(t, "session", f.record(both))
+	require.Equal(t, "session", f.recordBoth())
 	f.requireProgress("both from session")
 	f.requireNotThrough(pooler)
 	f.roll(f.dsn, "lease")
@@ -31,7 +31,7 @@ func TestChange_Pooler(t *testing.T) {
 	f.tell("session", "lease behind a pooler", began, accepted)
 
 	began = history.Now()
-	require.Equal(t, "lease", f.record(both))
+	require.Equal(t, "lease", f.recordBoth())
 	f.requireProgress("both from lease")
 	pooler.Restart(t)
 	f.requireProgress("the restart of the pooler")

@@ -149,7 +149,7 @@ func transactions(p *place) {
 	p.refused(nil, err)
 	require.ErrorContains(p, err, "the transaction of an earlier holder is not over yet")
 	leave()
-	<-ended
+	require.ErrorIs(p, <-ended, context.Canceled, "its lock was released")
 	require.NoError(p, p.two.DoTx(p.ctx, p.pool, pgbaton.Name("turn"), nil, func(context.Context, pgx.Tx, *pgbaton.Lock) error { return nil }))
 
 	tx, err := p.pool.Begin(p.ctx)
@@ -226,8 +226,10 @@ func leaders(p *place) {
 		return nil
 	})
 	require.ErrorIs(p, err, context.Canceled)
-	_, err = p.one.Leader(p.ctx, "l")
-	require.ErrorIs(p, err, pgbaton.ErrNotFound)
+	testkit.Eventually(p, "the row says that nobody leads", func() bool {
+		_, err := p.one.Leader(p.ctx, "l")
+		return errors.Is(err, pgbaton.ErrNotFound)
+	})
 }
 
 func jobs(p *place) {
