@@ -1,6 +1,7 @@
 package engines
 
 import (
+	"fmt"
 	"slices"
 	"syscall"
 	"testing"
@@ -8,7 +9,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
 	"github.com/pgbaton/pgbaton/integration_test/internal/lab"
 	"github.com/pgbaton/pgbaton/integration_test/internal/worker"
@@ -21,7 +21,7 @@ import (
 func TestChange_Faults(t *testing.T) {
 	const ttl = 15 * time.Second
 	f := newFleet(t, ttl)
-	for _, way := range ways {
+	for _, way := range testkit.Brief(ways, ways[:1]) {
 		f.changeWithFaults(way[0], way[1])
 	}
 	f.end()
@@ -61,7 +61,7 @@ func (f *fleet) changeWithFaults(from, to string) {
 	f.thaw(late)
 	answer, ok := late.serving.Answer(lab.Hang)
 	require.True(f.t, ok, "it goes on")
-	require.Contains(f.t, answer.Fail, pgbaton.ErrEngine.Error())
+	require.Contains(f.t, answer.Fail, fmt.Sprintf("this database has the engine %q", to))
 	late.Do(worker.Command{Do: worker.Close, Client: late.client})
 	f.open(late, f.dsn)
 	f.requireProgress("the restart of " + late.name)

@@ -174,6 +174,12 @@ func (f *fleet) requireProgress(since string, some ...*member) {
 	for _, m := range some {
 		for end := time.Now().Add(lab.Hang); f.read(m).since(before[m]).least() < f.rounds; time.Sleep(5 * time.Millisecond) {
 			require.True(f.t, time.Now().Before(end), "%s since %s: %+v", m.name, since, m.counts.since(before[m]))
+			select {
+			case <-m.serving.Settled():
+				m.serving.Wait() // says why
+				require.Fail(f.t, "a service has ended", "%s since %s", m.name, since)
+			default:
+			}
 		}
 	}
 	testkit.Eventually(f.t, "somebody leads since "+since, func() bool {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -67,7 +68,7 @@ func (l *link) start(ctx context.Context, s *session.Session) (err error) {
 
 func (l *link) submit(ops ...op) { l.pipe.Submit(ops...) }
 
-// leave gives back all that the holder has, and waits for the answer until ctx ends.
+// leave gives back all that the client has, and waits for the answer until ctx ends.
 func (l *link) leave(ctx context.Context) error {
 	answer := make(chan error, 1)
 	l.submit(op{leave: answer})
@@ -78,6 +79,14 @@ func (l *link) leave(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// holders are all that the client was and may have something yet, the link's own last.
+func (l *link) holders() []int64 {
+	e, a := l.engine, l.anchor
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Concat(a.former, e.orphans, []int64{l.holder})
 }
 
 // maxBatch bounds one round trip, so that its request, some 50 bytes an operation, fits into the socket's buffer.

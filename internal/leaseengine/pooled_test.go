@@ -71,6 +71,24 @@ func TestPooled_OutlivesConnections(t *testing.T) {
 	require.NoError(t, f.acquire(t, 1).Release())
 }
 
+// Close gives back what a connection had that was lost, also if the next one has not come to take it over.
+func TestPooled_CloseAfterALostConnection(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testkit.Patience)
+	f.acquire(t, 1)
+	f.before(t, "IF new.holder <> old.holder THEN RAISE EXCEPTION USING ERRCODE = 'serialization_failure'; END IF;")
+	link := func() *link {
+		f.engine.mu.Lock()
+		defer f.engine.mu.Unlock()
+		return f.engine.anchor.link
+	}
+	before := link()
+	f.proxy.Cut()
+	require.Eventually(t, func() bool { now := link(); return now != nil && now != before }, testkit.Patience, time.Millisecond)
+	require.NoError(t, f.Close(testkit.Context(t)))
+	require.True(t, testkit.Value[bool](t, f.admin, "SELECT holder IS NULL FROM pgbaton.lease WHERE key = 1"))
+}
+
 // An acquire whose answer was lost may have left a lease: it is given back when the next connection comes, long before it expires.
 func TestPooled_LostGrantIsGivenBack(t *testing.T) {
 	t.Parallel()

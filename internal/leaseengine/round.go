@@ -82,7 +82,9 @@ func (r *round) Encode(w *pipeline.Writer, ops []op) {
 	r.encodeReleases(w)
 	r.encodeAcquires(w, a)
 	if leaves {
-		w.SendText(&stmtLeave, ignored{}, [][]byte{pgtext.Int(l.holder)})
+		for _, holder := range l.holders() {
+			w.SendText(&stmtLeave, ignored{}, [][]byte{pgtext.Int(holder)})
+		}
 	}
 }
 

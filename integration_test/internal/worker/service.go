@@ -109,12 +109,12 @@ func (s *service) cron(ctx context.Context) error {
 
 func (s *service) permit(ctx context.Context) error {
 	name := s.cmd.Key + PermitRole
-	semaphore, err := s.semaphore(ctx, s.cmd.Client, name)
-	if err != nil {
-		return err
-	}
 	within, cancel := within(ctx, s.cmd)
 	defer cancel()
+	semaphore, err := s.semaphore(within, s.cmd.Client, name)
+	if err != nil {
+		return unexpected(err)
+	}
 	h, r := s.obtainPermits(within, semaphore, name, 1, false)
 	return s.hold(ctx, h, r)
 }
@@ -145,9 +145,11 @@ func (s *service) set(ctx context.Context) error {
 	return unexpected(s.takeSet(ctx, s.client, cmd, &s.sets))
 }
 
-// unexpected returns an error that a service does not outlive. That of another engine matches ErrNotAcquired as well.
+// unexpected returns an error that a service does not outlive: not a loss, a lock that others have, or a machine that is slow. The error
+// of another engine, with which no wait ends, matches ErrNotAcquired as well.
 func unexpected(err error) error {
-	if (errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost)) && !errors.Is(err, pgbaton.ErrEngine) {
+	outlives := errors.Is(err, pgbaton.ErrNotAcquired) || errors.Is(err, pgbaton.ErrLost) || errors.Is(err, context.DeadlineExceeded)
+	if outlives && !errors.Is(err, pgbaton.ErrEngine) {
 		return nil
 	}
 	return err
