@@ -168,6 +168,7 @@ DROP FUNCTION pgbaton.dead_holders;
 DROP FUNCTION pgbaton.acquire_leases;
 DROP FUNCTION pgbaton.acquire_lease;
 DROP FUNCTION pgbaton.correct_lease;
+DROP FUNCTION pgbaton.require_leases;
 
 ALTER TABLE pgbaton.holder DROP COLUMN attends_until;
 DROP TABLE pgbaton.lock_client;

@@ -152,6 +152,7 @@ var calls = map[string]struct {
 	"client_lives(pgbaton.lock_client)": {
 		"SELECT pgbaton.client_lives(ROW(1, 'lease', '', NULL, now(), now())::pgbaton.lock_client)", false,
 	},
+	"require_leases()": {"SELECT pgbaton.require_leases()::text", ""},
 	"call_next(bigint,boolean,bigint,timestamp with time zone)": {"SELECT pgbaton.call_next(19, true, 4715, now() + '1 hour')::text", ""},
 	"withdraw_waits(bigint,bigint[])":                           {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
 	"waits(bigint,bigint)":                                      {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
