@@ -81,18 +81,38 @@ func try(ctx context.Context, conn *pgx.Conn, statements ...string) (value strin
 	return value, err
 }
 
+// names has names mean what they say, and beginPortable begins a transaction on an engine that need not have PostgreSQL's settings.
+const (
+	names         = "; SET LOCAL search_path = pg_catalog, pg_temp"
+	beginPortable = "BEGIN READ WRITE; SET LOCAL statement_timeout = 0" + names
+)
+
+// tryOnce runs statements as the migrations would run them: a setting of the role must not look like something that the server lacks.
 func tryOnce(ctx context.Context, conn *pgconn.PgConn, statements []string) (value string, err error) {
-	for _, sql := range append([]string{"BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp"}, statements...) {
-		if value, err = ask(ctx, conn, sql); err != nil {
+	if _, err = ask(ctx, conn, beginPinned(conn)+names); err != nil && pgerr.Code(err) != pgerr.QueryCanceled {
+		if err = undo(ctx, conn); err == nil {
+			_, err = ask(ctx, conn, beginPortable)
+		}
+	}
+	for _, sql := range statements {
+		if err != nil {
 			break
 		}
+		value, err = ask(ctx, conn, sql)
 	}
-	if conn.TxStatus() != 'I' && !conn.IsClosed() {
-		if _, ended := ask(ctx, conn, "ROLLBACK"); err == nil {
-			err = ended
-		}
+	if ended := undo(ctx, conn); err == nil {
+		err = ended
 	}
 	return value, err
+}
+
+// undo rolls back, if there is anything to.
+func undo(ctx context.Context, conn *pgconn.PgConn) error {
+	if conn.IsClosed() || conn.TxStatus() == 'I' {
+		return nil
+	}
+	_, err := ask(ctx, conn, "ROLLBACK")
+	return err
 }
 
 // ask runs statements and returns the only value of the last one, "" if it has none.

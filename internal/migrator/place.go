@@ -57,21 +57,31 @@ type place struct {
 // stricter level would read the schema as it was before the wait for the lock.
 type beginner struct{ *pgx.Conn }
 
-// Begin begins a transaction. What the role's statement_timeout has ended is begun again.
-func (b beginner) Begin(ctx context.Context) (tx pgx.Tx, err error) {
+// beginPinned returns what begins a transaction of a beginner.
+func beginPinned(conn *pgconn.PgConn) string {
 	sql := "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; " + pins
-	if major(b.PgConn()) >= 17 {
+	if major(conn) >= 17 {
 		sql += timeoutPins
 	}
+	return sql
+}
+
+// Begin begins a transaction. What the role's statement_timeout has ended is begun again.
+func (b beginner) Begin(ctx context.Context) (tx pgx.Tx, err error) {
+	return begin(ctx, b.Conn, beginPinned(b.PgConn()))
+}
+
+// begin begins a transaction by statements, again if the role's statement_timeout ends them.
+func begin(ctx context.Context, conn *pgx.Conn, sql string) (tx pgx.Tx, err error) {
 	aborted := false
 	err = session.Insist(func() error {
 		if aborted {
-			if _, err := b.Exec(ctx, "ROLLBACK"); err != nil {
+			if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
 				return err
 			}
 		}
-		tx, err = b.BeginTx(ctx, pgx.TxOptions{BeginQuery: sql})
-		aborted = err != nil && b.PgConn().TxStatus() != 'I'
+		tx, err = conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: sql})
+		aborted = err != nil && conn.PgConn().TxStatus() != 'I'
 		return err
 	})
 	return tx, err

@@ -12,7 +12,6 @@ import (
 	"github.com/pgbaton/pgbaton/internal/backoff"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pgerr"
-	"github.com/pgbaton/pgbaton/internal/session"
 )
 
 // Apply applies the files of the set that the schema does not have yet.
@@ -74,12 +73,8 @@ func overtaken(err error) bool {
 type portableBeginner struct{ *pgx.Conn }
 
 // Begin begins a transaction.
-func (b portableBeginner) Begin(ctx context.Context) (tx pgx.Tx, err error) {
-	err = session.Insist(func() error {
-		tx, err = b.BeginTx(ctx, pgx.TxOptions{BeginQuery: "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp"})
-		return err
-	})
-	return tx, err
+func (b portableBeginner) Begin(ctx context.Context) (pgx.Tx, error) {
+	return begin(ctx, b.Conn, beginPortable)
 }
 
 // stepPortable applies the next file, or says that there is none.
