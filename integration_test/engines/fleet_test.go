@@ -172,7 +172,7 @@ func (f *fleet) requireProgress(since string, some ...*member) {
 		before[m] = f.read(m)
 	}
 	for _, m := range some {
-		last, end := progress{}, time.Now()
+		last, end := before[m], time.Now().Add(lab.Hang)
 		for ; f.read(m).since(before[m]).least() < f.rounds; time.Sleep(5 * time.Millisecond) {
 			if m.counts != last { // it is granted something: slow it may be
 				last, end = m.counts, time.Now().Add(lab.Hang)
