@@ -161,7 +161,7 @@ func (m *member) note(e history.Event) {
 }
 
 // requireProgress waits until each of some processes, all that live if none is named, has been granted permits, shared and exclusive
-// locks since now, and somebody leads.
+// locks since now, and somebody leads. A process that is granted nothing at all hangs.
 func (f *fleet) requireProgress(since string, some ...*member) {
 	f.t.Helper()
 	if len(some) == 0 {
@@ -172,7 +172,11 @@ func (f *fleet) requireProgress(since string, some ...*member) {
 		before[m] = f.read(m)
 	}
 	for _, m := range some {
-		for end := time.Now().Add(lab.Hang); f.read(m).since(before[m]).least() < f.rounds; time.Sleep(5 * time.Millisecond) {
+		last, end := before[m], time.Now().Add(lab.Hang)
+		for ; f.read(m).since(before[m]).least() < f.rounds; time.Sleep(5 * time.Millisecond) {
+			if m.counts != last { // it is granted something: slow it may be
+				last, end = m.counts, time.Now().Add(lab.Hang)
+			}
 			require.True(f.t, time.Now().Before(end), "%s since %s: %+v", m.name, since, m.counts.since(before[m]))
 			select {
 			case <-m.serving.Settled():
