@@ -33,12 +33,19 @@ GO_TEST = $(WITH_POSTGRES) -- go test -race -trimpath -p $(PACKAGES_AT_ONCE) -pa
 test: test/unit test/integration ## run all tests with the race detector, hammers and storms in brief
 
 .PHONY: test/full
-test/full: ## run all tests at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/integration SHORT=
+test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
+	$(MAKE) test/unit test/integration
+	$(MAKE) test/long
 	$(MAKE) test/leases
 
-# What makes a run brief: fewer rounds of each hammer and storm, never fewer tests.
+# What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
 SHORT := -short
+
+# The hammers and storms, by which the laws of locks stand or fall.
+HAMMERS := TestHammer|TestCancelSweep|TestChaos|TestSets|TestStorm|TestKill_Holder|TestFreeze_Holder
+.PHONY: test/long
+test/long: build/postgres ## run the hammers and storms at their full length
+	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./storm ./tokens
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests: each package by itself, and the examples
@@ -52,13 +59,14 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 # The nested module's packages that have a target of their own, since they need programs that the others do not.
 APART := poolers|ha|contract
 
-# What both engines give is tested over either; these packages' tests take the engine that they are told to. Not over leases: tests that
+# What both engines give is tested over either; these packages' tests take the engine that they are told to. Permits are the same with
+# either engine. Not over leases: tests that
 # look for sessions in the server's queue or hold an advisory lock themselves, and the one of a deadlock_timeout of 1 ms, within which
 # the server logs that one statement waits for another.
-LEASED := ./locks ./leaders ./semaphores ./storm
+LEASED := ./locks ./leaders ./storm
 OF_SESSIONS := TestTerminate_Waiter|TestFairness_WriterAmongReaders|TestRelay|TestQuiet
 .PHONY: test/leases
-test/leases: build/postgres ## run the tests of locks, leaders and semaphores between processes, and the storms, over leases
+test/leases: build/postgres ## run the tests of locks and leaders between processes, and the storms, over leases
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && PGBATON_TEST_ENGINE=lease $(GO_TEST) $(SHORT) -skip '^($(OF_SESSIONS))$$' $(LEASED)
 

@@ -74,7 +74,7 @@ func (p progress) since(before progress) progress {
 func newFleet(t *testing.T, ttl time.Duration) *fleet {
 	t.Helper()
 	dsn := lab.Database(t)
-	f := &fleet{t: t, began: time.Now(), dsn: dsn, admin: testkit.Connect(t, dsn), ttl: ttl, rounds: testkit.Brief(20, 1)}
+	f := &fleet{t: t, began: time.Now(), dsn: dsn, admin: testkit.Connect(t, dsn), ttl: ttl, rounds: testkit.Brief(4, 1)}
 	_, err := testclient.New(t, dsn, nil).Semaphore(t.Context(), serviceKey+worker.PermitRole, permits)
 	require.NoError(t, err)
 	for range processes {
