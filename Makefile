@@ -45,7 +45,7 @@ SHORT := -short
 HAMMERS := TestHammer|TestCancelSweep|TestChaos|TestSets|TestStorm|TestKill_Holder|TestFreeze_Holder
 .PHONY: test/long
 test/long: build/postgres ## run the hammers and storms at their full length
-	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./storm ./tokens
+	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./storm ./semaphores
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests: each package by itself, and the examples
@@ -56,8 +56,8 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
 
-# The nested module's packages that have a target of their own, since they need programs that the others do not.
-APART := poolers|ha|contract
+# The nested module's packages that have a target of their own, since they need programs that the others do not, or the machine.
+APART := poolers|ha|contract|engines
 
 # What both engines give is tested over either; these packages' tests take the engine that they are told to. Permits are the same with
 # either engine. Not over leases: tests that
@@ -89,6 +89,12 @@ test/poolers: build/postgres ## run the tests behind real poolers, PgBouncer and
 	integration_test/ensure-pgbouncer.sh
 	integration_test/ensure-pgpool.sh
 	cd integration_test && $(GO_TEST) $(SHORT) ./poolers
+
+# Each test has eight processes, and the machine to itself.
+.PHONY: test/change
+test/change: build/postgres ## change the engine of a fleet's locks under load, in both directions, also behind PgBouncer and with faults
+	integration_test/ensure-pgbouncer.sh
+	cd integration_test && $(GO_TEST) $(SHORT) -parallel 1 ./engines
 
 # It has the machine to itself: other tests would keep Patroni from giving signs of life.
 FAILOVERS ?= 4
