@@ -62,7 +62,7 @@ func TestRowsHammer(t *testing.T) {
 			_, err = conn.Exec(ctx, "INSERT INTO accounts SELECT i, 0, 1 FROM generate_series(1, $1::int) i", hammerRows)
 			require.NoError(t, err)
 			start := time.Now()
-			updates := testkit.Rounds(method.updates) / hammerProcesses * hammerProcesses
+			updates := testkit.Brief(method.updates, method.updates/16) / hammerProcesses * hammerProcesses
 			runHammer(t, dsn, name, updates/hammerProcesses)
 			var sum, versions int
 			require.NoError(t, conn.QueryRow(ctx, "SELECT sum(balance), sum(version - 1) FROM accounts").Scan(&sum, &versions))
