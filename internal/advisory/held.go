@@ -1,6 +1,12 @@
 package advisory
 
-import "strconv"
+import (
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+var errAnswer = errors.New("the server's list of locks does not fit the question")
 
 // Hold is a lock that a session holds.
 type Hold struct {
@@ -8,20 +14,24 @@ type Hold struct {
 	Mode Mode
 }
 
-// SQLHeld lists the locks of the session that asks, for [Held]. It costs the server a look at all locks: it is for repairs.
-const SQLHeld = `SELECT (classid::int8 << 32) | objid::int8, objsubid = 2, mode = 'ShareLock'
+// sqlHeld lists the locks of the session that asks. It costs the server a look at all locks: it is for repairs.
+const sqlHeld = `SELECT (classid::int8 << 32) | objid::int8, objsubid = 2, mode = 'ShareLock'
   FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()`
 
-// Held takes the rows of [SQLHeld], in the text format. False: they are not what was asked for.
-func Held(rows [][][]byte) (map[Hold]bool, bool) {
+// Held returns what a session holds, by what asks its server and returns rows in the text format.
+func Held(query func(sql string) ([][][]byte, error)) (map[Hold]bool, error) {
+	rows, err := query(sqlHeld)
+	if err != nil {
+		return nil, fmt.Errorf("ask which locks are held: %w", err)
+	}
 	held := map[Hold]bool{}
 	for _, row := range rows {
 		if len(row) != 3 {
-			return nil, false
+			return nil, errAnswer
 		}
 		id, err := strconv.ParseInt(string(row[0]), 10, 64)
 		if err != nil {
-			return nil, false
+			return nil, errAnswer
 		}
 		h := Hold{Key: Key{ID: id, Pair: string(row[1]) == "t"}}
 		if string(row[2]) == "t" {
@@ -29,5 +39,5 @@ func Held(rows [][][]byte) (map[Hold]bool, bool) {
 		}
 		held[h] = true
 	}
-	return held, true
+	return held, nil
 }

@@ -275,3 +275,28 @@ func TestPooled_Names(t *testing.T) {
 	require.Equal(t, "orders", latin.tellable("orders"))
 	require.Empty(t, latin.tellable("größe"))
 }
+
+// A lease that a renewal left out ends the trust in all of them when it was to end, until it is renewed or given up.
+func TestPooled_TrustAfterAMiss(t *testing.T) {
+	t.Parallel()
+	e := New(Config{TTL: testkit.Patience, Pooled: true})
+	e.closed = true // nothing is renewed by itself
+	a := newAnchor(e)
+	held := []advisory.Key{{ID: 1}, {ID: 2}}
+	leases := []*lease{{token: 1}, {token: 2}}
+	for i, key := range held {
+		a.add(key, leases[i], a.born)
+	}
+	trust := func(sent time.Time) int64 { return int64(sent.Sub(a.born) + span(e.cfg.TTL)) }
+	renew := func(after time.Duration, missed bool) []advisory.Key {
+		r := &round{renews: held, leases: leases, renewed: []bool{true, !missed}, missed: []bool{false, missed}}
+		return r.noteRenewal(a, a.born.Add(after))
+	}
+	require.Empty(t, renew(time.Second, true))
+	require.Equal(t, trust(a.born), a.trusts.Load(), "the one that was left out ends then")
+	require.Empty(t, renew(2*time.Second, false))
+	require.Equal(t, trust(a.born.Add(2*time.Second)), a.trusts.Load())
+	require.Empty(t, renew(3*time.Second, true))
+	require.Equal(t, held[1:], renew(4*time.Second, true), "twice")
+	require.Equal(t, trust(a.born.Add(4*time.Second)), a.trusts.Load(), "of the other")
+}

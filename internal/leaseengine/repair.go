@@ -24,13 +24,9 @@ func (l *link) Repair(r *pipeline.Repairer[op], failed []op) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	rows, err := r.Query(advisory.SQLHeld)
+	held, err := advisory.Held(r.Query)
 	if err != nil {
-		return fmt.Errorf("ask which locks are held: %w", err)
-	}
-	held, ok := advisory.Held(rows)
-	if !ok {
-		return pipeline.ErrProtocol
+		return err
 	}
 	var strays []advisory.Hold
 	for h := range wanted {

@@ -141,6 +141,9 @@ func (a *asking) request(l *link, request *engine.Request) {
 // encodeLocks has the rows of all keys locked in one order, if some are given back and some taken. A request that waits is left out: it
 // does not wait for a row.
 func (r *round) encodeLocks(w *pipeline.Writer, a asking) {
+	if len(r.releases) == 0 {
+		return
+	}
 	var keys []int64
 	var pairs []bool
 	for i, waited := range a.waited {
@@ -148,7 +151,7 @@ func (r *round) encodeLocks(w *pipeline.Writer, a asking) {
 			keys, pairs = append(keys, a.keys[i]), append(pairs, a.pairs[i])
 		}
 	}
-	if len(r.releases) == 0 || len(keys) == 0 {
+	if len(keys) == 0 {
 		return
 	}
 	for _, request := range r.releases {

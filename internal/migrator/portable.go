@@ -60,13 +60,10 @@ func runPortable(ctx context.Context, conn *pgx.Conn, fsys fs.FS, reason string)
 // overtaken reports whether a transaction may have failed because another one did the same at the same time.
 func overtaken(err error) bool {
 	switch pgerr.Code(err) {
-	case pgerr.SerializationFailure, pgerr.DeadlockDetected, pgerr.QueryCanceled,
-		"23505", // unique_violation, in a catalog
-		"42P06", // duplicate_schema
-		"40003": // statement_completion_unknown
+	case pgerr.QueryCanceled, pgerr.UniqueViolation, pgerr.DuplicateSchema, pgerr.CompletionUnknown:
 		return true
 	}
-	return false
+	return pgerr.Retryable(err)
 }
 
 // portableBeginner begins transactions with the settings pinned that decide what a file means, as far as other engines know them.

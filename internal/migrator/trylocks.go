@@ -25,21 +25,24 @@ func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sess
 			two = other.PgConn()
 		}
 	}
-	for range mostTries {
-		if sessions = inTransactions(ctx, one, two, trySessionLocks); !pgerr.Retryable(sessions) {
-			break
-		}
-	}
-	for range mostTries {
-		if transactions = inTransactions(ctx, one, two, tryTransactionLocks); !pgerr.Retryable(transactions) {
-			break
-		}
-	}
-	return sessions, transactions
+	return inTransactions(ctx, one, two, trySessionLocks), inTransactions(ctx, one, two, tryTransactionLocks)
 }
 
-// inTransactions calls f while each connection is in a transaction: behind a pooler a session is theirs only then.
-func inTransactions(ctx context.Context, one, two *pgconn.PgConn, f func(ctx context.Context, one, two *pgconn.PgConn) error) error {
+// probe tries something out with two connections, the second nil if none could be had.
+type probe func(ctx context.Context, one, two *pgconn.PgConn) error
+
+// inTransactions calls a probe while each connection is in a transaction, again if these had to give way to others: behind a pooler a
+// session is theirs only then.
+func inTransactions(ctx context.Context, one, two *pgconn.PgConn, p probe) (err error) {
+	for range mostTries {
+		if err = inTransactionsOnce(ctx, one, two, p); !pgerr.Retryable(err) {
+			break
+		}
+	}
+	return err
+}
+
+func inTransactionsOnce(ctx context.Context, one, two *pgconn.PgConn, p probe) error {
 	for _, conn := range []*pgconn.PgConn{one, two} {
 		if conn == nil {
 			continue
@@ -49,7 +52,7 @@ func inTransactions(ctx context.Context, one, two *pgconn.PgConn, f func(ctx con
 			return err
 		}
 	}
-	return f(ctx, one, two)
+	return p(ctx, one, two)
 }
 
 func trySessionLocks(ctx context.Context, one, two *pgconn.PgConn) error {
@@ -58,19 +61,16 @@ func trySessionLocks(ctx context.Context, one, two *pgconn.PgConn) error {
 	if err := expect(ctx, one, take, "t"); err != nil {
 		return err
 	}
-	var excludes error
 	if two != nil {
-		excludes = expect(ctx, two, take, "f")
-		if excludes == nil {
-			excludes = expect(ctx, one, give, "t")
-		} else if _, err := ask(ctx, one, give); err != nil {
-			return err
+		if excludes := expect(ctx, two, take, "f"); excludes != nil {
+			if _, err := ask(ctx, one, give); err != nil {
+				return err
+			}
+			return excludes
 		}
-	} else {
-		excludes = expect(ctx, one, give, "t")
 	}
-	if excludes != nil {
-		return excludes
+	if err := expect(ctx, one, give, "t"); err != nil {
+		return err
 	}
 	return expect(ctx, one, give, "f")
 }

@@ -45,7 +45,10 @@ const (
 
 	FeatureNotSupported = "0A000"
 
-	completionUnknown = "40003"
+	CompletionUnknown = "40003" // statement_completion_unknown
+
+	UniqueViolation = "23505" // also of a catalog, when two make one thing at the same time
+	DuplicateSchema = "42P06"
 )
 
 // Code is the SQLSTATE of err, or "" if err did not come from a server. It reads pgx's *pgconn.PgError and
@@ -265,7 +268,7 @@ func CommitUnknown(err error) bool {
 		return false
 	case code == "":
 		return !pgconn.SafeToRetry(err) // nothing was sent
-	case code == completionUnknown, code == AdminShutdown, code == CrashShutdown, code == CannotConnectNow:
+	case code == CompletionUnknown, code == AdminShutdown, code == CrashShutdown, code == CannotConnectNow:
 		return true
 	}
 	// Connection exceptions, system errors and internal errors.

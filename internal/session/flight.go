@@ -53,7 +53,7 @@ func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer
 		var places []int
 		var again []Command
 		for i, c := range commands {
-			if conflicted(answers[i].err) {
+			if pgerr.Retryable(answers[i].err) {
 				places, again = append(places, i), append(again, c)
 			}
 		}
@@ -67,12 +67,6 @@ func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer
 		}
 	}
 	return answers, err
-}
-
-// conflicted reports whether a statement had to give way to another transaction, and would do again.
-func conflicted(err error) bool {
-	code := pgerr.Code(err)
-	return code == pgerr.SerializationFailure || code == pgerr.DeadlockDetected
 }
 
 // send is fly without patience.

@@ -139,21 +139,22 @@ func (w *witness) judge(ctx context.Context, identity string, answers []answer) 
 		if err != nil {
 			return fmt.Errorf("%s: %w", sayTryOut, err)
 		}
+		if row[0] == [...]string{"f", "t", "f", "t"}[i] {
+			continue
+		}
+		mistake := [...]string{
+			"grants one key to two sessions", "has forgotten a lock that was just granted",
+			"grants a transaction a key that another session has", "refuses a lock on a free key",
+		}[i]
 		switch {
-		case (i == 0 || i == 2) && row[0] != "f":
+		case i == 0, i == 2: // about the witness' key
 			if err := w.holds(ctx); err != nil {
 				return err
 			}
-			if i == 2 {
-				return fmt.Errorf("%w: it grants a transaction a key that another session has", lockerr.UnsupportedServer)
-			}
-			return fmt.Errorf("%w: it grants one key to two sessions", lockerr.UnsupportedServer)
-		case (i == 0 || i == 2) && row[0] == "f": // as it should be
-		case row[0] == "" || i == 3 && row[0] != "t":
-			return fmt.Errorf("%w: it refuses a lock on a free key", lockerr.UnsupportedServer)
-		case i == 1 && row[0] != "t":
-			return fmt.Errorf("%w: it has forgotten a lock that was just granted", lockerr.UnsupportedServer)
+		case row[0] == "": // it was not even granted
+			mistake = "refuses a lock on a free key"
 		}
+		return fmt.Errorf("%w: it %s", lockerr.UnsupportedServer, mistake)
 	}
 	return nil
 }

@@ -360,7 +360,7 @@ func address(cfg *pgx.ConnConfig) string {
 // row of the last one as text; an SQL NULL becomes "". The first one lifts the role's statement_timeout.
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
 	results, err := conn.Exec(ctx, sql).ReadAll()
-	for attempt := 1; attempt < patience && (pgerr.Code(err) == pgerr.QueryCanceled || conflicted(err)); attempt++ {
+	for attempt := 1; attempt < patience && (pgerr.Code(err) == pgerr.QueryCanceled || pgerr.Retryable(err)); attempt++ {
 		if conn.TxStatus() != 'I' {
 			return nil, err
 		}

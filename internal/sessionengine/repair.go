@@ -15,7 +15,7 @@ func (a *anchor) Repair(r *pipeline.Repairer[*engine.Request], failed []*engine.
 	if !slices.ContainsFunc(failed, changes) {
 		return nil
 	}
-	held, err := mine(r)
+	held, err := advisory.Held(r.Query)
 	if err != nil {
 		return err
 	}
@@ -43,17 +43,4 @@ func remedies(failed []*engine.Request, held map[advisory.Hold]bool) (repairs []
 		}
 	}
 	return repairs
-}
-
-// mine asks the server which advisory locks the session holds.
-func mine(r *pipeline.Repairer[*engine.Request]) (map[advisory.Hold]bool, error) {
-	rows, err := r.Query(advisory.SQLHeld)
-	if err != nil {
-		return nil, fmt.Errorf("ask which locks are held: %w", err)
-	}
-	held, ok := advisory.Held(rows)
-	if !ok {
-		return nil, pipeline.ErrProtocol
-	}
-	return held, nil
 }
