@@ -38,12 +38,13 @@ func TestHammer(t *testing.T) {
 					For: testkit.Brief(3*time.Second, time.Second),
 				}))
 			}
-			var changed int64
+			var granted, changed int64
 			for _, call := range calls {
 				a := call.Wait()
-				require.Positive(t, a.Counts["granted"], "a process got nothing")
+				granted += a.Counts["granted"]
 				changed += a.Counts["changed"]
 			}
+			require.Positive(t, granted)
 			require.Equal(t, changed, testkit.Value[int64](t, control, "SELECT sum(value)::int8 FROM counter"), "lost updates")
 			var all []*history.Grant
 			for _, p := range workers {
