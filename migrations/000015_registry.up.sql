@@ -48,7 +48,7 @@ COMMENT ON COLUMN pgbaton.registry.service IS 'whose it is; NULL is nobody''s';
 COMMENT ON COLUMN pgbaton.registry.since IS 'since when it is held or waited for, to a second; of a watched wait: when it was published';
 COMMENT ON COLUMN pgbaton.registry.name IS 'of the key, the semaphore or the client, for people; NULL if it has none, or keeps it to itself';
 COMMENT ON COLUMN pgbaton.registry.held IS 'how many locks are held by whoever waits; they are in held_keys';
-COMMENT ON COLUMN pgbaton.registry.looks IS 'the number of the holder''s last look, before which it has brought its watched waits up to date: whoever has read a row learns by it whether the row is still true later';
+COMMENT ON COLUMN pgbaton.registry.looks IS 'of a look: the number of the holder''s last one, before which it has brought its watched waits up to date: whoever has read a row learns by it whether the row is still true later; of held and waiting: the publication';
 COMMENT ON COLUMN pgbaton.registry.ids IS 'under which the client holds and waits';
 COMMENT ON COLUMN pgbaton.registry.process IS 'of the client, on its host';
 COMMENT ON COLUMN pgbaton.registry.unlisted IS 'how many more locks the client holds or waits for than it publishes';
@@ -197,14 +197,15 @@ END;
 $$;
 
 -- Brings what a client publishes up to date, and returns the ids of the new rows, in the order given. publisher is a number of the
--- client's own, unlike others; ids are those under which it holds and waits. gone are rows that are over; with anew all that the
--- client has published before is, and with sweep what the dead have left. Each new row has its place in the arrays from holders on: its id; whether it
+-- client's own, unlike others; publication is greater each time, or the same if it is not known whether the statement has run; ids are those
+-- under which the client holds and waits. gone are rows that are over; with anew all that the client has published before is, and with sweep
+-- what the dead have left. Each new row has its place in the arrays from holders on: its id; whether it
 -- waits; lock or permit; its name, '' for none; key and space of keys; shared or not; how many permits; its token; and for how many
 -- milliseconds it has been so. A client has up to 4,000 rows, a service 100,000.
 CREATE FUNCTION pgbaton.publish_locks(
-    publisher bigint, ids bigint[], client text, host text, process integer, unlisted bigint, anew boolean, sweep boolean, gone bigint[],
-    holders bigint[], waits boolean[], kinds text[], names text[], keys bigint[], pairs boolean[], shared boolean[], permits integer[],
-    tokens bigint[], ages bigint[]) RETURNS bigint[]
+    publisher bigint, publication bigint, ids bigint[], client text, host text, process integer, unlisted bigint, anew boolean, sweep boolean,
+    gone bigint[], holders bigint[], waits boolean[], kinds text[], names text[], keys bigint[], pairs boolean[], shared boolean[],
+    permits integer[], tokens bigint[], ages bigint[]) RETURNS bigint[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -213,7 +214,7 @@ DECLARE
     published bigint[];
 BEGIN
     IF (cardinality(publish_locks.ids) <= 100 AND octet_length(client) <= 512 AND octet_length(host) <= 512
-        AND publish_locks.publisher <> 0 AND publish_locks.anew IS NOT NULL AND publish_locks.sweep IS NOT NULL
+        AND publish_locks.publisher <> 0 AND publish_locks.publication > 0 AND publish_locks.anew IS NOT NULL AND publish_locks.sweep IS NOT NULL
         AND rows <= 4000 AND rows = ALL (ARRAY[cardinality(waits), cardinality(kinds), cardinality(names), cardinality(keys), cardinality(pairs),
             cardinality(publish_locks.shared), cardinality(publish_locks.permits), cardinality(tokens), cardinality(ages)])) IS NOT TRUE THEN
         RAISE EXCEPTION 'pgbaton.publish_locks: the arrays do not fit together, or have more than 4,000 rows or 100 ids'
@@ -231,6 +232,8 @@ BEGIN
     ELSE
         DELETE FROM pgbaton.registry AS r USING unnest(gone) AS g (id)
          WHERE r.id = g.id AND r.publisher = publish_locks.publisher AND r.kind IN ('held', 'waiting') AND pgbaton.acts_for(r.service);
+        DELETE FROM pgbaton.registry AS r
+         WHERE r.publisher = publish_locks.publisher AND r.looks = publication AND r.kind IN ('held', 'waiting') AND pgbaton.acts_for(r.service);
     END IF;
     IF cardinality(publish_locks.ids) = 0 THEN
         DELETE FROM pgbaton.registry AS r
@@ -256,8 +259,8 @@ BEGIN
      WHERE h.id = ANY (publish_locks.ids) AND h.id < 0 AND pgbaton.serves(h.service)
        AND coalesce(h.attends_until < clock_timestamp() + interval '8 s', true);
     WITH added AS (
-        INSERT INTO pgbaton.registry AS r (kind, holder, publisher, service, since, what, name, key, pair, shared, permits, token)
-        SELECT CASE WHEN u.waits THEN 'waiting' ELSE 'held' END, u.holder, publish_locks.publisher, me,
+        INSERT INTO pgbaton.registry AS r (kind, holder, publisher, looks, service, since, what, name, key, pair, shared, permits, token)
+        SELECT CASE WHEN u.waits THEN 'waiting' ELSE 'held' END, u.holder, publish_locks.publisher, publication, me,
                clock_timestamp() - u.age * interval '1 ms', u.kind, nullif(left(u.name, 512), ''), u.key, u.pair, u.shared, u.permits, nullif(u.token, 0)
           FROM unnest(holders, waits, kinds, names, keys, pairs, publish_locks.shared, publish_locks.permits, tokens, ages) WITH ORDINALITY
                    AS u (holder, waits, kind, name, key, pair, shared, permits, token, age, place)

@@ -58,7 +58,10 @@ type place struct {
 	marked bool // the row may name this process as the next
 }
 
-var _ engine.Engine = (*Engine)(nil)
+var (
+	_ engine.Engine     = (*Engine)(nil)
+	_ engine.Identified = (*Engine)(nil)
+)
 
 // New returns an engine that Start starts.
 func New(cfg Config) *Engine {
@@ -99,6 +102,16 @@ func (e *Engine) Capacity() int {
 		return e.cfg.Capacity()
 	}
 	return capacity
+}
+
+// Client implements [engine.Identified].
+func (e *Engine) Client() int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.anchor == nil || e.anchor.link == nil || !e.anchor.link.counts() {
+		return 0
+	}
+	return e.anchor.link.holder
 }
 
 // Closing implements [engine.Engine].

@@ -49,6 +49,9 @@ var (
 	Resigned          = sentinel("resigned")
 	CapacityMismatch  = sentinel("another capacity")
 
+	// HeldHere is NotAcquired for a key that the same client holds.
+	HeldHere = fmt.Errorf("%w: this client holds it itself", NotAcquired)
+
 	// OverCapacity is CapacityMismatch for a wish that can never be met.
 	OverCapacity = fmt.Errorf("%w: more permits wanted than there are", CapacityMismatch)
 )

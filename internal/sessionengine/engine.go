@@ -49,8 +49,9 @@ type Engine struct {
 }
 
 var (
-	_ engine.Engine   = (*Engine)(nil)
-	_ engine.Gatherer = (*Engine)(nil)
+	_ engine.Engine     = (*Engine)(nil)
+	_ engine.Gatherer   = (*Engine)(nil)
+	_ engine.Identified = (*Engine)(nil)
 )
 
 // New returns an engine that Start starts.
@@ -130,6 +131,16 @@ func (e *Engine) AtGate(gate advisory.Key) *lockqueue.Wait { return e.queue.AtGa
 
 // GiveWay asks a session that waits to leave, since the budget has no place for another one.
 func (e *Engine) GiveWay() { e.queue.GiveWay() }
+
+// Client implements [engine.Identified]: by the first session that the server knows.
+func (e *Engine) Client() int64 {
+	for _, a := range *e.anchors.Load() {
+		if id := a.Client(); id != 0 {
+			return id
+		}
+	}
+	return 0
+}
 
 // Closing implements [engine.Engine].
 func (e *Engine) Closing() <-chan struct{} { return e.queue.Done() }

@@ -1,0 +1,429 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+	"github.com/pgbaton/pgbaton/internal/testkit/testclient"
+)
+
+// listed lists with a filter until what is found is as wished.
+func listed(t *testing.T, c *pgbaton.Client, f *pgbaton.LockFilter, what string, is func([]pgbaton.LockInfo) bool) []pgbaton.LockInfo {
+	t.Helper()
+	var found []pgbaton.LockInfo
+	ok := func() bool {
+		var err error
+		found, err = c.Locks(testkit.Context(t), f)
+		require.NoError(t, err)
+		return is(found)
+	}
+	for end := time.Now().Add(testkit.Patience); !ok(); time.Sleep(50 * time.Millisecond) {
+		require.True(t, time.Now().Before(end), "%s: %+v", what, found)
+	}
+	return found
+}
+
+// count counts what is in a state.
+func count(all []pgbaton.LockInfo, state string) (n int) {
+	for _, l := range all {
+		if l.State == state {
+			n++
+		}
+	}
+	return n
+}
+
+func published(all []pgbaton.LockInfo) bool { return len(all) == 1 && all[0].Token != 0 && !all[0].Since.IsZero() }
+
+func TestLocks(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	conn := testkit.Connect(t, dsn)
+	a := testclient.New(t, dsn, &pgbaton.Config{Name: "anna"})
+	b := testclient.New(t, dsn, &pgbaton.Config{Name: "bert"})
+	ctx := testkit.Context(t)
+	now := func() time.Time { return testkit.Value[time.Time](t, conn, "SELECT clock_timestamp()") }
+
+	t.Run("OfAHolder", func(t *testing.T) {
+		t.Parallel()
+		key := pgbaton.Name("locks/holder")
+		before := now()
+		lock, err := a.Acquire(ctx, key)
+		require.NoError(t, err)
+		after := now()
+		found, err := b.Locks(ctx, &pgbaton.LockFilter{Key: key})
+		require.NoError(t, err)
+		require.Len(t, found, 1, "at once, by its number")
+		require.Equal(t, "held", found[0].State)
+		require.Equal(t, "anna", found[0].Client)
+		require.NotZero(t, found[0].Session)
+		found = listed(t, b, &pgbaton.LockFilter{Key: key}, "its name", published)
+		l := found[0]
+		host, _ := os.Hostname()
+		require.Equal(t, pgbaton.LockInfo{
+			State: "held", Kind: "lock", Name: "locks/holder", Key: key, Permits: 1, Token: lock.Token(), Since: l.Since,
+			Client: "anna", Host: l.Host, Process: l.Process, Application: "pgbaton/anna", Session: l.Session, Holder: l.Holder,
+		}, l)
+		if testclient.Engine() != pgbaton.EngineLease { // leases are published by nobody
+			require.Equal(t, host, l.Host)
+			require.Equal(t, os.Getpid(), l.Process)
+		}
+		require.WithinRange(t, l.Since, before.Add(-time.Second), after.Add(testkit.Patience))
+		require.NoError(t, lock.Release(ctx))
+		listed(t, b, &pgbaton.LockFilter{Key: key}, "nothing", func(all []pgbaton.LockInfo) bool { return len(all) == 0 })
+		testkit.WaitFor(t, conn, "SELECT NOT EXISTS (SELECT FROM pgbaton.registry WHERE name = 'locks/holder')")
+	})
+	t.Run("OfSharedHoldersAndAWaiter", func(t *testing.T) {
+		t.Parallel()
+		key := pgbaton.Pair(7, -7)
+		first, err := a.AcquireShared(ctx, key)
+		require.NoError(t, err)
+		second, err := b.AcquireShared(ctx, key)
+		require.NoError(t, err)
+		third := background(t, func() (*pgbaton.Lock, error) { return b.Acquire(ctx, key) })
+		found := listed(t, a, &pgbaton.LockFilter{Key: key}, "all three, published", func(all []pgbaton.LockInfo) bool {
+			return count(all, "held") == 2 && count(all, "waiting") == 1 && all[0].Token != 0 && all[1].Token != 0
+		})
+		for _, l := range found {
+			require.Equal(t, key, l.Key)
+			require.Empty(t, l.Name)
+			require.Equal(t, l.State == "held", l.Shared)
+			if l.State == "waiting" && l.Holder != 0 {
+				require.Equal(t, "bert", l.Client)
+				require.Len(t, l.BlockedBy, 2)
+				for _, i := range l.BlockedBy {
+					require.Equal(t, "held", found[i].State)
+				}
+			}
+		}
+		require.NoError(t, first.Release(ctx))
+		require.NoError(t, second.Release(ctx))
+		require.NoError(t, (<-third).Release(ctx))
+	})
+	t.Run("OfAWaiterThatHoldsOthers", func(t *testing.T) {
+		t.Parallel()
+		outer, err := a.Acquire(ctx, pgbaton.Name("locks/outer"))
+		require.NoError(t, err)
+		inner, err := b.Acquire(ctx, pgbaton.Name("locks/inner"))
+		require.NoError(t, err)
+		got := background(t, func() (*pgbaton.Lock, error) { return a.Acquire(outer.Context(), pgbaton.Name("locks/inner")) })
+		waiting := func(all []pgbaton.LockInfo) bool {
+			for _, l := range all {
+				if l.State == "waiting" && len(l.Holds) == 1 && l.Name == "locks/inner" {
+					return len(all) == 3
+				}
+			}
+			return false
+		}
+		found := listed(t, b, &pgbaton.LockFilter{Key: pgbaton.Name("locks/outer")}, "what it is behind", waiting)
+		at := map[string]int{}
+		for i, l := range found {
+			at[l.State+" "+l.Name] = i
+		}
+		require.Len(t, at, 3)
+		require.Equal(t, []int{at["waiting locks/inner"]}, found[at["held locks/outer"]].BlockedBy)
+		require.Equal(t, []int{at["held locks/inner"]}, found[at["waiting locks/inner"]].BlockedBy)
+		require.Empty(t, found[at["held locks/inner"]].BlockedBy)
+		require.Equal(t, pgbaton.ID(keyNumber(pgbaton.Name("locks/outer"))), found[at["waiting locks/inner"]].Holds[0])
+		require.NoError(t, inner.Release(ctx))
+		require.NoError(t, (<-got).Release(ctx))
+		require.NoError(t, outer.Release(ctx))
+	})
+	t.Run("OfAPermitAndItsWaiter", func(t *testing.T) {
+		t.Parallel()
+		sem, err := a.Semaphore(ctx, "locks/sem", 2)
+		require.NoError(t, err)
+		permit, err := sem.Acquire(ctx, 2)
+		require.NoError(t, err)
+		other, err := b.Semaphore(ctx, "locks/sem", 2)
+		require.NoError(t, err)
+		waiting, cancel := context.WithCancel(ctx)
+		over := make(chan error, 1)
+		go func() {
+			_, err := other.Acquire(waiting, 1)
+			over <- err
+		}()
+		found := listed(t, a, &pgbaton.LockFilter{Kind: "permit", Name: "locks/sem"}, "both", func(all []pgbaton.LockInfo) bool { return len(all) == 2 })
+		for _, l := range found {
+			require.Equal(t, pgbaton.Key{}, l.Key)
+			if l.State == "held" {
+				require.Equal(t, 2, l.Permits)
+				require.Equal(t, "anna", l.Client)
+			} else {
+				require.Equal(t, 1, l.Permits)
+				require.Equal(t, "bert", l.Client)
+				require.Len(t, l.BlockedBy, 1)
+			}
+		}
+		cancel()
+		require.ErrorIs(t, <-over, context.Canceled)
+		require.NoError(t, permit.Release(ctx))
+	})
+	t.Run("OfALeaderAndACandidate", func(t *testing.T) {
+		t.Parallel()
+		leading, stop := context.WithCancel(ctx)
+		over := make(chan error, 2)
+		for _, c := range []*pgbaton.Client{a, b} {
+			go func() {
+				over <- c.Lead(leading, "locks/leader", func(ctx context.Context, _ *pgbaton.Lock) error {
+					<-ctx.Done()
+					return nil
+				})
+			}()
+		}
+		listed(t, a, &pgbaton.LockFilter{Kind: "term", Name: "locks/leader"}, "both", func(all []pgbaton.LockInfo) bool {
+			return count(all, "held") == 1 && count(all, "waiting") == 1
+		})
+		stop()
+		require.ErrorIs(t, <-over, context.Canceled)
+		require.ErrorIs(t, <-over, context.Canceled)
+	})
+	t.Run("OfASetThatWaits", func(t *testing.T) {
+		t.Parallel()
+		one, two := pgbaton.Name("locks/set/1"), pgbaton.Name("locks/set/2")
+		busy, err := a.Acquire(ctx, two)
+		require.NoError(t, err)
+		sets := make(chan *pgbaton.LockSet, 1)
+		go func() {
+			set, err := b.AcquireAll(ctx, one, two)
+			if err != nil {
+				t.Error(err)
+			}
+			sets <- set
+		}()
+		listed(t, a, &pgbaton.LockFilter{Client: "bert", Name: "locks/set/2"}, "the set", func(all []pgbaton.LockInfo) bool {
+			return count(all, "waiting") == 1 && count(all, "held") >= 1
+		})
+		require.NoError(t, busy.Release(ctx))
+		require.NoError(t, (<-sets).Release(ctx))
+	})
+	t.Run("OfTheDatabase", func(t *testing.T) {
+		t.Parallel()
+		holder, waiter := testkit.Connect(t, dsn), testkit.Connect(t, dsn)
+		testkit.Exec(t, holder, "CREATE TABLE public.account (id integer PRIMARY KEY); INSERT INTO public.account VALUES (1)")
+		testkit.Exec(t, holder, "BEGIN; SELECT FROM public.account FOR UPDATE")
+		over := make(chan error, 1)
+		go func() {
+			_, err := waiter.Exec(ctx, "UPDATE public.account SET id = 2")
+			over <- err
+		}()
+		found := listed(t, a, &pgbaton.LockFilter{Kind: "database", Database: true}, "both sessions", func(all []pgbaton.LockInfo) bool { return len(all) == 2 })
+		for _, l := range found {
+			if l.State == "waiting" {
+				require.Equal(t, int(waiter.PgConn().PID()), l.Session)
+				require.Contains(t, l.Name, "transaction")
+				require.Len(t, l.BlockedBy, 1)
+				require.Equal(t, int(holder.PgConn().PID()), found[l.BlockedBy[0]].Session)
+			}
+		}
+		testkit.Exec(t, holder, "COMMIT")
+		require.NoError(t, <-over)
+	})
+	t.Run("OfAnotherProgram", func(t *testing.T) {
+		t.Parallel()
+		key := pgbaton.ID(1_234_567)
+		other := testkit.Connect(t, testkit.With(t, dsn, "application_name", "rails"))
+		testkit.Exec(t, other, "SELECT pg_advisory_lock(1234567)")
+		if testclient.Engine() == pgbaton.EngineLease {
+			return // which excludes nobody else
+		}
+		got := background(t, func() (*pgbaton.Lock, error) { return a.Acquire(ctx, key) })
+		found := listed(t, b, &pgbaton.LockFilter{Key: key}, "holder and waiter", func(all []pgbaton.LockInfo) bool {
+			return count(all, "held") == 1 && count(all, "waiting") == 1 && (all[0].Client == "anna" || all[1].Client == "anna")
+		})
+		for _, l := range found {
+			if l.State == "held" {
+				require.Equal(t, pgbaton.LockInfo{
+					State: "held", Kind: "lock", Key: key, Permits: 1, Application: "rails", Session: int(other.PgConn().PID()),
+				}, l)
+			}
+		}
+		testkit.Exec(t, other, "SELECT pg_advisory_unlock(1234567)")
+		require.NoError(t, (<-got).Release(ctx))
+	})
+}
+
+// keyNumber is the number of a key.
+func keyNumber(key pgbaton.Key) int64 {
+	_, id, _ := key.Parts()
+	return id
+}
+
+// The keys with which the library says who lives and who is next are no locks of anybody's.
+func TestLocks_NothingElse(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	ctx := testkit.Context(t)
+	clients := make([]*pgbaton.Client, 4)
+	for i := range clients {
+		clients[i] = testclient.New(t, dsn, &pgbaton.Config{Name: fmt.Sprint("c", i)})
+	}
+	sem, err := clients[0].Semaphore(ctx, "s", 1)
+	require.NoError(t, err)
+	permit, err := sem.Acquire(ctx, 1)
+	require.NoError(t, err)
+	lock, err := clients[0].Acquire(ctx, pgbaton.Name("a"))
+	require.NoError(t, err)
+	waiting, stop := context.WithCancel(ctx)
+	over := make(chan error)
+	for _, c := range clients[1:] {
+		other, err := c.Semaphore(ctx, "s", 1)
+		require.NoError(t, err)
+		go func() {
+			_, err := c.Acquire(waiting, pgbaton.Name("a"))
+			over <- err
+		}()
+		go func() {
+			_, err := other.Acquire(waiting, 1)
+			over <- err
+		}()
+	}
+	all := len(clients)
+	settled := 0
+	listed(t, clients[0], nil, "two holders and their waiters", func(found []pgbaton.LockInfo) bool {
+		named := 0
+		for _, l := range found {
+			if l.Name == "a" || l.Name == "s" {
+				named++
+			}
+		}
+		if len(found) == named && named == 2*all {
+			settled++
+		}
+		return settled == 5 // and again, while the waiters wait on
+	})
+	stop()
+	for range 2 * (all - 1) {
+		require.ErrorIs(t, <-over, context.Canceled)
+	}
+	require.NoError(t, permit.Release(ctx))
+	require.NoError(t, lock.Release(ctx))
+	listed(t, clients[0], nil, "nothing", func(found []pgbaton.LockInfo) bool { return len(found) == 0 })
+}
+
+// What the dead have published is not shown, and the next to publish removes it.
+func TestLocks_OfTheDead(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	conn := testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	dead := testclient.Open(t, dsn, &pgbaton.Config{Name: "dead", TTL: testkit.Patience, Engine: testclient.Engine()})
+	other := testclient.New(t, dsn, nil)
+	_, err := dead.Acquire(ctx, pgbaton.Name("dead"))
+	require.NoError(t, err)
+	busy, err := other.Acquire(ctx, pgbaton.Name("busy"))
+	require.NoError(t, err)
+	waiting, stop := context.WithCancel(ctx)
+	over := make(chan error)
+	go func() {
+		_, err := dead.Acquire(waiting, pgbaton.Name("busy"))
+		over <- err
+	}()
+	listed(t, other, &pgbaton.LockFilter{Client: "dead"}, "what it holds and waits for", func(all []pgbaton.LockInfo) bool {
+		return count(all, "waiting") == 1 && count(all, "held") == 2
+	})
+	// A client that cannot come back: its sessions end, and so do those that it opens.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		stopped, cancel := context.WithCancel(ctx)
+		cancel()
+		_ = dead.Close(stopped)
+	}()
+	stop()
+	<-over
+	<-done
+	testkit.WaitFor(t, conn, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'pgbaton/dead')")
+	testkit.Exec(t, conn, `INSERT INTO pgbaton.registry (kind, holder, publisher, since, name, key)
+		SELECT k, 4711, 1, clock_timestamp(), 'ghost', 1 FROM unnest('{held,waiting}'::text[]) AS k`)
+	listed(t, other, nil, "what the other one holds", func(all []pgbaton.LockInfo) bool { return len(all) == 1 && all[0].Name == "busy" })
+	lock, err := other.Acquire(ctx, pgbaton.Name("another"))
+	require.NoError(t, err)
+	semaphore, err := other.Semaphore(ctx, "s", 1)
+	require.NoError(t, err)
+	permit, err := semaphore.Acquire(ctx, 1)
+	require.NoError(t, err)
+	go func() {
+		_, err := semaphore.Acquire(testkit.Context(t), 1) // a waiter is published with both engines
+		over <- err
+	}()
+	testkit.WaitFor(t, conn, "SELECT NOT EXISTS (SELECT FROM pgbaton.registry WHERE name IN ('dead', 'ghost'))")
+	require.NoError(t, permit.Release(ctx))
+	require.NoError(t, <-over)
+	require.NoError(t, lock.Release(ctx))
+	require.NoError(t, busy.Release(ctx))
+}
+
+// A client with private names publishes numbers.
+func TestLocks_Private(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	conn := testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	a := testclient.New(t, dsn, &pgbaton.Config{Private: true})
+	outer, err := a.Acquire(ctx, pgbaton.Name("secret"))
+	require.NoError(t, err)
+	taken, err := a.Acquire(ctx, pgbaton.Name("secret too"))
+	require.NoError(t, err)
+	got := background(t, func() (*pgbaton.Lock, error) { return a.Acquire(outer.Context(), pgbaton.Name("secret too")) })
+	for _, key := range []string{"secret", "secret too"} {
+		found := listed(t, a, &pgbaton.LockFilter{Key: pgbaton.Name(key)}, key, func(all []pgbaton.LockInfo) bool {
+			return count(all, "held") == 2 && count(all, "waiting") == 1
+		})
+		for _, l := range found {
+			require.Empty(t, l.Name)
+		}
+	}
+	require.Zero(t, testkit.Value[int](t, conn, `SELECT count(*)::int FROM (
+		SELECT name FROM pgbaton.registry UNION ALL SELECT name FROM pgbaton.lease) AS n WHERE n.name LIKE '%secret%'`))
+	require.NoError(t, taken.Release(ctx))
+	require.NoError(t, (<-got).Release(ctx))
+	require.NoError(t, outer.Release(ctx))
+}
+
+// Short locks write nothing, and long ones a statement each time that something has changed.
+func TestLocks_NothingOfShortOnes(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	conn := testkit.Connect(t, dsn)
+	ctx := testkit.Context(t)
+	a := testclient.New(t, dsn, nil)
+	written := func() int64 {
+		return testkit.Value[int64](t, conn, "SELECT last_value FROM pgbaton.registry_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
+	}
+	for began := time.Now(); time.Since(began) < 4*time.Second; {
+		lock, err := a.Acquire(ctx, pgbaton.Name("short"))
+		require.NoError(t, err)
+		require.NoError(t, lock.Release(ctx))
+	}
+	require.Zero(t, written())
+}
+
+// A refusal says that the client itself is in the way.
+func TestTryAcquire_SaysThatTheClientHoldsIt(t *testing.T) {
+	t.Parallel()
+	a, b, _ := pair(t)
+	ctx := testkit.Context(t)
+	key := pgbaton.Name("here")
+	lock, err := a.Acquire(ctx, key)
+	require.NoError(t, err)
+	_, err = a.TryAcquire(ctx, key)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.EqualError(t, err, "pgbaton: "+`acquire lock "here": not acquired: this client holds it itself`)
+	_, err = b.TryAcquire(ctx, key)
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NotContains(t, err.Error(), "itself")
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	_, err = a.Acquire(short, key)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "this client holds it itself")
+	require.NoError(t, lock.Release(ctx))
+}
