@@ -40,7 +40,9 @@ func count(all []pgbaton.LockInfo, state string) (n int) {
 	return n
 }
 
-func published(all []pgbaton.LockInfo) bool { return len(all) == 1 && all[0].Token != 0 && !all[0].Since.IsZero() }
+func published(all []pgbaton.LockInfo) bool {
+	return len(all) == 1 && all[0].Token != 0 && !all[0].Since.IsZero()
+}
 
 func TestLocks(t *testing.T) {
 	t.Parallel()

@@ -121,7 +121,9 @@ func TestDeadlock_AmongManyWaits(t *testing.T) {
 			}
 		})
 	}
-	rows := func() int { return testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.registry WHERE kind = 'watched'") }
+	rows := func() int {
+		return testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.registry WHERE kind = 'watched'")
+	}
 	require.Eventually(t, func() bool { return rows() == crowd }, testkit.Patience, 50*time.Millisecond)
 	found := 0
 	for _, o := range ring(t, t.Name(), 2, a, b) {
