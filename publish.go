@@ -18,7 +18,7 @@ func (c *Client) newRegistry() *registry.Registry {
 	host, _ := os.Hostname() // without one there is the name
 	return registry.New(registry.Config{
 		Session: c.sidecar, Name: c.cfg.Name, Host: host, Process: os.Getpid(), Pooled: c.pooled != nil,
-		Walk: c.walk, Room: func() bool { return c.sidecar.Ready() || c.budget.Spare() }, Report: c.journal.Report,
+		Walk: c.walk, Room: func() bool { return c.sidecar.Known() != 0 || c.budget.Spare() }, Report: c.journal.Report,
 	})
 }
 

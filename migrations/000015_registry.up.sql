@@ -198,7 +198,7 @@ $$;
 
 -- Brings what a client publishes up to date, and returns the ids of the new rows, in the order given. publisher is a number of the
 -- client's own, unlike others; publication is greater each time, or the same if it is not known whether the statement has run; ids are those
--- under which the client holds and waits. gone are rows that are over; with anew all that the client has published before is, and with sweep
+-- under which the client holds and waits, and the session's own is one as well. gone are rows that are over; with anew all that the client has published before is, and with sweep
 -- what the dead have left. Each new row has its place in the arrays from holders on: its id; whether it
 -- waits; lock or permit; its name, '' for none; key and space of keys; shared or not; how many permits; its token; and for how many
 -- milliseconds it has been so. A client has up to 4,000 rows, a service 100,000.
@@ -211,6 +211,7 @@ AS $$
 DECLARE
     me        CONSTANT regrole := pgbaton.service();
     rows      CONSTANT bigint := cardinality(holders);
+    mine      bigint[] := publish_locks.ids;
     published bigint[];
 BEGIN
     IF (cardinality(publish_locks.ids) <= 100 AND octet_length(client) <= 512 AND octet_length(host) <= 512
@@ -245,13 +246,16 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.publish_locks: the client has more than 4,000 rows, or the service more than 100,000'
             USING ERRCODE = 'program_limit_exceeded';
     END IF;
+    IF current_setting('pgbaton.holder', true) ~ '^[0-9]{1,19}$' AND pgbaton.present(current_setting('pgbaton.holder')::bigint) THEN
+        mine := mine || current_setting('pgbaton.holder')::bigint; -- the session itself, which publishes watched waits
+    END IF;
     UPDATE pgbaton.registry AS r
-       SET ids = publish_locks.ids, name = publish_locks.client, host = publish_locks.host, process = publish_locks.process,
+       SET ids = mine, name = publish_locks.client, host = publish_locks.host, process = publish_locks.process,
            unlisted = publish_locks.unlisted, service = me
      WHERE r.publisher = publish_locks.publisher AND r.kind = 'client' AND pgbaton.acts_for(r.service);
     IF NOT FOUND THEN
         INSERT INTO pgbaton.registry AS r (kind, holder, publisher, service, since, ids, name, host, process, unlisted)
-        VALUES ('client', publish_locks.publisher, publish_locks.publisher, me, clock_timestamp(), publish_locks.ids, publish_locks.client,
+        VALUES ('client', publish_locks.publisher, publish_locks.publisher, me, clock_timestamp(), mine, publish_locks.client,
                 publish_locks.host, publish_locks.process, publish_locks.unlisted);
     END IF;
     -- Behind a pooler a holder says by this that it is there.

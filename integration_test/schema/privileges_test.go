@@ -159,10 +159,10 @@ var calls = map[string]struct {
 		"SELECT cardinality(pgbaton.publish_locks(5, 1, '{4714}', 'me', 'here', 42, 0, true, true, '{}', '{4714,4714}', '{f,t}', '{lock,permit}', " +
 			"'{a,\"\"}', '{1,0}', '{f,f}', '{f,f}', '{1,2}', '{7,0}', '{1000,0}'))", int32(2),
 	},
-	"list_locks(boolean)": {"SELECT count(*) >= 0 FROM pgbaton.list_locks(true)", true},
-	"prune_locks(bigint)": {"SELECT pgbaton.prune_locks(1) >= 0", true},
-	"withdraw_waits(bigint,bigint[])":                           {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
-	"waits(bigint,bigint)":                                      {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
+	"list_locks(boolean)":             {"SELECT count(*) >= 0 FROM pgbaton.list_locks(true)", true},
+	"prune_locks(bigint)":             {"SELECT pgbaton.prune_locks(1) >= 0", true},
+	"withdraw_waits(bigint,bigint[])": {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
+	"waits(bigint,bigint)":            {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
 }
 
 // sqlCalled begins a call with a semaphore.

@@ -5,7 +5,8 @@
 //   - A lock that is held, or waited for, for less than a second costs nothing here: no statement, no clock, no memory of its own. All
 //     work is that of one walk a second over what is held and what waits.
 //   - What is there in two walks is published with the second, so one to two seconds after it began, and withdrawn with the walk that does
-//     not find it. All of that is one statement at most once a second, and none when nothing has changed.
+//     not find it. All of that is one statement at most once a second, and none when nothing has changed; that the client's session for
+//     rows is another one is a change, too.
 //   - A client has at most [Most] rows. It says how many more it could have published.
 //   - A row is shown as long as its client lives and, of a lock that is held, as long as the server says that it is. So a row that
 //     cannot be withdrawn, because the process is dead or the server is out of reach, is not shown, and others remove it.

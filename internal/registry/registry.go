@@ -60,6 +60,7 @@ type Registry struct {
 	failing  bool    // the last statement has failed
 	swept    time.Time
 	said     time.Time // when something was published last
+	spoke    int64     // the session by which
 
 	ctx  context.Context //nolint:containedctx // of the goroutine that walks
 	stop context.CancelFunc
@@ -105,7 +106,8 @@ func (r *Registry) run() {
 func (r *Registry) step(now time.Time) {
 	fresh, unlisted := r.look(now)
 	touch := r.cfg.Pooled && r.rows > 0 && now.Sub(r.said) >= touchEvery
-	if len(fresh) == 0 && len(r.gone) == 0 && unlisted == r.unlisted && !r.doubt && !touch {
+	moved := r.rows > 0 && r.cfg.Session.Known() != 0 && r.cfg.Session.Known() != r.spoke
+	if len(fresh) == 0 && len(r.gone) == 0 && unlisted == r.unlisted && !r.doubt && !touch && !moved {
 		return
 	}
 	if !r.cfg.Room() {
@@ -123,6 +125,7 @@ func (r *Registry) step(now time.Time) {
 	}
 	r.rows += len(fresh)
 	r.gone, r.unlisted, r.doubt, r.failing, r.said = r.gone[:0], unlisted, false, false, now
+	r.spoke = r.cfg.Session.Known()
 }
 
 // look walks, and returns what is to be published, and how many more there are than may be.
@@ -185,7 +188,7 @@ func (r *Registry) fail(err error) {
 func (r *Registry) Close(ctx context.Context) {
 	r.stop()
 	<-r.over
-	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || !r.cfg.Session.Ready() {
+	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || r.cfg.Session.Known() == 0 {
 		return
 	}
 	clear(r.marks)

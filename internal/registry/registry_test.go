@@ -25,14 +25,19 @@ type table struct {
 	ids        string
 	unlisted   string
 	failure    error // of the next statement, which runs nevertheless
+	session    int64
+	sweeps     int
 }
 
 var errCut = errors.New("the connection was cut")
 
-func (s *table) Ready() bool { return true }
+func (s *table) Known() int64 { return s.session }
 
 func (s *table) Query(_ context.Context, _ *pipeline.Statement, params ...[]byte) ([][][]byte, error) {
 	s.statements++
+	if string(params[8]) == "true" {
+		s.sweeps++
+	}
 	if string(params[7]) == "true" {
 		clear(s.rows)
 	}
@@ -81,7 +86,7 @@ type desk struct {
 
 func newDesk(t *testing.T) *desk {
 	t.Helper()
-	d := &desk{table: &table{rows: map[int64]string{}}, now: time.Now(), room: true}
+	d := &desk{table: &table{rows: map[int64]string{}, session: 1}, now: time.Now(), room: true}
 	d.Registry = New(Config{
 		Session: d.table, Name: "me", Walk: func(visit func(Entry)) {
 			for _, e := range d.here {
@@ -159,7 +164,7 @@ func TestRegistry(t *testing.T) {
 		d.tick()
 		d.tick()
 		require.Equal(t, []string{"a false"}, d.published())
-		require.Equal(t, "{12}", d.table.ids)
+		require.Equal(t, "{12,1}", d.table.ids)
 	})
 	t.Run("WaitsForTheServerToKnowTheClient", func(t *testing.T) {
 		t.Parallel()
@@ -222,6 +227,31 @@ func TestRegistry(t *testing.T) {
 		d.tick()
 		d.tick()
 		require.Empty(t, d.published())
+	})
+	t.Run("SaysSoWhenItsSessionIsAnother", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		d.here = []Entry{held("a")}
+		d.tick()
+		d.tick()
+		d.table.session = 0 // closed for want of use
+		d.tick()
+		require.Equal(t, 1, d.table.statements)
+		d.table.session = 2
+		d.tick()
+		d.tick()
+		require.Equal(t, 2, d.table.statements)
+		require.Equal(t, []string{"a false"}, d.published())
+	})
+	t.Run("SweepsNowAndThen", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		for i := range 25 {
+			d.here = append(d.here, held(strconv.Itoa(i)))
+			d.tick()
+		}
+		require.Equal(t, 24, d.table.statements)
+		require.Equal(t, 3, d.table.sweeps)
 	})
 	t.Run("LeavesNothing", func(t *testing.T) {
 		t.Parallel()

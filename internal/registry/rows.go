@@ -12,8 +12,8 @@ import (
 // Session runs statements; see package sidecar.
 type Session interface {
 	Query(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error)
-	// Ready reports whether a statement needs no new connection.
-	Ready() bool
+	// Known is the id of the holder that the session is; 0 if there is none, and a statement needs a new connection.
+	Known() int64
 }
 
 var stmtPublish = pipeline.Statement{
@@ -80,6 +80,9 @@ func (r *Registry) ids(fresh []Entry) []int64 {
 		if m.row != 0 {
 			add(m.client)
 		}
+	}
+	if session := r.cfg.Session.Known(); session != 0 && len(ids) > 0 { // none: the client has nothing left
+		add(session)
 	}
 	return ids
 }

@@ -122,9 +122,6 @@ func (c *Sidecar) Current() *Session {
 	return c.session
 }
 
-// Ready reports whether there is a session.
-func (c *Sidecar) Ready() bool { return c.Known() != 0 }
-
 // Known is the id of the holder that the present session is; 0 if there is none.
 func (c *Sidecar) Known() int64 {
 	c.mu.Lock()
