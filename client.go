@@ -45,7 +45,8 @@ type Client struct {
 
 	waits      *waitgraph.Detector
 	registry   *registry.Registry // nil if the client does not publish
-	gatherings sync.Map           // the waits for several keys, each with the one that it waits for
+	answerer   atomic.Pointer[registry.Answerer]
+	gatherings sync.Map // the waits for several keys, each with the one that it waits for
 
 	engine string      // "session", "lease", or "both" on the way from one to the other
 	pooled error       // why the client has no sessions of its own; nil if it has
@@ -142,7 +143,10 @@ func (c *Client) makeRowParts() {
 	c.semaphores, c.elections = semaphore.New(permits), election.New(elections)
 	c.sidecar.StayOpenWhile(c.elections.Busy)
 	c.sidecar.StayOpenWhile(c.waits.Busy)
-	c.registry = c.newRegistry()
+	if c.registry = c.newRegistry(); c.registry != nil {
+		c.answerer.Store(c.newAnswerer())
+		c.sidecar.Subscribe(registry.FreePrefix, c.notified)
+	}
 }
 
 // identity is that of the server, and of the database, on which the client's locks are: equal for clients whose locks exclude one
@@ -244,6 +248,7 @@ func (c *Client) Close(ctx context.Context) error {
 	err := c.locks.Close(ctx)
 	c.waits.Close(ctx)
 	if c.registry != nil {
+		c.answerer.Load().Close()
 		c.registry.Close(ctx)
 	}
 	err = also(err, c.sidecar.Close(ctx))

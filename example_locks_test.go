@@ -2,6 +2,7 @@ package pgbaton_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"time"
@@ -49,4 +50,38 @@ func ExampleClient_Locks() {
 	// Unordered output:
 	// held lock "example/report/7", by this client: true
 	// waiting lock "example/report/7", by this client: true, behind the one with its token: true
+}
+
+// An operator takes a lock from a holder that hangs, whichever process it is in.
+func ExampleClient_Free() {
+	ctx := context.Background()
+	client := exampleClient(ctx)
+	defer client.Close(ctx)
+
+	key := pgbaton.Name("example/report/8")
+	lock, err := client.Acquire(ctx, key)
+	if err != nil {
+		log.Fatal(err)
+	}
+	var freed []pgbaton.LockInfo
+	for len(freed) == 0 { // the holder can be asked when it has held the lock for one or two seconds
+		time.Sleep(100 * time.Millisecond)
+		found, err := client.Locks(ctx, &pgbaton.LockFilter{Key: key, Kind: "lock"})
+		if err != nil {
+			log.Fatal(err)
+		}
+		if found[0].Token == 0 {
+			continue
+		}
+		freed, err = client.Free(ctx, found[0], &pgbaton.FreeOpts{Reason: "it hangs"})
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			log.Fatal(err)
+		}
+	}
+	fmt.Println("freed:", freed[0].Name)
+	<-lock.Done()
+	fmt.Println("the holder was told:", pgbaton.LossReasonOf(lock.Err()))
+	// Output:
+	// freed: example/report/8
+	// the holder was told: freed by an operator
 }

@@ -19,7 +19,25 @@ func (c *Client) newRegistry() *registry.Registry {
 	return registry.New(registry.Config{
 		Session: c.sidecar, Name: c.cfg.Name, Host: host, Process: os.Getpid(), Pooled: c.pooled != nil,
 		Walk: c.walk, Room: func() bool { return c.sidecar.Known() != 0 || c.budget.Spare() }, Report: c.journal.Report,
+		Listen: c.locks.Listen,
 	})
+}
+
+// newAnswerer makes what gives back what operators ask for; nil where there is no connection for it, or no table.
+func (c *Client) newAnswerer() *registry.Answerer {
+	if c.registry == nil {
+		return nil
+	}
+	return registry.NewAnswerer(registry.AnswererConfig{
+		Session: c.sidecar, Holders: c.holders, Free: c.giveUp, Report: c.journal.Report,
+	})
+}
+
+// notified takes a notification of the sessions that hold locks.
+func (c *Client) notified(payload string) {
+	if a := c.answerer.Load(); a != nil {
+		a.Notified(payload)
+	}
 }
 
 // walk visits all that the client holds and waits for. Permits that are held are rows already.
@@ -27,7 +45,7 @@ func (c *Client) walk(visit func(registry.Entry)) {
 	c.locks.Walk(func(s lockmgr.Standing) {
 		visit(registry.Entry{
 			Grant: s.Hold, Waits: s.Waits, Kind: registry.Lock, Name: s.Key.Name, Key: s.Key.Key, Shared: s.Mode == advisory.Shared,
-			Permits: 1, Token: s.Token, Client: s.Client,
+			Permits: 1, Token: s.Token, Client: s.Client, Listed: !s.Waits && c.sessions == nil, // by its lease
 		})
 	})
 	id := c.locks.Client()

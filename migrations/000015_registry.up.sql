@@ -415,8 +415,8 @@ BEGIN
     visible AS MATERIALIZED (
         SELECT o.service, everyone OR pgbaton.acts_for(o.service::regrole) AS yes
           FROM (SELECT DISTINCT coalesce(f.service, 0) AS service FROM found AS f) AS o)
-    SELECT f.state, f.kind, CASE WHEN v.yes THEN f.name END, f.key, f.pair, f.shared, f.permits, f.token, f.since, f.holder,
-           CASE WHEN v.yes THEN f.client END, CASE WHEN v.yes THEN f.host END, CASE WHEN v.yes THEN f.process END, f.application, f.pid,
+    SELECT f.state, f.kind, CASE WHEN v.yes THEN f.name END, f.key, f.pair, f.shared, f.permits, f.token, f.since,
+           CASE WHEN v.yes THEN f.holder END, CASE WHEN v.yes THEN f.client END, CASE WHEN v.yes THEN f.host END, CASE WHEN v.yes THEN f.process END, f.application, f.pid,
            CASE WHEN v.yes THEN f.unlisted ELSE 0 END, CASE WHEN v.yes THEN f.held_keys END, CASE WHEN v.yes THEN f.held_pairs END, NULL::integer[]
       FROM found AS f JOIN visible AS v ON v.service = coalesce(f.service, 0)
      WHERE v.yes OR f.kind = 'lock';

@@ -18,7 +18,7 @@ func TestTables(t *testing.T) {
 SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = 'pgbaton'::regnamespace AND c.relkind = 'r' AND c.relpersistence = 'p'
    AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)`))
 		require.Equal(t, []string{
-			"fence", "grantee", "holder", "incarnation", "last_run", "leader", "lease", "lease_floor", "lease_share", "lock_client", "lock_engine",
+			"fence", "freeing", "grantee", "holder", "incarnation", "last_run", "leader", "lease", "lease_floor", "lease_share", "lock_client", "lock_engine",
 			"registry", "semaphore", "slot",
 		}, list(t, owner, "SELECT relname::text FROM pg_class WHERE relnamespace = 'pgbaton'::regnamespace AND relkind = 'r' ORDER BY 1"),
 			"a new table needs a rule by which it shrinks, in docs/security.md")

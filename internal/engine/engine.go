@@ -88,6 +88,11 @@ type Identified interface {
 	Client() int64
 }
 
+// Listener is an engine whose sessions hear notifications from Listen on, also those that come later if it is called again.
+type Listener interface {
+	Listen()
+}
+
 // Anchor is what holds keys on the server: they are trusted together and lost together.
 type Anchor interface {
 	// Submit hands requests over, which are answered to the manager. It does not wait for answers: Help or Attend must follow.

@@ -27,6 +27,8 @@ type Config struct {
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Budget *session.Budget
 	Report func(event string, err error) // for the log
+	// Notified is told of notifications that are not about turns, after Listen; it must not wait. Nil if nobody listens.
+	Notified func(payload string)
 }
 
 // capacity is what a client may hold whose Config sets no number: renewing more takes the server longer than is good for others.
@@ -112,6 +114,19 @@ func (e *Engine) Client() int64 {
 		return 0
 	}
 	return e.anchor.link.holder
+}
+
+// Listen has the server notify the session of what operators ask for.
+func (e *Engine) Listen() {
+	e.mu.Lock()
+	var l *link
+	if e.anchor != nil {
+		l = e.anchor.link
+	}
+	e.mu.Unlock()
+	if l != nil {
+		e.listen(l)
+	}
 }
 
 // Closing implements [engine.Engine].

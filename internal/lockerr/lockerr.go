@@ -85,6 +85,7 @@ const (
 	NotThere        LossReason = "not held on the server"
 	TokensWentBack  LossReason = "token sequence went back"
 	HeldTooLong     LossReason = "held too long"
+	Freed           LossReason = "freed by an operator"
 	Defect          LossReason = "defect of pgbaton"
 )
 

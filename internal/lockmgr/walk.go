@@ -42,6 +42,13 @@ func (m *Manager) Walk(visit func(Standing)) {
 // Client is the number by which the server knows the client; 0 if it does not.
 func (m *Manager) Client() int64 { return identity(m.engine) }
 
+// Listen has the engine's sessions hear notifications.
+func (m *Manager) Listen() {
+	if l, ok := m.engine.(engine.Listener); ok {
+		l.Listen()
+	}
+}
+
 func identity(of any) int64 {
 	if known, ok := of.(engine.Identified); ok {
 		return known.Client()

@@ -27,6 +27,7 @@ type Entry struct {
 	Shared  bool
 	Permits int
 	Token   int64
+	Listed  bool  // it has a row elsewhere, and needs none here
 	Client  int64 // the id under which the server knows whose it is; 0 if it does not
 }
 
@@ -40,7 +41,9 @@ type Config struct {
 	// Walk calls visit for all that is held and waits. The walk holds mutexes: visit does not call anything.
 	Walk func(visit func(Entry))
 	// Room reports whether there is a connection for publishing.
-	Room   func() bool
+	Room func() bool
+	// Listen is called while something is held that has lasted for two walks: from then on operators may ask for it.
+	Listen func()
 	Report func(event string, err error) // for the log
 }
 
@@ -52,6 +55,7 @@ type Registry struct {
 	// Of the goroutine that walks.
 	walk     int
 	found    []Entry // by the last walk
+	lasting  bool    // it has found something held as the one before did
 	marks    map[any]mark
 	rows     int     // published
 	gone     []int64 // rows to be withdrawn
@@ -105,6 +109,9 @@ func (r *Registry) run() {
 // step is one walk, and the statement that follows from it.
 func (r *Registry) step(now time.Time) {
 	fresh, unlisted := r.look(now)
+	if r.lasting {
+		r.cfg.Listen()
+	}
 	touch := r.cfg.Pooled && r.rows > 0 && now.Sub(r.said) >= touchEvery
 	moved := r.rows > 0 && r.cfg.Session.Known() != 0 && r.cfg.Session.Known() != r.spoke
 	if len(fresh) == 0 && len(r.gone) == 0 && unlisted == r.unlisted && !r.doubt && !touch && !moved {
@@ -131,6 +138,7 @@ func (r *Registry) step(now time.Time) {
 // look walks, and returns what is to be published, and how many more there are than may be.
 func (r *Registry) look(now time.Time) (fresh []Entry, unlisted int) {
 	r.walk++
+	r.lasting = false
 	clear(r.found) // they keep grants from being collected
 	r.found = r.found[:0]
 	r.cfg.Walk(func(e Entry) { r.found = append(r.found, e) })
@@ -146,8 +154,9 @@ func (r *Registry) look(now time.Time) (fresh []Entry, unlisted int) {
 		}
 		m.walk = r.walk
 		r.marks[e.Grant] = m
+		r.lasting = r.lasting || !e.Waits
 		switch {
-		case m.row != 0:
+		case m.row != 0, e.Listed:
 		case r.rows+len(fresh) < Most:
 			fresh = append(fresh, e)
 		default:

@@ -93,7 +93,7 @@ func newDesk(t *testing.T) *desk {
 				visit(e)
 			}
 		},
-		Room: func() bool { return d.room }, Report: func(_ string, err error) { d.said = append(d.said, err) },
+		Room: func() bool { return d.room }, Listen: func() {}, Report: func(_ string, err error) { d.said = append(d.said, err) },
 	})
 	d.stop() // the walks of its own
 	<-d.over

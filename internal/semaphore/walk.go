@@ -1,5 +1,7 @@
 package semaphore
 
+import "maps"
+
 // Waiting is a waiter as a walk finds it.
 type Waiting struct {
 	Waiter  any // a pointer, by which it is known again
@@ -18,4 +20,23 @@ func (m *Manager) Walk(visit func(Waiting)) {
 			}
 		}
 	}
+}
+
+// Forfeit ends permits of a claim as lost, for a cause, and reports whether there were any: those of a holder with the claim's token, or all of its
+// semaphore if the token is 0.
+func (m *Manager) Forfeit(name string, holder, token int64, cause error) bool {
+	permits := map[*Permit]bool{}
+	m.mu.Lock()
+	for c := range m.claims {
+		if c.line.name == name && c.holder == holder && (token == 0 || c.base == token) {
+			for p := range maps.Values(c.owners) {
+				permits[p] = true
+			}
+		}
+	}
+	m.mu.Unlock()
+	for p := range permits {
+		p.Forfeit(cause)
+	}
+	return len(permits) > 0
 }

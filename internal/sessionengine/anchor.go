@@ -21,11 +21,14 @@ type anchor struct {
 	*requests
 	engine *Engine
 
-	id     int64        // of the session as a client of the engine; unlike others
-	joined atomic.Bool  // the engine was agreed, see stmtJoin
-	held   atomic.Int32 // keys that it was picked for
-	drawn  int64        // the newest draw, or what the sequence was at; the reader's
-	lost   bool         // guarded by the engine's mutex
+	id     int64       // of the session as a client of the engine; unlike others
+	joined atomic.Bool // the engine was agreed, see stmtJoin
+
+	listening atomic.Bool // see [Engine.Listen]
+
+	held  atomic.Int32 // keys that it was picked for
+	drawn int64        // the newest draw, or what the sequence was at; the reader's
+	lost  bool         // guarded by the engine's mutex
 }
 
 var (
@@ -42,7 +45,9 @@ func (e *Engine) dial(ctx context.Context) (*anchor, error) {
 	}
 	e.table.size.Store(int64(s.Server.LockTable))
 	a := &anchor{engine: e, drawn: s.Drawn, id: rand.Int64()} //nolint:gosec // only has to be unlike others
-	a.requests, err = pipeline.New(ctx, s, pipeline.Owner[*engine.Request](a), pipeline.Config{TTL: e.cfg.TTL, Workers: &e.pipes})
+	a.requests, err = pipeline.New(ctx, s, pipeline.Owner[*engine.Request](a), pipeline.Config{
+		TTL: e.cfg.TTL, Workers: &e.pipes, Notified: e.cfg.Notified,
+	})
 	if err != nil {
 		return nil, err
 	}

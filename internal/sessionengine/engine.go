@@ -27,6 +27,8 @@ type Config struct {
 	Dial   func(context.Context) (*session.Session, error)
 	Wait   func(context.Context) (*session.Session, error)
 	Report func(event string, err error) // for the log
+	// Notified is told of notifications, after Listen; it must not wait. Nil if nobody listens.
+	Notified func(payload string)
 }
 
 // Engine is the session engine.
@@ -140,6 +142,16 @@ func (e *Engine) Client() int64 {
 		}
 	}
 	return 0
+}
+
+// Listen has the server notify the sessions that hold locks of what operators ask for.
+func (e *Engine) Listen() {
+	for _, a := range *e.anchors.Load() {
+		if !a.listening.Swap(true) {
+			a.Ask(&stmtListen, ignored{}, nil)
+			a.Attend()
+		}
+	}
 }
 
 // Closing implements [engine.Engine].
