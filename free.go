@@ -55,6 +55,9 @@ func (c *Client) free(ctx context.Context, held LockInfo, opts *FreeOpts) ([]Loc
 	if opts != nil {
 		o = *opts
 	}
+	if c.made() == nil && c.dialer.Portable {
+		return nil, fmt.Errorf("%w: the portable schema has no requests to holders", ErrUnsupportedServer)
+	}
 	if held.State != "held" || held.Holder == 0 {
 		return nil, fmt.Errorf("it is not what a client of pgbaton holds; end the session of another program: SELECT pg_terminate_backend(%d)", held.Session)
 	}
