@@ -211,6 +211,7 @@ AS $$
 DECLARE
     me        CONSTANT regrole := pgbaton.service();
     rows      CONSTANT bigint := cardinality(holders);
+    self      CONSTANT text := current_setting('pgbaton.holder', true);
     mine      bigint[] := publish_locks.ids;
     published bigint[];
 BEGIN
@@ -246,8 +247,8 @@ BEGIN
         RAISE EXCEPTION 'pgbaton.publish_locks: the client has more than 4,000 rows, or the service more than 100,000'
             USING ERRCODE = 'program_limit_exceeded';
     END IF;
-    IF current_setting('pgbaton.holder', true) ~ '^[0-9]{1,19}$' AND pgbaton.present(current_setting('pgbaton.holder')::bigint) THEN
-        mine := mine || current_setting('pgbaton.holder')::bigint; -- the session itself, which publishes watched waits
+    IF self ~ '^[0-9]{1,19}$' THEN
+        mine := mine || self::bigint; -- the session itself, which publishes watched waits
     END IF;
     UPDATE pgbaton.registry AS r
        SET ids = mine, name = publish_locks.client, host = publish_locks.host, process = publish_locks.process,

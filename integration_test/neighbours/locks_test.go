@@ -20,7 +20,7 @@ func TestLocks_BelongToTheirService(t *testing.T) {
 		testkit.Exec(t, bob, "SELECT pgbaton.enlist(102, 'bob')")
 		row := testkit.Value[int64](t, ann, publishLock, 1, 1, 101, "anns")
 		testkit.Value[int64](t, bob, publishLock, 2, 1, 102, "bobs")
-		testkit.Value[int64](t, bob, publishLock, 3, 1, 101, "made up") // in the name of another's session
+		testkit.Value[int64](t, w.connect("bea"), publishLock, 3, 1, 101, "made up") // in the name of another's session
 
 		const seen = "SELECT coalesce(name, '?') || ' ' || coalesce(client, '?') || ' ' || key FROM pgbaton.list_locks() ORDER BY 1"
 		require.Equal(t, []string{"? ? 42", "anns anns 42"}, list(t, ann, seen))

@@ -94,8 +94,11 @@ func (p *place) stepPortable(ctx context.Context, tx pgx.Tx, files []migration, 
 		if err := found.refuseToAlter(*p); err != nil {
 			return false, err
 		}
-		var now int64
-		err := tx.QueryRow(ctx, "SELECT (pgbaton.schema_version()).version FROM pgbaton.portable FOR UPDATE").Scan(&now)
+		if _, err := tx.Exec(ctx, "SELECT FROM pgbaton.portable FOR UPDATE"); err != nil {
+			return false, err
+		}
+		var now int64 // in a statement of its own: the function's constants are read when a statement is planned, before it waits for the row
+		err := tx.QueryRow(ctx, "SELECT version FROM pgbaton.schema_version()").Scan(&now)
 		if err != nil || now != found.version {
 			return false, err // another one was faster
 		}
