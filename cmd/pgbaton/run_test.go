@@ -1,0 +1,465 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgbaton/pgbaton"
+	"github.com/pgbaton/pgbaton/internal/testkit"
+)
+
+// baton is a call of the command that runs.
+type baton struct {
+	*exec.Cmd
+
+	lines  *bufio.Reader
+	stderr *bytes.Buffer
+}
+
+// call starts the command on a database. It is killed at the end of the test if it runs then.
+func call(t *testing.T, dsn string, args ...string) *baton {
+	t.Helper()
+	b := &baton{Cmd: exec.Command(program, args...), stderr: new(bytes.Buffer)}
+	b.Env = append(os.Environ(), "DATABASE_URL="+dsn, "PGBATON_KEY=inherited", "PGBATON_TOKEN=inherited")
+	b.Stderr = b.stderr
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	b.Stdout, b.lines = w, bufio.NewReader(r)
+	require.NoError(t, b.Start())
+	w.Close()
+	t.Cleanup(func() {
+		_ = b.Process.Kill()
+		_, _ = b.Process.Wait()
+		r.Close()
+	})
+	return b
+}
+
+// line reads a line of standard output.
+func (b *baton) line(t *testing.T) string {
+	t.Helper()
+	text, err := b.lines.ReadString('\n')
+	require.NoError(t, err, "standard error: %s", b.stderr)
+	return strings.TrimSuffix(text, "\n")
+}
+
+// pids reads a line of numbers of processes.
+func (b *baton) pids(t *testing.T) []int {
+	t.Helper()
+	return numbers(t, b.line(t))
+}
+
+func numbers(t *testing.T, text string) []int {
+	t.Helper()
+	var pids []int
+	for _, field := range strings.Fields(text) {
+		pid, err := strconv.Atoi(field)
+		require.NoError(t, err)
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// requireStatus waits for the end of the call, and returns the rest of standard output.
+func (b *baton) requireStatus(t *testing.T, want int) string {
+	t.Helper()
+	rest, err := io.ReadAll(b.lines)
+	require.NoError(t, err)
+	err = b.Wait()
+	var exit *exec.ExitError
+	if err != nil {
+		require.ErrorAs(t, err, &exit)
+	}
+	require.Equal(t, want, b.ProcessState.ExitCode(), "%v: %s", err, b.stderr)
+	return string(rest)
+}
+
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+func requireGone(t *testing.T, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		require.False(t, alive(pid), "process %d is there", pid)
+	}
+}
+
+func waitGone(t *testing.T, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		testkit.Eventually(t, "process "+strconv.Itoa(pid)+" is gone", func() bool { return !alive(pid) })
+	}
+}
+
+// client opens a client of the library.
+func client(t *testing.T, dsn string) *pgbaton.Client {
+	t.Helper()
+	c, err := pgbaton.Open(testkit.Context(t), dsn, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.Close(context.Background())) })
+	return c
+}
+
+// sqlWaits reports whether somebody waits for a lock.
+const sqlWaits = `SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+
+func TestRun_HandsOn(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	b := &baton{Cmd: exec.Command(program, "run", "a key", "--name", "me", "--", "sh", "-c",
+		`cat; echo "$PGBATON_KEY, $PGBATON_NAME"; echo "$PGBATON_TOKEN"; exit 7`), stderr: new(bytes.Buffer)}
+	b.Env = append(os.Environ(), "DATABASE_URL="+dsn, "PGBATON_KEY=inherited", "PGBATON_TOKEN=inherited", "PGBATON_NAME=inherited")
+	b.Stdin, b.Stderr = strings.NewReader("typed\n"), b.stderr
+	out, err := b.Output()
+	require.Equal(t, 7, b.ProcessState.ExitCode(), "%v: %s", err, b.stderr)
+	lines := strings.Split(string(out), "\n")
+	require.Equal(t, []string{"typed", "a key, me"}, lines[:2])
+	token, err := strconv.ParseInt(lines[2], 10, 64)
+	require.NoError(t, err)
+	require.Positive(t, token)
+	require.Empty(t, b.stderr)
+}
+
+// TestRun_Database: the database comes as psql takes it as well.
+func TestRun_Database(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	call(t, "postgres://nobody@127.0.0.1:1/d", "run", "k", "--database-url", dsn, "--", "true").requireStatus(t, 0)
+
+	config := testkit.Connect(t, dsn).Config()
+	passwords := filepath.Join(t.TempDir(), "pgpass")
+	require.NoError(t, os.WriteFile(passwords, []byte("*:*:*:*:"+config.Password+"\n"), 0o600))
+	b := exec.Command(program, "run", "k", "--", "true")
+	b.Env = append(os.Environ(), "DATABASE_URL=", "PGHOST="+config.Host, "PGPORT="+strconv.Itoa(int(config.Port)), "PGUSER="+config.User,
+		"PGDATABASE="+config.Database, "PGPASSFILE="+passwords)
+	out, err := b.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+func TestRun_NotAcquired(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	lock, err := client(t, dsn).Acquire(t.Context(), pgbaton.Name("k"))
+	require.NoError(t, err)
+	for _, c := range []struct {
+		flags  []string
+		status int
+	}{
+		{[]string{"--try"}, 75},
+		{[]string{"--try", "--shared"}, 75},
+		{[]string{"--wait", "10ms"}, 75},
+		{[]string{"--try", "-E", "0"}, 0},
+		{[]string{"--wait", "10ms", "-E", "9"}, 9},
+	} {
+		b := call(t, dsn, append(append([]string{"run", "k"}, c.flags...), "--", "echo", "it ran")...)
+		require.Empty(t, b.requireStatus(t, c.status))
+		require.Contains(t, b.stderr.String(), `lock "k"`)
+	}
+	b := call(t, dsn, "run", "k", "--", "echo", "it ran")
+	testkit.WaitFor(t, testkit.Connect(t, dsn), sqlWaits)
+	require.NoError(t, lock.Release(t.Context()))
+	require.Equal(t, "it ran\n", b.requireStatus(t, 0))
+}
+
+// TestRun_Kinds runs commands side by side that may be, and tries for one that may not.
+func TestRun_Kinds(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		flags   []string
+		most    int
+		another []string
+	}{
+		"Shared":    {[]string{"--shared"}, 2, nil},
+		"Semaphore": {[]string{"--semaphore", "2"}, 2, []string{"--semaphore", "2"}},
+		"Permits":   {[]string{"--semaphore", "3", "--permits", "2"}, 1, []string{"--semaphore", "3", "--permits", "2"}},
+		"ID":        {nil, 1, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := testkit.Migrated(t)
+			key := "k"
+			if name == "ID" {
+				key = "id:42"
+			}
+			run := func(flags []string, command ...string) *baton {
+				return call(t, dsn, append(append(append([]string{"run", key}, flags...), "--"), command...)...)
+			}
+			running := make([]*baton, c.most)
+			for i := range running {
+				running[i] = run(c.flags, "sh", "-c", "echo ready; exec sleep 999")
+				require.Equal(t, "ready", running[i].line(t))
+			}
+			run(append([]string{"--try"}, c.another...), "true").requireStatus(t, 75)
+			for _, b := range running {
+				require.NoError(t, b.Process.Signal(syscall.SIGTERM))
+				b.requireStatus(t, 128+15)
+			}
+			run(append([]string{"--wait", "1m"}, c.another...), "true").requireStatus(t, 0)
+		})
+	}
+	t.Run("Mismatch", func(t *testing.T) {
+		t.Parallel()
+		dsn := testkit.Migrated(t)
+		call(t, dsn, "semaphore", "create", "s", "2").requireStatus(t, 0)
+		b := call(t, dsn, "run", "s", "--semaphore", "3", "--", "true")
+		b.requireStatus(t, 125)
+		require.Contains(t, b.stderr.String(), "pgbaton semaphore resize")
+	})
+}
+
+func TestRun_AtLeast(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	b := call(t, dsn, "run", "k", "--at-least", "1h", "--", "sh", "-c", "echo $$; exit 3")
+	waitGone(t, b.pids(t)...)
+	_, err := client(t, dsn).TryAcquire(t.Context(), pgbaton.Name("k"))
+	require.ErrorIs(t, err, pgbaton.ErrNotAcquired)
+	require.NoError(t, b.Process.Signal(syscall.SIGTERM))
+	b.requireStatus(t, 3)
+}
+
+func TestRun_Once(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	require.Equal(t, "ran\n", call(t, dsn, "run", "job", "--once", "1h", "--", "echo", "ran").requireStatus(t, 0))
+	again := call(t, dsn, "run", "job", "--once", "1h", "--", "echo", "ran")
+	require.Empty(t, again.requireStatus(t, 0))
+	require.Contains(t, again.stderr.String(), `"job" is not due: its last run began at `)
+	require.Equal(t, 1, strings.Count(again.stderr.String(), "\n"))
+
+	call(t, dsn, "run", "fails", "--once", "1h", "--", "sh", "-c", "exit 6").requireStatus(t, 6)
+	last, err := client(t, dsn).LastRun(t.Context(), "fails")
+	require.NoError(t, err)
+	require.True(t, last.Failed)
+	require.Equal(t, "exit status 6", last.Error)
+	call(t, dsn, "run", "missing", "--once", "1h", "--", "/there/is/no/such/program").requireStatus(t, 127)
+}
+
+// families print the numbers of their processes, and leave some behind in all ways.
+var families = map[string]string{
+	"Group":   `sleep 999 & echo $$ $!; wait`,
+	"Deaf":    `trap '' TERM HUP INT QUIT; sleep 999 & echo $$ $!; while :; do wait; sleep 1; done`,
+	"Session": `setsid sh -c 'sleep 999 & echo $$ $!; wait' & wait`,
+}
+
+func TestRun_Lost(t *testing.T) {
+	t.Parallel()
+	for name, script := range families {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := testkit.Migrated(t)
+			b := call(t, dsn, "run", "k", "--name", "holder", "--", "sh", "-c", script)
+			pids := b.pids(t)
+			testkit.Exec(t, testkit.Connect(t, dsn), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE datname = current_database() AND application_name = 'pgbaton/holder'`)
+			b.requireStatus(t, 76)
+			requireGone(t, pids...)
+			require.Contains(t, b.stderr.String(), "lost")
+		})
+	}
+}
+
+// TestRun_Signals ends a holder in all ways. The groups are empty when it is gone, or soon after it was killed.
+func TestRun_Signals(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGKILL} {
+		for name, script := range families {
+			t.Run(name+"/"+sig.String(), func(t *testing.T) {
+				t.Parallel()
+				dsn := testkit.Migrated(t)
+				// A shell without job control has its children ignore INT and QUIT.
+				b := call(t, dsn, "run", "k", "--kill-after", "100ms", "--", "sh", "-c", script)
+				pids := b.pids(t)
+				if name == "Deaf" && sig == syscall.SIGHUP {
+					return // it is deaf to it, and HUP need not be a signal to stop
+				}
+				require.NoError(t, b.Process.Signal(sig))
+				if sig == syscall.SIGKILL {
+					waitGone(t, pids...)
+					return
+				}
+				want := 128 + int(sig)
+				if name == "Deaf" {
+					want = 128 + int(syscall.SIGKILL)
+				}
+				b.requireStatus(t, want)
+				requireGone(t, pids...)
+			})
+		}
+	}
+}
+
+// witness is a command that reports whether processes live, once it is its turn.
+func witness(pids []int) []string {
+	script := ""
+	for _, pid := range pids {
+		script += "kill -0 " + strconv.Itoa(pid) + " 2>/dev/null && echo alive; "
+	}
+	return []string{"sh", "-c", script + "echo seen"}
+}
+
+const shortTTL = "--ttl=1500ms"
+
+// TestRun_Frozen: a holder that is stopped loses its lock, and its command is dead before the next one starts.
+func TestRun_Frozen(t *testing.T) {
+	t.Parallel()
+	for name, script := range families {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := testkit.Migrated(t)
+			b := call(t, dsn, "run", "k", shortTTL, "--", "sh", "-c", script)
+			pids := b.pids(t)
+			next := call(t, dsn, append([]string{"run", "k", "--"}, witness(pids)...)...)
+			require.NoError(t, b.Process.Signal(syscall.SIGSTOP))
+			require.Equal(t, "seen\n", next.requireStatus(t, 0))
+			require.NoError(t, b.Process.Signal(syscall.SIGCONT))
+			b.requireStatus(t, 76)
+		})
+	}
+}
+
+// TestRun_NetworkCut drops all packets of a holder: its command is dead before the next one starts, every time.
+func TestRun_NetworkCut(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	proxy, _ := testkit.Through(t, dsn)
+	through := proxy.URL(t, dsn)
+	for range testkit.Rounds(50) {
+		b := call(t, through, "run", "k", shortTTL, "--", "sh", "-c", families["Group"])
+		pids := b.pids(t)
+		next := call(t, dsn, append([]string{"run", "k", "--"}, witness(pids)...)...)
+		proxy.Stall(true)
+		require.Equal(t, "seen\n", next.requireStatus(t, 0))
+		b.requireStatus(t, 76)
+		proxy.Cut()
+		proxy.Stall(false)
+	}
+}
+
+// TestRun_StoppedWhileWaiting: of many that wait while the lock is released, none starts a command after a signal to stop. In half
+// of the rounds the signals come first, in the other half at the same time as the release; then a command may have started before its signal,
+// and is stopped by it.
+func TestRun_StoppedWhileWaiting(t *testing.T) { // alone: it has so many sessions
+	const crowd = 20
+	dsn := testkit.Migrated(t)
+	holder := client(t, dsn)
+	conn := testkit.Connect(t, dsn)
+	started := filepath.Join(t.TempDir(), "started")
+	for round := range testkit.Rounds(200) {
+		lock, err := holder.Acquire(t.Context(), pgbaton.Name("k"))
+		require.NoError(t, err)
+		waiting := make([]*baton, crowd)
+		for i := range waiting {
+			waiting[i] = call(t, dsn, "run", "k", "--name", "waiter", "--", "sh", "-c", `echo $$ >> "$0"; exec sleep 999`, started)
+		}
+		testkit.WaitFor(t, conn, `SELECT count(*) >= $1 FROM pg_stat_activity AS a WHERE a.query LIKE '%wait_for_turn%'
+			AND a.application_name = 'pgbaton/waiter' AND a.datname = current_database()`, crowd)
+		release := func() { require.NoError(t, lock.Release(context.Background())) }
+		first := round%2 == 0
+		if !first {
+			release()
+		}
+		for _, b := range waiting {
+			require.NoError(t, b.Process.Signal(syscall.SIGTERM))
+		}
+		if first {
+			release()
+		}
+		for _, b := range waiting {
+			b.requireStatus(t, 128+15)
+		}
+		text, err := os.ReadFile(started)
+		if first {
+			require.True(t, errors.Is(err, os.ErrNotExist), "a command was started after the signal: %s", text)
+			continue
+		}
+		if err == nil {
+			requireGone(t, numbers(t, strings.ReplaceAll(string(text), "\n", " "))...)
+			require.NoError(t, os.Remove(started))
+		}
+	}
+}
+
+func TestWait(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	call(t, dsn, "wait", "k").requireStatus(t, 0)
+	lock, err := client(t, dsn).AcquireShared(t.Context(), pgbaton.Name("k"))
+	require.NoError(t, err)
+	call(t, dsn, "wait", "k", "--wait", "10ms").requireStatus(t, 75)
+	b := call(t, dsn, "wait", "k")
+	testkit.WaitFor(t, testkit.Connect(t, dsn), sqlWaits)
+	require.NoError(t, lock.Release(t.Context()))
+	b.requireStatus(t, 0)
+}
+
+func TestLead(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	script := []string{"sh", "-c", `trap 'exit 5' USR1; echo $PGBATON_TOKEN $$; while :; do sleep 0.01; done`}
+	lead := func(name string) *baton {
+		return call(t, dsn, append([]string{"lead", "job", "--name", name, "--"}, script...)...)
+	}
+	terms := []int{0}
+	term := func(b *baton) int {
+		numbers := b.pids(t)
+		require.Greater(t, numbers[0], terms[len(terms)-1])
+		terms = append(terms, numbers[0])
+		return numbers[1]
+	}
+
+	first := lead("first")
+	pid := term(first)
+	second := lead("second")
+	testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'pgbaton/second' AND datname = current_database()")
+	require.NoError(t, first.Process.Kill())
+	next := term(second)
+	waitGone(t, pid)
+
+	// It resigns, and there is nobody else: it is elected again, with a new command.
+	out := call(t, dsn, "resign", "job").requireStatus(t, 0)
+	require.Contains(t, out, `asked second, which leads "job" since `)
+	again := term(second)
+	requireGone(t, next)
+	require.NotEqual(t, next, again)
+
+	// A lost term: a new command for the next one.
+	testkit.Exec(t, testkit.Connect(t, dsn), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name = 'pgbaton/second'`)
+	last := term(second)
+	requireGone(t, again)
+
+	// The command's own end is that of lead.
+	require.NoError(t, syscall.Kill(last, syscall.SIGUSR1))
+	second.requireStatus(t, 5)
+	require.Contains(t, second.stderr.String(), "resigned, as asked")
+	call(t, dsn, "resign", "job").requireStatus(t, 1)
+}
+
+func TestLead_Stopped(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	b := call(t, dsn, "lead", "job", "--", "sh", "-c", "sleep 999 & echo $$ $!; wait")
+	pids := b.pids(t)
+	waiting := call(t, dsn, "lead", "job", "--name", "waiting", "--", "echo", "it ran")
+	testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'pgbaton/waiting' AND datname = current_database()")
+	require.NoError(t, waiting.Process.Signal(syscall.SIGTERM))
+	require.Empty(t, waiting.requireStatus(t, 128+15))
+	require.NoError(t, b.Process.Signal(syscall.SIGTERM))
+	b.requireStatus(t, 128+15)
+	requireGone(t, pids...)
+}
