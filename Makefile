@@ -165,6 +165,17 @@ house: ## draw the packages floor by floor, and check that arrows only go down (
 	cd integration_test && go build -o $(BIN)/house ./cmd/house
 	$(BIN)/house
 
+# The transcripts are those of a PostgreSQL without a pooler; the page is written in place.
+.PHONY: docs
+docs: build/postgres build/command ## run the transcripts of docs/command.md again
+	cd cmd/pgbaton && go build -o $(BIN)/mkdocs ./internal/mkdocs
+	PATH=$(BIN):$$PATH $(WITH_POSTGRES) -- $(BIN)/mkdocs transcripts docs/command.md
+
+RELEASE ?= v0.1.0
+.PHONY: release/dry-run
+release/dry-run: ## install the command from a module proxy made of the tree, and build it for every system into dist/ (RELEASE=v0.1.0)
+	cmd/pgbaton/release-dry-run.sh $(RELEASE) dist
+
 .PHONY: fmt
 fmt: build/lint ## format the code (gofumpt, gci)
 	$(call each-module,$(GOLANGCI_LINT) fmt ./...)

@@ -49,7 +49,7 @@ func TestSilent(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, m.Silent().After(since), "the other connection still owes")
 	require.NoError(t, other.Close())
-	require.NoError(t, other.Close(), "which is safe twice")
+	require.Error(t, other.Close(), "a second time is no end of another one")
 	require.Zero(t, m.Silent())
 
 	require.NoError(t, client.Close())
