@@ -41,7 +41,7 @@ func onTerminal(t *testing.T, dsn string, args ...string) *screen {
 	require.NoError(t, err)
 	defer tty.Close()
 	s := &screen{keyboard: master, cmd: exec.Command(args[0], args[1:]...)}
-	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+dsn, "PS1=$ ")
+	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+patient(t, dsn), "PS1=$ ")
 	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = tty, tty, tty
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	require.NoError(t, s.cmd.Start())
@@ -83,7 +83,7 @@ func (s *screen) types(t *testing.T, text string) {
 // TestTerminal_Foreground: the command reads from the terminal, and Ctrl-C is for it.
 func TestTerminal_Foreground(t *testing.T) {
 	t.Parallel()
-	s := onTerminal(t, testkit.Migrated(t), program, "run", "k", "--", "sh", "-c",
+	s := onTerminal(t, testkit.Migrated(t), program, longTTL, "run", "k", "--", "sh", "-c",
 		`trap 'echo interrupted; exit 9' INT; echo ready; read line < /dev/tty; echo "read $line"; while :; do sleep 0.01; done`)
 	s.shows(t, "ready")
 	s.types(t, "a line\n")

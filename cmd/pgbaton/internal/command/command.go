@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -121,6 +120,7 @@ func (a *app) root() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.databaseURL, "database-url", "", cli.DatabaseFlagUsage)
 	flags.StringVar(&a.name, "name", "", "what this client is called, as others see it; default: host:pid")
+	flags.DurationVar(&a.ttl, "ttl", defaultTTL, "after this `time` of silence the server gives what this process holds to others")
 	flags.BoolVar(&a.sessionPooler, "session-pooler", false, "the pooler in between is in session mode")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddGroup(
@@ -231,14 +231,4 @@ func redact(text string) string {
 		text = secret.ReplaceAllString(text, "${1}…")
 	}
 	return text
-}
-
-// terminal reports whether a file is one.
-func terminal(f any) bool {
-	file, ok := f.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

@@ -72,7 +72,7 @@ func (a *app) open(ctx context.Context) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{pulse: new(pulse.Monitor), ttl: cmp.Or(a.ttl, defaultTTL), name: cmp.Or(a.name, ownName())}
+	c := &client{pulse: new(pulse.Monitor), ttl: a.ttl, name: cmp.Or(a.name, ownName())}
 	config.ConnConfig.DialFunc = c.pulse.Watch(config.ConnConfig.DialFunc)
 	if c.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, err

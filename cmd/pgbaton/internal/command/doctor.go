@@ -31,7 +31,6 @@ Run it with the URL and the role that the service has. The exit status is 0, wit
 	flags := cmd.Flags()
 	flags.IntVar(&replicas, "replicas", 1, "how many processes of the service there are")
 	flags.IntVar(&maxConns, "max-conns", defaultMaxConns, "Config.MaxConns of the service")
-	flags.DurationVar(&a.ttl, "ttl", defaultTTL, "Config.TTL of the service")
 	cmd.RunE = a.do(func(ctx context.Context, _ []string) error {
 		if replicas < 1 || maxConns < 1 {
 			return cli.Usagef("--replicas and --max-conns are 1 at the least")

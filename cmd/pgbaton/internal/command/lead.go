@@ -38,7 +38,7 @@ func (a *app) leadCommand() *cobra.Command {
 	cmd.RunE = a.do(func(ctx context.Context, args []string) error {
 		return a.lead(context.WithoutCancel(ctx), args[0], args[1:], killAfter)
 	})
-	a.holdFlags(cmd, &killAfter)
+	holdFlags(cmd, &killAfter)
 	return cmd
 }
 

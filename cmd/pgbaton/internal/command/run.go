@@ -82,7 +82,7 @@ func (a *app) runCommand() *cobra.Command {
 	flags.DurationVar(&f.atLeast, "at-least", 0, "hold for this `time` at least, also when COMMAND has ended before")
 	flags.DurationVar(&f.once, "once", 0, "run only if the last run by anybody began this `time` ago or earlier")
 	flags.IntVarP(&f.busyStatus, "conflict-exit-code", "E", exitNotAcquired, "exit `status` when not acquired")
-	a.holdFlags(cmd, &f.killAfter)
+	holdFlags(cmd, &f.killAfter)
 	cmd.MarkFlagsMutuallyExclusive("try", "wait", "once")
 	cmd.MarkFlagsMutuallyExclusive("shared", "semaphore", "once")
 	cmd.MarkFlagsMutuallyExclusive("at-least", "once")
@@ -90,10 +90,9 @@ func (a *app) runCommand() *cobra.Command {
 }
 
 // holdFlags are those of every subcommand that runs a command.
-func (a *app) holdFlags(cmd *cobra.Command, killAfter *time.Duration) {
+func holdFlags(cmd *cobra.Command, killAfter *time.Duration) {
 	cmd.Flags().DurationVar(killAfter, "kill-after", 0,
 		"KILL this `time` after a signal to stop that COMMAND outlives; default: never, after a loss at once")
-	cmd.Flags().DurationVar(&a.ttl, "ttl", defaultTTL, "after this `time` of silence the server gives the lock to others")
 }
 
 // beforeCommand is the check that one argument, called so, is before "--" and a command behind it.
