@@ -170,7 +170,7 @@ func TestRole(t *testing.T) {
 	out, _ := output(t, as, 2, "doctor")
 	require.Contains(t, out, grant+";\n")
 	_, errs := output(t, as, 125, "run", "k", "--", "true")
-	require.Contains(t, errs, grant)
+	require.Contains(t, errs, "SELECT pgbaton.grant_service('")
 
 	testkit.Run(t, dsn, grant)
 	out, _ = output(t, as, 0, "doctor")
