@@ -28,7 +28,8 @@ type Holder struct {
 // Lead runs fn in one process of all that call Lead with the same name: it is a candidate until it is elected, runs fn for
 // that term, and is a candidate again, until ctx ends. Then it returns ctx's error and cause. When fn returns an error
 // while its context has not ended, Lead resigns and returns that error. When fn returns nil, Lead resigns and is a
-// candidate again. [Client.Close] ends Lead with [ErrClosed].
+// candidate again. [Client.Close] ends Lead with [ErrClosed], and a database that has another engine than the client ends a candidate's
+// wait with [ErrEngine].
 //
 // fn gets the leader's lock, whose token is the term: each is greater than all before. fn's context ends with ctx,
 // and before that with a cause that matches [ErrLost] when the lock is lost, or [ErrResigned] when somebody asked the

@@ -72,16 +72,8 @@ func migrate(ctx context.Context, db any) error {
 	if err != nil {
 		return err
 	}
-	conn, err := migrator.Connect(ctx, config)
+	set, err := migrator.Migrate(ctx, config)
 	if err != nil {
-		return err
-	}
-	defer migrator.Close(ctx, conn)
-	set, err := migrator.Choose(ctx, conn, config)
-	if err != nil {
-		return err
-	}
-	if err := set.Apply(ctx, conn); err != nil {
 		return err
 	}
 	if set.New {

@@ -127,8 +127,11 @@ BEGIN
         ON CONFLICT ON CONSTRAINT last_run_pkey DO UPDATE
        SET token = excluded.token, ran_at = excluded.ran_at, at_least = excluded.at_least, failed = excluded.failed,
            ended_at = NULL, error = NULL
-     WHERE l.token < excluded.token AND pgbaton.acts_for(l.service);
-    due := FOUND; -- if not, somebody with a newer lock was faster
+     WHERE l.token < excluded.token AND pgbaton.acts_for(l.service)
+       AND (r.resource IS NOT NULL -- locked and judged above; else somebody was faster with the first run of all
+            OR force OR (retry_failed AND l.failed IS TRUE) OR l.ran_at + record_run.at_least <= clock
+            OR l.ran_at > clock + pgbaton.run_tolerance(record_run.at_least));
+    due := FOUND; -- if not, somebody with a newer lock, or with the first run, was faster
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'local', true);
     END IF;

@@ -127,3 +127,34 @@ func TestStartRun_IsDurable(t *testing.T) {
 		testkit.Exec(t, app, "COMMIT")
 	}
 }
+
+// The first run ever of a name, recorded by two whose locks followed on one another: when the newer lock's call begins, the older one's row
+// is not to be seen yet. The window counts all the same.
+func TestStartRun_FirstOfAll(t *testing.T) {
+	t.Parallel()
+	_, appURL := newDatabase(t)
+	app, other, watch := testkit.Connect(t, appURL), testkit.Connect(t, appURL), testkit.Connect(t, appURL)
+	for _, c := range []struct {
+		job, window        string
+		retryFailed, force bool
+		due                bool
+	}{
+		{"in its window", "1 h", false, false, false},
+		{"after it", "1 us", false, false, true},
+		{"a failed one", "1 h", true, false, true},
+		{"forced", "1 h", false, true, true},
+	} {
+		testkit.Exec(t, app, "BEGIN")
+		require.True(t, startRun(t, app, c.job, c.window, 5, false, false).Due)
+		second := make(chan error, 1)
+		var due bool
+		go func() {
+			second <- other.QueryRow(t.Context(), "SELECT due FROM pgbaton.start_run($1, $2::text::interval, 6, $3, $4)",
+				c.job, c.window, c.retryFailed, c.force).Scan(&due)
+		}()
+		waitsForLock(t, watch, pidOf(other))
+		testkit.Exec(t, app, "COMMIT")
+		require.NoError(t, <-second)
+		require.Equal(t, c.due, due, c.job)
+	}
+}

@@ -6,6 +6,7 @@
 //   - A candidate whose wait ends with an error leads nothing, and a grant that came too late for it is given back.
 //   - All candidates of a client that do not lead are tried about once a second, in one round trip. Those for a name
 //     that was given up elsewhere are tried when the news comes, if it comes.
+//   - When the database has gone over to another engine than the client's, all candidates end with that error.
 //   - A candidate never passes a lock of its own client that waits for the same key.
 //   - After a resignation the client does not try for [holdBack], so that another can lead, also when the candidate
 //     withdraws and another comes.

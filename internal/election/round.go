@@ -1,6 +1,7 @@
 package election
 
 import (
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/chans"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
 )
 
@@ -86,12 +88,17 @@ func (m *Manager) try(contests []*contest) {
 	}
 	holds, errs := m.cfg.Locks.TryMany(m.ctx, keys, advisory.Exclusive)
 	var terms []*Term
-	var elected []*waiter
+	var answered []*waiter
 	var unwanted []*lockmgr.Hold
 	m.mu.Lock()
 	for i, p := range contests {
 		p.lastError = errs[i]
 		switch {
+		case errors.Is(errs[i], lockerr.Engine): // no round brings the client's engine back
+			for w := range p.waiters.All() {
+				p.waiters.Answer(w, errs[i])
+				answered = append(answered, w)
+			}
 		case holds[i] == nil:
 		case p.waiters.Len() == 0: // they ended meanwhile
 			unwanted = append(unwanted, holds[i])
@@ -102,11 +109,11 @@ func (m *Manager) try(contests []*contest) {
 			w := p.waiters.First()
 			w.Value = t
 			p.waiters.Answer(w, nil)
-			elected = append(elected, w)
+			answered = append(answered, w)
 		}
 	}
 	m.mu.Unlock()
-	for _, w := range elected {
+	for _, w := range answered {
 		w.Wake()
 	}
 	for _, hold := range unwanted {

@@ -1,6 +1,7 @@
 package migrator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -87,13 +88,21 @@ const (
 	beginPortable = "BEGIN READ WRITE; SET LOCAL statement_timeout = 0" + names
 )
 
-// tryOnce runs statements as the migrations would run them: a setting of the role must not look like something that the server lacks.
-func tryOnce(ctx context.Context, conn *pgconn.PgConn, statements []string) (value string, err error) {
-	if _, err = ask(ctx, conn, beginPinned(conn)+names); err != nil && pgerr.Code(err) != pgerr.QueryCanceled {
+// beginTry begins a transaction in which something is tried, with the settings that the migrations have where the server knows these: a
+// setting of the role must not look like something that the server lacks.
+func beginTry(ctx context.Context, conn *pgconn.PgConn) error {
+	_, err := ask(ctx, conn, beginPinned(conn)+names)
+	if err != nil && pgerr.Code(err) != pgerr.QueryCanceled && !conn.IsClosed() {
 		if err = undo(ctx, conn); err == nil {
 			_, err = ask(ctx, conn, beginPortable)
 		}
 	}
+	return err
+}
+
+// tryOnce runs statements as the migrations would run them.
+func tryOnce(ctx context.Context, conn *pgconn.PgConn, statements []string) (value string, err error) {
+	err = beginTry(ctx, conn)
 	for _, sql := range statements {
 		if err != nil {
 			break
@@ -130,8 +139,13 @@ func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (string, error) {
 // lacks returns what the server lacks of that which the full set needs, "" if nothing. An error is one of the connection.
 func lacks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (string, error) {
 	var lacking []string
+	var lost error
 	note := func(what string, err error) {
-		if err != nil {
+		switch {
+		case err == nil || lost != nil:
+		case conn.IsClosed() || ctx.Err() != nil:
+			lost = err
+		default:
 			lacking = append(lacking, fmt.Sprintf("%s (%s)", what, lockerr.Line(err)))
 		}
 	}
@@ -148,13 +162,13 @@ func lacks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (string,
 		note("sequences", err)
 		note("UNLOGGED tables", tryUnlogged(ctx, conn, place))
 	}
-	sessions, transactions := tryLocks(ctx, conn, config)
+	sessions, transactions, err := tryLocks(ctx, conn, config)
 	note("advisory locks of sessions", sessions)
 	note("advisory locks of transactions", transactions)
-	if conn.IsClosed() || ctx.Err() != nil {
-		return "", fmt.Errorf("try out what the server has: the connection was lost: %s: %w", strings.Join(lacking, ", "), ctx.Err())
-	}
-	if len(lacking) == 0 {
+	switch lost = cmp.Or(lost, err, ctx.Err()); {
+	case lost != nil:
+		return "", fmt.Errorf("try out what the server has: %w", lost)
+	case len(lacking) == 0:
 		return "", nil
 	}
 	return "the server lacks " + strings.Join(lacking, ", "), nil

@@ -22,6 +22,31 @@ const closeTimeout = 5 * time.Second
 
 const oldestMajor = 14
 
+// Migrate connects, chooses a set and applies it. A role's idle_in_transaction_session_timeout, or idle_session_timeout, can be so short that
+// it ends the session in a slow moment, before it is lifted: then all is done anew.
+func Migrate(ctx context.Context, config *pgxpool.Config) (set Set, err error) {
+	for range mostTries {
+		set, err = migrateOnce(ctx, config)
+		if code := pgerr.Code(err); code != pgerr.IdleInTransactionTimeout && code != pgerr.IdleSessionTimeout {
+			break
+		}
+	}
+	return set, err
+}
+
+func migrateOnce(ctx context.Context, config *pgxpool.Config) (Set, error) {
+	conn, err := Connect(ctx, config)
+	if err != nil {
+		return Set{}, err
+	}
+	defer Close(ctx, conn)
+	set, err := Choose(ctx, conn, config)
+	if err != nil {
+		return Set{}, err
+	}
+	return set, set.Apply(ctx, conn)
+}
+
 // Connect opens a connection as the pool would, with its hooks, but outside of it, and refuses servers and poolers on which
 // Run cannot do what it should.
 func Connect(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {

@@ -1,10 +1,12 @@
 package migrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
@@ -15,8 +17,8 @@ import (
 )
 
 // tryLocks tries out advisory locks, which some engines have of sessions and not of transactions, and others have in name only. It needs a
-// second connection, and makes do without one where none can be had.
-func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sessions, transactions error) {
+// second connection, and makes do without one where none can be had. A connection that is lost says nothing about locks: lost is why.
+func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sessions, transactions, lost error) {
 	one := conn.PgConn()
 	var two *pgconn.PgConn
 	if other, err := open(ctx, config); err == nil {
@@ -25,7 +27,11 @@ func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sess
 			two = other.PgConn()
 		}
 	}
-	return inTransactions(ctx, one, two, trySessionLocks), inTransactions(ctx, one, two, tryTransactionLocks)
+	sessions, transactions = inTransactions(ctx, one, two, trySessionLocks), inTransactions(ctx, one, two, tryTransactionLocks)
+	if one.IsClosed() || two != nil && two.IsClosed() {
+		return nil, nil, fmt.Errorf("the connection was lost: %w", cmp.Or(sessions, transactions, net.ErrClosed))
+	}
+	return sessions, transactions, nil
 }
 
 // probe tries something out with two connections, the second nil if none could be had.
@@ -48,7 +54,7 @@ func inTransactionsOnce(ctx context.Context, one, two *pgconn.PgConn, p probe) e
 			continue
 		}
 		defer func() { _, _ = ask(ctx, conn, "ROLLBACK") }() // after an error nothing else can be said on it
-		if _, err := ask(ctx, conn, "BEGIN; SET LOCAL statement_timeout = 0"); err != nil {
+		if err := beginTry(ctx, conn); err != nil {
 			return err
 		}
 	}

@@ -40,6 +40,8 @@ const (
 	CannotConnectNow   = "57P03"
 	IdleSessionTimeout = "57P05"
 
+	IdleInTransactionTimeout = "25P03"
+
 	OutOfMemory      = "53200" // with the hint on max_locks_per_transaction it is the lock table
 	UnknownStatement = "26000" // invalid_sql_statement_name: it was prepared, and is no longer
 
