@@ -3,127 +3,22 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
-
-// baton is a call of the command that runs.
-type baton struct {
-	*exec.Cmd
-
-	lines  *bufio.Reader
-	stderr *bytes.Buffer
-}
-
-// call starts the command on a database. It is killed at the end of the test if it runs then. On a busy machine it is lost for silence only
-// where a test says a TTL.
-func call(t *testing.T, dsn string, args ...string) *baton {
-	t.Helper()
-	b := &baton{Cmd: exec.Command(program, args...), stderr: new(bytes.Buffer)}
-	b.Env = append(os.Environ(), "DATABASE_URL="+patient(t, dsn))
-	if !slices.Contains(args, shortTTL) {
-		b.Args = slices.Insert(b.Args, 1, longTTL)
-	}
-	b.Stderr = b.stderr
-	r, w, err := os.Pipe()
-	require.NoError(t, err)
-	b.Stdout, b.lines = w, bufio.NewReader(r)
-	require.NoError(t, b.Start())
-	w.Close()
-	t.Cleanup(func() {
-		_ = b.Process.Kill()
-		_, _ = b.Process.Wait()
-		r.Close()
-	})
-	return b
-}
-
-// patient is dsn with a time to connect that fits a busy machine.
-func patient(t *testing.T, dsn string) string {
-	t.Helper()
-	return testkit.With(t, dsn, "connect_timeout", "60")
-}
-
-// line reads a line of standard output.
-func (b *baton) line(t *testing.T) string {
-	t.Helper()
-	text, err := b.lines.ReadString('\n')
-	require.NoError(t, err, "standard error: %s", b.stderr)
-	return strings.TrimSuffix(text, "\n")
-}
-
-// pids reads a line of numbers of processes.
-func (b *baton) pids(t *testing.T) []int {
-	t.Helper()
-	return numbers(t, b.line(t))
-}
-
-func numbers(t *testing.T, text string) []int {
-	t.Helper()
-	var pids []int
-	for _, field := range strings.Fields(text) {
-		pid, err := strconv.Atoi(field)
-		require.NoError(t, err)
-		pids = append(pids, pid)
-	}
-	return pids
-}
-
-// requireStatus waits for the end of the call, and returns the rest of standard output.
-func (b *baton) requireStatus(t *testing.T, want int) string {
-	t.Helper()
-	rest, err := io.ReadAll(b.lines)
-	require.NoError(t, err)
-	err = b.Wait()
-	var exit *exec.ExitError
-	if err != nil {
-		require.ErrorAs(t, err, &exit)
-	}
-	require.Equal(t, want, b.ProcessState.ExitCode(), "%v: %s", err, b.stderr)
-	return string(rest)
-}
-
-func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
-
-func requireGone(t *testing.T, pids ...int) {
-	t.Helper()
-	for _, pid := range pids {
-		require.False(t, alive(pid), "process %d is there", pid)
-	}
-}
-
-func waitGone(t *testing.T, pids ...int) {
-	t.Helper()
-	for _, pid := range pids {
-		testkit.Eventually(t, "process "+strconv.Itoa(pid)+" is gone", func() bool { return !alive(pid) })
-	}
-}
-
-// client opens a client of the library.
-func client(t *testing.T, dsn string) *pgbaton.Client {
-	t.Helper()
-	c, err := pgbaton.Open(testkit.Context(t), dsn, &pgbaton.Config{TTL: time.Hour})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, c.Close(context.Background())) })
-	return c
-}
 
 // sqlWaits reports whether somebody waits for a lock.
 const sqlWaits = `SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
@@ -261,13 +156,6 @@ func TestRun_Once(t *testing.T) {
 	call(t, dsn, "run", "missing", "--once", "1h", "--", "/there/is/no/such/program").requireStatus(t, 127)
 }
 
-// families print the numbers of their processes, and leave some behind in all ways.
-var families = map[string]string{
-	"Group":   `sleep 999 & echo $$ $!; wait`,
-	"Deaf":    `trap '' TERM HUP INT QUIT; sleep 999 & echo $$ $!; while :; do wait; sleep 1; done`,
-	"Session": `setsid sh -c 'sleep 999 & echo $$ $!; wait' & wait`,
-}
-
 func TestRun_Lost(t *testing.T) {
 	t.Parallel()
 	for name, script := range families {
@@ -313,35 +201,6 @@ func TestRun_Signals(t *testing.T) {
 			})
 		}
 	}
-}
-
-// witness is a command that reports whether processes live, once it is its turn.
-func witness(pids []int) []string {
-	script := ""
-	for _, pid := range pids {
-		script += "kill -0 " + strconv.Itoa(pid) + " 2>/dev/null && echo alive; "
-	}
-	return []string{"sh", "-c", script + "echo seen"}
-}
-
-const (
-	longTTL  = "--ttl=1h"
-	shortTTL = "--ttl=5s"
-)
-
-// holdShortly runs a family under a lock that silence costs soon. On a busy machine that may have happened before it begins: then it tries
-// again.
-func holdShortly(t *testing.T, dsn, script string) (*baton, []int) {
-	t.Helper()
-	for range 20 {
-		b := call(t, dsn, "run", "k", shortTTL, "--", "sh", "-c", script)
-		if line, err := b.lines.ReadString('\n'); err == nil {
-			return b, numbers(t, line)
-		}
-		require.Error(t, b.Wait())
-	}
-	require.Fail(t, "no lock lasts for long enough")
-	return nil, nil
 }
 
 // TestRun_Frozen: a holder that is stopped loses its lock, and its command is dead before the next one starts.
@@ -420,74 +279,4 @@ func TestRun_StoppedWhileWaiting(t *testing.T) { // alone: it has so many sessio
 			require.NoError(t, os.Remove(started))
 		}
 	}
-}
-
-func TestWait(t *testing.T) {
-	t.Parallel()
-	dsn := testkit.Migrated(t)
-	call(t, dsn, "wait", "k").requireStatus(t, 0)
-	lock, err := client(t, dsn).AcquireShared(t.Context(), pgbaton.Name("k"))
-	require.NoError(t, err)
-	call(t, dsn, "wait", "k", "--wait", "10ms").requireStatus(t, 75)
-	b := call(t, dsn, "wait", "k")
-	testkit.WaitFor(t, testkit.Connect(t, dsn), sqlWaits)
-	require.NoError(t, lock.Release(t.Context()))
-	b.requireStatus(t, 0)
-}
-
-func TestLead(t *testing.T) {
-	t.Parallel()
-	dsn := testkit.Migrated(t)
-	script := []string{"sh", "-c", `trap 'exit 5' USR1; echo $PGBATON_TOKEN $$; while :; do sleep 0.01; done`}
-	lead := func(name string) *baton {
-		return call(t, dsn, append([]string{"lead", "job", "--name", name, "--"}, script...)...)
-	}
-	terms := []int{0}
-	term := func(b *baton) int {
-		numbers := b.pids(t)
-		require.Greater(t, numbers[0], terms[len(terms)-1])
-		terms = append(terms, numbers[0])
-		return numbers[1]
-	}
-
-	first := lead("first")
-	pid := term(first)
-	second := lead("second")
-	testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'pgbaton/second' AND datname = current_database()")
-	require.NoError(t, first.Process.Kill())
-	next := term(second)
-	waitGone(t, pid)
-
-	// It resigns, and there is nobody else: it is elected again, with a new command.
-	out := call(t, dsn, "resign", "job").requireStatus(t, 0)
-	require.Contains(t, out, `asked second, which leads "job" since `)
-	again := term(second)
-	requireGone(t, next)
-	require.NotEqual(t, next, again)
-
-	// A lost term: a new command for the next one.
-	testkit.Exec(t, testkit.Connect(t, dsn), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE datname = current_database() AND application_name = 'pgbaton/second'`)
-	last := term(second)
-	requireGone(t, again)
-
-	// The command's own end is that of lead.
-	require.NoError(t, syscall.Kill(last, syscall.SIGUSR1))
-	second.requireStatus(t, 5)
-	require.Contains(t, second.stderr.String(), "resigned, as asked")
-	call(t, dsn, "resign", "job").requireStatus(t, 1)
-}
-
-func TestLead_Stopped(t *testing.T) {
-	t.Parallel()
-	dsn := testkit.Migrated(t)
-	b := call(t, dsn, "lead", "job", "--", "sh", "-c", "sleep 999 & echo $$ $!; wait")
-	pids := b.pids(t)
-	waiting := call(t, dsn, "lead", "job", "--name", "waiting", "--", "echo", "it ran")
-	testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'pgbaton/waiting' AND datname = current_database()")
-	require.NoError(t, waiting.Process.Signal(syscall.SIGTERM))
-	require.Empty(t, waiting.requireStatus(t, 128+15))
-	require.NoError(t, b.Process.Signal(syscall.SIGTERM))
-	b.requireStatus(t, 128+15)
-	requireGone(t, pids...)
 }
