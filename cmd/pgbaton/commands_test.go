@@ -185,8 +185,18 @@ func TestRole(t *testing.T) {
 	wrong := strings.Replace(as, ":service@", ":hush-hush@", 1)
 	require.NotEqual(t, as, wrong)
 	for _, args := range [][]string{
-		{"run", "k", "--", "true"}, {"doctor"}, {"migrate", "up"}, {"migrate", "version"}, {"migrate", "down", "0", "--yes"}, {"fence", "show"},
-		{"semaphore", "ls", "s"}, {"wait", "k"}, {"resign", "k"}, {"bench"}, {"demo"}, {"lead", "k", "-v", "--", "true"},
+		{"run", "k", "--", "true"},
+		{"doctor"},
+		{"migrate", "up"},
+		{"migrate", "version"},
+		{"migrate", "down", "0", "--yes"},
+		{"fence", "show"},
+		{"semaphore", "ls", "s"},
+		{"wait", "k"},
+		{"resign", "k"},
+		{"bench"},
+		{"demo"},
+		{"lead", "k", "-v", "--", "true"},
 	} {
 		b := call(t, wrong, args...)
 		said, err := io.ReadAll(b.lines)

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -271,7 +270,7 @@ func TestRun_StoppedWhileWaiting(t *testing.T) { // alone: it has so many sessio
 		}
 		text, err := os.ReadFile(started)
 		if first {
-			require.True(t, errors.Is(err, os.ErrNotExist), "a command was started after the signal: %s", text)
+			require.ErrorIs(t, err, os.ErrNotExist, "a command was started after the signal: %s", text)
 			continue
 		}
 		if err == nil {

@@ -37,8 +37,10 @@ with the session engine.`,
 		return a.emit(figures, func() error {
 			rows := make([][]string, len(figures))
 			for i, f := range figures {
-				rows[i] = []string{f.What, strconv.FormatFloat(f.PerSecond, 'f', 0, 64), micros(f.Median), micros(f.P99),
-					fmt.Sprintf("%.2f", f.MedianToFloor)}
+				rows[i] = []string{
+					f.What, strconv.FormatFloat(f.PerSecond, 'f', 0, 64), micros(f.Median), micros(f.P99),
+					fmt.Sprintf("%.2f", f.MedianToFloor),
+				}
 			}
 			return table(a.std.Out, []string{"WHAT", "PER SECOND", "MEDIAN", "P99", "MEDIAN / FLOOR"}, rows)
 		})

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgbaton/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 // Exit statuses.
@@ -184,20 +185,23 @@ func (a *app) conclude(ctx context.Context, cmd *cobra.Command, err error) int {
 	case errors.Is(err, cli.ErrReported):
 		return exitFailed
 	case errors.As(err, &usage) || !a.began && !errors.As(err, &status):
-		a.say("%s: %v\nRun \"%s --help\" for how it is used.", name, err, name)
+		a.say("%s: %s\nRun \"%s --help\" for how it is used.", name, plain(err), name)
 		return failureOf(cmd, exitUsage)
 	case errors.As(err, &status):
 		if status.err != nil {
-			a.say("%s: %v", name, status.err)
+			a.say("%s: %s", name, plain(status.err))
 		}
 		return status.status
 	case ctx.Err() != nil:
-		a.say("%s: interrupted: %v", name, err)
+		a.say("%s: interrupted: %s", name, plain(err))
 		return exitInterrupted
 	}
-	a.say("%s: %v", name, cli.Explain(err))
+	a.say("%s: %s", name, plain(cli.Explain(err)))
 	return failureOf(cmd, exitFailed)
 }
+
+// plain is the text of an error without the library's prefix: the command's name is before it.
+func plain(err error) string { return strings.TrimPrefix(err.Error(), lockerr.Prefix) }
 
 // runsCommand marks subcommands whose exit status is that of another command, so that their own failures need one that commands seldom use.
 const runsCommand = "runs a command"

@@ -10,6 +10,7 @@ import (
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/doctor"
 	"github.com/pgbaton/pgbaton/internal/cli"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
 
 const (
@@ -49,7 +50,7 @@ Run it with the URL and the role that the service has. The exit status is 0, wit
 			},
 		})
 		for i := range findings {
-			findings[i].Says = redact(findings[i].Says)
+			findings[i].Says = redact(strings.TrimPrefix(findings[i].Says, lockerr.Prefix))
 		}
 		err := a.emit(findings, func() error { return a.print("%s", report(findings)) })
 		if worst := doctor.Worst(findings); err == nil && worst != doctor.OK {

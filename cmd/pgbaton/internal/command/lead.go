@@ -65,7 +65,7 @@ func (a *app) lead(ctx context.Context, name string, argv []string, killAfter ti
 		ran = true
 		switch {
 		case out.lost != nil:
-			a.say("pgbaton lead: %v; the command was stopped", out.lost)
+			a.say("pgbaton lead: %s; the command was stopped", plain(out.lost))
 			return nil
 		case errors.Is(context.Cause(ctx), pgbaton.ErrResigned):
 			a.say("pgbaton lead: resigned, as asked")

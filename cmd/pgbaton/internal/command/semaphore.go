@@ -110,8 +110,10 @@ func (a *app) semaphoreList(ctx context.Context, names []string) error {
 		for _, v := range views {
 			rows = append(rows, []string{v.Name, strconv.Itoa(v.Capacity), strconv.Itoa(v.Available)})
 			for _, h := range v.Holders {
-				rows = append(rows, []string{"", "", "", strconv.Itoa(h.Permits), h.Client,
-					(time.Duration(h.ExpiresIn*1000) * time.Millisecond).Round(100 * time.Millisecond).String()})
+				rows = append(rows, []string{
+					"", "", "", strconv.Itoa(h.Permits), h.Client,
+					(time.Duration(h.ExpiresIn*1000) * time.Millisecond).Round(100 * time.Millisecond).String(),
+				})
 			}
 		}
 		return table(a.std.Out, []string{"NAME", "CAPACITY", "FREE", "HELD", "BY", "UNLESS RENEWED FOR"}, rows)

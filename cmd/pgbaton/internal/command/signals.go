@@ -46,7 +46,7 @@ func takeSignals() *signals {
 	go func() {
 		defer close(s.ended)
 		for sig := range s.events {
-			s.take(sig.(syscall.Signal)) //nolint:errcheck,forcetypeassert // all of os/signal are
+			s.take(sig.(syscall.Signal)) // all of os/signal are
 		}
 	}()
 	return s

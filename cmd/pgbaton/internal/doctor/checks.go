@@ -20,8 +20,10 @@ func (e *examination) schema() {
 	err := e.conn.QueryRow(e.ctx, sql).Scan(&version, &oldest)
 	switch code := pgerr.Code(err); {
 	case code == pgerr.UndefinedSchema || code == pgerr.UndefinedFunction:
-		e.add(Finding{Topic: "schema", Level: Error, Says: "There is no schema pgbaton in this database.",
-			Do: "Run the migrations, as a role that has CREATE on the database: pgbaton migrate up"})
+		e.add(Finding{
+			Topic: "schema", Level: Error, Says: "There is no schema pgbaton in this database.",
+			Do: "Run the migrations, as a role that has CREATE on the database: pgbaton migrate up",
+		})
 		return
 	case err != nil:
 		e.add(Finding{Topic: "schema", Level: Error, Says: fmt.Sprintf("Its version cannot be read: %v.", pgerr.Schema(err))})
@@ -60,8 +62,10 @@ FROM pg_namespace AS n WHERE n.nspname = 'pgbaton'`
 	}
 	grant := "SELECT pgbaton.grant_service('" + strings.ReplaceAll(role, "'", "''") + "')"
 	if !usage {
-		e.add(Finding{Topic: "privileges", Level: Error, Says: "Role " + role + " may not use the schema pgbaton.",
-			Do: "As the owner of the schema:", SQL: []string{grant}})
+		e.add(Finding{
+			Topic: "privileges", Level: Error, Says: "Role " + role + " may not use the schema pgbaton.",
+			Do: "As the owner of the schema:", SQL: []string{grant},
+		})
 		return nil
 	}
 	missing, err := e.missing(refused)
@@ -69,12 +73,16 @@ FROM pg_namespace AS n WHERE n.nspname = 'pgbaton'`
 	case err != nil:
 		return err
 	case len(missing) > 0:
-		e.add(Finding{Topic: "privileges", Level: Error, Says: fmt.Sprintf("Role %s may not call %s.", role, strings.Join(missing, ", ")),
-			Do: "As the owner of the schema:", SQL: []string{grant}})
+		e.add(Finding{
+			Topic: "privileges", Level: Error, Says: fmt.Sprintf("Role %s may not call %s.", role, strings.Join(missing, ", ")),
+			Do: "As the owner of the schema:", SQL: []string{grant},
+		})
 	case super || owner:
-		e.add(Finding{Topic: "privileges", Says: "Role " + role + " is a superuser or owns the schema, and may do everything.",
+		e.add(Finding{
+			Topic: "privileges", Says: "Role " + role + " is a superuser or owns the schema, and may do everything.",
 			Do:  "A service should log in as a role of its own, so that others are safe from it; as the owner, for a role named service:",
-			SQL: []string{"SELECT pgbaton.grant_service('service')"}})
+			SQL: []string{"SELECT pgbaton.grant_service('service')"},
+		})
 	default:
 		e.add(Finding{Topic: "privileges", Says: "Role " + role + " has what a service needs."})
 	}
@@ -258,8 +266,10 @@ FROM pg_prepared_xacts AS p WHERE p.database = current_database() AND p.prepared
 		e.add(Finding{Topic: "prepared transactions", Says: "None is older than an hour."})
 		return nil
 	}
-	e.add(Finding{Topic: "prepared transactions", Level: Warning, Says: "Older than an hour: " + old + ".",
-		Do: "They keep their locks through restarts. COMMIT PREPARED or ROLLBACK PREPARED them."})
+	e.add(Finding{
+		Topic: "prepared transactions", Level: Warning, Says: "Older than an hour: " + old + ".",
+		Do: "They keep their locks through restarts. COMMIT PREPARED or ROLLBACK PREPARED them.",
+	})
 	return nil
 }
 

@@ -30,7 +30,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return errors.New("say what: man DIRECTORY, or transcripts FILE...")
+		return errors.New("say what: man DIRECTORY, or transcripts and files")
 	}
 	switch args[0] {
 	case "man":

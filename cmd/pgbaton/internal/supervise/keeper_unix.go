@@ -131,7 +131,7 @@ func (k *keeper) wait() {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WUNTRACED, nil)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // an errno
+		case err == unix.EINTR:
 		case err != nil:
 			close(k.none)
 			return
@@ -230,7 +230,7 @@ func (k *keeper) age() time.Duration {
 
 // killAll kills the command's group and all children, and returns how many processes there were and how many could not be killed.
 func (k *keeper) killAll() (left, refused int) {
-	switch err := unix.Kill(-k.group, unix.SIGKILL); err { //nolint:errorlint // an errno
+	switch err := unix.Kill(-k.group, unix.SIGKILL); err {
 	case nil:
 		left = 1
 	case unix.EPERM:

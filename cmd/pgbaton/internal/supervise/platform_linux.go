@@ -32,7 +32,7 @@ func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL
 func killAdopted() (there, refused int) {
 	for _, pid := range children() {
 		there++
-		if err := unix.Kill(pid, unix.SIGKILL); err == unix.EPERM { //nolint:errorlint // an errno
+		if err := unix.Kill(pid, unix.SIGKILL); err == unix.EPERM {
 			refused++
 		}
 	}
