@@ -89,7 +89,10 @@ func keep(args []string) int {
 	go k.wait()
 	go func() {
 		defer close(k.orders)
-		_ = receive(orders, func(m message) { k.orders <- m })
+		_ = receive(orders, func(m message) bool {
+			k.orders <- m
+			return false
+		})
 	}()
 	k.watch()
 	return 0

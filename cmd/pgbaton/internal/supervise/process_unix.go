@@ -47,6 +47,9 @@ func Start(cmd Command) (*Process, error) {
 	return p, nil
 }
 
+// starting is held while a keeper's ends of its pipes can be inherited, so that no other keeper has them.
+var starting sync.Mutex
+
 // startKeeper starts the keeper and returns the end of the pipe on which it reports.
 func (s *system) startKeeper(cmd Command) (reports *os.File, err error) {
 	program, err := ownProgram()
@@ -70,6 +73,8 @@ func (s *system) startKeeper(cmd Command) (reports *os.File, err error) {
 		return nil, err
 	}
 
+	starting.Lock()
+	defer starting.Unlock()
 	// The keeper gets its ends under free numbers, so that files that the caller was given under low ones are the command's.
 	in, err1 := inheritable(ordersRead)
 	out, err2 := inheritable(reportsWrite)
@@ -122,7 +127,7 @@ func closeAll(fds ...int) {
 func (p *Process) listen(reports *os.File) {
 	gone := false
 	first := true
-	err := receive(reports, func(m message) {
+	err := receive(reports, func(m message) bool {
 		switch m.word {
 		case reportStarted:
 			p.system.setGroup(int(m.number(0)))
@@ -137,6 +142,7 @@ func (p *Process) listen(reports *os.File) {
 			p.result = Result{Status: int(m.number(0)), Expired: m.number(1) != 0, Left: int(m.number(2))}
 			gone = true
 		}
+		return gone
 	})
 	reports.Close()
 	if !gone {

@@ -51,8 +51,8 @@ func send(w io.Writer, word string, numbers ...int64) error {
 	return err
 }
 
-// receive calls f for each message until the pipe ends.
-func receive(r io.Reader, f func(message)) error {
+// receive calls f for each message until the pipe ends, or f reports that it was the last one.
+func receive(r io.Reader, f func(message) (last bool)) error {
 	for lines := bufio.NewReader(r); ; {
 		line, err := lines.ReadString('\n')
 		if err != nil {
@@ -70,6 +70,8 @@ func receive(r io.Reader, f func(message)) error {
 			}
 			m.numbers = append(m.numbers, n)
 		}
-		f(m)
+		if f(m) {
+			return nil
+		}
 	}
 }
