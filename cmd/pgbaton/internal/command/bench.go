@@ -71,7 +71,7 @@ func (a *app) bench(ctx context.Context, length time.Duration) ([]figure, error)
 		return nil, err
 	}
 	defer hangUp(ctx, conn)
-	floor, err := measure(ctx, "floor: two SELECT 1, one goroutine", 1, length, func(ctx context.Context, _ int) error {
+	floor, err := measure(ctx, "floor: two SELECT 1, goroutines: 1", 1, length, func(ctx context.Context, _ int) error {
 		for range 2 {
 			if _, err := conn.PgConn().Exec(ctx, "SELECT 1").ReadAll(); err != nil {
 				return err
@@ -89,7 +89,7 @@ func (a *app) bench(ctx context.Context, length time.Duration) ([]figure, error)
 			return err
 		}
 		for _, goroutines := range []int{1, 10, 100} {
-			what := fmt.Sprintf("pair, %s engine, %d goroutines", d.Engine, goroutines)
+			what := fmt.Sprintf("pair, engine %s, goroutines: %d", d.Engine, goroutines)
 			f, err := measure(ctx, what, goroutines, length, func(ctx context.Context, i int) error {
 				lock, err := c.Acquire(ctx, pgbaton.Name(fmt.Sprintf("pgbaton-bench/%s/%d", c.name, i)))
 				if err != nil {

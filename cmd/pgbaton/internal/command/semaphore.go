@@ -178,7 +178,7 @@ func (a *app) semaphoreSet(ctx context.Context, args []string, resize bool) erro
 			err = semaphore.Resize(ctx, capacity)
 		}
 		if errors.Is(err, pgbaton.ErrCapacityMismatch) {
-			return fmt.Errorf("%w (or: pgbaton semaphore resize %s %d)", err, args[0], capacity)
+			return fmt.Errorf("%w; pgbaton semaphore resize %s %d changes it", err, args[0], capacity)
 		}
 		if err != nil {
 			return err

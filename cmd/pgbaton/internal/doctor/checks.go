@@ -26,7 +26,9 @@ func (e *examination) schema() {
 		})
 		return
 	case err != nil:
-		e.add(Finding{Topic: "schema", Level: Error, Says: fmt.Sprintf("Its version cannot be read: %v.", pgerr.Schema(err))})
+		if code != pgerr.InsufficientPrivilege { // which is said below
+			e.add(Finding{Topic: "schema", Level: Error, Says: fmt.Sprintf("Its version cannot be read: %v.", pgerr.Schema(err))})
+		}
 		return
 	}
 	f := Finding{Topic: "schema", Says: fmt.Sprintf("It has version %d and serves clients from version %d on; this one is %d.",
@@ -119,7 +121,7 @@ SELECT current_setting('max_connections')::int - current_setting('superuser_rese
 		return err
 	}
 	need := e.Replicas * e.MaxConns
-	f := Finding{Topic: "connections", Says: fmt.Sprintf("The server takes %d, and has %d now. %d replicas open %d at the most, and one each while they only hold.",
+	f := Finding{Topic: "connections", Says: fmt.Sprintf("The server takes %d, and has %d now. At %d replicas the service opens %d at the most, and one each while it only holds.",
 		most, taken, e.Replicas, need)}
 	if need > most-taken {
 		f.Level = Warning

@@ -111,7 +111,8 @@ func perform(commands []string) ([]string, error) {
 		if err := os.WriteFile(file, []byte(command+"\n"), 0o600); err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(&script, "printf '%s'\n. '%s'\n", mark, file)
+		// Each command finds the exit status of the one before it.
+		fmt.Fprintf(&script, "status=$?; printf '%s'; (exit $status)\n. '%s'\n", mark, file)
 	}
 	shell := exec.Command("bash", "-c", script.String()) //nolint:gosec // the commands of a document of this repository
 	shell.Dir = dir
