@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
 	"github.com/pgbaton/pgbaton"
@@ -66,28 +67,17 @@ type figure struct {
 
 // bench measures each thing for a time.
 func (a *app) bench(ctx context.Context, length time.Duration) ([]figure, error) {
-	conn, err := a.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer hangUp(ctx, conn)
-	floor, err := measure(ctx, "floor: two SELECT 1, goroutines: 1", 1, length, func(ctx context.Context, _ int) error {
-		for range 2 {
-			if _, err := conn.PgConn().Exec(ctx, "SELECT 1").ReadAll(); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	figures := []figure{floor}
-	err = a.withClient(ctx, func(c *client) error {
+	var figures []figure
+	err := a.withClient(ctx, func(c *client) error {
 		d, err := c.Diagnose(ctx)
 		if err != nil {
 			return err
 		}
+		floor, err := a.floor(ctx, d.NoSession == nil, length)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, floor)
 		for _, goroutines := range []int{1, 10, 100} {
 			what := fmt.Sprintf("pair, engine %s, goroutines: %d", d.Engine, goroutines)
 			f, err := measure(ctx, what, goroutines, length, func(ctx context.Context, i int) error {
@@ -106,9 +96,39 @@ func (a *app) bench(ctx context.Context, length time.Duration) ([]figure, error)
 		return nil
 	})
 	for i := range figures {
-		figures[i].MedianToFloor = figures[i].Median / floor.Median
+		figures[i].MedianToFloor = figures[i].Median / figures[0].Median
 	}
 	return figures, err
+}
+
+// floor measures two statements that do nothing, prepared ones where there is a session that keeps them.
+func (a *app) floor(ctx context.Context, prepared bool, length time.Duration) (figure, error) {
+	conn, err := a.connect(ctx)
+	if err != nil {
+		return figure{}, err
+	}
+	defer hangUp(ctx, conn)
+	const name, sql = "pgbaton_floor", "SELECT 1"
+	pg := conn.PgConn()
+	if prepared {
+		if _, err := pg.Prepare(ctx, name, sql, nil); err != nil {
+			return figure{}, err
+		}
+	}
+	return measure(ctx, "floor: two SELECT 1, goroutines: 1", 1, length, func(ctx context.Context, _ int) error {
+		for range 2 {
+			var result *pgconn.Result
+			if prepared {
+				result = pg.ExecPrepared(ctx, name, nil, nil, nil).Read()
+			} else {
+				result = pg.ExecParams(ctx, sql, nil, nil, nil, nil).Read()
+			}
+			if result.Err != nil {
+				return result.Err
+			}
+		}
+		return nil
+	})
 }
 
 // measure has goroutines do something again and again for a time.
