@@ -23,19 +23,21 @@ demo: build/postgres build/command ## show the library at work against a real Po
 # -count=1, because go's cache of results does not know the servers. How many packages, and tests of one, run at a time
 # bounds how much a test may be slowed down by others, not whether it passes; but a server that was handed in may have no
 # more than PostgreSQL's usual 100 connections. With -trimpath, one clone's tests are built from what another's left in go's
-# cache.
+# cache. What go vet finds is make lint's; without symbols for debuggers the tests are linked in half the time; and a program with the race
+# detector sleeps for a second at its end unless it is told not to.
 PACKAGES_AT_ONCE ?= $(if $(DATABASE_URL),1,3)
 TESTS_AT_ONCE ?= $(if $(DATABASE_URL),1,8)
-GO_TEST = $(WITH_POSTGRES) -- go test -race -trimpath -p $(PACKAGES_AT_ONCE) -parallel $(TESTS_AT_ONCE) -count=1 -timeout $(TEST_TIMEOUT)
+GO_TEST = GORACE=atexit_sleep_ms=10 $(WITH_POSTGRES) -- go test -race -trimpath -vet=off -ldflags=-w -p $(PACKAGES_AT_ONCE) -parallel $(TESTS_AT_ONCE) -count=1 -timeout $(TEST_TIMEOUT)
 
 .PHONY: test
 test: test/unit test/command test/integration ## run all tests with the race detector, hammers and storms in brief
 
 .PHONY: test/full
 test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/command test/integration PACKAGES_AT_ONCE=1
+	$(MAKE) test/unit test/command
+	$(MAKE) test/integration PACKAGES_AT_ONCE=2
 	$(MAKE) test/long
-	$(MAKE) test/leases PACKAGES_AT_ONCE=1
+	$(MAKE) test/leases PACKAGES_AT_ONCE=2
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
 SHORT := -short

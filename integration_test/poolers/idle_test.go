@@ -39,7 +39,7 @@ func startFleet(t *testing.T, dsn string, engine pgbaton.Engine, clients int) *i
 		}
 	})
 	var group sync.WaitGroup
-	turns := make(chan struct{}, 16) // so many begin at once
+	turns := make(chan struct{}, 4) // so many begin at once: a server that is slow to start its processes takes longer than a client waits
 	for i := range clients {
 		group.Go(func() {
 			turns <- struct{}{}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 )
@@ -25,6 +26,40 @@ type Home struct {
 	identity string
 	moves    int
 	members  map[*member]struct{}
+	last     *lastLook
+}
+
+// lastLook is what a session has found.
+type lastLook struct {
+	server Server
+	role   string
+	at     time.Time
+}
+
+// lookHolds is for how long other sessions go by what one has found.
+const lookHolds = time.Minute
+
+// lastLook returns the last look, nil if it was too long ago.
+func (h *Home) lastLook() *lastLook {
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.last == nil || time.Since(h.last.at) > lookHolds {
+		return nil
+	}
+	return h.last
+}
+
+// looked is told what a session has found.
+func (h *Home) looked(server Server, role string) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last = &lastLook{server: server, role: role, at: time.Now()}
 }
 
 // NewHome makes a home that the first session to enter decides about.

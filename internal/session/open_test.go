@@ -203,6 +203,37 @@ func TestDial_NamesWhatWasRevoked(t *testing.T) {
 	}
 }
 
+// TestDial_GoesByTheLastLook opens sessions of one home: what the first has found is looked at again for another role, and on another run
+// of the server or in another database.
+func TestDial_GoesByTheLastLook(t *testing.T) {
+	t.Parallel()
+	service, stranger := testkit.Role(t), testkit.Role(t)
+	dsn, other := testkit.Migrated(t), testkit.Migrated(t)
+	owner := testkit.Connect(t, dsn)
+	testkit.Exec(t, owner, "SELECT pgbaton.grant_service('"+service+"')")
+	d := dialer(t, testkit.As(t, dsn, service))
+	d.Home = session.NewHome()
+	first, err := d.Dial(t.Context(), session.Holding)
+	require.NoError(t, err)
+	defer first.HangUp()
+	testkit.Exec(t, owner, "ALTER SEQUENCE pgbaton.token CACHE 2")
+	second, err := d.Dial(t.Context(), session.Waiting)
+	require.NoError(t, err, "the catalogs were read again")
+	defer second.HangUp()
+	require.Equal(t, first.Server, second.Server)
+
+	for name, dsn := range map[string]string{"another role": testkit.As(t, dsn, stranger), "another database": testkit.As(t, other, stranger)} {
+		strange := dialer(t, dsn)
+		strange.Home = d.Home
+		_, err = strange.Dial(t.Context(), session.Waiting)
+		require.ErrorIs(t, err, lockerr.Schema, name)
+		require.ErrorContains(t, err, "grant_service", name)
+	}
+	alone := dialer(t, testkit.As(t, dsn, service))
+	_, err = alone.Dial(t.Context(), session.Waiting)
+	require.ErrorContains(t, err, "was altered")
+}
+
 // A network with a round trip of a good part of the TTL opens a session all the same.
 func TestDial_OnASlowNetwork(t *testing.T) {
 	t.Parallel()

@@ -7,7 +7,8 @@
 // the client are on (see [Home]), and the server ends it
 // when nothing was heard from the client for the idle time of its role. What it does not: that any
 // of this is still so later. A session that is lost, and a server that restarts, fails over or loses the
-// token sequence, ends the session; the next Dial looks again.
+// token sequence, ends the session; the next Dial looks again. What only an owner of the schema could have changed, or the role's
+// grantor, it takes from another session's look of the last minute, if that was the same role's on the same run of the same server.
 //
 // A dial takes two round trips after the login and the caller's hook, five if it tries out a pooler that is said to be in
 // session mode (seven when the client has no server yet), and at most [openTimeout].
@@ -99,7 +100,7 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 			s.Heard = time.Now()
 			return s.preparePortable(ctx, commands)
 		}
-		found, err := inspect(ctx, s.PgConn())
+		found, err := inspect(ctx, s.PgConn(), nil)
 		if err != nil {
 			return err
 		}
@@ -225,7 +226,7 @@ func (d *Dialer) boundCancels(cfg *pgx.ConnConfig) *atomic.Bool {
 // session may turn out to be somebody else's too; one sets, checks what needs the schema, and runs the commands. A pooler
 // that is said to be in session mode is tried out in between.
 func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness, commands []Command) error {
-	found, err := inspect(ctx, s.PgConn())
+	found, err := inspect(ctx, s.PgConn(), d.Home)
 	if err != nil {
 		return err
 	}
@@ -259,6 +260,9 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness,
 	}
 	if err := s.check(next(len(schemaChecks))); err != nil {
 		return err
+	}
+	if !found.known {
+		d.Home.looked(s.Server, found.role)
 	}
 	if err := firstFailure(commands, next(len(commands))); err != nil {
 		return err
