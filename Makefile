@@ -35,9 +35,9 @@ test: test/unit test/command test/integration ## run all tests with the race det
 .PHONY: test/full
 test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
 	$(MAKE) test/unit test/command
-	$(MAKE) test/integration PACKAGES_AT_ONCE=2
+	$(MAKE) test/integration PACKAGES_AT_ONCE=1
 	$(MAKE) test/long
-	$(MAKE) test/leases PACKAGES_AT_ONCE=2
+	$(MAKE) test/leases PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
 SHORT := -short
