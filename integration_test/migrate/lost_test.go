@@ -1,4 +1,4 @@
-package migrate
+package migrate_test
 
 import (
 	"bytes"
@@ -29,25 +29,19 @@ func (c *cutAt) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// hooked is a pool whose nth connection, from 1, is dialed, and set, in a way of its own.
-func hooked(t *testing.T, dsn string, dialed func(n int32, conn net.Conn) net.Conn, set func(n int32, conn *pgx.Conn) error) *pgxpool.Pool {
-	t.Helper()
-	config, err := pgxpool.ParseConfig(dsn)
-	require.NoError(t, err)
-	var dials, sets atomic.Int32
-	dial := config.ConnConfig.DialFunc
-	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		if err != nil {
-			return nil, err
+// cutAtNth has a pool's nth connection, from 1, lost when something is sent on it.
+func cutAtNth(nth int32, text string) func(config *pgxpool.Config) {
+	return func(config *pgxpool.Config) {
+		var dials atomic.Int32
+		dial := config.ConnConfig.DialFunc
+		config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil || dials.Add(1) != nth {
+				return conn, err
+			}
+			return &cutAt{conn, text}, nil
 		}
-		return dialed(dials.Add(1), conn), nil
 	}
-	config.AfterConnect = func(_ context.Context, conn *pgx.Conn) error { return set(sets.Add(1), conn) }
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	return pool
 }
 
 // A connection that is lost while Migrate tries out what the server has says nothing about the server: the schema that it would make otherwise is
@@ -57,12 +51,7 @@ func TestMigrate_LosesAConnection(t *testing.T) {
 	for which, texts := range map[int32][]string{1: {"pg_try_advisory_lock", "LANGUAGE plpgsql"}, 2: {"pg_try_advisory_xact_lock"}} {
 		for _, text := range texts {
 			dsn := testkit.Empty(t)
-			pool := hooked(t, dsn, func(n int32, conn net.Conn) net.Conn {
-				if n != which {
-					return conn
-				}
-				return &cutAt{conn, text}
-			}, func(int32, *pgx.Conn) error { return nil })
+			pool := hooked(t, dsn, cutAtNth(which, text))
 			err := pgbaton.Migrate(t.Context(), pool)
 			require.ErrorContains(t, err, "try out what the server has", text)
 			require.NotContains(t, err.Error(), "nil")
@@ -76,14 +65,17 @@ func TestMigrate_IdleForAMoment(t *testing.T) {
 	t.Parallel()
 	dsn := testkit.Empty(t)
 	watch := testkit.Connect(t, dsn)
-	pool := hooked(t, dsn, func(_ int32, conn net.Conn) net.Conn { return conn }, func(n int32, conn *pgx.Conn) error {
-		if n > 1 {
+	var made atomic.Int32
+	pool := hooked(t, dsn, func(config *pgxpool.Config) {
+		config.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+			if made.Add(1) > 1 {
+				return nil
+			}
+			pid := int32(conn.PgConn().PID())
+			testkit.Exec(t, conn, "SET idle_session_timeout = 1")
+			testkit.WaitFor(t, watch, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
 			return nil
 		}
-		pid := int32(conn.PgConn().PID())
-		testkit.Exec(t, conn, "SET idle_session_timeout = 1")
-		testkit.WaitFor(t, watch, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
-		return nil
 	})
 	require.NoError(t, pgbaton.Migrate(t.Context(), pool))
 }

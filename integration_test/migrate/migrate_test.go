@@ -186,14 +186,23 @@ func TestMigrate_Adopts(t *testing.T) {
 	})
 }
 
+// poolWith is a pool whose connections are set by statements.
 func poolWith(t *testing.T, dsn, set string) *pgxpool.Pool {
+	t.Helper()
+	return hooked(t, dsn, func(config *pgxpool.Config) {
+		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.PgConn().Exec(ctx, set).ReadAll()
+			return err
+		}
+	})
+}
+
+// hooked is a pool with another config.
+func hooked(t *testing.T, dsn string, change func(config *pgxpool.Config)) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
-	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.PgConn().Exec(ctx, set).ReadAll()
-		return err
-	}
+	change(config)
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)

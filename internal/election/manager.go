@@ -71,6 +71,15 @@ type contest struct {
 	lastError  error                // of the last try
 }
 
+// refuse answers all waiters with an error and returns them, to be woken. The caller holds the mutex.
+func (p *contest) refuse(err error) (refused []*waiter) {
+	for w := range p.waiters.All() {
+		p.waiters.Answer(w, err)
+		refused = append(refused, w)
+	}
+	return refused
+}
+
 // waiter is a candidate that waits for a term.
 type waiter = waitline.Waiter[*Term]
 
@@ -194,10 +203,7 @@ func (m *Manager) Close(ctx context.Context) {
 	var terms []*Term
 	var refused []*waiter
 	for _, p := range m.contests {
-		for w := range p.waiters.All() {
-			p.waiters.Answer(w, lockerr.Closed)
-			refused = append(refused, w)
-		}
+		refused = append(refused, p.refuse(lockerr.Closed)...)
 		if p.term != nil {
 			terms = append(terms, p.term)
 		}

@@ -95,10 +95,7 @@ func (m *Manager) try(contests []*contest) {
 		p.lastError = errs[i]
 		switch {
 		case errors.Is(errs[i], lockerr.Engine): // no round brings the client's engine back
-			for w := range p.waiters.All() {
-				p.waiters.Answer(w, errs[i])
-				answered = append(answered, w)
-			}
+			answered = append(answered, p.refuse(errs[i])...)
 		case holds[i] == nil:
 		case p.waiters.Len() == 0: // they ended meanwhile
 			unwanted = append(unwanted, holds[i])

@@ -102,7 +102,8 @@ func TestPooled_LostGrantIsGivenBack(t *testing.T) {
 		_, err := f.Acquire(ctx, advisory.Named{Key: advisory.Key{ID: 2}}, advisory.Exclusive, false)
 		ended <- err
 	}()
-	testkit.WaitFor(t, f.admin, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)")
+	testkit.WaitFor(t, f.admin, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"+
+		" AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))")
 	cancel()
 	require.ErrorIs(t, <-ended, context.Canceled)
 	// The server grants while the answer cannot arrive.

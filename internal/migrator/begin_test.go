@@ -1,11 +1,13 @@
 package migrator
 
 import (
+	"context"
 	"net"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"
 
@@ -90,6 +92,20 @@ func TestRun_BeginsAgain(t *testing.T) {
 			require.Equal(t, c.queries, queries())
 		})
 	}
+}
+
+// The transaction in which advisory locks are tried out is begun again as well: a server whose role has a short statement_timeout has them.
+func TestInTransactions_BeginsAgain(t *testing.T) {
+	t.Parallel()
+	conn, queries := scripted(t, pgerr.QueryCanceled, "", "", "")
+	probed := 0
+	err := inTransactions(t.Context(), conn.PgConn(), nil, func(context.Context, *pgconn.PgConn, *pgconn.PgConn) error {
+		probed++
+		return nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, 1, probed)
+	require.Equal(t, []string{"BEGIN", "ROLLBACK", "BEGIN", "ROLLBACK"}, queries())
 }
 
 // What the role's settings may end comes behind what lifts them.

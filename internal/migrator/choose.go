@@ -71,14 +71,27 @@ WHERE c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.n
 // mostTries is how often a transaction is tried that others, or the role's statement_timeout, have ended.
 const mostTries = 20
 
-// try runs statements in a transaction that is rolled back, and returns the last one's only value.
-func try(ctx context.Context, conn *pgx.Conn, statements ...string) (value string, err error) {
+// undecided reports whether an error says nothing about what the server has: others, or the role's statement_timeout, have ended the try.
+func undecided(err error) bool {
+	return pgerr.Retryable(err) || pgerr.Code(err) == pgerr.QueryCanceled
+}
+
+// insist tries something, again as long as that decides nothing.
+func insist(once func() error) (err error) {
 	for range mostTries {
-		value, err = tryOnce(ctx, conn.PgConn(), statements)
-		if !pgerr.Retryable(err) && pgerr.Code(err) != pgerr.QueryCanceled {
+		if err = once(); !undecided(err) {
 			break
 		}
 	}
+	return err
+}
+
+// try runs statements in a transaction that is rolled back, and returns the last one's only value.
+func try(ctx context.Context, conn *pgx.Conn, statements ...string) (value string, err error) {
+	err = insist(func() error {
+		value, err = tryOnce(ctx, conn.PgConn(), statements)
+		return err
+	})
 	return value, err
 }
 
@@ -139,11 +152,11 @@ func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (string, error) {
 // lacks returns what the server lacks of that which the full set needs, "" if nothing. An error is one of the connection.
 func lacks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (string, error) {
 	var lacking []string
-	var lost error
+	var lost error // why nobody knows
 	note := func(what string, err error) {
 		switch {
 		case err == nil || lost != nil:
-		case conn.IsClosed() || ctx.Err() != nil:
+		case conn.IsClosed() || ctx.Err() != nil || undecided(err):
 			lost = err
 		default:
 			lacking = append(lacking, fmt.Sprintf("%s (%s)", what, lockerr.Line(err)))

@@ -12,8 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // tryLocks tries out advisory locks, which some engines have of sessions and not of transactions, and others have in name only. It needs a
@@ -37,15 +35,9 @@ func tryLocks(ctx context.Context, conn *pgx.Conn, config *pgxpool.Config) (sess
 // probe tries something out with two connections, the second nil if none could be had.
 type probe func(ctx context.Context, one, two *pgconn.PgConn) error
 
-// inTransactions calls a probe while each connection is in a transaction, again if these had to give way to others: behind a pooler a
-// session is theirs only then.
-func inTransactions(ctx context.Context, one, two *pgconn.PgConn, p probe) (err error) {
-	for range mostTries {
-		if err = inTransactionsOnce(ctx, one, two, p); !pgerr.Retryable(err) {
-			break
-		}
-	}
-	return err
+// inTransactions calls a probe while each connection is in a transaction: behind a pooler a session is theirs only then.
+func inTransactions(ctx context.Context, one, two *pgconn.PgConn, p probe) error {
+	return insist(func() error { return inTransactionsOnce(ctx, one, two, p) })
 }
 
 func inTransactionsOnce(ctx context.Context, one, two *pgconn.PgConn, p probe) error {

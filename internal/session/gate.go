@@ -33,16 +33,22 @@ type Server struct {
 	DirectDraws     bool // other roles than the schema's owner may use the token sequence itself
 }
 
-// sqlInspect reads catalogs only: it works, and tells what is missing, without any privilege on the schema. Names mean
-// what they say, and the role's timeouts do not count, until its end: sent together these are one transaction, and behind
-// a pooler nothing of it may stay.
+const (
+	// sqlAside has names mean what they say, and the role's timeouts not count, until the end of what is sent with it: together these are
+	// one transaction, and behind a pooler nothing of it may stay.
+	sqlAside = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp;"
+
+	sqlDeadlockTimeout = "(extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint" // in milliseconds
+)
+
+// sqlInspect reads catalogs only: it works, and tells what is missing, without any privilege on the schema.
 //
 // The lock table takes max_locks_per_transaction locks for every process and prepared transaction.
-const sqlInspect = `SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp;
+const sqlInspect = sqlAside + `
 SELECT pg_backend_pid(),
        current_setting('server_version_num'),
        pg_is_in_recovery(),
-       (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint,
+       ` + sqlDeadlockTimeout + `,
        current_setting('max_locks_per_transaction')::bigint
            * (SELECT sum(current_setting(name, true)::bigint)
                 FROM unnest(ARRAY['max_connections', 'max_prepared_transactions', 'autovacuum_max_workers',
@@ -84,9 +90,9 @@ const (
 var sqlLook = strings.NewReplacer("OURS", ours, "THEIRS", theirs).Replace(sqlInspect)
 
 // sqlGlance says whether what sqlInspect found a moment ago is this server's. It takes a tenth of the time: most of that which a server spends
-// on a new session is for the catalogs that it has to read.
-const sqlGlance = `SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp;
-SELECT pg_backend_pid(), pg_is_in_recovery(), current_user, pgbaton.server_identity()`
+// on a new session is for the catalogs that it has to read. What a role, a database or a hook may set is asked for each time.
+const sqlGlance = sqlAside + `
+SELECT pg_backend_pid(), pg_is_in_recovery(), current_user, pgbaton.server_identity(), ` + sqlDeadlockTimeout
 
 // finding is what inspect found.
 type finding struct {
@@ -117,7 +123,7 @@ func inspect(ctx context.Context, conn *pgconn.PgConn, home *Home) (finding, err
 }
 
 // glance returns what another session of the same role has found on the same run of the same server, if there is such a one.
-func glance(ctx context.Context, conn *pgconn.PgConn, last *lastLook) (finding, bool) {
+func glance(ctx context.Context, conn *pgconn.PgConn, last *pastLook) (finding, bool) {
 	if last == nil {
 		return finding{}, false
 	}
@@ -125,7 +131,11 @@ func glance(ctx context.Context, conn *pgconn.PgConn, last *lastLook) (finding, 
 	if err != nil || row[1] == "t" || row[2] != last.role || row[3] != last.server.Identity {
 		return finding{}, false
 	}
-	return finding{server: last.server, backend: row[0], role: row[2], known: true}, true
+	server := last.server
+	if server.DeadlockTimeout, err = milliseconds(row[4]); err != nil {
+		return finding{}, false
+	}
+	return finding{server: server, backend: row[0], role: row[2], known: true}, true
 }
 
 // look is inspect without the portable schema.
@@ -142,7 +152,7 @@ func look(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 		return finding{}, fmt.Errorf("inspect the server: %w", err)
 	}
 	version, err1 := strconv.Atoi(row[1])
-	deadlock, err2 := strconv.Atoi(row[3])
+	deadlock, err2 := milliseconds(row[3])
 	table, err3 := strconv.Atoi(row[4])
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return finding{}, fmt.Errorf("inspect the server: %w", err)
@@ -156,12 +166,17 @@ func look(ctx context.Context, conn *pgconn.PgConn) (finding, error) {
 	}
 	return finding{
 		server: Server{
-			Version: version, DeadlockTimeout: time.Duration(deadlock) * time.Millisecond, LockTable: table,
+			Version: version, DeadlockTimeout: deadlock, LockTable: table,
 			DirectDraws: row[14] == "t",
 		},
 		backend: row[0],
 		role:    row[5],
 	}, checkSchema(row[5], row[6:12], row[12], row[13])
+}
+
+func milliseconds(text string) (time.Duration, error) {
+	n, err := strconv.Atoi(text)
+	return time.Duration(n) * time.Millisecond, err
 }
 
 // checkVersion looks at the version that the server announces at login, such as "15.3 (Debian …)" or "19devel".

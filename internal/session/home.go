@@ -26,11 +26,11 @@ type Home struct {
 	identity string
 	moves    int
 	members  map[*member]struct{}
-	last     *lastLook
+	last     *pastLook
 }
 
-// lastLook is what a session has found.
-type lastLook struct {
+// pastLook is what a session has found.
+type pastLook struct {
 	server Server
 	role   string
 	at     time.Time
@@ -40,7 +40,7 @@ type lastLook struct {
 const lookHolds = time.Minute
 
 // lastLook returns the last look, nil if it was too long ago.
-func (h *Home) lastLook() *lastLook {
+func (h *Home) lastLook() *pastLook {
 	if h == nil {
 		return nil
 	}
@@ -59,7 +59,7 @@ func (h *Home) looked(server Server, role string) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.last = &lastLook{server: server, role: role, at: time.Now()}
+	h.last = &pastLook{server: server, role: role, at: time.Now()}
 }
 
 // NewHome makes a home that the first session to enter decides about.

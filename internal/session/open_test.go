@@ -207,12 +207,13 @@ func TestDial_NamesWhatWasRevoked(t *testing.T) {
 // of the server or in another database.
 func TestDial_GoesByTheLastLook(t *testing.T) {
 	t.Parallel()
-	service, stranger := testkit.Role(t), testkit.Role(t)
+	service, colleague, stranger := testkit.Role(t), testkit.Role(t), testkit.Role(t)
 	dsn, other := testkit.Migrated(t), testkit.Migrated(t)
 	owner := testkit.Connect(t, dsn)
 	testkit.Exec(t, owner, "SELECT pgbaton.grant_service('"+service+"')")
 	d := dialer(t, testkit.As(t, dsn, service))
-	d.Home = session.NewHome()
+	home := session.NewHome()
+	d.Home = home
 	first, err := d.Dial(t.Context(), session.Holding)
 	require.NoError(t, err)
 	defer first.HangUp()
@@ -221,17 +222,31 @@ func TestDial_GoesByTheLastLook(t *testing.T) {
 	require.NoError(t, err, "the catalogs were read again")
 	defer second.HangUp()
 	require.Equal(t, first.Server, second.Server)
+	testkit.Exec(t, owner, "ALTER ROLE "+service+" SET deadlock_timeout = '3s'")
+	third, err := d.Dial(t.Context(), session.Waiting)
+	require.NoError(t, err)
+	defer third.HangUp()
+	require.Equal(t, 3*time.Second, third.Server.DeadlockTimeout, "what a role sets is asked for each time")
 
 	for name, dsn := range map[string]string{"another role": testkit.As(t, dsn, stranger), "another database": testkit.As(t, other, stranger)} {
 		strange := dialer(t, dsn)
-		strange.Home = d.Home
+		strange.Home = home
 		_, err = strange.Dial(t.Context(), session.Waiting)
 		require.ErrorIs(t, err, lockerr.Schema, name)
 		require.ErrorContains(t, err, "grant_service", name)
 	}
+	// Only a look finds the sequence wrong; these have all privileges.
 	alone := dialer(t, testkit.As(t, dsn, service))
 	_, err = alone.Dial(t.Context(), session.Waiting)
 	require.ErrorContains(t, err, "was altered")
+	testkit.Exec(t, owner, "SELECT pgbaton.grant_service('"+colleague+"')")
+	testkit.Run(t, other, "SELECT pgbaton.grant_service('"+service+"'); ALTER SEQUENCE pgbaton.token CACHE 2")
+	for name, dsn := range map[string]string{"another role": testkit.As(t, dsn, colleague), "another database": testkit.As(t, other, service)} {
+		d := dialer(t, dsn)
+		d.Home = home
+		_, err = d.Dial(t.Context(), session.Waiting)
+		require.ErrorContains(t, err, "was altered", name)
+	}
 }
 
 // A network with a round trip of a good part of the TTL opens a session all the same.

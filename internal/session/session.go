@@ -10,7 +10,7 @@
 // token sequence, ends the session; the next Dial looks again. What only an owner of the schema could have changed, or the role's
 // grantor, it takes from another session's look of the last minute, if that was the same role's on the same run of the same server.
 //
-// A dial takes two round trips after the login and the caller's hook, five if it tries out a pooler that is said to be in
+// A dial takes two round trips after the login and the caller's hook, one more if that look turns out to be no use, five if it tries out a pooler that is said to be in
 // session mode (seven when the client has no server yet), and at most [openTimeout].
 package session
 
