@@ -36,8 +36,8 @@ test: test/unit test/integration ## run all tests with the race detector, hammer
 .PHONY: test/full
 test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
 	$(MAKE) test/unit
-	$(MAKE) test/integration PACKAGES_AT_ONCE=1
-	$(MAKE) test/long
+	$(MAKE) test/integration PACKAGES_AT_ONCE=1 APART='$(APART)|locks|semaphores'
+	$(MAKE) test/long PACKAGES_AT_ONCE=1
 	$(MAKE) test/leases PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
@@ -46,7 +46,8 @@ SHORT := -short
 # The hammers, by which the laws of locks and permits stand or fall.
 HAMMERS := TestHammer|TestCancelSweep|TestSets
 .PHONY: test/long
-test/long: build/postgres ## run the hammers of locks and permits at their full length
+test/long: build/postgres ## run the tests of locks and permits, the hammers at their full length
+	cd integration_test && $(GO_TEST) $(SHORT) -skip '^($(HAMMERS))$$' ./locks ./semaphores
 	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./semaphores
 
 .PHONY: test/unit
@@ -59,7 +60,7 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
 
 # The nested module's packages that have a target of their own, since they need programs that the others do not, or the machine.
-APART := poolers|ha|contract|engines
+APART = poolers|ha|contract|engines
 
 # What both engines give is tested over either; these packages' tests take the engine that they are told to. Permits are the same with
 # either engine. Not over leases: tests that

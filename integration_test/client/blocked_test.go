@@ -155,7 +155,8 @@ func TestBlocked(t *testing.T) {
 					defer cancel()
 					took, err := timed(func() error { return call(short, b) })
 					note(name, took, patience, err)
-					if err != nil && short.Err() == nil && !errors.Is(err, pgbaton.ErrNotFound) && !errors.Is(err, pgbaton.ErrNotAcquired) {
+					lost := blockage.table && errors.Is(err, pgbaton.ErrLost) // on a machine so slow that TTL has passed already
+					if err != nil && short.Err() == nil && !lost && !errors.Is(err, pgbaton.ErrNotFound) && !errors.Is(err, pgbaton.ErrNotAcquired) {
 						t.Errorf("%s failed before its context ended: %v", name, err)
 					}
 				})

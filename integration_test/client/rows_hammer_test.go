@@ -22,10 +22,12 @@ import (
 )
 
 const (
-	hammerProcesses  = 8
 	hammerGoroutines = 8
 	hammerRows       = 10
 )
+
+// hammerProcesses is how many processes a hammer has; to start them, with their connections, is most of a brief one.
+func hammerProcesses() int { return testkit.Brief(8, 4) }
 
 var hammerTable = pgx.Identifier{"accounts"}
 
@@ -44,7 +46,7 @@ var hammerMethods = map[string]struct {
 	"Deadlocks":     {200, addCrosswise}, // most cost a deadlock_timeout
 }
 
-// TestRowsHammer lets 64 goroutines of 8 processes change ten rows by each method. The balances are exact at the
+// TestRowsHammer lets 8 goroutines of each of 8 processes, in brief 4, change ten rows by each method. The balances are exact at the
 // end only if no update was lost or done twice, and no error is left only if every deadlock was resolved.
 func TestRowsHammer(t *testing.T) {
 	dsn := testkit.Migrated(t)
@@ -62,8 +64,8 @@ func TestRowsHammer(t *testing.T) {
 			_, err = conn.Exec(ctx, "INSERT INTO accounts SELECT i, 0, 1 FROM generate_series(1, $1::int) i", hammerRows)
 			require.NoError(t, err)
 			start := time.Now()
-			updates := testkit.Brief(method.updates, method.updates/16) / hammerProcesses * hammerProcesses
-			runHammer(t, dsn, name, updates/hammerProcesses)
+			updates := testkit.Brief(method.updates, method.updates/16) / hammerProcesses() * hammerProcesses()
+			runHammer(t, dsn, name, updates/hammerProcesses())
 			var sum, versions int
 			require.NoError(t, conn.QueryRow(ctx, "SELECT sum(balance), sum(version - 1) FROM accounts").Scan(&sum, &versions))
 			require.Equal(t, updates, sum)
@@ -79,16 +81,16 @@ func runHammer(t *testing.T, dsn, method string, each int) {
 	require.NoError(t, err)
 	var (
 		processes sync.WaitGroup
-		errs      [hammerProcesses]error
-		outputs   [hammerProcesses][]byte
+		errs      = make([]error, hammerProcesses())
+		outputs   = make([][]byte, hammerProcesses())
 	)
-	for i := range hammerProcesses {
+	for i := range hammerProcesses() {
 		worker := exec.CommandContext(t.Context(), self)
 		worker.Env = append(os.Environ(), "PGBATON_HAMMER_METHOD="+method, "PGBATON_HAMMER_DSN="+dsn, "PGBATON_HAMMER_UPDATES="+strconv.Itoa(each))
 		processes.Go(func() { outputs[i], errs[i] = worker.CombinedOutput() })
 	}
 	processes.Wait()
-	for i := range hammerProcesses {
+	for i := range hammerProcesses() {
 		require.NoError(t, errs[i], string(outputs[i]))
 	}
 }

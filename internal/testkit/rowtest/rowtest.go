@@ -1,7 +1,7 @@
 // Package rowtest is the conformance suite for what pgbaton does inside the caller's own transactions: row locks,
 // optimistic updates, transaction locks, fences and retried transactions. TestAPI_HandlesAreCovered in the root
-// module holds that every function of the surface that takes a Tx or a Querier is called here. The suite is run over every
-// handle to the database: in integration_test/client over those of pgx, in integration_test/rows over those of other drivers.
+// module holds that every function of the surface that takes a Tx or a Querier is called here. integration_test/rows runs
+// the suite over every handle to the database, of pgx and of other drivers.
 package rowtest
 
 import (

@@ -70,6 +70,7 @@ func SQLWay(t *testing.T, driver, dsn string, with func(t *testing.T, db *sql.DB
 	db, err := sql.Open(driver, dsn)
 	require.NoError(t, err)
 	db.SetMaxOpenConns(20)
+	db.SetMaxIdleConns(20) // a new connection costs more than all that a test does with it
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return Way{
 		With: func(t *testing.T, f func(pgbaton.Querier)) { t.Helper(); with(t, db, f) },
