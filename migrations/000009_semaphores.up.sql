@@ -101,7 +101,8 @@ END;
 $$;
 
 -- Forgets holders that are dead, as far as they hold nothing, and those without a session that were not heard of for a
--- week. Returns how many.
+-- week. Returns how many. It looks at all holders, and each calls it now and then: where there are more than twenty, callers leave it to
+-- chance, so that as many calls as with twenty look.
 CREATE FUNCTION pgbaton.forget_holders() RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -154,7 +155,9 @@ BEGIN
     VALUES (enlist.id, enlist.name, clock_timestamp(), mine, CASE WHEN enlist.id > 0 THEN pg_backend_pid() END)
     ON CONFLICT ON CONSTRAINT holder_pkey DO UPDATE
         SET name = excluded.name, since = excluded.since, service = coalesce(h.service, excluded.service), pid = excluded.pid;
-    PERFORM pgbaton.forget_holders();
+    IF random() * (SELECT count(*) FROM pgbaton.holder) < 20 THEN
+        PERFORM pgbaton.forget_holders();
+    END IF;
 END;
 $$;
 
@@ -187,7 +190,9 @@ CREATE FUNCTION pgbaton.tend(OUT semaphore text, OUT slots integer) RETURNS SETO
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgbaton.forget_holders();
+    IF random() * (SELECT count(*) FROM pgbaton.holder) < 20 THEN
+        PERFORM pgbaton.forget_holders();
+    END IF;
     RETURN QUERY
     WITH wrong AS MATERIALIZED (
         SELECT s.semaphore AS id, s.slot FROM pgbaton.slot AS s

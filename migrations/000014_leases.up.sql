@@ -640,7 +640,8 @@ $$;
 
 -- Tidies up, a thousand rows at most: keys that nobody has taken for an hour, or that were left behind an hour ago by holders that
 -- are gone, and connections that are gone. A token that is given later is greater than those of a row that was forgotten, also when
--- the clock is set back: the newest of them is kept.
+-- the clock is set back: the newest of them is kept. Each client calls it once a minute, and looks at what all have: with many
+-- clients most calls do nothing, so that twenty a minute do, however many clients there are.
 CREATE FUNCTION pgbaton.tend_leases() RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -648,6 +649,9 @@ DECLARE
     hour     CONSTANT interval := interval '1 hour';
     long_ago CONSTANT bigint := (extract(epoch FROM clock_timestamp() - hour) * 1000 - 1577836800000)::bigint << 12;
 BEGIN
+    IF random() * (SELECT count(*) FROM pgbaton.lock_client) >= 20 THEN
+        RETURN;
+    END IF;
     INSERT INTO pgbaton.lease_floor (last) SELECT 0 WHERE NOT EXISTS (SELECT FROM pgbaton.lease_floor) ON CONFLICT DO NOTHING;
     PERFORM FROM pgbaton.lease_floor FOR UPDATE SKIP LOCKED;
     IF FOUND THEN

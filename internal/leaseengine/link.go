@@ -62,6 +62,7 @@ func (l *link) start(ctx context.Context, s *session.Session) (err error) {
 	l.utf8 = s.PgConn().ParameterStatus("server_encoding") == "UTF8"
 	l.pipe, err = pipeline.New(ctx, s, pipeline.Owner[op](l), pipeline.Config{
 		TTL: l.engine.cfg.TTL, Notified: l.engine.notified(l.holder), Workers: &l.engine.pipes,
+		Silence: l.engine.cfg.TTL * 5 / 12, // renewals are sooner
 	})
 	return err
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
@@ -29,7 +30,7 @@ func (p *Pipeline[O]) keepAlive() {
 
 // upkeep does what is due and returns for how long nothing else will be.
 func (p *Pipeline[O]) upkeep(now time.Time) time.Duration {
-	pingEvery := p.cfg.TTL / 3
+	pingEvery := cmp.Or(p.cfg.Silence, p.cfg.TTL/3)
 	p.mu.Lock()
 	idle := len(p.flight) == 0 && len(p.queue)+len(p.asides) == 0
 	silent, quiet := now.Sub(p.lastSent), now.Sub(p.lastAnswer)
