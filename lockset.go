@@ -91,7 +91,7 @@ func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lo
 func (c *Client) allOrNone(keys []Key, take func([]advisory.Named) ([]*lockmgr.Hold, []error)) (holds []*lockmgr.Hold, failed Key, err error) {
 	wanted := make([]advisory.Named, len(keys))
 	for i, key := range keys {
-		wanted[i] = key.named()
+		wanted[i] = c.named(key)
 	}
 	holds, errs := take(wanted)
 	for i, e := range errs {

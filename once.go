@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
@@ -152,7 +153,8 @@ func (j *job) acquire(ctx context.Context) (*Lock, error) {
 				limit(lock.hold, j.MaxHold)
 			}
 			return lock, nil
-		case errors.Unwrap(err) == ErrNotAcquired: //nolint:errorlint // with another reason beside it nobody need be running it
+		case errors.Unwrap(err) == ErrNotAcquired, //nolint:errorlint // with another reason beside it nobody need be running it
+			errors.Is(err, lockerr.HeldHere) && ctx.Err() == nil:
 			j.seen.Running = true
 			return nil, j.notDue()
 		case ctx.Err() != nil, !errors.Is(err, ErrNotAcquired):
