@@ -74,9 +74,11 @@ func (b portableBeginner) Begin(ctx context.Context) (pgx.Tx, error) {
 	return begin(ctx, b.Conn, beginPortable)
 }
 
+const sqlMigrator = `SELECT r.rolname, r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user`
+
 // stepPortable applies the next file, or says that there is none.
 func (p *place) stepPortable(ctx context.Context, tx pgx.Tx, files []migration, reason string) (done bool, err error) {
-	if err := tx.QueryRow(ctx, "SELECT r.rolname, r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user").Scan(&p.role, &p.superuser); err != nil {
+	if err := tx.QueryRow(ctx, sqlMigrator).Scan(&p.role, &p.superuser); err != nil {
 		return false, err
 	}
 	found, err := look(ctx, tx)
