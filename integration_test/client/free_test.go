@@ -20,8 +20,7 @@ func TestFree(t *testing.T) {
 	t.Parallel()
 	dsn := testkit.Migrated(t)
 	conn := testkit.Connect(t, dsn)
-	a := testclient.New(t, dsn, &pgbaton.Config{Name: "anna"})
-	b := testclient.New(t, dsn, &pgbaton.Config{Name: "bert"})
+	a, b := testclient.New(t, dsn, steady("anna")), testclient.New(t, dsn, steady("bert"))
 	ctx := testkit.Context(t)
 	find := func(t *testing.T, f *pgbaton.LockFilter) pgbaton.LockInfo {
 		t.Helper()

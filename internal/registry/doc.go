@@ -46,8 +46,10 @@ const (
 	Most = 1000
 	// every is how often what is held is looked at.
 	every = time.Second
-	// patience bounds what a statement waits for.
-	patience = time.Second
+	// patience bounds what a statement waits for, and after each failure it is longer by as much, up to mostPatience: a server so slow
+	// that it never answers within a second would otherwise be asked for all of it again and again.
+	patience     = time.Second
+	mostPatience = 10 * patience
 	// sweepEvery is how often the client removes what the dead have left, at the most.
 	sweepEvery = 10 * time.Second
 	// touchEvery is how often a client behind a pooler says that it is there, while it has published something.

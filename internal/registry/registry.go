@@ -61,7 +61,7 @@ type Registry struct {
 	gone     []int64 // rows to be withdrawn
 	unlisted int     // as it was published
 	doubt    bool    // nobody knows which rows there are
-	failing  bool    // the last statement has failed
+	misses   int     // how many statements have failed since the last that did not
 	swept    time.Time
 	said     time.Time // when something was published last
 	spoke    int64     // the session by which
@@ -131,7 +131,7 @@ func (r *Registry) step(now time.Time) {
 		r.marks[e.Grant] = m
 	}
 	r.rows += len(fresh)
-	r.gone, r.unlisted, r.doubt, r.failing, r.said = r.gone[:0], unlisted, false, false, now
+	r.gone, r.unlisted, r.doubt, r.misses, r.said = r.gone[:0], unlisted, false, 0, now
 	r.spoke = r.cfg.Session.Known()
 }
 
@@ -187,10 +187,10 @@ func (r *Registry) fail(err error) {
 		r.marks[grant] = m
 	}
 	r.rows, r.gone, r.doubt = 0, r.gone[:0], true
-	if !r.failing && r.ctx.Err() == nil {
+	if r.misses == 0 && r.ctx.Err() == nil {
 		r.cfg.Report("what is held cannot be published by name at the moment", err)
 	}
-	r.failing = true
+	r.misses++
 }
 
 // Close ends the walks and, if there is a session anyway, withdraws what is published. Otherwise the rows go with the client's sessions.

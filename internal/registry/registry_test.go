@@ -228,6 +228,24 @@ func TestRegistry(t *testing.T) {
 		d.tick()
 		require.Empty(t, d.published())
 	})
+	t.Run("HasMorePatienceWithASlowServer", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		d.here = []Entry{held("a")}
+		d.tick()
+		var limits []time.Duration
+		for range 12 {
+			limits = append(limits, d.limit())
+			d.table.failure = context.DeadlineExceeded
+			d.tick()
+		}
+		require.Equal(t, []time.Duration{patience, 2 * patience, 3 * patience}, limits[:3])
+		require.Equal(t, mostPatience, limits[11])
+		require.Len(t, d.said, 1, "once")
+		d.tick()
+		require.Equal(t, []string{"a false"}, d.published())
+		require.Equal(t, patience, d.limit())
+	})
 	t.Run("SaysSoWhenItsSessionIsAnother", func(t *testing.T) {
 		t.Parallel()
 		d := newDesk(t)

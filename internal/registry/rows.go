@@ -24,7 +24,7 @@ var stmtPublish = pipeline.Statement{
 
 // publish brings the table up to date, and returns the rows of what is fresh.
 func (r *Registry) publish(fresh []Entry, unlisted int, now time.Time) ([]int64, error) {
-	ctx, cancel := context.WithTimeout(r.ctx, patience)
+	ctx, cancel := context.WithTimeout(r.ctx, r.limit())
 	defer cancel()
 	sweep := now.Sub(r.swept) >= sweepEvery
 	rows, err := r.send(ctx, fresh, unlisted, sweep, now)
@@ -32,6 +32,11 @@ func (r *Registry) publish(fresh []Entry, unlisted int, now time.Time) ([]int64,
 		r.swept = now
 	}
 	return rows, err
+}
+
+// limit is how long the next statement may take.
+func (r *Registry) limit() time.Duration {
+	return min(time.Duration(r.misses+1)*patience, mostPatience)
 }
 
 func (r *Registry) send(ctx context.Context, fresh []Entry, unlisted int, sweep bool, now time.Time) ([]int64, error) {

@@ -144,11 +144,12 @@ func (e *Engine) Client() int64 {
 	return 0
 }
 
-// Listen has the server notify the sessions that hold locks of what operators ask for.
+// Listen has the server notify the sessions that hold locks of what operators ask for. A round trip that fails takes LISTEN with it; then the
+// next call asks again.
 func (e *Engine) Listen() {
 	for _, a := range *e.anchors.Load() {
 		if !a.listening.Swap(true) {
-			a.Ask(&stmtListen, ignored{}, nil)
+			a.Ask(&stmtListen, ignored{}, func(err error) { a.listening.Store(err == nil) })
 			a.Attend()
 		}
 	}
