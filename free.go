@@ -77,7 +77,7 @@ func (c *Client) free(ctx context.Context, held LockInfo, opts *FreeOpts) ([]Loc
 	return c.ask(ctx, found, others, o)
 }
 
-// split divides what the holder of something has into that and the rest.
+// split divides what the holder of something has into that and what goes with its session.
 func split(all []LockInfo, held LockInfo) (found, others []LockInfo) {
 	for _, l := range all {
 		l.BlockedBy = nil
@@ -88,6 +88,9 @@ func split(all []LockInfo, held LockInfo) (found, others []LockInfo) {
 		default:
 			others = append(others, l)
 		}
+	}
+	if len(found) > 0 && found[0].Session == 0 { // there is no session to be ended, and each lapses by itself
+		others = nil
 	}
 	return found, others
 }

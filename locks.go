@@ -29,7 +29,7 @@ type LockFilter struct {
 // LockInfo is a holder or a waiter; see [Client.Locks].
 type LockInfo struct {
 	State string // "held" or "waiting"
-	Kind  string // "lock", "term", "permit"; or "database", see [LockFilter]
+	Kind  string // "lock"; "set", for one of several locks that are held or waited for as one; "once", for that of a run; "term"; "permit"; or "database", see [LockFilter]
 	Name  string // of the lock, the leader or the semaphore; what waits in the database; "" if it is not known
 	Key   Key    // of a lock or a term; by its number if the name is not known
 
@@ -80,6 +80,9 @@ func (c *Client) Locks(ctx context.Context, filter *LockFilter) ([]LockInfo, err
 	return f.of(all), nil
 }
 
+// kindDatabase is that of what is no lock of the library's.
+const kindDatabase = "database"
+
 // infoOf is a row of the listing for users.
 func infoOf(row registry.Row) LockInfo {
 	l := LockInfo{
@@ -90,7 +93,7 @@ func infoOf(row registry.Row) LockInfo {
 	for _, key := range row.Holds {
 		l.Holds = append(l.Holds, keyOf(key, ""))
 	}
-	if row.Kind != string(registry.Lock) {
+	if row.Kind == string(registry.Permit) || row.Kind == kindDatabase {
 		return l
 	}
 	if unquoted, err := strconv.Unquote(row.Name); err == nil { // of a wait that is watched
@@ -123,7 +126,7 @@ func link(all []LockInfo, blockers [][]int32) {
 	grips := map[int]map[advisory.Key]bool{}
 	for i, l := range all {
 		switch {
-		case l.Kind == "database":
+		case l.Kind == kindDatabase:
 			sessions[int32(l.Session)] = append(sessions[int32(l.Session)], i) //nolint:gosec // a pid
 		case l.State == "held":
 			held[l.object()] = append(held[l.object()], i)
@@ -138,7 +141,7 @@ func link(all []LockInfo, blockers [][]int32) {
 	for i := range all {
 		l := &all[i]
 		switch {
-		case l.Kind == "database":
+		case l.Kind == kindDatabase:
 			for _, pid := range blockers[i] {
 				l.BlockedBy = append(l.BlockedBy, sessions[pid]...)
 			}

@@ -19,7 +19,7 @@ CREATE UNLOGGED TABLE pgbaton.registry (
     publisher   bigint,
     service     regrole,
     since       timestamptz NOT NULL,
-    what        text        NOT NULL DEFAULT 'lock' CHECK (what IN ('lock', 'permit')),
+    what        text        NOT NULL DEFAULT 'lock' CHECK (what IN ('lock', 'set', 'once', 'permit')),
     name        text,
     key         bigint      NOT NULL DEFAULT 0,
     pair        boolean     NOT NULL DEFAULT false,
@@ -200,7 +200,7 @@ $$;
 -- client's own, unlike others; publication is greater each time, or the same if it is not known whether the statement has run; ids are those
 -- under which the client holds and waits, and the session's own is one as well. gone are rows that are over; with anew all that the client has published before is, and with sweep
 -- what the dead have left. Each new row has its place in the arrays from holders on: its id; whether it
--- waits; lock or permit; its name, '' for none; key and space of keys; shared or not; how many permits; its token; and for how many
+-- waits; lock, set, once or permit; its name, '' for none; key and space of keys; shared or not; how many permits; its token; and for how many
 -- milliseconds it has been so. A client has up to 4,000 rows, a service 100,000.
 CREATE FUNCTION pgbaton.publish_locks(
     publisher bigint, publication bigint, ids bigint[], client text, host text, process integer, unlisted bigint, anew boolean, sweep boolean,
@@ -338,21 +338,21 @@ BEGIN
     own AS MATERIALIZED ( -- the library's own keys
         SELECT k.key # CASE WHEN k.pair THEN 8099550625553935922 ELSE 8099550625553935921 END AS key
           FROM (SELECT a.key, a.pair FROM advisory AS a JOIN session AS s ON s.pid = a.pid AND s.engine IS NOT NULL WHERE a.granted
-                UNION SELECT r.key, r.pair FROM listed AS r WHERE r.what = 'lock') AS k
+                UNION SELECT r.key, r.pair FROM listed AS r WHERE r.what <> 'permit') AS k
         UNION SELECT m.gate FROM pgbaton.semaphore AS m
         UNION SELECT h.id FROM pgbaton.holder AS h WHERE h.id > 0),
     found AS (
         -- locks of sessions, of the library's and of others
-        SELECT 'held' AS state, 'lock' AS kind, r.name, a.key, a.pair, a.shared, 1 AS permits, r.token, r.since, s.id AS holder, a.pid,
+        SELECT 'held' AS state, coalesce(r.what, 'lock') AS kind, r.name, a.key, a.pair, a.shared, 1 AS permits, r.token, r.since, s.id AS holder, a.pid,
                NULL::int8[] AS held_keys, NULL::bool[] AS held_pairs, r.service::oid AS service
           FROM advisory AS a
           LEFT JOIN session AS s ON s.pid = a.pid AND s.engine = 'session'
-          LEFT JOIN listed AS r ON r.kind = 'held' AND r.what = 'lock' AND r.holder = s.id AND r.key = a.key AND r.pair = a.pair AND r.shared = a.shared
+          LEFT JOIN listed AS r ON r.kind = 'held' AND r.what <> 'permit' AND r.holder = s.id AND r.key = a.key AND r.pair = a.pair AND r.shared = a.shared
          WHERE a.granted AND (a.pair OR a.key NOT IN (SELECT o.key FROM own AS o))
            AND a.pid NOT IN (SELECT o.pid FROM session AS o WHERE o.engine <> 'session' AND o.pid IS NOT NULL)
         UNION ALL
         -- leases. The token of one that is no advisory lock as well is from the clock.
-        SELECT 'held', 'lock', l.name, l.key, l.pair, l.shared, 1, l.token,
+        SELECT 'held', coalesce(r.what, 'lock'), l.name, l.key, l.pair, l.shared, 1, l.token,
                CASE WHEN coalesce(s.engine, 'lease') = 'lease'
                     THEN least(to_timestamp(1577836800 + (l.token >> 12) / 1000.0::float8), clock_timestamp()) END,
                l.holder, s.pid, NULL, NULL, coalesce(s.service, h.service::oid)
@@ -362,18 +362,20 @@ BEGIN
                   FROM pgbaton.lease_share AS e LEFT JOIN pgbaton.lease AS n ON n.key = e.key AND n.pair = e.pair) AS l
           LEFT JOIN session AS s ON s.id = l.holder
           LEFT JOIN pgbaton.holder AS h ON h.id = l.holder
+          LEFT JOIN listed AS r ON r.kind = 'held' AND r.what <> 'permit' AND r.holder = l.holder AND r.key = l.key AND r.pair = l.pair AND r.shared = l.shared
          WHERE CASE WHEN l.holder > 0 THEN s.id IS NOT NULL ELSE l.expires_at > clock_timestamp() END
         UNION ALL
         -- permits
-        SELECT 'held', 'permit', m.name, NULL, NULL, false, c.permits, c.token, NULL, c.holder, s.pid, NULL, NULL, m.service::oid
+        SELECT 'held', 'permit', m.name, NULL, NULL, false, c.permits, c.token, r.since, c.holder, s.pid, NULL, NULL, m.service::oid
           FROM (SELECT t.semaphore, t.holder, t.token, count(*)::int4 AS permits, max(t.expires_at) AS until
                   FROM pgbaton.slot AS t WHERE t.holder IS NOT NULL GROUP BY t.semaphore, t.holder, t.token) AS c
           JOIN pgbaton.semaphore AS m ON m.id = c.semaphore
           LEFT JOIN session AS s ON s.id = c.holder
+          LEFT JOIN listed AS r ON r.kind = 'held' AND r.what = 'permit' AND r.holder = c.holder AND r.token = c.token
          WHERE CASE WHEN c.holder > 0 THEN s.id IS NOT NULL ELSE c.until > clock_timestamp() END
         UNION ALL
         -- waiters
-        SELECT 'waiting', r.what, r.name, CASE WHEN r.what = 'lock' THEN r.key END, CASE WHEN r.what = 'lock' THEN r.pair END, r.shared, r.permits,
+        SELECT 'waiting', r.what, r.name, CASE WHEN r.what <> 'permit' THEN r.key END, CASE WHEN r.what <> 'permit' THEN r.pair END, r.shared, r.permits,
                NULL, r.since, r.holder, s.pid, r.held_keys, r.held_pairs, r.service::oid
           FROM listed AS r JOIN session AS s ON s.id = r.holder
          WHERE r.kind <> 'held'
@@ -382,7 +384,7 @@ BEGIN
         SELECT 'waiting', 'lock', NULL, a.key, a.pair, a.shared, 1, NULL, a.waitstart, NULL, a.pid, NULL, NULL, NULL
           FROM advisory AS a
          WHERE NOT a.granted AND (a.pair OR a.key NOT IN (SELECT o.key FROM own AS o))
-           AND NOT (EXISTS (SELECT FROM listed AS r WHERE r.kind <> 'held' AND r.what = 'lock' AND r.key = a.key AND r.pair = a.pair)
+           AND NOT (EXISTS (SELECT FROM listed AS r WHERE r.kind <> 'held' AND r.what <> 'permit' AND r.key = a.key AND r.pair = a.pair)
                     AND EXISTS (SELECT FROM advisory AS g WHERE g.pid = a.pid AND g.granted AND NOT g.pair
                                    AND g.key = a.key # CASE WHEN a.pair THEN 8099550625553935922 ELSE 8099550625553935921 END)))
     SELECT f.state, f.kind, f.name, f.key, f.pair, f.shared, f.permits, f.token, f.since, f.holder,
@@ -400,7 +402,7 @@ SELECT pgbaton.make_views();
 DROP FUNCTION pgbaton.make_views();
 
 -- All that is held and waited for, as pgbaton.locks has it. Of another service's permits nothing is shown, and of its locks no name and not
--- whose they are, unless to an operator. With database_waits, also what waits in the database for rows, transactions and tables, and the
+-- whose they are, unless to an operator. What the dead have left is removed on the way. With database_waits, also what waits in the database for rows, transactions and tables, and the
 -- sessions that it waits for.
 CREATE FUNCTION pgbaton.list_locks(database_waits boolean DEFAULT false) RETURNS TABLE (
     state text, kind text, name text, key bigint, pair boolean, shared boolean, permits integer, token bigint, since timestamptz,
@@ -411,6 +413,9 @@ AS $$
 DECLARE
     everyone CONSTANT boolean := pgbaton.operates();
 BEGIN
+    IF current_setting('transaction_read_only') = 'off' THEN
+        PERFORM pgbaton.prune_waits(10000, 10000), pgbaton.prune_locks(10000);
+    END IF;
     RETURN QUERY
     WITH found AS MATERIALIZED (SELECT l.* FROM pgbaton.locks AS l),
     visible AS MATERIALIZED (
@@ -420,7 +425,7 @@ BEGIN
            CASE WHEN v.yes THEN f.holder END, CASE WHEN v.yes THEN f.client END, CASE WHEN v.yes THEN f.host END, CASE WHEN v.yes THEN f.process END, f.application, f.pid,
            CASE WHEN v.yes THEN f.unlisted ELSE 0 END, CASE WHEN v.yes THEN f.held_keys END, CASE WHEN v.yes THEN f.held_pairs END, NULL::integer[]
       FROM found AS f JOIN visible AS v ON v.service = coalesce(f.service, 0)
-     WHERE v.yes OR f.kind = 'lock';
+     WHERE v.yes OR f.kind <> 'permit';
     IF NOT database_waits THEN
         RETURN;
     END IF;

@@ -65,7 +65,7 @@ func TestLocks_NothingElse(t *testing.T) {
 	listed(t, clients[0], nil, "nothing", func(found []pgbaton.LockInfo) bool { return len(found) == 0 })
 }
 
-// What the dead have published is not shown, and the next to publish removes it.
+// What the dead have published is not shown, and the next to publish or to list removes it.
 func TestLocks_OfTheDead(t *testing.T) {
 	t.Parallel()
 	dsn := testkit.Migrated(t)
@@ -98,11 +98,20 @@ func TestLocks_OfTheDead(t *testing.T) {
 	<-over
 	<-done
 	testkit.WaitFor(t, conn, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'pgbaton/dead')")
-	testkit.Exec(t, conn, `INSERT INTO pgbaton.registry (kind, holder, publisher, since, name, key)
-		SELECT k, 4711, 1, clock_timestamp(), 'ghost', 1 FROM unnest('{held,waiting}'::text[]) AS k`)
-	listed(t, other, nil, "what the other one holds", func(all []pgbaton.LockInfo) bool { return len(all) == 1 && all[0].Name == "busy" })
+	ghosts := func() {
+		testkit.Exec(t, conn, `INSERT INTO pgbaton.registry (kind, holder, publisher, since, name, key)
+			SELECT k, 4711, 1, clock_timestamp(), 'ghost', 1 FROM unnest('{held,waiting,watched}'::text[]) AS k`)
+	}
+	left := func(kinds string) int {
+		return testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.registry WHERE name IN ('dead', 'ghost') AND kind = ANY ($1::text[])", kinds)
+	}
+	ghosts()
 	testkit.Exec(t, conn, `SELECT pgbaton.publish_locks(2, 1, '{}', 'sweeper', '', 1, 0, false, true, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')`)
-	require.Zero(t, testkit.Value[int](t, conn, "SELECT count(*)::int FROM pgbaton.registry WHERE name IN ('dead', 'ghost')"))
+	require.Zero(t, left("{held,waiting,client}"), "the next publication removes it")
+	ghosts()
+	require.Equal(t, []string{"busy"}, testkit.Value[[]string](t, conn, "SELECT array_agg(name) FROM pgbaton.locks"), "it is not shown")
+	listed(t, other, nil, "what the other one holds", func(all []pgbaton.LockInfo) bool { return len(all) == 1 && all[0].Name == "busy" })
+	require.Zero(t, left("{held,waiting,watched,client}"), "the next listing removes it")
 	require.NoError(t, busy.Release(ctx))
 }
 

@@ -156,7 +156,9 @@ func TestLocks(t *testing.T) {
 			_, err := other.Acquire(waiting, 1)
 			over <- err
 		}()
-		found := listed(t, a, &pgbaton.LockFilter{Kind: "permit", Name: "locks/sem"}, "both", func(all []pgbaton.LockInfo) bool { return len(all) == 2 })
+		found := listed(t, a, &pgbaton.LockFilter{Kind: "permit", Name: "locks/sem"}, "both", func(all []pgbaton.LockInfo) bool {
+			return len(all) == 2 && !all[0].Since.IsZero() && !all[1].Since.IsZero()
+		})
 		for _, l := range found {
 			require.Equal(t, pgbaton.Key{}, l.Key)
 			if l.State == "held" {
@@ -204,11 +206,28 @@ func TestLocks(t *testing.T) {
 			}
 			sets <- set
 		}()
-		listed(t, a, &pgbaton.LockFilter{Client: "bert", Name: "locks/set/2"}, "the set", func(all []pgbaton.LockInfo) bool {
+		found := listed(t, a, &pgbaton.LockFilter{Client: "bert", Name: "locks/set/2"}, "the set", func(all []pgbaton.LockInfo) bool {
 			return count(all, "waiting") == 1 && count(all, "held") >= 1
 		})
+		for _, l := range found {
+			if l.Key == two && l.State == "held" {
+				require.Equal(t, "lock", l.Kind)
+			}
+		}
 		require.NoError(t, busy.Release(ctx))
-		require.NoError(t, (<-sets).Release(ctx))
+		set := <-sets
+		listed(t, a, &pgbaton.LockFilter{Kind: "set", Client: "bert"}, "both of the set", func(all []pgbaton.LockInfo) bool {
+			return count(all, "held") == 2 && all[0].Name != "" && all[1].Name != ""
+		})
+		require.NoError(t, set.Release(ctx))
+	})
+	t.Run("OfARun", func(t *testing.T) {
+		t.Parallel()
+		require.NoError(t, a.Once(ctx, "locks/run", time.Hour, func(context.Context, *pgbaton.Lock) error {
+			l := listed(t, b, &pgbaton.LockFilter{Kind: "once", Name: "locks/run"}, "it", published)[0]
+			require.Equal(t, "anna", l.Client)
+			return nil
+		}))
 	})
 	t.Run("OfTheDatabase", func(t *testing.T) {
 		t.Parallel()

@@ -64,7 +64,7 @@ func (m *Manager) enter(key advisory.Named, w *waiter, a *actions) error {
 		return lockerr.Closed
 	}
 	e, mode := m.state(key.Key), w.Value.hold.mode
-	e.name = key.Name
+	e.name, w.Value.hold.use = key.Name, key.Use
 	if w.Value.try && !e.admits(&w.Value) {
 		if e.owned > 0 {
 			return lockerr.HeldHere

@@ -24,16 +24,16 @@ func (m *Manager) Walk(visit func(Standing)) {
 	var last engine.Anchor
 	var client int64
 	for key, e := range m.keys {
-		named := advisory.Named{Key: key, Name: e.name}
+		named := func(h *Hold) advisory.Named { return advisory.Named{Key: key, Name: e.name, Use: h.use} }
 		for h := e.owners; h != nil; h = h.next {
 			if h.anchor != last {
 				last, client = h.anchor, identity(h.anchor)
 			}
-			visit(Standing{Hold: h, Key: named, Mode: h.mode, Token: h.token, Client: client})
+			visit(Standing{Hold: h, Key: named(h), Mode: h.mode, Token: h.token, Client: client})
 		}
 		for w := range e.waiters.All() {
 			if !w.Value.try && !w.Value.watched {
-				visit(Standing{Hold: &w.Value.hold, Waits: true, Key: named, Mode: w.Value.hold.mode, Client: waiting})
+				visit(Standing{Hold: &w.Value.hold, Waits: true, Key: named(&w.Value.hold), Mode: w.Value.hold.mode, Client: waiting})
 			}
 		}
 	}

@@ -31,7 +31,7 @@
 // The events:
 //
 //   - found: a walk finds it as the one before did.
-//   - changed: a walk finds it held that waited, or at another session.
+//   - changed: a walk finds it held that waited, at another session, or, of a wait for several keys, at the next of them.
 //   - not found: a walk does not find it.
 //   - failed: the statement that published it, or another one after it, was not answered: nobody knows which rows there are.
 //

@@ -113,6 +113,17 @@ func (a *Answerer) Notified(payload string) {
 	}
 }
 
+// Look has the answerer look for requests to all that the client holds. It is for a client that hears no notifications.
+func (a *Answerer) Look() {
+	ids := a.cfg.Holders()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range ids {
+		a.named[id] = true
+	}
+	chans.Signal(a.asked)
+}
+
 // mostNamed bounds the holders that are kept until the next look.
 const mostNamed = 1000
 

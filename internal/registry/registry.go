@@ -14,6 +14,8 @@ type Kind string
 // The kinds, as the table has them.
 const (
 	Lock   Kind = "lock"
+	Set    Kind = "set"  // a lock that is held with others, as one
+	Once   Kind = "once" // a lock under which a run goes on
 	Permit Kind = "permit"
 )
 
@@ -42,7 +44,7 @@ type Config struct {
 	Walk func(visit func(Entry))
 	// Room reports whether there is a connection for publishing.
 	Room func() bool
-	// Listen is called while something is held that has lasted for two walks: from then on operators may ask for it.
+	// Listen is called at each walk while something is held that has lasted for two: from then on operators may ask for it.
 	Listen func()
 	Report func(event string, err error) // for the log
 }
@@ -75,6 +77,7 @@ type Registry struct {
 type mark struct {
 	waits  bool
 	client int64
+	key    advisory.Key
 	walk   int       // the last that found it
 	first  time.Time // when the first walk has found it so
 	row    int64     // 0 if it is not published
@@ -147,9 +150,9 @@ func (r *Registry) look(now time.Time) (fresh []Entry, unlisted int) {
 			continue // it is not known yet, or was lost a moment ago
 		}
 		m, known := r.marks[e.Grant]
-		if !known || m.waits != e.Waits || m.client != e.Client {
+		if !known || m.waits != e.Waits || m.client != e.Client || m.key != e.Key {
 			r.withdraw(m)
-			r.marks[e.Grant] = mark{waits: e.Waits, client: e.Client, walk: r.walk, first: now}
+			r.marks[e.Grant] = mark{waits: e.Waits, client: e.Client, key: e.Key, walk: r.walk, first: now}
 			continue
 		}
 		m.walk = r.walk

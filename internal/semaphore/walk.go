@@ -2,21 +2,27 @@ package semaphore
 
 import "maps"
 
-// Waiting is a waiter as a walk finds it.
-type Waiting struct {
-	Waiter  any // a pointer, by which it is known again
+// Standing is a waiter, or a claim on slots, as a walk finds it.
+type Standing struct {
+	Of      any // a pointer, by which it is known again
+	Waits   bool
 	Name    string
 	Permits int
+	Token   int64 // of a claim: the first of its tokens, as the slots have it
+	Holder  int64 // of a claim
 }
 
-// Walk calls visit for all that waits, but for tries. It is called with the manager's mutex.
-func (m *Manager) Walk(visit func(Waiting)) {
+// Walk calls visit for all that is claimed, and all that waits but for tries. It is called with the manager's mutex.
+func (m *Manager) Walk(visit func(Standing)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for c := range m.claims {
+		visit(Standing{Of: c, Name: c.line.name, Permits: len(c.owners), Token: c.base, Holder: c.holder})
+	}
 	for name, l := range m.lines {
 		for w := range l.waiters.All() {
 			if !w.Value.try {
-				visit(Waiting{Waiter: w, Name: name, Permits: w.Value.n})
+				visit(Standing{Of: w, Waits: true, Name: name, Permits: w.Value.n})
 			}
 		}
 	}
