@@ -68,6 +68,9 @@ func TestFrozen_KilledLeaveNoNames(t *testing.T) {
 	t.Parallel()
 	s := open(t, lab.Database(t))
 	ctx := testkit.Context(t)
+	next := testclient.New(t, s.dsn, nil)
+	_, err := next.Semaphore(ctx, "s", 1)
+	require.NoError(t, err)
 	holder, waiter, gatherer := s.start("holder", worker.Command{}), s.start("waiter", worker.Command{}), s.start("gatherer", worker.Command{})
 	holder.Hold("c", "g/1")
 	waiter.Hold("c", "own")
@@ -82,7 +85,6 @@ func TestFrozen_KilledLeaveNoNames(t *testing.T) {
 	for _, p := range []*worker.Process{holder, waiter, gatherer} {
 		p.Kill()
 	}
-	next := testclient.New(t, s.dsn, nil)
 	testkit.Eventually(t, "nothing is listed, nor left", func() bool {
 		found, err := next.Locks(ctx, nil)
 		require.NoError(t, err)
