@@ -1,7 +1,7 @@
 # `make` lists the targets. A target that needs a PostgreSQL finds or starts one by itself: see CONTRIBUTING.md.
 
 GOLANGCI_LINT_VERSION := 2.15.0
-MODULES := $(sort $(dir $(wildcard go.mod */go.mod)))
+MODULES := $(sort $(dir $(wildcard go.mod */go.mod */*/go.mod)))
 BIN := $(CURDIR)/bin
 WITH_POSTGRES := $(BIN)/with-postgres
 GOLANGCI_LINT := $(BIN)/golangci-lint
@@ -17,8 +17,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO_WORKERS=N for more workers)
-	go build -o $(BIN)/pgbaton ./cmd/pgbaton
+demo: build/postgres build/command ## show the library at work against a real PostgreSQL (DEMO_WORKERS=N for more workers)
 	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
 
 # -count=1, because go's cache of results does not know the servers. How many packages, and tests of one, run at a time
@@ -31,13 +30,13 @@ TESTS_AT_ONCE ?= $(if $(DATABASE_URL),1,8)
 GO_TEST = GORACE=atexit_sleep_ms=10 $(WITH_POSTGRES) -- go test -race -trimpath -vet=off -ldflags=-w -p $(PACKAGES_AT_ONCE) -parallel $(TESTS_AT_ONCE) -count=1 -timeout $(TEST_TIMEOUT)
 
 .PHONY: test
-test: test/unit test/integration ## run all tests with the race detector, hammers and storms in brief
+test: test/unit test/command test/integration ## run all tests with the race detector, hammers and storms in brief
 
 .PHONY: test/full
 test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit
-	$(MAKE) test/integration PACKAGES_AT_ONCE=1 APART='$(APART)|locks|semaphores'
-	$(MAKE) test/long PACKAGES_AT_ONCE=1
+	$(MAKE) test/unit test/command
+	$(MAKE) test/integration PACKAGES_AT_ONCE=1
+	$(MAKE) test/long
 	$(MAKE) test/leases PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
@@ -45,14 +44,19 @@ SHORT := -short
 
 # The hammers, by which the laws of locks and permits stand or fall.
 HAMMERS := TestHammer|TestCancelSweep|TestSets
+HAMMERS_OF_COMMAND := TestRun_NetworkCut|TestRun_StoppedWhileWaiting
 .PHONY: test/long
-test/long: build/postgres ## run the tests of locks and permits, the hammers at their full length
-	cd integration_test && $(GO_TEST) $(SHORT) -skip '^($(HAMMERS))$$' ./locks ./semaphores
+test/long: build/postgres ## run the hammers of locks, permits and the command at their full length
 	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./semaphores
+	cd cmd/pgbaton && $(GO_TEST) -run '^($(HAMMERS_OF_COMMAND))$$' .
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests: each package by itself, and the examples
 	$(GO_TEST) $(SHORT) ./...
+
+.PHONY: test/command
+test/command: build/postgres ## run the command's tests: processes that run under locks, and what people see
+	cd cmd/pgbaton && $(GO_TEST) $(SHORT) ./...
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)
@@ -163,6 +167,17 @@ house: ## draw the packages floor by floor, and check that arrows only go down (
 	cd integration_test && go build -o $(BIN)/house ./cmd/house
 	$(BIN)/house
 
+# The transcripts are those of a PostgreSQL without a pooler; the page is written in place.
+.PHONY: docs
+docs: build/postgres build/command ## run the transcripts of docs/command.md again
+	cd cmd/pgbaton && go build -o $(BIN)/mkdocs ./internal/mkdocs
+	PATH=$(BIN):$$PATH $(WITH_POSTGRES) -- $(BIN)/mkdocs transcripts docs/command.md
+
+RELEASE ?= v0.1.0
+.PHONY: release/dry-run
+release/dry-run: ## install the command from a module proxy made of the tree, and build it for every system into dist/ (RELEASE=v0.1.0)
+	cmd/pgbaton/release-dry-run.sh $(RELEASE) dist
+
 .PHONY: fmt
 fmt: build/lint ## format the code (gofumpt, gci)
 	$(call each-module,$(GOLANGCI_LINT) fmt ./...)
@@ -181,6 +196,10 @@ verify: ## check that go.mod files are tidy and that the library brings at most 
 build/postgres:
 	cd integration_test && go build -o $(WITH_POSTGRES) ./cmd/with-postgres
 	integration_test/ensure-postgres.sh $(WITH_POSTGRES)
+
+.PHONY: build/command
+build/command: ## build the command into bin/
+	cd cmd/pgbaton && go build -o $(BIN)/pgbaton .
 
 .PHONY: build/lint
 build/lint:

@@ -1,0 +1,38 @@
+package command
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// jsonFlag gives a subcommand that has something to show the choice of how.
+func (a *app) jsonFlag(cmds ...*cobra.Command) {
+	for _, cmd := range cmds {
+		cmd.Flags().BoolVar(&a.json, "json", false, "print JSON, for programs")
+	}
+}
+
+// emit prints a value as JSON, or for people.
+func (a *app) emit(value any, forPeople func() error) error {
+	if !a.json {
+		return forPeople()
+	}
+	encoder := json.NewEncoder(a.std.Out)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}
+
+// table writes rows in columns.
+func table(out io.Writer, head []string, rows [][]string) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0) //nolint:mnd // two blanks between columns
+	for _, row := range append([][]string{head}, rows...) {
+		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+	}
+	return w.Flush()
+}
