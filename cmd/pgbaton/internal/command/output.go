@@ -28,10 +28,15 @@ func (a *app) emit(value any, forPeople func() error) error {
 	return encoder.Encode(value)
 }
 
-// table writes rows in columns.
+// table writes rows in columns. Cells have names that others have chosen.
 func table(out io.Writer, head []string, rows [][]string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0) //nolint:mnd // two blanks between columns
 	for _, row := range append([][]string{head}, rows...) {
+		for i, cell := range row {
+			if !isPlain(cell) {
+				row[i] = printable(cell)
+			}
+		}
 		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 	}
 	return w.Flush()
