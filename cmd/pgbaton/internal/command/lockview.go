@@ -88,10 +88,10 @@ func hasPrefix(text string, prefixes ...string) bool {
 
 // argument is by what this command calls something; "" for the database's own.
 func argument(l pgbaton.LockInfo) string {
-	switch {
-	case l.Kind == kindDatabase:
+	switch l.Kind {
+	case kindDatabase:
 		return ""
-	case l.Kind == kindLock:
+	case kindLock:
 		return keyArgument(l.Key)
 	}
 	return l.Name

@@ -43,7 +43,7 @@ needs the right to read the table pgbaton.semaphore, which the schema's owner an
 nobody: none is granted until fewer are held than the new capacity.`,
 		Example: "  pgbaton semaphore resize render 12", Args: arguments("NAME", "CAPACITY"),
 		ValidArgsFunction: a.completeNames(1, kindPermit),
-		RunE: a.do(func(ctx context.Context, args []string) error { return a.semaphoreSet(ctx, args, true) }),
+		RunE:              a.do(func(ctx context.Context, args []string) error { return a.semaphoreSet(ctx, args, true) }),
 	}
 	a.jsonFlag(ls, create, resize)
 	parent.AddCommand(ls, create, resize)
