@@ -99,6 +99,8 @@ func TestMigrate_Engine(t *testing.T) {
 	require.Contains(t, errs, "the way leads over both")
 	out, _ = output(t, dsn, 0, "migrate", "engine", "both")
 	require.Contains(t, out, "restart the services")
+	out, _ = output(t, dsn, 1, "doctor")
+	require.Contains(t, out, "A change of engines has begun")
 	b := call(t, dsn, "run", "k", "--", "sh", "-c", "echo $$; exec sleep 999")
 	pids := b.pids(t)
 	output(t, dsn, 0, "migrate", "engine", "lease")

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pgbaton/pgbaton"
 )
@@ -239,12 +240,13 @@ func age(l pgbaton.LockInfo, now time.Time) string {
 
 // printable is a text that others have chosen, without what would move a terminal's cursor.
 func printable(text string) string {
-	if quoted := strconv.Quote(text); text == "" || quoted != `"`+text+`"` && !isPlain(text) {
-		return quoted
+	if text == "" || !isPlain(text) {
+		return strconv.Quote(text)
 	}
 	return text
 }
 
+// isPlain reports whether a text can be printed as it is.
 func isPlain(text string) bool {
-	return !strings.ContainsFunc(text, func(r rune) bool { return !strconv.IsPrint(r) }) && strings.ToValidUTF8(text, "") == text
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !strconv.IsPrint(r) })
 }
