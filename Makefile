@@ -59,7 +59,7 @@ test/command: build/postgres ## run the command's tests: processes that run unde
 # Ten minutes, most of them for 4,000 processes that are started and stopped. It prints its rounds.
 .PHONY: test/fire
 test/fire: build/postgres ## stop commands that wait for a lock 200 times 20, and cut the network of 50 that hold one
-	cd cmd/pgbaton && $(GO_TEST) -v -run '^TestFire_' .
+	cd cmd/pgbaton && $(GO_TEST) -parallel 8 -v -run '^TestFire_' .
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)
