@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -58,6 +59,7 @@ const sqlCrowd = `SELECT count(*) >= $1 FROM pg_stat_activity AS a WHERE a.query
 // of the rounds the signals come first, in the other half at the same time as the release; then a command may have started before its signal,
 // and is stopped by it.
 func TestFire_StoppedWhileWaiting(t *testing.T) { // alone: it has so many sessions
+	const pause = 50 * time.Millisecond
 	crowd, rounds := testkit.Brief(20, 4), testkit.Brief(200, 2)
 	dsn := testkit.Migrated(t)
 	holder := client(t, dsn)
@@ -71,7 +73,10 @@ func TestFire_StoppedWhileWaiting(t *testing.T) { // alone: it has so many sessi
 		for i := range waiting {
 			waiting[i] = call(t, dsn, "run", "k", "--name", "waiter", "--", "sh", "-c", `echo $$ >> "$0"; exec sleep 999`, started)
 		}
-		testkit.WaitFor(t, conn, sqlCrowd, crowd)
+		testkit.Eventually(t, "all wait", func() bool {
+			time.Sleep(pause) // a look costs the server more than a waiter does
+			return testkit.Value[bool](t, conn, sqlCrowd, crowd)
+		})
 		first := round%2 == 0
 		if !first {
 			require.NoError(t, lock.Release(context.Background()))
