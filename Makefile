@@ -56,7 +56,7 @@ test/unit: build/postgres ## run the root module's tests: each package by itself
 test/command: build/postgres ## run the command's tests: processes that run under locks, and what people see
 	cd cmd/pgbaton && $(GO_TEST) $(SHORT) ./...
 
-# A quarter of an hour on two cores, most of it for 4,000 processes that are started, connect and are stopped. It prints its rounds.
+# About a quarter of an hour on two cores by reckoning, most of it for 4,000 processes that are started, connect and are stopped. It prints its rounds.
 .PHONY: test/fire
 test/fire: build/postgres ## stop commands that wait for a lock 200 times 20, and cut the network of 50 that hold one
 	cd cmd/pgbaton && $(GO_TEST) -parallel 8 -v -run '^TestFire_' .
