@@ -44,11 +44,9 @@ SHORT := -short
 
 # The hammers, by which the laws of locks and permits stand or fall.
 HAMMERS := TestHammer|TestCancelSweep|TestSets
-HAMMERS_OF_COMMAND := TestRun_NetworkCut|TestRun_StoppedWhileWaiting
 .PHONY: test/long
-test/long: build/postgres ## run the hammers of locks, permits and the command at their full length
+test/long: build/postgres ## run the hammers of locks and permits at their full length
 	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./semaphores
-	cd cmd/pgbaton && $(GO_TEST) -run '^($(HAMMERS_OF_COMMAND))$$' .
 
 .PHONY: test/unit
 test/unit: build/postgres ## run the root module's tests: each package by itself, and the examples
@@ -57,6 +55,11 @@ test/unit: build/postgres ## run the root module's tests: each package by itself
 .PHONY: test/command
 test/command: build/postgres ## run the command's tests: processes that run under locks, and what people see
 	cd cmd/pgbaton && $(GO_TEST) $(SHORT) ./...
+
+# About a quarter of an hour on two cores by reckoning, most of it for 4,000 processes that are started, connect and are stopped. It prints its rounds.
+.PHONY: test/fire
+test/fire: build/postgres ## stop commands that wait for a lock 200 times 20, and cut the network of 50 that hold one
+	cd cmd/pgbaton && $(GO_TEST) -parallel 8 -v -run '^TestFire_' .
 
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)

@@ -139,10 +139,10 @@ const (
 
 // holdShortly runs a family under a lock that silence costs soon. On a busy machine that may have happened before it begins: then it tries
 // again.
-func holdShortly(t *testing.T, dsn, script string) (*baton, []int) {
+func holdShortly(t *testing.T, dsn, key, script string) (*baton, []int) {
 	t.Helper()
 	for range 20 {
-		b := call(t, dsn, "run", "k", shortTTL, "--", "sh", "-c", script)
+		b := call(t, dsn, "run", key, shortTTL, "--", "sh", "-c", script)
 		if line, err := b.lines.ReadString('\n'); err == nil {
 			return b, numbers(t, line)
 		}

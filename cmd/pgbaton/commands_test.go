@@ -99,6 +99,8 @@ func TestMigrate_Engine(t *testing.T) {
 	require.Contains(t, errs, "the way leads over both")
 	out, _ = output(t, dsn, 0, "migrate", "engine", "both")
 	require.Contains(t, out, "restart the services")
+	out, _ = output(t, dsn, 1, "doctor")
+	require.Contains(t, out, "A change of engines has begun")
 	b := call(t, dsn, "run", "k", "--", "sh", "-c", "echo $$; exec sleep 999")
 	pids := b.pids(t)
 	output(t, dsn, 0, "migrate", "engine", "lease")
@@ -194,6 +196,8 @@ func TestRole(t *testing.T) {
 		{"semaphore", "ls", "s"},
 		{"wait", "k"},
 		{"resign", "k"},
+		{"ls"},
+		{"free", "k", "--yes"},
 		{"bench"},
 		{"demo"},
 		{"lead", "k", "-v", "--", "true"},
@@ -209,6 +213,7 @@ func TestRole(t *testing.T) {
 	testkit.Run(t, dsn, "REVOKE EXECUTE ON FUNCTION pgbaton.look_run(text) FROM "+role)
 	out, _ = output(t, as, 2, "doctor")
 	require.Contains(t, out, "may not call pgbaton.look_run(text)")
+	require.Contains(t, out, "GRANT EXECUTE ON FUNCTION pgbaton.look_run(text) TO "+role+";\n")
 }
 
 func TestDoctor(t *testing.T) {
@@ -221,7 +226,7 @@ func TestDoctor(t *testing.T) {
 	require.Empty(t, errs)
 	require.NotContains(t, out, "warning")
 	for _, topic := range []string{
-		"server", "client", "pooler", "protections", "schema", "privileges", "connections", "lock table", "waiting", "clock", "round trip",
+		"server", "client", "pooler", "protections", "schema", "engine", "privileges", "connections", "lock table", "waiting", "clock", "round trip",
 		"idle transactions", "prepared transactions", "rows",
 	} {
 		require.Contains(t, out, "ok       "+topic+": ")
@@ -234,8 +239,8 @@ func TestDoctor(t *testing.T) {
 		SQL                    []string
 	}
 	findings := decoded[[]finding](t, dsn, 1, "doctor", "--replicas", "100000")
-	require.Contains(t, findings[6].Do, "max_connections")
-	require.Equal(t, []string{"connections", "warning"}, []string{findings[6].Topic, findings[6].Level})
+	require.Contains(t, findings[7].Do, "max_connections")
+	require.Equal(t, []string{"connections", "warning"}, []string{findings[7].Topic, findings[7].Level})
 
 	_, errs = output(t, "postgres://u:hush@127.0.0.1:1/d", 2, "doctor")
 	require.NotContains(t, errs, "hush")

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,6 +83,7 @@ func TestRun_NotAcquired(t *testing.T) {
 // TestRun_Kinds runs commands side by side that may be, and tries for one that may not.
 func TestRun_Kinds(t *testing.T) {
 	t.Parallel()
+	dsn := testkit.Migrated(t)
 	for name, c := range map[string]struct {
 		flags   []string
 		most    int
@@ -96,8 +96,7 @@ func TestRun_Kinds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := testkit.Migrated(t)
-			key := "k"
+			key := name
 			if name == "ID" {
 				key = "id:42"
 			}
@@ -119,7 +118,6 @@ func TestRun_Kinds(t *testing.T) {
 	}
 	t.Run("Mismatch", func(t *testing.T) {
 		t.Parallel()
-		dsn := testkit.Migrated(t)
 		call(t, dsn, "semaphore", "create", "s", "2").requireStatus(t, 0)
 		b := call(t, dsn, "run", "s", "--semaphore", "3", "--", "true")
 		b.requireStatus(t, 125)
@@ -157,14 +155,14 @@ func TestRun_Once(t *testing.T) {
 
 func TestRun_Lost(t *testing.T) {
 	t.Parallel()
+	dsn := testkit.Migrated(t)
 	for name, script := range families {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := testkit.Migrated(t)
-			b := call(t, dsn, "run", "k", "--name", "holder", "--", "sh", "-c", script)
+			b := call(t, dsn, "run", name, "--name", name, "--", "sh", "-c", script)
 			pids := b.pids(t)
 			testkit.Exec(t, testkit.Connect(t, dsn), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-				WHERE datname = current_database() AND application_name = 'pgbaton/holder'`)
+				WHERE datname = current_database() AND application_name = 'pgbaton/' || $1`, name)
 			b.requireStatus(t, 76)
 			requireGone(t, pids...)
 			require.Contains(t, b.stderr.String(), "lost")
@@ -175,13 +173,13 @@ func TestRun_Lost(t *testing.T) {
 // TestRun_Signals ends a holder in all ways. The groups are empty when it is gone, or soon after it was killed.
 func TestRun_Signals(t *testing.T) {
 	t.Parallel()
+	dsn := testkit.Migrated(t)
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGKILL} {
 		for name, script := range families {
 			t.Run(name+"/"+sig.String(), func(t *testing.T) {
 				t.Parallel()
-				dsn := testkit.Migrated(t)
 				// A shell without job control has its children ignore INT and QUIT.
-				b := call(t, dsn, "run", "k", "--kill-after", "100ms", "--", "sh", "-c", script)
+				b := call(t, dsn, "run", name+"/"+sig.String(), "--kill-after", "100ms", "--", "sh", "-c", script)
 				pids := b.pids(t)
 				if name == "Deaf" && sig == syscall.SIGHUP {
 					return // it is deaf to it, and HUP need not be a signal to stop
@@ -205,79 +203,16 @@ func TestRun_Signals(t *testing.T) {
 // TestRun_Frozen: a holder that is stopped loses its lock, and its command is dead before the next one starts.
 func TestRun_Frozen(t *testing.T) {
 	t.Parallel()
+	dsn := testkit.Migrated(t)
 	for name, script := range families {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dsn := testkit.Migrated(t)
-			b, pids := holdShortly(t, dsn, script)
-			next := call(t, dsn, append([]string{"run", "k", "--"}, witness(pids)...)...)
+			b, pids := holdShortly(t, dsn, name, script)
+			next := call(t, dsn, append([]string{"run", name, "--"}, witness(pids)...)...)
 			require.NoError(t, b.Process.Signal(syscall.SIGSTOP))
 			require.Equal(t, "seen\n", next.requireStatus(t, 0))
 			require.NoError(t, b.Process.Signal(syscall.SIGCONT))
 			b.requireStatus(t, 76)
 		})
-	}
-}
-
-// TestRun_NetworkCut drops all packets of a holder: its command is dead before the next one starts, every time.
-func TestRun_NetworkCut(t *testing.T) {
-	t.Parallel()
-	dsn := testkit.Migrated(t)
-	proxy, _ := testkit.Through(t, dsn)
-	through := proxy.URL(t, dsn)
-	for range testkit.Rounds(50) {
-		b, pids := holdShortly(t, through, families["Group"])
-		next := call(t, dsn, append([]string{"run", "k", "--"}, witness(pids)...)...)
-		proxy.Stall(true)
-		require.Equal(t, "seen\n", next.requireStatus(t, 0))
-		b.requireStatus(t, 76)
-		proxy.Cut()
-		proxy.Stall(false)
-	}
-}
-
-// TestRun_StoppedWhileWaiting: of many that wait while the lock is released, none starts a command after a signal to stop. In half
-// of the rounds the signals come first, in the other half at the same time as the release; then a command may have started before its signal,
-// and is stopped by it.
-func TestRun_StoppedWhileWaiting(t *testing.T) { // alone: it has so many sessions
-	crowd := testkit.Brief(20, 6)
-	dsn := testkit.Migrated(t)
-	holder := client(t, dsn)
-	conn := testkit.Connect(t, dsn)
-	started := filepath.Join(t.TempDir(), "started")
-	for round := range testkit.Brief(200, 10) {
-		lock, err := holder.Acquire(t.Context(), pgbaton.Name("k"))
-		require.NoError(t, err)
-		waiting := make([]*baton, crowd)
-		for i := range waiting {
-			waiting[i] = call(t, dsn, "run", "k", "--name", "waiter", "--", "sh", "-c", `echo $$ >> "$0"; exec sleep 999`, started)
-		}
-		for i := range waiting { // a busy machine starts each in time
-			testkit.WaitFor(t, conn, `SELECT count(*) > $1 FROM pg_stat_activity AS a WHERE a.query LIKE '%wait_for_turn%'
-				AND a.application_name = 'pgbaton/waiter' AND a.datname = current_database()`, i)
-		}
-		release := func() { require.NoError(t, lock.Release(context.Background())) }
-		first := round%2 == 0
-		if !first {
-			release()
-		}
-		for _, b := range waiting {
-			require.NoError(t, b.Process.Signal(syscall.SIGTERM))
-		}
-		if first {
-			release()
-		}
-		for _, b := range waiting {
-			b.requireStatus(t, 128+15)
-		}
-		text, err := os.ReadFile(started)
-		if first {
-			require.ErrorIs(t, err, os.ErrNotExist, "a command was started after the signal: %s", text)
-			continue
-		}
-		if err == nil {
-			requireGone(t, numbers(t, strings.ReplaceAll(string(text), "\n", " "))...)
-			require.NoError(t, os.Remove(started))
-		}
 	}
 }

@@ -98,6 +98,7 @@ pair of two integers; a name that begins so is written name:id:42.`
 const rootExample = `  export DATABASE_URL=postgres://app@db.example.org/app
   pgbaton migrate up
   pgbaton run nightly-report --try -- ./report.sh
+  pgbaton ls --tree
   pgbaton doctor`
 
 func (a *app) root() *cobra.Command {
@@ -136,7 +137,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("hold", a.runCommand(), a.leadCommand(), a.waitCommand())
-	add("see", a.resignCommand(), a.semaphoreCommand(), a.fenceCommand(), a.migrateCommand(), a.doctorCommand())
+	add("see", a.lsCommand(), a.freeCommand(), a.resignCommand(), a.semaphoreCommand(), a.fenceCommand(), a.migrateCommand(), a.doctorCommand())
 	add("try", a.demoCommand(), a.benchCommand())
 	root.AddCommand(a.demoWorkerCommand())
 	return root

@@ -33,7 +33,7 @@ func (a *app) leadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "lead NAME [FLAGS] -- COMMAND [ARGUMENT...]", Short: "keep a command running in one place",
 		Long: leadLong, Example: leadExample, Annotations: map[string]string{runsCommand: ""},
-		DisableFlagsInUseLine: true, Args: beforeCommand("NAME"),
+		DisableFlagsInUseLine: true, Args: beforeCommand("NAME"), ValidArgsFunction: a.completeNames(1, kindTerm),
 	}
 	cmd.RunE = a.do(func(ctx context.Context, args []string) error {
 		return a.lead(context.WithoutCancel(ctx), args[0], args[1:], killAfter)

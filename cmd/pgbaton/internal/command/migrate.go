@@ -153,7 +153,7 @@ all semaphores, leaders, jobs and fences. Clients of newer versions fail from th
 			return err
 		}
 		if int64(view.Schema) <= to {
-			return a.print("The schema pgbaton has version %d; there is nothing to take back.\n", view.Schema)
+			return a.tookBack(int64(view.Schema), int64(view.Schema))
 		}
 		if err := a.confirm(yes, "Take the schema pgbaton of database %q back from version %d to %d?", config.ConnConfig.Database, view.Schema, to); err != nil {
 			return err
@@ -162,9 +162,23 @@ all semaphores, leaders, jobs and fences. Clients of newer versions fail from th
 		if err != nil {
 			return err
 		}
+		return a.tookBack(from, to)
+	})
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+// tookBack says from where to where the schema was taken back.
+func (a *app) tookBack(from, to int64) error {
+	return a.emit(struct {
+		From int64 `json:"from"`
+		To   int64 `json:"to"`
+	}{from, to}, func() error {
+		if from == to {
+			return a.print("The schema pgbaton has version %d; there is nothing to take back.\n", to)
+		}
 		return a.print("The schema pgbaton was taken back from version %d to %d.\n", from, to)
 	})
-	return cmd
 }
 
 // confirm asks on a terminal.

@@ -28,11 +28,26 @@ func (a *app) emit(value any, forPeople func() error) error {
 	return encoder.Encode(value)
 }
 
-// table writes rows in columns.
+// table writes rows in columns. Cells have names that others have chosen.
 func table(out io.Writer, head []string, rows [][]string) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0) //nolint:mnd // two blanks between columns
+	var text strings.Builder
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0) //nolint:mnd // two blanks between columns
 	for _, row := range append([][]string{head}, rows...) {
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+		for _, cell := range row {
+			if !isPlain(cell) {
+				cell = printable(cell)
+			}
+			fmt.Fprint(w, cell+"\t")
+		}
+		fmt.Fprintln(w)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -65,7 +65,7 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run KEY [FLAGS] -- COMMAND [ARGUMENT...]", Short: "run a command while a lock is held",
 		Long: runLong, Example: runExample, Annotations: map[string]string{runsCommand: ""},
-		DisableFlagsInUseLine: true, Args: beforeCommand("KEY"),
+		DisableFlagsInUseLine: true, Args: beforeCommand("KEY"), ValidArgsFunction: a.completeNames(1, kindLock, kindPermit),
 	}
 	cmd.RunE = a.do(func(ctx context.Context, args []string) error {
 		if err := f.check(cmd); err != nil {

@@ -29,7 +29,7 @@ func (a *app) semaphoreCommand() *cobra.Command {
 		Long: `Lists semaphores, how many permits each has, how many are free, and who holds the others. Without a NAME it lists all; that
 needs the right to read the table pgbaton.semaphore, which the schema's owner and superusers have.`,
 		Example: "  pgbaton semaphore ls\n  pgbaton semaphore ls render --json",
-		RunE:    a.do(a.semaphoreList),
+		RunE:    a.do(a.semaphoreList), ValidArgsFunction: a.completeNames(manyNames, kindPermit),
 	}
 	create := &cobra.Command{
 		Use: "create NAME CAPACITY", Short: "create a semaphore",
@@ -42,12 +42,16 @@ needs the right to read the table pgbaton.semaphore, which the schema's owner an
 		Long: `Gives a semaphore another capacity, for everybody. Raising it serves waiters at once. Lowering it takes permits from
 nobody: none is granted until fewer are held than the new capacity.`,
 		Example: "  pgbaton semaphore resize render 12", Args: arguments("NAME", "CAPACITY"),
-		RunE: a.do(func(ctx context.Context, args []string) error { return a.semaphoreSet(ctx, args, true) }),
+		ValidArgsFunction: a.completeNames(1, kindPermit),
+		RunE:              a.do(func(ctx context.Context, args []string) error { return a.semaphoreSet(ctx, args, true) }),
 	}
 	a.jsonFlag(ls, create, resize)
 	parent.AddCommand(ls, create, resize)
 	return parent
 }
+
+// manyNames is more than anybody types.
+const manyNames = 1000
 
 // needsSubcommand is the code of a command that only has subcommands.
 func needsSubcommand(cmd *cobra.Command, _ []string) error {

@@ -21,7 +21,7 @@ and lets it go at once: others may have it by the time this process has ended. T
 
 The exit status is 75 when --wait was over first.`,
 		Example: "  pgbaton wait nightly-report && echo the report is done\n  pgbaton wait nightly-report --wait 10m || echo it takes long today",
-		Args:    arguments("KEY"),
+		Args:    arguments("KEY"), ValidArgsFunction: a.completeNames(1, kindLock),
 	}
 	cmd.Flags().DurationVar(&limit, "wait", 0, "wait no longer than this `time`; default: until interrupted")
 	cmd.RunE = a.do(func(ctx context.Context, args []string) error {
@@ -39,16 +39,24 @@ The exit status is 75 when --wait was over first.`,
 				waiting, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("the wait of %v is over", limit))
 				defer cancel()
 			}
+			began := time.Now()
 			lock, err := c.Acquire(waiting, key)
 			switch {
 			case err == nil:
-				return lock.Release(ctx)
+				if err := lock.Release(ctx); err != nil {
+					return err
+				}
+				return a.emit(struct {
+					Key    string  `json:"key"`
+					Waited float64 `json:"waited_seconds"`
+				}{keyArgument(key), time.Since(began).Seconds()}, func() error { return nil })
 			case ctx.Err() == nil && errors.Is(err, pgbaton.ErrNotAcquired):
 				return exit(exitNotAcquired, err)
 			}
 			return err
 		})
 	})
+	a.jsonFlag(cmd)
 	return cmd
 }
 
@@ -73,7 +81,7 @@ func (a *app) resignCommand() *cobra.Command {
 milliseconds, behind a pooler within 5 s, and holds back for 2 s, so that another one leads if there is one.
 
 The exit status is 1 when nobody leads.`,
-		Example: "  pgbaton resign scheduler", Args: arguments("NAME"),
+		Example: "  pgbaton resign scheduler", Args: arguments("NAME"), ValidArgsFunction: a.completeNames(1, kindTerm),
 	}
 	cmd.RunE = a.do(func(ctx context.Context, args []string) error {
 		return a.withClient(ctx, func(c *client) error {

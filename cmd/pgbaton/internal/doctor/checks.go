@@ -42,6 +42,30 @@ func (e *examination) schema() {
 	e.add(f)
 }
 
+// engine says by which engine locks exclude in this database.
+func (e *examination) engine() error {
+	const sql = `SELECT r.engine, r.recorded_by, r.recorded_at FROM pgbaton.engine_record() AS r`
+	var engine, by string
+	var at time.Time
+	err := e.conn.QueryRow(e.ctx, sql).Scan(&engine, &by, &at)
+	switch code := pgerr.Code(err); {
+	case code == pgerr.UndefinedSchema || code == pgerr.UndefinedFunction || code == pgerr.InsufficientPrivilege:
+		return nil // which is said elsewhere
+	case errors.Is(err, pgx.ErrNoRows) || err == nil && engine == "":
+		e.add(Finding{Topic: "engine", Says: "None is on record: the first lock records one."})
+		return nil
+	case err != nil:
+		return err
+	}
+	f := Finding{Topic: "engine", Says: fmt.Sprintf("%s is on record, by %s at %s.", engine, by, at.UTC().Format(time.RFC3339))}
+	if engine == "both" {
+		f.Level = Warning
+		f.Do = "A change of engines has begun, and each lock costs twice meanwhile: restart the services, then pgbaton migrate engine lease (or session)."
+	}
+	e.add(f)
+	return nil
+}
+
 // privileges looks for functions that the role may not call, and for a role that may do everything.
 func (e *examination) privileges() error {
 	const sql = `
@@ -75,10 +99,17 @@ FROM pg_namespace AS n WHERE n.nspname = 'pgbaton'`
 	case err != nil:
 		return err
 	case len(missing) > 0:
-		e.add(Finding{
+		f := Finding{
 			Topic: "privileges", Level: Error, Says: fmt.Sprintf("Role %s may not call %s.", role, strings.Join(missing, ", ")),
-			Do: "As the owner of the schema:", SQL: []string{grant},
-		})
+			Do: "As the owner of the schema, all that a service needs:", SQL: []string{grant},
+		}
+		if len(missing) <= fewMissing {
+			f.Do = "As the owner of the schema, all that a service needs, or only what is missing:"
+			for _, function := range missing {
+				f.SQL = append(f.SQL, "GRANT EXECUTE ON FUNCTION "+function+" TO "+role)
+			}
+		}
+		e.add(f)
 	case super || owner:
 		e.add(Finding{
 			Topic: "privileges", Says: "Role " + role + " is a superuser or owns the schema, and may do everything.",
@@ -90,6 +121,9 @@ FROM pg_namespace AS n WHERE n.nspname = 'pgbaton'`
 	}
 	return nil
 }
+
+// fewMissing is how many functions are granted one by one, rather than all by one call.
+const fewMissing = 10
 
 // missing returns those of the refused functions that a service calls.
 func (e *examination) missing(refused []string) ([]string, error) {

@@ -89,6 +89,7 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 		topic string
 		check func() error
 	}{
+		{"engine", e.engine},
 		{"privileges", e.privileges},
 		{"connections", e.connections},
 		{"lock table", e.lockTable},
