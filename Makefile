@@ -34,9 +34,10 @@ test: test/unit test/command test/integration ## run all tests with the race det
 
 .PHONY: test/full
 test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
-	$(MAKE) test/unit test/command
-	$(MAKE) test/integration PACKAGES_AT_ONCE=1
-	$(MAKE) test/long
+	$(MAKE) test/unit
+	$(MAKE) test/command
+	$(MAKE) test/integration PACKAGES_AT_ONCE=1 APART='$(APART)|locks|semaphores'
+	$(MAKE) test/long PACKAGES_AT_ONCE=1
 	$(MAKE) test/leases PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
@@ -45,7 +46,8 @@ SHORT := -short
 # The hammers, by which the laws of locks and permits stand or fall.
 HAMMERS := TestHammer|TestCancelSweep|TestSets
 .PHONY: test/long
-test/long: build/postgres ## run the hammers of locks and permits at their full length
+test/long: build/postgres ## run the tests of locks and permits, the hammers at their full length
+	cd integration_test && $(GO_TEST) $(SHORT) -skip '^($(HAMMERS))$$' ./locks ./semaphores
 	cd integration_test && $(GO_TEST) -run '^($(HAMMERS))$$' ./locks ./semaphores
 
 .PHONY: test/unit
