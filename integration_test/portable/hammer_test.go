@@ -51,7 +51,7 @@ func TestHammer(t *testing.T) {
 				grants, _ := p.History()
 				all = append(all, grants...)
 			}
-			_, err = history.Exclusion(all)
+			_, err := history.Exclusion(all)
 			require.NoError(t, err)
 			require.NoError(t, history.Tokens(all))
 			checked, err := history.Check(all, dir)
