@@ -86,13 +86,13 @@ func New(client *pgbaton.Client, db pgbaton.Querier, cfg *Config) (*Handler, err
 	case len(c.Names) > maxNames:
 		return nil, fmt.Errorf("pgbatonui: Config.Names has %d, the most is %d", len(c.Names), maxNames)
 	}
-	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	source := newSource(client, db, c)
 	return newHandler(client, c, source.read), nil
 }
 
 // newHandler makes a page over readings from anywhere.
 func newHandler(client *pgbaton.Client, cfg Config, read func(context.Context) *reading) *Handler {
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	h := &Handler{
 		cfg: cfg, client: client, mux: http.NewServeMux(), secret: sha256.Sum256([]byte(cfg.FreeToken)),
 		origins: http.NewCrossOriginProtection(), ended: make(chan struct{}),

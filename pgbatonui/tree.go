@@ -109,6 +109,7 @@ func (f *forest) trees() (all []tree, more int) {
 			}
 			if len(all) == mostTrees {
 				more++
+				f.drawn[o] = true
 				continue
 			}
 			all = append(all, f.tree(o, nil))
@@ -124,7 +125,7 @@ func (f *forest) below(o object) bool {
 
 // tree is an object with what is below it.
 func (f *forest) tree(o object, above []object) tree {
-	t := tree{What: what(f.title(o)), Circle: slices.Contains(above, o)}
+	t := tree{What: f.title(o), Circle: slices.Contains(above, o)}
 	if t.Circle || f.drawn[o] {
 		t.Again = !t.Circle
 		return t
@@ -154,17 +155,15 @@ func (f *forest) tree(o object, above []object) tree {
 	return t
 }
 
-// title is what stands for an object: without a mode or a number of permits, which are the holders'.
-func (f *forest) title(o object) pgbaton.LockInfo {
+// title names an object, without a mode or a number of permits, which are the holders'.
+func (f *forest) title(o object) string {
 	l := f.locks[f.waiters[o][0]]
+	if l.Kind == kindPermit {
+		return "semaphore " + plain(o.name)
+	}
 	for _, i := range f.holders[o] {
-		if l.Name == "" {
-			l.Name = f.locks[i].Name
-		}
+		l.Name = cmp.Or(l.Name, f.locks[i].Name)
 	}
 	l.Shared = false
-	if l.Kind == kindPermit {
-		l.Kind, l.Name, l.Permits = kindPermit, o.name, 0
-	}
-	return l
+	return what(l)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgbaton/pgbaton"
@@ -246,7 +247,7 @@ func (v *viewer) windows() []window {
 	var all []window
 	for _, r := range v.runs {
 		w := window{
-			Name: plain(r.name), Err: plain(r.err), Began: v.moment(r.began), Next: v.moment(r.began.Add(r.window)), Length: r.window.String(),
+			Name: plain(r.name), Err: plain(r.err), Began: v.moment(r.began), Next: v.moment(r.began.Add(r.window)), Length: short(r.window),
 			Running: r.ended.IsZero(), Failed: r.failed,
 		}
 		w.Open = !w.Next.After(v.now)
@@ -299,7 +300,19 @@ func (v *viewer) links() []fact {
 		{"Engine", d.Engine},
 		{"Pooler", d.Pooler},
 		{"Connections", fmt.Sprintf("%d of %d", d.Conns, d.MaxConns)},
-		{"TTL", d.TTL.String()},
+		{"TTL", short(d.TTL)},
 		{"Protections", fmt.Sprintf("%s of %d", kept, len(d.Protections))},
 	}
+}
+
+// short is a duration without the zeros at its end.
+func short(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
 }

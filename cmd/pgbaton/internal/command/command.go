@@ -137,7 +137,8 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("hold", a.runCommand(), a.leadCommand(), a.waitCommand())
-	add("see", a.lsCommand(), a.freeCommand(), a.resignCommand(), a.semaphoreCommand(), a.fenceCommand(), a.migrateCommand(), a.doctorCommand())
+	add("see", a.lsCommand(), a.freeCommand(), a.resignCommand(), a.semaphoreCommand(), a.fenceCommand(), a.migrateCommand(), a.doctorCommand(),
+		a.serveCommand())
 	add("try", a.demoCommand(), a.benchCommand())
 	root.AddCommand(a.demoWorkerCommand())
 	return root
