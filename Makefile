@@ -39,6 +39,7 @@ test/full: ## run all tests, the hammers also at their full length, on every Pos
 	$(MAKE) test/integration PACKAGES_AT_ONCE=1 APART='$(APART)|locks|semaphores'
 	$(MAKE) test/long PACKAGES_AT_ONCE=1
 	$(MAKE) test/leases PACKAGES_AT_ONCE=1
+	$(MAKE) test/page PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
 SHORT := -short
@@ -69,7 +70,7 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
 
 # The nested module's packages that have a target of their own, since they need programs that the others do not, or the machine.
-APART = poolers|ha|contract|engines
+APART = poolers|ha|contract|engines|page
 
 # What both engines give is tested over either; these packages' tests take the engine that they are told to. Permits are the same with
 # either engine. Not over leases: tests that
@@ -88,6 +89,16 @@ test/contract: build/postgres ## hold the library to its laws on every ground: s
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(GO_TEST) $(SHORT) ./contract
 	@cat integration_test/results/contract.md
+
+.PHONY: test/page
+test/page: build/postgres ## look at the page in a headless Chromium (its handler is tested by test/unit, pgbaton serve by test/command)
+	integration_test/ensure-chromium.sh
+	cd integration_test && $(GO_TEST) $(SHORT) ./page
+
+.PHONY: screenshots
+screenshots: build/postgres ## draw docs/page-wide.png, page-narrow.png and page-dark.png anew
+	integration_test/ensure-chromium.sh
+	cd integration_test && PGBATON_SCREENSHOTS=$(CURDIR)/docs $(WITH_POSTGRES) -- go test -trimpath -vet=off -count=1 -run '^TestScreenshots$$' ./page
 
 # PGBATON_TEST_ENGINES has URLs, or Docker images that are run as PostgreSQL's own, with commas.
 .PHONY: test/engines

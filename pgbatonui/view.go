@@ -18,7 +18,8 @@ const mostListed = 300
 // entry is a holder or a waiter as it is shown.
 type entry struct {
 	What, Who, Where string
-	Note             string // the mode, or what else is special
+	Note             string // what else is special
+	Shared           bool
 	Since            moment
 	Token            string
 	Free             string // by what it is freed; "" if it cannot be
@@ -122,7 +123,7 @@ func (v *viewer) moment(t time.Time) moment {
 
 // entry is l as it is shown.
 func (v *viewer) entry(l pgbaton.LockInfo) entry {
-	e := entry{What: what(l), Who: who(l), Where: where(l)}
+	e := entry{What: what(l), Who: who(l), Where: where(l), Shared: l.Shared}
 	switch {
 	case l.Kind == kindSet:
 		e.Note = "one of a set"
@@ -130,9 +131,6 @@ func (v *viewer) entry(l pgbaton.LockInfo) entry {
 		e.Note = "of a run"
 	case l.Kind == kindPermit && l.Permits != 1:
 		e.Note = strconv.Itoa(l.Permits) + " permits"
-	}
-	if l.Shared {
-		e.Note = "shared"
 	}
 	if !l.Since.IsZero() {
 		e.Since = v.moment(l.Since)

@@ -9,9 +9,10 @@
 
   const age = (ms) => {
     const s = Math.max(0, Math.floor(ms / 1000)), m = Math.floor(s / 60), h = Math.floor(m / 60), d = Math.floor(h / 24);
-    if (d > 0) return `${d}d ${h % 24}h`;
-    if (h > 0) return `${h}h ${m % 60}m`;
-    if (m > 0) return `${m}m ${s % 60}s`;
+    const and = (n, unit) => (n > 0 ? ` ${n}${unit}` : "");
+    if (d > 0) return `${d}d${and(h % 24, "h")}`;
+    if (h > 0) return `${h}h${and(m % 60, "m")}`;
+    if (m > 0) return `${m}m${and(s % 60, "s")}`;
     return `${s}s`;
   };
   const text = (node, value) => { if (node.textContent !== value) node.textContent = value; };
