@@ -90,7 +90,7 @@ func TestDatabase(t *testing.T) {
 	require.NoError(t, <-got)
 	until(t, h, "it hangs", "freed</span>")
 	stop()
-	<-led
+	require.ErrorIs(t, <-led, context.Canceled)
 }
 
 // freeAnyhow frees, and again as long as a busy machine does not answer in time.

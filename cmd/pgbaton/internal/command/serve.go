@@ -75,7 +75,7 @@ func (a *app) serve(ctx context.Context, c *client, f serveFlags, token string) 
 	if err != nil {
 		return err
 	}
-	address := listener.Addr().(*net.TCPAddr) //nolint:forcetypeassert,errcheck // it listens on tcp
+	address := listener.Addr().(*net.TCPAddr) //nolint:forcetypeassert // it listens on tcp
 	ui := &pgbatonui.Config{
 		FreeToken: token, Names: f.names, Logger: slog.New(a.logHandler()),
 		Examine: func(ctx context.Context) []pgbatonui.Finding { return a.examine(ctx, c) },
