@@ -60,7 +60,7 @@ test/integration: build/postgres ## run the nested module's tests (the client's 
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
 
 # The nested module's packages that have a target of their own, since they need programs that the others do not, or the machine.
-APART = poolers|ha|contract|engines
+APART := poolers|ha|contract|engines
 
 # What both engines give is tested over either; these packages' tests take the engine that they are told to. Permits are the same with
 # either engine. Not over leases: tests that

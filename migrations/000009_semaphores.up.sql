@@ -101,14 +101,17 @@ END;
 $$;
 
 -- Forgets holders that are dead, as far as they hold nothing, and those without a session that were not heard of for a
--- week. Returns how many. It looks at all holders, and each calls it now and then: where there are more than twenty, callers leave it to
--- chance, so that as many calls as with twenty look.
+-- week. Returns how many. A call looks at all holders, and each holder makes one now and then. Where there are more than twenty, chance
+-- decides whether a call looks, so that their cost grows with the number of holders and not with its square.
 CREATE FUNCTION pgbaton.forget_holders() RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     forgotten integer;
 BEGIN
+    IF random() * (SELECT count(*) FROM pgbaton.holder) >= 20 THEN
+        RETURN 0;
+    END IF;
     WITH old AS MATERIALIZED (
         SELECT h.id FROM pgbaton.holder AS h
         WHERE CASE WHEN h.id > 0 THEN NOT pgbaton.present(h.id) ELSE h.since < clock_timestamp() - interval '7 days' END
@@ -155,9 +158,7 @@ BEGIN
     VALUES (enlist.id, enlist.name, clock_timestamp(), mine, CASE WHEN enlist.id > 0 THEN pg_backend_pid() END)
     ON CONFLICT ON CONSTRAINT holder_pkey DO UPDATE
         SET name = excluded.name, since = excluded.since, service = coalesce(h.service, excluded.service), pid = excluded.pid;
-    IF random() * (SELECT count(*) FROM pgbaton.holder) < 20 THEN
-        PERFORM pgbaton.forget_holders();
-    END IF;
+    PERFORM pgbaton.forget_holders();
 END;
 $$;
 
@@ -190,9 +191,7 @@ CREATE FUNCTION pgbaton.tend(OUT semaphore text, OUT slots integer) RETURNS SETO
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF random() * (SELECT count(*) FROM pgbaton.holder) < 20 THEN
-        PERFORM pgbaton.forget_holders();
-    END IF;
+    PERFORM pgbaton.forget_holders();
     RETURN QUERY
     WITH wrong AS MATERIALIZED (
         SELECT s.semaphore AS id, s.slot FROM pgbaton.slot AS s

@@ -640,8 +640,8 @@ $$;
 
 -- Tidies up, a thousand rows at most: keys that nobody has taken for an hour, or that were left behind an hour ago by holders that
 -- are gone, and connections that are gone. A token that is given later is greater than those of a row that was forgotten, also when
--- the clock is set back: the newest of them is kept. Each client calls it once a minute, and looks at what all have: with many
--- clients most calls do nothing, so that twenty a minute do, however many clients there are.
+-- the clock is set back: the newest of them is kept. A call looks at what all clients have, and each client makes one a minute. Where
+-- there are more than twenty, chance decides whether a call looks: about twenty a minute do, as in forget_holders.
 CREATE FUNCTION pgbaton.tend_leases() RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

@@ -206,7 +206,7 @@ func TestHolders_Shrink(t *testing.T) {
 	require.Equal(t, int64(1001), testkit.Value[int64](t, s.owner, "SELECT count(*) FROM pgbaton.holder WHERE service = '"+s.roles[1]+"'::regrole AND id < 0"))
 	testkit.Exec(t, s.owner, "UPDATE pgbaton.holder SET since = now() - interval '8 days'")
 	s.claimed(t, -101)
-	testkit.Eventually(t, "one session-less holder", func() bool { // by chance, a thousand each time
+	testkit.Eventually(t, "one holder without a session", func() bool { // a call that looks forgets a thousand at most
 		testkit.Exec(t, s.second, "SELECT pgbaton.tend()")
 		return testkit.Value[int](t, s.owner, "SELECT count(*) FROM pgbaton.holder WHERE id < 0") == 1
 	})

@@ -199,10 +199,13 @@ func (e *Engine) attach(l *link) {
 	e.manager.Ready()
 }
 
+// renewals is how often in a TTL all leases are renewed.
+const renewals = 3
+
 // maintain opens connections when they are wanted, with jittered pauses between failures, and has leases renewed.
 func (e *Engine) maintain() {
 	var redial backoff.Reconnect
-	renew := time.NewTicker(e.cfg.TTL / 3)
+	renew := time.NewTicker(e.cfg.TTL / renewals)
 	defer renew.Stop()
 	tend := time.NewTicker(backoff.About(time.Minute))
 	defer tend.Stop()

@@ -56,13 +56,17 @@ func enlistment(holder int64, name string) [][]byte {
 	return [][]byte{pgtext.Int(holder), []byte(name)}
 }
 
+// silence returns after how long without a statement a link shows a sign of life: later than from one renewal to the next, since a
+// renewal is one, and twice in the span of trust, so that one may get lost.
+func silence(ttl time.Duration) time.Duration { return ttl * 5 / 12 }
+
 // start makes a pipeline of a session.
 func (l *link) start(ctx context.Context, s *session.Session) (err error) {
 	l.born = time.Now()
 	l.utf8 = s.PgConn().ParameterStatus("server_encoding") == "UTF8"
 	l.pipe, err = pipeline.New(ctx, s, pipeline.Owner[op](l), pipeline.Config{
 		TTL: l.engine.cfg.TTL, Notified: l.engine.notified(l.holder), Workers: &l.engine.pipes,
-		Silence: l.engine.cfg.TTL * 5 / 12, // renewals are sooner
+		Silence: silence(l.engine.cfg.TTL),
 	})
 	return err
 }

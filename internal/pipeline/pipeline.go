@@ -33,8 +33,8 @@ type Config struct {
 	TTL      time.Duration
 	Notified func(payload string) // called by the reader for each notification; it must not wait; nil if nobody listens
 	Workers  *sync.WaitGroup      // to which the pipeline's goroutines belong
-	// Silence is after how long without a statement the pipeline shows a sign of life; a third of TTL if it is zero. An owner
-	// that asks something at least so often shows it by that.
+	// Silence is how long the pipeline sends nothing before it shows a sign of life, a third of TTL if it is zero. An owner that
+	// sends statements more often needs no sign.
 	Silence time.Duration
 }
 
