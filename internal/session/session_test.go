@@ -126,12 +126,9 @@ func TestDial_PinsWhatHooksHaveSet(t *testing.T) {
 	}
 	d.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		after++
-		_, err := conn.Exec(ctx, `SET search_path = hostile, pg_catalog; SET statement_timeout = 1; SET lock_timeout = 1;
+		_, err := conn.Exec(ctx, `SET search_path = hostile, pg_catalog; SET statement_timeout = '1000 s'; SET lock_timeout = 1;
 			SET default_transaction_read_only = on; SET default_transaction_isolation = serializable; SET synchronous_commit = remote_apply`,
 			pgx.QueryExecModeSimpleProtocol)
-		if err == nil {
-			_, err = conn.Exec(ctx, "SET statement_timeout = 0")
-		}
 		return err
 	}
 	for i, role := range []session.Role{session.Holding, session.Waiting} {
