@@ -1,7 +1,7 @@
 # `make` lists the targets. A target that needs a PostgreSQL finds or starts one by itself: see CONTRIBUTING.md.
 
 GOLANGCI_LINT_VERSION := 2.15.0
-MODULES := $(sort $(dir $(wildcard go.mod */go.mod)))
+MODULES := $(sort $(dir $(wildcard go.mod */go.mod */*/go.mod)))
 BIN := $(CURDIR)/bin
 WITH_POSTGRES := $(BIN)/with-postgres
 GOLANGCI_LINT := $(BIN)/golangci-lint
@@ -17,8 +17,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build/postgres ## show the library at work against a real PostgreSQL (DEMO_WORKERS=N for more workers)
-	go build -o $(BIN)/pgbaton ./cmd/pgbaton
+demo: build/postgres build/command ## show the library at work against a real PostgreSQL (DEMO_WORKERS=N for more workers)
 	$(if $(DEMO_WORKERS),DEMO_WORKERS=$(DEMO_WORKERS)) $(WITH_POSTGRES) -- $(BIN)/pgbaton demo
 
 # -count=1, because go's cache of results does not know the servers. How many packages, and tests of one, run at a time
@@ -31,14 +30,16 @@ TESTS_AT_ONCE ?= $(if $(DATABASE_URL),1,8)
 GO_TEST = GORACE=atexit_sleep_ms=10 $(WITH_POSTGRES) -- go test -race -trimpath -vet=off -ldflags=-w -p $(PACKAGES_AT_ONCE) -parallel $(TESTS_AT_ONCE) -count=1 -timeout $(TEST_TIMEOUT)
 
 .PHONY: test
-test: test/unit test/integration ## run all tests with the race detector, hammers and storms in brief
+test: test/unit test/command test/integration ## run all tests with the race detector, hammers and storms in brief
 
 .PHONY: test/full
 test/full: ## run all tests, the hammers also at their full length, on every PostgreSQL at hand, as CI does
 	$(MAKE) test/unit
+	$(MAKE) test/command
 	$(MAKE) test/integration PACKAGES_AT_ONCE=1 APART='$(APART)|locks|semaphores'
 	$(MAKE) test/long PACKAGES_AT_ONCE=1
 	$(MAKE) test/leases PACKAGES_AT_ONCE=1
+	$(MAKE) test/page PACKAGES_AT_ONCE=1
 
 # What makes a run brief: fewer rounds of each hammer and storm, never fewer tests. `make test SHORT=` has all at their full length.
 SHORT := -short
@@ -54,13 +55,22 @@ test/long: build/postgres ## run the tests of locks and permits, the hammers at 
 test/unit: build/postgres ## run the root module's tests: each package by itself, and the examples
 	$(GO_TEST) $(SHORT) ./...
 
+.PHONY: test/command
+test/command: build/postgres ## run the command's tests: processes that run under locks, and what people see
+	cd cmd/pgbaton && $(GO_TEST) $(SHORT) ./...
+
+# About a quarter of an hour on two cores by reckoning, most of it for 4,000 processes that are started, connect and are stopped. It prints its rounds.
+.PHONY: test/fire
+test/fire: build/postgres ## stop commands that wait for a lock 200 times 20, and cut the network of 50 that hold one
+	cd cmd/pgbaton && $(GO_TEST) -parallel 8 -v -run '^TestFire_' .
+
 .PHONY: test/integration
 test/integration: build/postgres ## run the nested module's tests (the client's calls, faults, every PostgreSQL at hand)
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(GO_TEST) $(SHORT) $$(go list ./... | grep -vE '/($(APART))$$')
 
 # The nested module's packages that have a target of their own, since they need programs that the others do not, or the machine.
-APART := poolers|ha|contract|engines
+APART := poolers|ha|contract|engines|page
 
 # What both engines give is tested over either; these packages' tests take the engine that they are told to. Permits are the same with
 # either engine. Not over leases: tests that
@@ -79,6 +89,16 @@ test/contract: build/postgres ## hold the library to its laws on every ground: s
 	integration_test/ensure-pgbouncer.sh
 	cd integration_test && $(GO_TEST) $(SHORT) ./contract
 	@cat integration_test/results/contract.md
+
+.PHONY: test/page
+test/page: build/postgres ## look at the page in a headless Chromium (its handler is tested by test/unit, pgbaton serve by test/command)
+	integration_test/ensure-chromium.sh
+	cd integration_test && $(GO_TEST) $(SHORT) ./page
+
+.PHONY: screenshots
+screenshots: build/postgres ## draw docs/page-wide.png, page-narrow.png and page-dark.png anew
+	integration_test/ensure-chromium.sh
+	cd integration_test && PGBATON_SCREENSHOTS=$(CURDIR)/docs $(WITH_POSTGRES) -- go test -trimpath -vet=off -count=1 -run '^TestScreenshots$$' ./page
 
 # PGBATON_TEST_ENGINES has URLs, or Docker images that are run as PostgreSQL's own, with commas.
 .PHONY: test/engines
@@ -122,6 +142,8 @@ figures: build/postgres ## print what the tests measure: how late, how fast, how
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -v \
 		./locks ./leaders ./semaphores ./frozen ./storm ./engines 2>&1 | \
 		sed -n 's/^.*: figure: /  /p; s/^ *--- FAIL: /  missed: /p'
+	@cd cmd/pgbaton && $(WITH_POSTGRES) -- go test -count=1 -timeout $(TEST_TIMEOUT) -v -run TestLs_Many . 2>&1 | \
+		sed -n 's/^.*: figure: /  /p'
 	integration_test/ensure-pgbouncer.sh
 	@cd integration_test && PGBATON_FIGURES=1 $(WITH_POSTGRES) -- go test -p 1 -parallel 1 -count=1 -timeout $(TEST_TIMEOUT) -short -v \
 		-run 'TestFigures|TestService' ./poolers 2>&1 | \
@@ -163,6 +185,17 @@ house: ## draw the packages floor by floor, and check that arrows only go down (
 	cd integration_test && go build -o $(BIN)/house ./cmd/house
 	$(BIN)/house
 
+# The transcripts are those of a PostgreSQL without a pooler; the pages are written in place.
+.PHONY: docs
+docs: build/postgres build/command ## run the transcripts of docs/command.md and docs/operations.md again
+	cd cmd/pgbaton && go build -o $(BIN)/mkdocs ./internal/mkdocs
+	PATH=$(BIN):$$PATH $(WITH_POSTGRES) -- $(BIN)/mkdocs transcripts docs/command.md docs/operations.md
+
+RELEASE ?= v0.1.0
+.PHONY: release/dry-run
+release/dry-run: ## install the command from a module proxy made of the tree, and build it for every system into dist/ (RELEASE=v0.1.0)
+	cmd/pgbaton/release-dry-run.sh $(RELEASE) dist
+
 .PHONY: fmt
 fmt: build/lint ## format the code (gofumpt, gci)
 	$(call each-module,$(GOLANGCI_LINT) fmt ./...)
@@ -181,6 +214,10 @@ verify: ## check that go.mod files are tidy and that the library brings at most 
 build/postgres:
 	cd integration_test && go build -o $(WITH_POSTGRES) ./cmd/with-postgres
 	integration_test/ensure-postgres.sh $(WITH_POSTGRES)
+
+.PHONY: build/command
+build/command: ## build the command into bin/
+	cd cmd/pgbaton && go build -o $(BIN)/pgbaton .
 
 .PHONY: build/lint
 build/lint:

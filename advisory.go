@@ -73,7 +73,7 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	var hold *lockmgr.Hold
 	var err error
 	if try {
-		hold, err = c.locks.Acquire(ctx, key.named(), mode, true)
+		hold, err = c.locks.Acquire(ctx, c.named(key), mode, true)
 	} else {
 		hold, err = c.wait(ctx, key, mode)
 	}

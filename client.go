@@ -18,6 +18,7 @@ import (
 	"github.com/pgbaton/pgbaton/internal/journal"
 	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/lockmgr"
+	"github.com/pgbaton/pgbaton/internal/registry"
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 	"github.com/pgbaton/pgbaton/internal/session"
 	"github.com/pgbaton/pgbaton/internal/sessionengine"
@@ -42,7 +43,10 @@ type Client struct {
 	semaphores *semaphore.Manager
 	elections  *election.Manager
 
-	waits *waitgraph.Detector
+	waits      *waitgraph.Detector
+	registry   *registry.Registry // nil if the client does not publish
+	answerer   atomic.Pointer[registry.Answerer]
+	gatherings sync.Map // the waits for several keys, each with the one that it waits for
 
 	engine string      // "session", "lease", or "both" on the way from one to the other
 	pooled error       // why the client has no sessions of its own; nil if it has
@@ -139,6 +143,10 @@ func (c *Client) makeRowParts() {
 	c.semaphores, c.elections = semaphore.New(permits), election.New(elections)
 	c.sidecar.StayOpenWhile(c.elections.Busy)
 	c.sidecar.StayOpenWhile(c.waits.Busy)
+	if c.registry = c.newRegistry(); c.registry != nil {
+		c.answerer.Store(c.newAnswerer())
+		c.sidecar.Subscribe(registry.FreePrefix, c.notified)
+	}
 }
 
 // identity is that of the server, and of the database, on which the client's locks are: equal for clients whose locks exclude one
@@ -239,6 +247,10 @@ func (c *Client) Close(ctx context.Context) error {
 	c.endPermits(ctx)
 	err := c.locks.Close(ctx)
 	c.waits.Close(ctx)
+	if c.registry != nil {
+		c.answerer.Load().Close()
+		c.registry.Close(ctx)
+	}
 	err = also(err, c.sidecar.Close(ctx))
 	c.semaphores.Wait()
 	if err != nil {

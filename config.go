@@ -71,6 +71,12 @@ type Config struct {
 	// Defaults to the host's name and the process's number, host:pid.
 	Name string
 
+	// Private keeps the names of keys and semaphores that the client waits for, and of the keys that it holds, out of the database: they are
+	// published as numbers. Names of semaphores, leaders and runs are those of their rows nevertheless. See [Client.Locks].
+	//
+	// Defaults to false.
+	Private bool
+
 	// Logger gets what an operator may want to know: lost and reopened connections, protections that
 	// the server refused, a repaired token sequence.
 	//

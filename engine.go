@@ -67,7 +67,7 @@ func (c *Client) attempt(ctx context.Context, open func(context.Context) error) 
 func (c *Client) openSessions(ctx context.Context) (err error) {
 	sessions := sessionengine.New(sessionengine.Config{
 		Name: c.cfg.Name, TTL: c.cfg.TTL, PerAnchor: heldPerAnchor, MaxAnchors: c.cfg.MaxConns - 1, Budget: c.budget,
-		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report,
+		Dial: c.dialHolding, Wait: c.dialWaiting, Report: c.journal.Report, Notified: c.notified,
 	})
 	c.engine = string(EngineSession)
 	if c.locks, err = lockmgr.New(ctx, lockmgr.Config{Engine: sessions, MaxHeld: c.cfg.MaxHeld, Report: c.journal.Report}); err != nil {
@@ -111,7 +111,7 @@ func (c *Client) openPooled(ctx context.Context, reason error) error {
 func (c *Client) startLeases(ctx context.Context) (err error) {
 	cfg := leaseengine.Config{
 		TTL: c.cfg.TTL, Name: c.cfg.Name, Pooled: c.pooled != nil, Both: c.engine == string(engineBoth), Budget: c.budget,
-		Dial: c.dialLeases, Report: c.journal.Report,
+		Dial: c.dialLeases, Report: c.journal.Report, Notified: c.notified,
 	}
 	if cfg.Both {
 		cfg.Capacity = func() int { return int(c.lockTable.Load()) / lockTableShare }

@@ -31,6 +31,7 @@ var ErrLost = lockerr.Lost
 //	not held on the server     the server did not know of it
 //	token sequence went back   somebody altered the sequence; it is repaired by now
 //	held too long              Config.MaxHold, or that of the call, has passed
+//	freed by an operator       by [Client.Free]; the cause says by whom, and why
 //	defect of pgbaton          what must not happen did: nothing is trusted that may be concerned; please report it
 func LossReasonOf(err error) string {
 	var loss *lockerr.LossError

@@ -78,9 +78,6 @@ func (k Key) String() string {
 // itself. With pair it is a [Pair]'s, int32(id>>32) and int32(id). The zero Key has no name and the number 0.
 func (k Key) Parts() (name string, id int64, pair bool) { return k.name, k.key.ID, k.key.Pair }
 
-// named is the key for the lock manager.
-func (k Key) named() advisory.Named { return advisory.Named{Key: k.key, Name: k.name} }
-
 // what names the lock of a key in errors.
 func (k Key) what() string {
 	if name, ok := strings.CutPrefix(k.name, leaderPrefix); ok {

@@ -61,7 +61,7 @@ func (c *Client) Lead(ctx context.Context, name string, fn func(ctx context.Cont
 	if err != nil {
 		return wrap(err, "term of %q", name)
 	}
-	run, err := c.elections.Join(name, key.named())
+	run, err := c.elections.Join(name, c.named(key))
 	if err != nil {
 		return wrap(err, "term of %q", name)
 	}

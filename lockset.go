@@ -89,9 +89,12 @@ func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lo
 // allOrNone takes keys by one round trip, and gives back what was granted if not all was. An error that is not only that
 // a key is taken comes before the others.
 func (c *Client) allOrNone(keys []Key, take func([]advisory.Named) ([]*lockmgr.Hold, []error)) (holds []*lockmgr.Hold, failed Key, err error) {
-	wanted := make([]advisory.Named, len(keys))
+	wanted, use := make([]advisory.Named, len(keys)), advisory.Single
+	if len(keys) > 1 {
+		use = advisory.InSet
+	}
 	for i, key := range keys {
-		wanted[i] = key.named()
+		wanted[i] = c.namedFor(key, use)
 	}
 	holds, errs := take(wanted)
 	for i, e := range errs {

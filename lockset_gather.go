@@ -48,6 +48,7 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lock
 		client: c, keys: keys, turns: turns, failed: failed, outer: heldBy(ctx), pause: firstLook,
 		end: end, waits: failed, alarm: time.NewTimer(waitgraph.After),
 	}
+	g.publish()
 	defer g.over()
 	holds, err := g.wait(watched)
 	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {
@@ -76,7 +77,11 @@ func (g *gathering) over() {
 	g.turns.Leave()
 	g.alarm.Stop()
 	g.unwatch()
+	g.client.gatherings.Delete(g)
 }
+
+// publish has the registry know for which key the wait is, as long as it is not watched.
+func (g *gathering) publish() { g.client.gatherings.Store(g, g.client.named(g.waits)) }
 
 func (g *gathering) wait(ctx context.Context) ([]*lockmgr.Hold, error) {
 	for {
@@ -148,6 +153,7 @@ func (g *gathering) follow() {
 	if key != g.waits {
 		g.waits = key
 		g.unwatch()
+		g.publish()
 		g.alarm.Reset(waitgraph.After)
 	}
 }
@@ -158,8 +164,9 @@ func (g *gathering) watch() {
 		g.alarm.Reset(waitgraph.After)
 		return
 	}
+	g.client.gatherings.Delete(g)
 	wants := waitgraph.Lock{Key: g.waits.key, Mode: advisory.Exclusive}
-	g.watched = g.client.waits.Watch(g.waits.String(), wants, g.holds, g.end)
+	g.watched = g.client.waits.Watch(g.client.label(g.waits), wants, g.holds, g.end)
 }
 
 func (g *gathering) unwatch() {

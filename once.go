@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
 	"github.com/pgbaton/pgbaton/internal/backoff"
+	"github.com/pgbaton/pgbaton/internal/lockerr"
 	"github.com/pgbaton/pgbaton/internal/pipeline"
 )
 
@@ -145,14 +146,15 @@ func (j *job) notDue() error { return fmt.Errorf("%w: %w", ErrNotAcquired, &j.se
 // acquire tries for the lock, again while the server cannot be reached.
 func (j *job) acquire(ctx context.Context) (*Lock, error) {
 	for attempt := 1; ; attempt++ {
-		lock, err := j.client.acquire(ctx, Name(j.name), advisory.Exclusive, true)
+		lock, err := j.take(ctx)
 		switch {
 		case err == nil:
 			if j.MaxHold > 0 {
 				limit(lock.hold, j.MaxHold)
 			}
 			return lock, nil
-		case errors.Unwrap(err) == ErrNotAcquired: //nolint:errorlint // with another reason beside it nobody need be running it
+		case errors.Unwrap(err) == ErrNotAcquired, //nolint:errorlint // with another reason beside it nobody need be running it
+			errors.Is(err, lockerr.HeldHere) && ctx.Err() == nil:
 			j.seen.Running = true
 			return nil, j.notDue()
 		case ctx.Err() != nil, !errors.Is(err, ErrNotAcquired):
@@ -162,6 +164,16 @@ func (j *job) acquire(ctx context.Context) (*Lock, error) {
 			return nil, err
 		}
 	}
+}
+
+// take tries for the lock once.
+func (j *job) take(ctx context.Context) (*Lock, error) {
+	c, key := j.client, Name(j.name)
+	hold, err := c.locks.Acquire(ctx, c.namedFor(key, advisory.OfRun), advisory.Exclusive, true)
+	if err != nil {
+		return nil, wrap(err, "acquire %s", key.what())
+	}
+	return &Lock{client: c, key: key, hold: hold, parent: ctx}, nil
 }
 
 // record writes that the run begins, unless it is no longer due.

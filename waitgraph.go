@@ -60,9 +60,9 @@ func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmgr.Hold, error) {
 	held := heldBy(ctx)
 	if held == nil {
-		return c.locks.Acquire(ctx, key.named(), mode, false)
+		return c.locks.Acquire(ctx, c.named(key), mode, false)
 	}
-	request, err := c.locks.Begin(ctx, key.named(), mode, false)
+	request, err := c.locks.Begin(ctx, c.named(key), mode, false)
 	if err != nil {
 		return nil, err
 	}
@@ -71,8 +71,9 @@ func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmg
 	}
 	watched, end := context.WithCancelCause(ctx)
 	defer end(nil)
+	request.Watched()
 	wants := waitgraph.Lock{Key: key.key, Mode: mode}
-	w := c.waits.Watch(key.String(), wants, func() []waitgraph.Lock { return held.in(c) }, end)
+	w := c.waits.Watch(c.label(key), wants, func() []waitgraph.Lock { return held.in(c) }, end)
 	hold, err := request.Wait(watched)
 	w.Over()
 	if found := context.Cause(watched); err != nil && ctx.Err() == nil && errors.Is(found, lockerr.Deadlock) {

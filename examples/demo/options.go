@@ -10,7 +10,8 @@ import (
 	"github.com/pgbaton/pgbaton/internal/cli"
 )
 
-const about = `Runs worker processes against one row of a real database, without a lock, with each kind of lock and
+// About tells what the demo does.
+const About = `Runs worker processes against one row of a real database, without a lock, with each kind of lock and
 with versions, counts the updates that were lost, and kills and freezes holders and leaders. Takes
 about half a minute. It applies pgbaton's migrations, which stay, and makes a schema pgbaton_demo,
 which it drops at the end.
@@ -43,13 +44,13 @@ func parseOptions(args []string, std cli.Streams) (*options, error) {
 		opts.workers = n
 	}
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	database := flags.String("database", "", cli.DatabaseFlagUsage)
+	database := flags.String("database-url", "", cli.DatabaseFlagUsage)
 	flags.IntVar(&opts.workers, "workers", opts.workers,
 		"worker `processes`; the environment variable "+workersVariable+" sets the default")
 	flags.DurationVar(&opts.duration, "duration", 3500*time.Millisecond, "`time` that each timed section takes")
 	flags.IntVar(&opts.rounds, "rounds", 10, "holders to kill")
 	flags.DurationVar(&opts.work, "work", time.Millisecond, "`time` that a worker thinks between reading and writing")
-	if err := cli.ParseFlags(flags, args, std, about); err != nil {
+	if err := cli.ParseFlags(flags, args, std, About); err != nil {
 		return nil, err
 	}
 	if err := opts.validate(); err != nil {

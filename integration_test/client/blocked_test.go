@@ -18,8 +18,8 @@ import (
 )
 
 // ownTables are the tables of the library that a call may meet.
-const ownTables = "pgbaton.slot, pgbaton.semaphore, pgbaton.holder, pgbaton.leader, pgbaton.last_run, pgbaton.wait, " +
-	"pgbaton.wait_look, pgbaton.fence"
+const ownTables = "pgbaton.slot, pgbaton.semaphore, pgbaton.holder, pgbaton.leader, pgbaton.last_run, pgbaton.registry, " +
+	"pgbaton.fence"
 
 // blockages are what others may do to the tables of the library. Each is begun by statements in a transaction that
 // stays open; then, if there is one, a statement waits for that transaction and everybody who comes later behind it.
@@ -31,7 +31,7 @@ var blockages = []struct {
 	{"slots locked", "LOCK TABLE pgbaton.slot IN ACCESS EXCLUSIVE MODE", "", true},
 	{"semaphores locked", "LOCK TABLE pgbaton.semaphore IN ACCESS EXCLUSIVE MODE", "", false},
 	{"holders locked", "LOCK TABLE pgbaton.holder IN ACCESS EXCLUSIVE MODE", "", false},
-	{"jobs and leaders locked", "LOCK TABLE pgbaton.last_run, pgbaton.leader, pgbaton.wait IN ACCESS EXCLUSIVE MODE", "", false},
+	{"jobs and leaders locked", "LOCK TABLE pgbaton.last_run, pgbaton.leader, pgbaton.registry IN ACCESS EXCLUSIVE MODE", "", false},
 	{"slots altered", "ALTER TABLE pgbaton.slot ADD COLUMN note text", "", true},
 	{"slots about to be vacuumed", "SELECT count(*) FROM pgbaton.slot", "VACUUM FULL pgbaton.slot", true},
 	{"all rows locked", "SELECT FROM pgbaton.slot FOR UPDATE; SELECT FROM pgbaton.semaphore FOR UPDATE; " +

@@ -221,7 +221,7 @@ func TestDeadlock_ByOtherWays(t *testing.T) {
 		later := func(f func() error) func() error {
 			return func() error {
 				conn := testkit.Connect(t, dsn)
-				testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.wait WHERE name = $1)", y.String())
+				testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.registry WHERE kind = 'watched' AND name = $1)", y.String())
 				return f()
 			}
 		}
@@ -316,11 +316,11 @@ func TestDeadlock_LeavesNoRows(t *testing.T) {
 	w := newWatchedWait(t)
 	before := w.changes()
 	w.wait(func() {
-		testkit.WaitFor(t, w.conn, "SELECT EXISTS (SELECT FROM pgbaton.wait)")
+		testkit.WaitFor(t, w.conn, "SELECT EXISTS (SELECT FROM pgbaton.registry WHERE kind = 'watched')")
 	})
 	require.Equal(t, before+1, w.changes(), "one long wait")
 	require.Eventually(t, func() bool {
-		return testkit.Value[int](t, w.conn, "SELECT count(*)::int FROM pgbaton.wait") == 0
+		return testkit.Value[int](t, w.conn, "SELECT count(*)::int FROM pgbaton.registry WHERE kind = 'watched'") == 0
 	}, testkit.Patience, 10*time.Millisecond)
 }
 
@@ -335,13 +335,17 @@ type watchedWait struct {
 func newWatchedWait(t *testing.T) *watchedWait {
 	t.Helper()
 	a, b, dsn := pair(t)
-	return &watchedWait{t, a, b, dsn, testkit.Connect(t, dsn)}
+	w := &watchedWait{t, a, b, dsn, testkit.Connect(t, dsn)}
+	testkit.Exec(t, w.conn, `CREATE SEQUENCE public.watched;
+CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('public.watched'); RETURN NULL; END $$;
+CREATE TRIGGER note AFTER INSERT ON pgbaton.registry FOR EACH ROW WHEN (NEW.kind = 'watched') EXECUTE FUNCTION public.note()`)
+	return w
 }
 
 // changes returns how many rows of waits have been written.
 func (w *watchedWait) changes() int64 {
 	w.t.Helper()
-	return testkit.Value[int64](w.t, w.conn, "SELECT last_value FROM pgbaton.wait_id_seq WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
+	return testkit.Value[int64](w.t, w.conn, "SELECT last_value FROM public.watched WHERE is_called UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1")
 }
 
 // wait has one client wait until the other one releases, and returns how long it took.

@@ -18,8 +18,8 @@ func TestTables(t *testing.T) {
 SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = 'pgbaton'::regnamespace AND c.relkind = 'r' AND c.relpersistence = 'p'
    AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)`))
 		require.Equal(t, []string{
-			"fence", "grantee", "holder", "incarnation", "last_run", "leader", "lease", "lease_floor", "lease_share", "lock_client", "lock_engine",
-			"semaphore", "slot", "wait", "wait_look",
+			"fence", "freeing", "grantee", "holder", "incarnation", "last_run", "leader", "lease", "lease_floor", "lease_share", "lock_client", "lock_engine",
+			"registry", "semaphore", "slot",
 		}, list(t, owner, "SELECT relname::text FROM pg_class WHERE relnamespace = 'pgbaton'::regnamespace AND relkind = 'r' ORDER BY 1"),
 			"a new table needs a rule by which it shrinks, in docs/security.md")
 	})
@@ -81,8 +81,8 @@ func TestGrowth_ByItself(t *testing.T) {
 			testkit.Exec(t, abe, "SELECT pgbaton.keep_leaders('{l0}', array[$1::bigint], 101, 'abe')", 6+term)
 		}
 		testkit.Exec(t, abe, "SELECT pgbaton.keep_leaders('{l0}', '{8}', 101, 'abe')")
-		require.Equal(t, []int64{1, 0, 1}, testkit.Value[[]int64](t, owner, `SELECT array[(SELECT count(*) FROM pgbaton.wait),
-			(SELECT count(*) FROM pgbaton.wait_look), (SELECT count(*) FROM pgbaton.leader)]`))
+		require.Equal(t, []int64{1, 0, 1}, testkit.Value[[]int64](t, owner, `SELECT array[(SELECT count(*) FROM pgbaton.registry WHERE kind = 'watched'),
+			(SELECT count(*) FROM pgbaton.registry WHERE kind = 'look'), (SELECT count(*) FROM pgbaton.leader)]`))
 	})
 }
 

@@ -50,7 +50,7 @@ func TestOperations(t *testing.T) {
 				T: t, ctx: testkit.Context(t), pool: testkit.Pool(t, dsn),
 				one: testclient.New(t, through, &pgbaton.Config{Name: "one"}), two: testclient.New(t, through, &pgbaton.Config{Name: "two"}),
 			}
-			for _, operation := range []func(*place){locks, sets, transactions, permits, leaders, jobs, fences} {
+			for _, operation := range []func(*place){locks, listing, sets, transactions, permits, leaders, jobs, fences} {
 				operation(&p)
 			}
 		})
@@ -107,6 +107,25 @@ func locks(p *place) {
 	require.NoError(p, second.Release(p.ctx))
 	require.NoError(p, p.acquired(p.one.Acquire(p.ctx, key)).Release(p.ctx))
 	require.NoError(p, p.two.Do(p.ctx, key, func(context.Context, *pgbaton.Lock) error { return nil }))
+}
+
+// listing lists what is held, and frees nothing.
+func listing(p *place) {
+	lock := p.acquired(p.one.Acquire(p.ctx, pgbaton.Name("listed")))
+	found, err := p.two.Locks(p.ctx, nil)
+	require.NoError(p, err)
+	require.Len(p, found, 1)
+	require.Equal(p, pgbaton.LockInfo{
+		State: "held", Kind: "lock", Name: "listed", Key: lock.Key(), Permits: 1, Token: lock.Token(), Since: found[0].Since,
+		Client: "one", Holder: found[0].Holder,
+	}, found[0])
+	require.False(p, found[0].Since.IsZero())
+	_, err = p.two.Free(p.ctx, found[0], nil)
+	require.ErrorIs(p, err, pgbaton.ErrUnsupportedServer)
+	require.NoError(p, lock.Release(p.ctx))
+	found, err = p.two.Locks(p.ctx, nil)
+	require.NoError(p, err)
+	require.Empty(p, found)
 }
 
 func sets(p *place) {

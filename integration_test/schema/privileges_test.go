@@ -154,8 +154,23 @@ var calls = map[string]struct {
 	},
 	"require_leases()": {"SELECT pgbaton.require_leases()::text", ""},
 	"call_next(bigint,boolean,bigint,timestamp with time zone)": {"SELECT pgbaton.call_next(19, true, 4715, now() + '1 hour')::text", ""},
-	"withdraw_waits(bigint,bigint[])":                           {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
-	"waits(bigint,bigint)":                                      {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
+	"publish_locks(bigint,bigint,bigint[],text,text,integer,bigint,boolean,boolean,bigint[],bigint[],boolean[],text[],text[],bigint[],boolean[]," +
+		"boolean[],integer[],bigint[],bigint[])": {
+		"SELECT cardinality(pgbaton.publish_locks(5, 1, '{4714}', 'me', 'here', 42, 0, true, true, '{}', '{4714,4714}', '{f,t}', '{lock,permit}', " +
+			"'{a,\"\"}', '{1,0}', '{f,f}', '{f,f}', '{1,2}', '{7,0}', '{1000,0}'))", int32(2),
+	},
+	"request_free(bigint,text,text,text,bigint,boolean,bigint,text)": {
+		"SELECT pgbaton.request_free(4714, 'me', 'lock', 'x', 1, false, 0, 'why') > 0", true,
+	},
+	"look_free(bigint[])":                 {"SELECT count(*) FROM pgbaton.look_free('{4718}')", int64(0)},
+	"answer_free(bigint,boolean)":         {"SELECT pgbaton.answer_free(-1, true)", false},
+	"settle_free(bigint,boolean,boolean)": {"SELECT pgbaton.settle_free(-1, true, true)", "gone"},
+	"freeings(integer)":                   {"SELECT count(*) >= 0 FROM pgbaton.freeings(10)", true},
+	"speaks_for(bigint)":                  {"SELECT pgbaton.speaks_for(4719)", nil},
+	"list_locks(boolean)":                 {"SELECT count(*) >= 0 FROM pgbaton.list_locks(true)", true},
+	"prune_locks(bigint)":                 {"SELECT pgbaton.prune_locks(1) >= 0", true},
+	"withdraw_waits(bigint,bigint[])":     {"SELECT pgbaton.withdraw_waits(-2, NULL) + pgbaton.withdraw_waits(-2, '{1}')", int32(0)},
+	"waits(bigint,bigint)":                {"SELECT count(*) FROM pgbaton.waits() UNION ALL SELECT count(*) FROM pgbaton.waits(4714, 1) LIMIT 1", nil},
 }
 
 // sqlCalled begins a call with a semaphore.
@@ -223,7 +238,7 @@ func TestSchema_GrantsSuffice(t *testing.T) {
 			_, err := app.Exec(t.Context(), "SELECT setval('pgbaton.token', 32)")
 			require.ErrorContains(t, err, "permission denied")
 			for _, table := range []string{
-				"incarnation", "fence", "holder", "semaphore", "slot", "leader", "last_run", "wait", "wait_look", "grantee",
+				"incarnation", "fence", "holder", "semaphore", "slot", "leader", "last_run", "registry", "freeing", "grantee",
 				"lease", "lease_share", "lease_floor", "lock_engine", "lock_client",
 			} {
 				_, err = app.Exec(t.Context(), "DELETE FROM pgbaton."+table)

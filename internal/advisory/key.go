@@ -21,7 +21,17 @@ type Named struct {
 	Key
 
 	Name string
+	Use  Use
 }
+
+// Use is what somebody wants a key for. The server does not know it, and locks it for everybody alike.
+type Use uint8
+
+const (
+	Single Use = iota
+	InSet      // with others, as one
+	OfRun      // for a run that is due once
+)
 
 // Halves splits the ID of a pair into its two numbers.
 func (k Key) Halves() (int32, int32) {

@@ -49,7 +49,7 @@ func ParseFlags(flags *flag.FlagSet, args []string, std Streams, about string) e
 		return Usagef("%v", err)
 	case flags.NArg() > 0:
 		// The argument is not repeated: it may be a database URL with a password.
-		return Usagef("takes flags only; the database is given by -database or DATABASE_URL")
+		return Usagef("takes flags only; the database is given by --database-url or DATABASE_URL")
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"slices"
 	"strconv"
@@ -14,34 +13,33 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgbaton/pgbaton/internal/dsn"
 )
 
 // DatabaseVariable is the environment variable that names the database.
 const DatabaseVariable = "DATABASE_URL"
 
-// DatabaseFlagUsage describes the flag -database of every subcommand that needs a database.
-const DatabaseFlagUsage = "`URL` of the database; default: the environment variable " + DatabaseVariable
+// placeVariables are those by which psql and pgx find a server. One of them is enough.
+var placeVariables = []string{"PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"}
+
+// DatabaseFlagUsage describes the flag that gives the database.
+const DatabaseFlagUsage = "`URL` of the database; default: the environment variable " + DatabaseVariable + ", else PGHOST, PGDATABASE and so on"
 
 const connectTimeout = 10 * time.Second
 
-// Database reads the database that the flag -database or the environment names.
+// Database reads the database that a flag or the environment names.
 func Database(flagValue string, getenv func(string) string) (*pgxpool.Config, error) {
-	dsn := cmp.Or(flagValue, getenv(DatabaseVariable))
-	if dsn == "" {
-		return nil, Usagef("no database is given: set %[1]s or use -database, for example\n"+
-			"  %[1]s='postgres://user:password@localhost:5432/mydb' pgbaton ...", DatabaseVariable)
+	text := cmp.Or(flagValue, getenv(DatabaseVariable))
+	if text == "" && !slices.ContainsFunc(placeVariables, func(name string) bool { return getenv(name) != "" }) {
+		return nil, Usagef("no database is given: use --database-url, or set %s, or PGHOST and PGDATABASE; for example\n"+
+			"  export %[1]s=postgres://user@localhost:5432/mydb     # and PGPASSWORD, or a line in ~/.pgpass", DatabaseVariable)
 	}
-	config, err := pgxpool.ParseConfig(dsn)
-	if err == nil {
-		return config, nil
+	config, err := dsn.Parse(text)
+	if err != nil {
+		return nil, Usagef("the database cannot be read: %v", err)
 	}
-	// Any other reason may quote a piece of the URL, and that piece may be of the password.
-	var file *fs.PathError
-	if errors.As(err, &file) {
-		return nil, Usagef("the database URL names a file that cannot be read: %v", file)
-	}
-	return nil, Usagef("the database URL cannot be read; it looks like postgres://user:password@host:5432/database,\n" +
-		"with special characters of the password percent-encoded")
+	return config, nil
 }
 
 // Connect opens a pool and makes sure that the server answers.

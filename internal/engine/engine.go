@@ -82,6 +82,17 @@ type Gatherer interface {
 	Gather(keys []advisory.Key) Gathering
 }
 
+// Identified is an engine, or an anchor, of which the server knows by a number in pgbaton.lock_client whether it lives. It is 0 as long as the server
+// does not. It is called with the lock manager's mutex.
+type Identified interface {
+	Client() int64
+}
+
+// Listener is an engine whose sessions hear notifications from Listen on, also those that come later if it is called again.
+type Listener interface {
+	Listen()
+}
+
 // Anchor is what holds keys on the server: they are trusted together and lost together.
 type Anchor interface {
 	// Submit hands requests over, which are answered to the manager. It does not wait for answers: Help or Attend must follow.

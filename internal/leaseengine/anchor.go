@@ -40,7 +40,10 @@ type lease struct {
 	missed    bool // the last renewal left it out
 }
 
-var _ engine.Anchor = (*anchor)(nil)
+var (
+	_ engine.Anchor     = (*anchor)(nil)
+	_ engine.Identified = (*anchor)(nil)
+)
 
 func newAnchor(e *Engine) *anchor {
 	a := &anchor{engine: e, leases: map[advisory.Key]*lease{}, born: time.Now()}
@@ -82,6 +85,14 @@ func (a *anchor) Trusted(now time.Time) bool {
 		return false
 	}
 	return int64(now.Sub(a.born)) < a.trusts.Load()
+}
+
+// Client implements [engine.Identified].
+func (a *anchor) Client() int64 {
+	if l := a.current(); l != nil {
+		return l.holder
+	}
+	return 0
 }
 
 // trustLeft returns for how long the trust in the leases lasts.

@@ -27,6 +27,8 @@ type Config struct {
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Budget *session.Budget
 	Report func(event string, err error) // for the log
+	// Notified is told of notifications that are not about turns, after Listen; it must not wait. Nil if nobody listens.
+	Notified func(payload string)
 }
 
 // capacity is what a client may hold whose Config sets no number: renewing more takes the server longer than is good for others.
@@ -58,7 +60,10 @@ type place struct {
 	marked bool // the row may name this process as the next
 }
 
-var _ engine.Engine = (*Engine)(nil)
+var (
+	_ engine.Engine     = (*Engine)(nil)
+	_ engine.Identified = (*Engine)(nil)
+)
 
 // New returns an engine that Start starts.
 func New(cfg Config) *Engine {
@@ -99,6 +104,29 @@ func (e *Engine) Capacity() int {
 		return e.cfg.Capacity()
 	}
 	return capacity
+}
+
+// Client implements [engine.Identified].
+func (e *Engine) Client() int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.anchor == nil || e.anchor.link == nil || !e.anchor.link.counts() {
+		return 0
+	}
+	return e.anchor.link.holder
+}
+
+// Listen has the server notify the session of what operators ask for.
+func (e *Engine) Listen() {
+	e.mu.Lock()
+	var l *link
+	if e.anchor != nil {
+		l = e.anchor.link
+	}
+	e.mu.Unlock()
+	if l != nil {
+		e.listen(l)
+	}
 }
 
 // Closing implements [engine.Engine].

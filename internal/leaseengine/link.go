@@ -301,6 +301,8 @@ func (e *Engine) notified(holder int64) func(payload string) {
 		var key, pair int64
 		if n, err := fmt.Sscanf(payload, "%d/%d/%d", &next, &key, &pair); err == nil && n == 3 && next == holder {
 			e.call(advisoryKey(key, pair != 0))
+		} else if err != nil && e.cfg.Notified != nil {
+			e.cfg.Notified(payload)
 		}
 	}
 }

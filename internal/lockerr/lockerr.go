@@ -49,6 +49,9 @@ var (
 	Resigned          = sentinel("resigned")
 	CapacityMismatch  = sentinel("another capacity")
 
+	// HeldHere is NotAcquired for a key that the same client holds.
+	HeldHere = fmt.Errorf("%w: this client holds it itself", NotAcquired)
+
 	// OverCapacity is CapacityMismatch for a wish that can never be met.
 	OverCapacity = fmt.Errorf("%w: more permits wanted than there are", CapacityMismatch)
 )
@@ -82,6 +85,7 @@ const (
 	NotThere        LossReason = "not held on the server"
 	TokensWentBack  LossReason = "token sequence went back"
 	HeldTooLong     LossReason = "held too long"
+	Freed           LossReason = "freed by an operator"
 	Defect          LossReason = "defect of pgbaton"
 )
 

@@ -18,6 +18,7 @@ type Hold struct {
 	key     *keyState
 	anchor  engine.Anchor
 	mode    advisory.Mode
+	use     advisory.Use
 	cause   error // why it was lost; set before anybody is told, guarded by the manager's mutex until then
 	token   int64
 	ch      chan struct{} // gets a value when the unlock of this hold was answered

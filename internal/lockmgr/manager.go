@@ -138,6 +138,8 @@ func (r Pending) Wait(ctx context.Context) (*Hold, error) {
 	m, w := r.manager, r.w
 	err := w.Wait(ctx, m.abandon, func(w *waiter) { w.Value.hold.GiveBack() })
 	switch {
+	case errors.Is(err, waitline.ErrEnded) && w.Value.here:
+		return nil, m.without(w, fmt.Errorf("%w: %w", lockerr.HeldHere, m.because(ctx)))
 	case errors.Is(err, waitline.ErrEnded):
 		return nil, m.without(w, m.Ended(ctx))
 	case err != nil:
@@ -159,6 +161,7 @@ func (m *Manager) abandon(w *waiter) bool {
 	e := w.Value.hold.key // in use for that key as long as somebody is in its line
 	abandoned := e.waiters.Abandon(w)
 	if abandoned {
+		w.Value.here = e.owned > 0
 		if e.waiters.Len() == 0 {
 			m.queueHears(e, needless, nil)
 		}
@@ -171,10 +174,15 @@ func (m *Manager) abandon(w *waiter) bool {
 
 // Ended is the error of a wait that the context ended.
 func (m *Manager) Ended(ctx context.Context) error {
+	return fmt.Errorf("%w: %w", lockerr.NotAcquired, m.because(ctx))
+}
+
+// because returns why a wait ended: its context, and what is wrong with the connection.
+func (m *Manager) because(ctx context.Context) error {
 	m.mu.Lock()
 	down := m.down
 	m.mu.Unlock()
-	return fmt.Errorf("%w: %w", lockerr.NotAcquired, lockerr.Ended(ctx, lockerr.NoConnection(down)))
+	return lockerr.Ended(ctx, lockerr.NoConnection(down))
 }
 
 // step returns actions for a step that begins now.

@@ -38,10 +38,12 @@ type keyState struct {
 
 // wish is what a waiter wants, and its grant: one allocation for both.
 type wish struct {
-	try   bool      // it does not wait for other processes
-	ours  bool      // the engine has a turn for it
-	until time.Time // when its context ends; zero if it has no deadline
-	hold  Hold      // of the key and in the mode that are wanted
+	try     bool      // it does not wait for other processes
+	ours    bool      // the engine has a turn for it
+	watched bool      // see [Pending.Watched]
+	here    bool      // when it was abandoned, this process had the key
+	until   time.Time // when its context ends; zero if it has no deadline
+	hold    Hold      // of the key and in the mode that are wanted
 }
 
 type waiter = waitline.Waiter[wish]
@@ -62,8 +64,11 @@ func (m *Manager) enter(key advisory.Named, w *waiter, a *actions) error {
 		return lockerr.Closed
 	}
 	e, mode := m.state(key.Key), w.Value.hold.mode
-	e.name = key.Name
+	e.name, w.Value.hold.use = key.Name, key.Use
 	if w.Value.try && !e.admits(&w.Value) {
+		if e.owned > 0 {
+			return lockerr.HeldHere
+		}
 		return lockerr.NotAcquired
 	}
 	w.Value.hold.key = e

@@ -150,11 +150,13 @@ func TestMade(t *testing.T) {
 		{version: 1, sql: "CREATE SCHEMA pgbaton;\nCREATE UNLOGGED TABLE pgbaton.a (\nCREATE SEQUENCE pgbaton.b AS bigint\n-- CREATE TABLE pgbaton.c"},
 		{version: 3, sql: "CREATE OR REPLACE FUNCTION pgbaton.f() RETURNS\nDROP TABLE pgbaton.a;\n"},
 		{version: 4, sql: "DROP FUNCTION pgbaton.f();\nCREATE FUNCTION pgbaton.f(integer)"},
+		{version: 100, sql: "    CREATE VIEW pgbaton.v AS\n"},
 	}
 	require.Equal(t, []string{"sequence b", "table a"}, made(files, 1))
 	require.Equal(t, []string{"sequence b", "table a"}, made(files, 2))
 	require.Equal(t, []string{"function f", "sequence b"}, made(files, 3))
 	require.Equal(t, []string{"function f", "sequence b"}, made(files, 99))
+	require.Equal(t, []string{"function f", "sequence b", "view v"}, made(files, 100))
 }
 
 // A role that may not read the catalog's functions is told so, as of any other privilege.

@@ -74,9 +74,11 @@ func (b portableBeginner) Begin(ctx context.Context) (pgx.Tx, error) {
 	return begin(ctx, b.Conn, beginPortable)
 }
 
+const sqlMigrator = `SELECT r.rolname, r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user`
+
 // stepPortable applies the next file, or says that there is none.
 func (p *place) stepPortable(ctx context.Context, tx pgx.Tx, files []migration, reason string) (done bool, err error) {
-	if err := tx.QueryRow(ctx, "SELECT r.rolname, r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user").Scan(&p.role, &p.superuser); err != nil {
+	if err := tx.QueryRow(ctx, sqlMigrator).Scan(&p.role, &p.superuser); err != nil {
 		return false, err
 	}
 	found, err := look(ctx, tx)
@@ -94,8 +96,13 @@ func (p *place) stepPortable(ctx context.Context, tx pgx.Tx, files []migration, 
 		if err := found.refuseToAlter(*p); err != nil {
 			return false, err
 		}
+		if _, err := tx.Exec(ctx, "SELECT FROM pgbaton.portable FOR UPDATE"); err != nil {
+			return false, err
+		}
+		// In a statement of its own: the function's constants are read when a statement is planned, before it waits for the row. The lock on the
+		// table, in another mode than before, has the server hear that the function is another one by now.
 		var now int64
-		err := tx.QueryRow(ctx, "SELECT (pgbaton.schema_version()).version FROM pgbaton.portable FOR UPDATE").Scan(&now)
+		err := tx.QueryRow(ctx, "SELECT s.version FROM pgbaton.portable AS p, pgbaton.schema_version() AS s").Scan(&now)
 		if err != nil || now != found.version {
 			return false, err // another one was faster
 		}

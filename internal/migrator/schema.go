@@ -29,7 +29,7 @@ type schema struct {
 func look(ctx context.Context, tx pgx.Tx) (schema, error) {
 	const sqlLook = `
 WITH objects AS (
-    SELECT CASE c.relkind WHEN 'S' THEN 'sequence ' WHEN 'r' THEN 'table ' ELSE 'relation ' END || c.relname AS name,
+    SELECT CASE c.relkind WHEN 'S' THEN 'sequence ' WHEN 'r' THEN 'table ' WHEN 'v' THEN 'view ' ELSE 'relation ' END || c.relname AS name,
            c.relnamespace AS schema, c.relowner AS owner
     FROM pg_class AS c WHERE c.relkind NOT IN ('i', 'I', 't')
     UNION ALL
@@ -133,10 +133,10 @@ func newest(files []migration) int64 {
 	return files[len(files)-1].version
 }
 
-var statement = regexp.MustCompile(`^(CREATE|DROP) (?:OR REPLACE )?(?:UNLOGGED )?(TABLE|SEQUENCE|FUNCTION) (?:IF (?:NOT )?EXISTS )?pgbaton\.(\w+)`)
+var statement = regexp.MustCompile(`^ *(CREATE|DROP) (?:OR REPLACE )?(?:UNLOGGED )?(TABLE|SEQUENCE|FUNCTION|VIEW) (?:IF (?:NOT )?EXISTS )?pgbaton\.(\w+)`)
 
-// made lists the tables, sequences and functions that the files up to a version make, read off their statements, which
-// begin a line.
+// made lists the tables, sequences, functions and views that the files up to a version make, read off their statements, which
+// begin a line, and those of views stand indented in a function.
 func made(files []migration, version int64) []string {
 	var names []string
 	for _, file := range files {

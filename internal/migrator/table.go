@@ -104,9 +104,9 @@ WHERE n.nspname = $1 AND c.relname = $2`
 	return oid, nil
 }
 
-// record makes the version table say what the schema says.
+// record makes the version table say what the schema says. Version 0, of no schema, is no row, as golang-migrate has it.
 func (p place) record(ctx context.Context, tx pgx.Tx, recorded row, version int64) error {
-	if recorded == (row{table: true, rows: 1, version: version}) {
+	if recorded == (row{table: true, rows: 1, version: version}) || version == 0 && recorded.rows == 0 {
 		return nil
 	}
 	if !recorded.table {
@@ -124,6 +124,9 @@ func (p place) record(ctx context.Context, tx pgx.Tx, recorded row, version int6
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM ONLY `+p.table()); err != nil {
 		return fmt.Errorf("record version %d: %w", version, err)
+	}
+	if version == 0 {
+		return nil
 	}
 	if _, err := tx.Exec(ctx, `INSERT INTO `+p.table()+` (version, dirty) VALUES ($1, false)`, version); err != nil {
 		return fmt.Errorf("record version %d: %w", version, err)

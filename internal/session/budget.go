@@ -66,6 +66,13 @@ func (b *Budget) Lasting() bool {
 	return b.most < minSeparate || b.holding >= b.most-1
 }
 
+// Spare reports whether a sidecar would find a place that nobody else needs now.
+func (b *Budget) Spare() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.most >= minSeparate && !b.wished() && b.holding+b.sidecars < b.most-1 && b.holding+b.waiting+b.sidecars < b.most
+}
+
 // Give returns a place.
 func (b *Budget) Give(role Role) {
 	b.mu.Lock()

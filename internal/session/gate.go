@@ -18,7 +18,7 @@ import (
 // ClientVersion is the version of the schema's interface that this code was written for. It works with a
 // schema of this version or later whose oldest_client is not above it. It is raised when the client calls what an older
 // schema lacks.
-const ClientVersion = 14
+const ClientVersion = 16
 
 // oldestMajor has idle_session_timeout, and waitstart in pg_locks.
 const oldestMajor = 14
@@ -80,7 +80,7 @@ const (
 	ours = "server_identity,schema_version,begin_session,draw_token,next_token,wait_for_turn,wait_for_turns," +
 		"lock_for_transaction,key,fence,enlist,retire,tend,open_semaphore,claim_slots,renew_slots,free_slots," +
 		"resize_semaphore,semaphore_state,semaphore_holders,holds_slots,keep_leaders,strike_leaders,leader_of," +
-		"request_resign,start_run,end_run,look_run,forget_run,publish_waits,withdraw_waits,waits,join_engine," +
+		"request_resign,start_run,end_run,look_run,forget_run,publish_waits,withdraw_waits,waits,publish_locks,list_locks,look_free,answer_free,join_engine," +
 		"acquire_lease,acquire_leases,release_lease,release_leases,renew_leases,leave_leases,lock_leases,tend_leases,engine_record"
 	theirs = "pg_try_advisory_lock,pg_try_advisory_lock_shared,pg_advisory_lock,pg_advisory_lock_shared," +
 		"pg_advisory_unlock,pg_advisory_unlock_shared,pg_advisory_unlock_all,pg_try_advisory_xact_lock_shared," +

@@ -3,6 +3,7 @@ package sessionengine
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
@@ -20,14 +21,19 @@ type anchor struct {
 	*requests
 	engine *Engine
 
-	joined atomic.Bool  // the engine was agreed, see stmtJoin
-	held   atomic.Int32 // keys that it was picked for
-	drawn  int64        // the newest draw, or what the sequence was at; the reader's
-	lost   bool         // guarded by the engine's mutex
+	id     int64       // of the session as a client of the engine; unlike others
+	joined atomic.Bool // the engine was agreed, see stmtJoin
+
+	listening atomic.Bool // see [Engine.Listen]
+
+	held  atomic.Int32 // keys that it was picked for
+	drawn int64        // the newest draw, or what the sequence was at; the reader's
+	lost  bool         // guarded by the engine's mutex
 }
 
 var (
 	_ engine.Anchor                   = (*anchor)(nil)
+	_ engine.Identified               = (*anchor)(nil)
 	_ pipeline.Owner[*engine.Request] = (*anchor)(nil)
 )
 
@@ -38,8 +44,10 @@ func (e *Engine) dial(ctx context.Context) (*anchor, error) {
 		return nil, err
 	}
 	e.table.size.Store(int64(s.Server.LockTable))
-	a := &anchor{engine: e, drawn: s.Drawn}
-	a.requests, err = pipeline.New(ctx, s, pipeline.Owner[*engine.Request](a), pipeline.Config{TTL: e.cfg.TTL, Workers: &e.pipes})
+	a := &anchor{engine: e, drawn: s.Drawn, id: rand.Int64()} //nolint:gosec // only has to be unlike others
+	a.requests, err = pipeline.New(ctx, s, pipeline.Owner[*engine.Request](a), pipeline.Config{
+		TTL: e.cfg.TTL, Workers: &e.pipes, Notified: e.cfg.Notified,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +59,14 @@ func (a *anchor) Expire() error {
 	cause := a.Expired()
 	a.Fail(cause)
 	return cause
+}
+
+// Client implements [engine.Identified].
+func (a *anchor) Client() int64 {
+	if !a.joined.Load() {
+		return 0
+	}
+	return a.id
 }
 
 // Drop implements [engine.Anchor].

@@ -27,6 +27,8 @@ type Config struct {
 	Dial   func(context.Context) (*session.Session, error)
 	Wait   func(context.Context) (*session.Session, error)
 	Report func(event string, err error) // for the log
+	// Notified is told of notifications, after Listen; it must not wait. Nil if nobody listens.
+	Notified func(payload string)
 }
 
 // Engine is the session engine.
@@ -49,8 +51,9 @@ type Engine struct {
 }
 
 var (
-	_ engine.Engine   = (*Engine)(nil)
-	_ engine.Gatherer = (*Engine)(nil)
+	_ engine.Engine     = (*Engine)(nil)
+	_ engine.Gatherer   = (*Engine)(nil)
+	_ engine.Identified = (*Engine)(nil)
 )
 
 // New returns an engine that Start starts.
@@ -130,6 +133,27 @@ func (e *Engine) AtGate(gate advisory.Key) *lockqueue.Wait { return e.queue.AtGa
 
 // GiveWay asks a session that waits to leave, since the budget has no place for another one.
 func (e *Engine) GiveWay() { e.queue.GiveWay() }
+
+// Client implements [engine.Identified]: by the first session that the server knows.
+func (e *Engine) Client() int64 {
+	for _, a := range *e.anchors.Load() {
+		if id := a.Client(); id != 0 {
+			return id
+		}
+	}
+	return 0
+}
+
+// Listen has the server notify the sessions that hold locks of what operators ask for. A round trip that fails takes LISTEN with it; then the
+// next call asks again.
+func (e *Engine) Listen() {
+	for _, a := range *e.anchors.Load() {
+		if !a.listening.Swap(true) {
+			a.Ask(&stmtListen, ignored{}, func(err error) { a.listening.Store(err == nil) })
+			a.Attend()
+		}
+	}
+}
 
 // Closing implements [engine.Engine].
 func (e *Engine) Closing() <-chan struct{} { return e.queue.Done() }

@@ -3,7 +3,6 @@ package sessionengine
 import (
 	"encoding/binary"
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -50,7 +49,7 @@ func (r *round) Encode(w *pipeline.Writer, requests []*engine.Request) {
 	r.wanted = (tokens + tokensPerDraw - 1) / tokensPerDraw
 	r.joins = !r.anchor.joined.Load() && tokens > 0
 	if r.joins {
-		id := binary.BigEndian.AppendUint64(nil, rand.Uint64()) //nolint:gosec // only has to be unlike others
+		id := binary.BigEndian.AppendUint64(nil, uint64(r.anchor.id)) //nolint:gosec // the bits count
 		w.Send(&stmtJoin, ignored{}, id, []byte(r.anchor.engine.cfg.Name))
 	}
 	if s := lone(requests); s != nil && r.wanted <= 1 {

@@ -88,6 +88,7 @@ SELECT array_agg(CASE code
 		SQL:    "SELECT pgbaton.draw_token() FROM generate_series(1, $1)",
 		Params: []uint32{pgtype.Int4OID},
 	}
+	stmtListen    = pipeline.Statement{Name: "pgbaton_listen", SQL: "LISTEN pgbaton_free"}
 	stmtUnlockAll = pipeline.Statement{Name: "pgbaton_free", SQL: "SELECT count(pg_advisory_unlock_all())"}
 )
 

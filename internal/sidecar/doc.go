@@ -23,5 +23,6 @@
 // Behind a pooler there is no session that ends: only the clock shows that the holder is gone, and
 // notifications do not come.
 //
-// The prefixes of payloads belong to packages: "slot:" and "size:" to semaphore, "leader/" to election.
+// The prefixes of payloads belong to packages: "slot:" and "size:" to semaphore, "leader/" to election,
+// "free/" to registry.
 package sidecar

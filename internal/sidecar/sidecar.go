@@ -122,6 +122,16 @@ func (c *Sidecar) Current() *Session {
 	return c.session
 }
 
+// Known is the id of the holder that the present session is; 0 if there is none.
+func (c *Sidecar) Known() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session == nil {
+		return 0
+	}
+	return c.session.Holder
+}
+
 // open asks for a session. The caller holds mu.
 func (c *Sidecar) open() {
 	c.unused = false

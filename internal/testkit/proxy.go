@@ -3,6 +3,7 @@ package testkit
 import (
 	"context"
 	"net"
+	"net/url"
 	"strconv"
 	"sync"
 	"testing"
@@ -49,6 +50,17 @@ func Through(tb testing.TB, dsn string) (*Proxy, *pgx.ConnConfig) {
 	go p.accept()
 	tb.Cleanup(p.close)
 	return p, cfg
+}
+
+// URL is dsn through the proxy, for other processes.
+func (p *Proxy) URL(tb testing.TB, dsn string) string {
+	tb.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	u.Host = p.listener.Addr().String()
+	return u.String()
 }
 
 // Stall lets nothing pass, and nobody know.

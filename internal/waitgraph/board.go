@@ -17,7 +17,7 @@ type Session interface {
 	Query(ctx context.Context, statement *pipeline.Statement, params ...[]byte) ([][][]byte, error)
 }
 
-// Table is the [Board] that is the table pgbaton.wait.
+// Table is the [Board] that is the table pgbaton.registry: its rows of the kind watched.
 type Table struct{ Session }
 
 var _ Board = Table{}

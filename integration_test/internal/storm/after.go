@@ -78,7 +78,7 @@ func (f *fight) leftovers(ctx context.Context) {
 		f.gone(ctx, c, patience, "leases", "SELECT count(*) FROM pgbaton.lease WHERE holder IS NOT NULL AND expires_at > clock_timestamp()")
 		f.again(ctx, field, patience)
 		f.gone(ctx, c, patience, "permits", "SELECT count(*) FROM pgbaton.slot WHERE holder IS NOT NULL AND expires_at > clock_timestamp()")
-		f.gone(ctx, c, patience, "rows of waits", "SELECT count(*) FROM pgbaton.wait")
+		f.gone(ctx, c, patience, "rows of waits", "SELECT count(*) FROM pgbaton.registry WHERE kind = 'watched'")
 		f.count(ctx, c)
 		c.close()
 	}

@@ -288,7 +288,7 @@ func (c *pair) look(sent []byte) {
 	switch {
 	case bytes.Contains(sent, []byte("wait_for_turn")):
 		kind = Waiting
-	case bytes.Contains(sent, []byte("LISTEN pgbaton_lease")): // with leases, it is the one that holds
+	case bytes.Contains(sent, []byte("LISTEN pgbaton_lease")), bytes.Contains(sent, []byte("LISTEN pgbaton_free")): // it is one that holds
 		return
 	case bytes.Contains(sent, []byte("LISTEN pgbaton")):
 		kind = Rows

@@ -108,11 +108,11 @@ func TestDemo_EverythingAsExpected(t *testing.T) {
 		CREATE TABLE pgbaton_demo.employee (other text)`)
 	require.NoError(t, err)
 
-	cmd, out, errs := demoCommand(t, dsn, "-duration", "1s", "-rounds", "2")
+	cmd, out, errs := demoCommand(t, dsn, "--duration", "1s", "--rounds", "2")
 	err = cmd.Run()
 	for duration := 2 * time.Second; err != nil && strings.Contains(out.String(), "proved nothing") && duration <= 16*time.Second; duration *= 2 {
 		// What goes wrong without locks does so by chance, and less often where workers come to nothing.
-		cmd, out, errs = demoCommand(t, dsn, "-duration", duration.String(), "-rounds", "2")
+		cmd, out, errs = demoCommand(t, dsn, "--duration", duration.String(), "--rounds", "2")
 		err = cmd.Run()
 	}
 	requireExit(t, 0, err, out, errs)
@@ -142,8 +142,8 @@ func TestDemo_EverythingAsExpected(t *testing.T) {
 func TestDemo_OneWorkerProvesNothing(t *testing.T) {
 	t.Parallel()
 	dsn, conn := database(t)
-	cmd, out, errs := demoCommand(t, dsn, "-workers", "1", "-duration", "500ms", "-rounds", "1")
-	requireExit(t, exitFailed, cmd.Run(), out, errs)
+	cmd, out, errs := demoCommand(t, dsn, "--workers", "1", "--duration", "500ms", "--rounds", "1")
+	requireExit(t, 1, cmd.Run(), out, errs)
 	require.Contains(t, out.String(), "1. Without a lock no raise was lost, so this run proved nothing.")
 	for _, number := range []string{"4", "5"} {
 		require.Contains(t, out.String(), "\n"+number+". There was no conflict, so this run proved nothing.")
@@ -157,7 +157,7 @@ func TestDemo_OneWorkerProvesNothing(t *testing.T) {
 func TestDemo_InterruptClearsAway(t *testing.T) {
 	t.Parallel()
 	dsn, conn := database(t)
-	cmd, out, _ := demoCommand(t, dsn, "-duration", "1s", "-rounds", "1000")
+	cmd, out, _ := demoCommand(t, dsn, "--duration", "1s", "--rounds", "1000")
 	cmd.Stderr = nil
 	stderr, err := cmd.StderrPipe()
 	require.NoError(t, err)
@@ -170,7 +170,7 @@ func TestDemo_InterruptClearsAway(t *testing.T) {
 			require.NoError(t, cmd.Process.Signal(os.Interrupt))
 		}
 	}
-	requireExit(t, exitInterrupted, cmd.Wait(), out, &errs)
+	requireExit(t, 130, cmd.Wait(), out, &errs)
 	require.Contains(t, errs.String(), "pgbaton demo: interrupted")
 	require.Empty(t, out.String())
 	require.False(t, schemaExists(t, conn))
@@ -188,7 +188,7 @@ func TestDemo_LeavesAForeignSchemaAlone(t *testing.T) {
 	_, err := conn.Exec(t.Context(), "CREATE SCHEMA pgbaton_demo")
 	require.NoError(t, err)
 	cmd, out, errs := demoCommand(t, dsn)
-	requireExit(t, exitFailed, cmd.Run(), out, errs)
+	requireExit(t, 1, cmd.Run(), out, errs)
 	require.Contains(t, errs.String(), "that this command did not make")
 	require.True(t, schemaExists(t, conn))
 }
@@ -204,7 +204,7 @@ func TestDemo_OneAtATime(t *testing.T) {
 	require.NoError(t, err)
 
 	cmd, out, errs := demoCommand(t, dsn)
-	requireExit(t, exitFailed, cmd.Run(), out, errs)
+	requireExit(t, 1, cmd.Run(), out, errs)
 	require.Contains(t, errs.String(), "another demo runs in this database")
 	require.False(t, schemaExists(t, conn))
 }

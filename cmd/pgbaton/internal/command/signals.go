@@ -1,0 +1,169 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/supervise"
+)
+
+// signals takes the signals of this process and hands them on to the command that runs, if one does. A signal to stop that comes before
+// a command has started keeps it from being started:
+//
+//	signal               | no command runs           | a command runs
+//	INT, QUIT, TERM      | halted: none is started   | handed on; halted, so none is started after it
+//	HUP                  | halted                    | handed on
+//	USR1, USR2           | dropped                   | handed on
+//	CONT                 | nothing                   | the command goes on, with the terminal if this process has it
+//
+// A signal that this process ignores, as nohup has it ignore HUP, stays ignored, here and in the command.
+type signals struct {
+	events chan os.Signal
+	ended  chan struct{}
+	halted chan struct{} // closed by the first signal to stop
+	settle chan struct{} // answers to the process's own signal, see barrier
+
+	mu      sync.Mutex
+	process *supervise.Process
+	stop    syscall.Signal // the first signal to stop; 0 for none
+}
+
+func takeSignals() *signals {
+	s := &signals{
+		events: make(chan os.Signal, 64), ended: make(chan struct{}), halted: make(chan struct{}), settle: make(chan struct{}, 1),
+	}
+	for _, sig := range handedOn {
+		if !signal.Ignored(sig) {
+			signal.Notify(s.events, sig)
+		}
+	}
+	go func() {
+		defer close(s.ended)
+		for sig := range s.events {
+			s.take(sig.(syscall.Signal)) // all of os/signal are
+		}
+	}()
+	return s
+}
+
+// end gives the signals back.
+func (s *signals) end() {
+	signal.Stop(s.events)
+	close(s.events)
+	<-s.ended
+}
+
+func (s *signals) take(sig syscall.Signal) {
+	if isBarrier(sig) {
+		select {
+		case s.settle <- struct{}{}:
+		default:
+		}
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	running := s.process != nil
+	switch {
+	case resumes(sig):
+		if running {
+			s.process.Continue()
+		}
+		return
+	case running:
+		s.process.Signal(sig)
+	}
+	if ends := sig == syscall.SIGINT || sig == syscall.SIGQUIT || sig == syscall.SIGTERM; s.stop == 0 && (ends || sig == syscall.SIGHUP && !running) {
+		s.stop = sig
+		close(s.halted)
+	}
+}
+
+// haltError means that a signal to stop came before the command was started.
+type haltError struct{ signal syscall.Signal }
+
+func (e *haltError) Error() string {
+	return fmt.Sprintf("stopped by signal %v; no command was started", e.signal)
+}
+
+// halt returns the error of a signal to stop, nil if there was none.
+func (s *signals) halt() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop == 0 {
+		return nil
+	}
+	return &haltError{s.stop}
+}
+
+// context returns a context that ends with the first signal to stop.
+func (s *signals) context(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	go func() {
+		select {
+		case <-s.halted:
+			cancel(s.halt())
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// start starts a command, unless a signal to stop has come to this process.
+func (s *signals) start(cmd supervise.Command) (*supervise.Process, error) {
+	s.barrier()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop != 0 {
+		return nil, &haltError{s.stop}
+	}
+	p, err := supervise.Start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	s.process = p
+	return p, nil
+}
+
+// finish takes the command away that has ended.
+func (s *signals) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.process = nil
+}
+
+// barrierTimeout ends a wait for a signal that the system has lost.
+const barrierTimeout = time.Second
+
+// barrier returns when every signal that came to this process before the call was taken. The system has it, and go's runtime, take signals
+// in the order of their numbers, and the process's own has a greater one than all that are handed on.
+func (s *signals) barrier() {
+	select {
+	case <-s.settle: // of an earlier call, or of a terminal
+	default:
+	}
+	if !sendBarrier() {
+		return
+	}
+	timer := time.NewTimer(barrierTimeout)
+	defer timer.Stop()
+	select {
+	case <-s.settle:
+	case <-timer.C:
+	}
+}
+
+// haltStatus is the exit status of a call that a signal has ended before its command was started; 0 if err is not about that.
+func haltStatus(err error) int {
+	var halted *haltError
+	if errors.As(err, &halted) {
+		return exitSignalled + int(halted.signal)
+	}
+	return 0
+}

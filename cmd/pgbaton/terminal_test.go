@@ -1,0 +1,114 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/pgbaton/pgbaton/internal/testkit"
+)
+
+// screen is a terminal with a program in it, and what it shows.
+type screen struct {
+	keyboard *os.File
+	cmd      *exec.Cmd
+
+	mu    sync.Mutex
+	shown bytes.Buffer
+}
+
+// onTerminal starts a program on a terminal of its own, as a login shell is.
+func onTerminal(t *testing.T, dsn string, args ...string) *screen {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	require.NoError(t, err)
+	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY, 0)
+	require.NoError(t, err)
+	defer tty.Close()
+	s := &screen{keyboard: master, cmd: exec.Command(args[0], args[1:]...)}
+	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+patient(t, dsn), "PS1=$ ")
+	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = tty, tty, tty
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	require.NoError(t, s.cmd.Start())
+	go func() {
+		_, _ = io.Copy(s, master)
+	}()
+	t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		_, _ = s.cmd.Process.Wait()
+		master.Close()
+	})
+	return s
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shown.Write(p)
+}
+
+func (s *screen) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shown.String()
+}
+
+// shows waits until the screen has shown a text.
+func (s *screen) shows(t *testing.T, text string) {
+	t.Helper()
+	testkit.Eventually(t, fmt.Sprintf("the terminal shows %q", text), func() bool { return strings.Contains(s.text(), text) })
+}
+
+func (s *screen) types(t *testing.T, text string) {
+	t.Helper()
+	_, err := s.keyboard.WriteString(text)
+	require.NoError(t, err)
+}
+
+// TestTerminal_Foreground: the command reads from the terminal, and Ctrl-C is for it.
+func TestTerminal_Foreground(t *testing.T) {
+	t.Parallel()
+	s := onTerminal(t, testkit.Migrated(t), program, longTTL, "run", "k", "--", "sh", "-c",
+		`trap 'echo interrupted; exit 9' INT; echo ready; read line < /dev/tty; echo "read $line"; while :; do sleep 0.01; done`)
+	s.shows(t, "ready")
+	s.types(t, "a line\n")
+	s.shows(t, "read a line")
+	s.types(t, "\x03")
+	s.shows(t, "interrupted")
+	require.Error(t, s.cmd.Wait())
+	require.Equal(t, 9, s.cmd.ProcessState.ExitCode())
+}
+
+// TestTerminal_Shell: in a shell with job control Ctrl-Z gives the shell back, fg goes on, and after the end the shell has
+// the terminal.
+func TestTerminal_Shell(t *testing.T) {
+	t.Parallel()
+	s := onTerminal(t, testkit.Migrated(t), "bash", "--norc", "--noprofile", "-i")
+	s.types(t, program+` run k --ttl 1h -- sh -c 'echo rea""dy; read line; echo "read $line"'`+"\n")
+	s.shows(t, "ready")
+	s.types(t, "\x1a")
+	s.shows(t, "Stopped")
+	s.types(t, "echo the sh''ell\n")
+	s.shows(t, "the shell\r\n")
+	s.types(t, "fg\n")
+	s.types(t, "a line\n")
+	s.shows(t, "read a line")
+	s.types(t, "echo the e''nd; exit\n")
+	s.shows(t, "the end\r\n")
+	require.NoError(t, s.cmd.Wait())
+}
