@@ -249,7 +249,7 @@ func (c *Client) Close(ctx context.Context) error {
 	c.waits.Close(ctx)
 	if c.registry != nil {
 		c.answerer.Load().Close()
-		c.registry.Close(ctx)
+		c.registry.Close(ctx, err == nil)
 	}
 	err = also(err, c.sidecar.Close(ctx))
 	c.semaphores.Wait()

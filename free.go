@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,11 +35,14 @@ const (
 
 // Free takes a lock, a term or a permit from its holder, in whichever process that is, and nothing else: held is from [Client.Locks]. The holder is asked, gives it
 // back, and is told that it is lost, as "freed by an operator" by [LossReasonOf]; then others have their turn. The error is nil only if the holder has
-// answered that, within 2 s, or its session was ended.
+// answered that, within 2 s, or its session was ended or, where it has none, its lease or permit is no longer renewed.
 //
 // It returns what was freed, held first: with a session that was ended all that died with it, and with [FreeOpts.DryRun] what would be
 // freed, which with EndSession is the worst case. [ErrNotFound] says that the holder no longer has it. An error that matches context.DeadlineExceeded says that
 // it has not answered, and what else its session holds; the request is withdrawn then. What another program holds cannot be freed: end its session.
+//
+// A LockInfo without a token, as of a lock that is held for less than two seconds, means what the client has of the key when it is asked, and of several shared locks
+// one of them; a permit cannot be meant without one. A client of which all connections hold locks, or that has two at the most ([Config.MaxConns]), has none to look by, and does not answer.
 //
 // Only operators may, see docs/operations.md. Each freeing leaves a row in the table pgbaton.freeing, and a line in the logs of both sides. The portable schema
 // has no such requests.
@@ -59,7 +63,11 @@ func (c *Client) free(ctx context.Context, held LockInfo, opts *FreeOpts) ([]Loc
 		return nil, fmt.Errorf("%w: the portable schema has no requests to holders", ErrUnsupportedServer)
 	}
 	if held.State != "held" || held.Holder == 0 {
-		return nil, fmt.Errorf("it is not what a client of pgbaton holds; end the session of another program: SELECT pg_terminate_backend(%d)", held.Session)
+		return nil, fmt.Errorf("it is not held by a client of pgbaton, or by one of another service, whose locks only operators may free; "+
+			"end the session of another program: SELECT pg_terminate_backend(%d)", held.Session)
+	}
+	if held.Kind == string(registry.Permit) && held.Token == 0 {
+		return nil, errors.New("its token is not known yet, by which one permit is told from another: list again in two seconds")
 	}
 	all, err := c.Locks(ctx, nil)
 	if err != nil {
@@ -89,8 +97,8 @@ func split(all []LockInfo, held LockInfo) (found, others []LockInfo) {
 			others = append(others, l)
 		}
 	}
-	if len(found) > 0 && found[0].Session == 0 { // there is no session to be ended, and each lapses by itself
-		others = nil
+	if len(found) > 0 && found[0].Session == 0 { // there is no session to be ended, and each lapses by itself, but for permits of one claim
+		others = slices.DeleteFunc(others, func(l LockInfo) bool { return l.Kind != string(registry.Permit) || l.object() != found[0].object() })
 	}
 	return found, others
 }
@@ -109,22 +117,35 @@ func (c *Client) ask(ctx context.Context, found, others []LockInfo, o FreeOpts) 
 	for late := false; ; {
 		outcome, err := registry.SettleFree(ctx, c.sidecar, id, late, late && o.EndSession)
 		if err != nil {
-			return nil, pgerr.Schema(translate(err))
+			c.withdraw(ctx, id)
+			return nil, fmt.Errorf("the holder may have been asked: %w", pgerr.Schema(translate(err)))
 		}
 		if outcome != "" {
 			return c.settled(outcome, found, others)
 		}
 		select {
 		case <-ctx.Done():
+			c.withdraw(ctx, id)
 			return nil, fmt.Errorf("the holder may have been asked: %w", ctx.Err())
 		case <-end.C:
+			if late {
+				return nil, fmt.Errorf("%w: the holder's answer is under way, or somebody has locked the row of the request", context.DeadlineExceeded)
+			}
 			late = true
+			end.Reset(answerWithin)
 			if o.EndSession {
 				c.journal.Log(slog.LevelWarn, "a holder does not answer an operator, and its session is ended", also(errors.New(found[0].what()), rest(others)))
 			}
 		case <-look.C:
 		}
 	}
+}
+
+// withdraw ends a request for which nobody waits any longer. If it cannot, the request is too old after some seconds.
+func (c *Client) withdraw(ctx context.Context, id int64) {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWithin)
+	defer cancel()
+	_, _ = registry.SettleFree(bounded, c.sidecar, id, true, false)
 }
 
 // settled is the result of a request with an outcome.

@@ -1,6 +1,7 @@
 package pgbaton
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 
@@ -39,24 +40,22 @@ func (c *Client) giveUp(r registry.Request) bool {
 		}
 	}
 	if had {
-		c.journal.Log(slog.LevelWarn, "an operator freed what this client held: "+r.Name, cause)
+		c.journal.Log(slog.LevelWarn, "an operator freed what this client held: "+cmp.Or(r.Name, keyOf(r.Key, "").String()), cause)
 	}
 	return had
 }
 
-// heldFor are the holds that a request is about.
+// heldFor are the holds that a request is about: those of its token or, if it has none, one. The row of a lease has the token of the first of the
+// grants that came with it; those that followed within the process have others, and are meant by it as well.
 func (c *Client) heldFor(r registry.Request) (holds []*lockmgr.Hold) {
 	c.locks.Walk(func(s lockmgr.Standing) {
-		if !s.Waits && s.Client == r.Holder && s.Key.Key == r.Key && c.meant(s.Token, r.Token) {
+		switch {
+		case s.Waits || s.Client != r.Holder || s.Key.Key != r.Key:
+		case r.Token == 0 && len(holds) == 0:
+			holds = append(holds, s.Hold)
+		case r.Token != 0 && (s.Token == r.Token || s.Row == r.Token):
 			holds = append(holds, s.Hold)
 		}
 	})
 	return holds
-}
-
-// meant reports whether a grant is the one that a request names by its token: by none, the newest that is there. The row of a lease has the first of the
-// tokens that came with it, and grants that were handed over within the process have later ones.
-func (c *Client) meant(token, named int64) bool {
-	const dealt = 64
-	return named == 0 || token == named || (c.sessions == nil && token > named && token < named+dealt)
 }

@@ -96,7 +96,7 @@ func infoOf(row registry.Row) LockInfo {
 	if row.Kind == string(registry.Permit) || row.Kind == kindDatabase {
 		return l
 	}
-	if unquoted, err := strconv.Unquote(row.Name); err == nil { // of a wait that is watched
+	if unquoted, err := strconv.Unquote(row.Name); err == nil && Name(row.Name).key != row.Key { // of a wait that is watched
 		l.Name = unquoted
 	}
 	l.Key = keyOf(row.Key, l.Name)

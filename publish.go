@@ -26,7 +26,7 @@ func (c *Client) newRegistry() *registry.Registry {
 // listen has the client hear of operators' requests. Behind a pooler there are no notifications: there it looks, each time.
 func (c *Client) listen() {
 	c.locks.Listen()
-	if a := c.answerer.Load(); a != nil && c.pooled != nil && c.room(false) {
+	if a := c.answerer.Load(); a != nil && c.pooled != nil {
 		a.Look()
 	}
 }
@@ -42,13 +42,17 @@ func (c *Client) newAnswerer() *registry.Answerer {
 		return nil
 	}
 	return registry.NewAnswerer(registry.AnswererConfig{
-		Session: c.sidecar, Holders: c.holders, Free: c.giveUp, Report: c.journal.Report,
+		Session: c.sidecar, Holders: c.holders, Room: func() bool { return c.room(false) }, Free: c.giveUp, Report: c.journal.Report,
 	})
 }
 
-// notified takes a notification of the sessions that hold locks.
+// notified takes a notification of the sessions that hold locks; "" when one of them has begun to listen.
 func (c *Client) notified(payload string) {
-	if a := c.answerer.Load(); a != nil {
+	switch a := c.answerer.Load(); {
+	case a == nil:
+	case payload == "":
+		a.Look() // somebody may have asked before
+	default:
 		a.Notified(payload)
 	}
 }

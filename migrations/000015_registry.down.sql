@@ -1,12 +1,12 @@
 -- Locks: ACCESS EXCLUSIVE on pgbaton.registry for a moment, which is dropped; what is published of locks is forgotten, but for watched waits.
 
+LOCK TABLE pgbaton.registry IN ACCESS EXCLUSIVE MODE; -- first, as those have it who use the views
+
 DROP VIEW pgbaton.locks;
 DROP VIEW pgbaton.sessions;
 DROP FUNCTION pgbaton.list_locks;
 DROP FUNCTION pgbaton.publish_locks;
 DROP FUNCTION pgbaton.prune_locks;
-
-LOCK TABLE pgbaton.registry IN ACCESS EXCLUSIVE MODE;
 
 -- A wait of more than a second. UNLOGGED: after a crash nobody waits any longer.
 CREATE UNLOGGED TABLE pgbaton.wait (
@@ -51,11 +51,11 @@ AS $$
 BEGIN
     INSERT INTO pgbaton.wait (id, holder, since, name, key, pair, shared, held_keys, held_pairs, held_shared, service, held)
     OVERRIDING SYSTEM VALUE
-    SELECT w.id, w.holder, w.since, w.name, w.key, w.pair, w.shared, w.held_keys, w.held_pairs, w.held_shared, w.service, w.held
+    SELECT w.id, w.holder, w.since, coalesce(w.name, ''), w.key, w.pair, w.shared, w.held_keys, w.held_pairs, w.held_shared, w.service, w.held
       FROM pgbaton.registry AS w WHERE w.kind = 'watched';
     PERFORM setval('pgbaton.wait_id_seq', (SELECT s.last_value FROM pgbaton.registry_id_seq AS s));
     INSERT INTO pgbaton.wait_look (holder, looks, service)
-    SELECT l.holder, max(l.looks), max(l.service::oid)::regrole FROM pgbaton.registry AS l WHERE l.kind = 'look' GROUP BY l.holder;
+    SELECT l.holder, coalesce(max(l.looks), 0), max(l.service::oid)::regrole FROM pgbaton.registry AS l WHERE l.kind = 'look' GROUP BY l.holder;
 END;
 $$;
 

@@ -213,6 +213,7 @@ DECLARE
     rows      CONSTANT bigint := cardinality(holders);
     self      CONSTANT text := current_setting('pgbaton.holder', true);
     mine      bigint[] := publish_locks.ids;
+    known     boolean;
     published bigint[];
 BEGIN
     IF (cardinality(publish_locks.ids) <= 100 AND octet_length(client) <= 512 AND octet_length(host) <= 512
@@ -225,9 +226,6 @@ BEGIN
     IF current_setting('lock_timeout') = '0' THEN -- as in require_holder
         PERFORM set_config('lock_timeout', '500ms', true);
     END IF;
-    IF sweep THEN
-        PERFORM pgbaton.prune_locks(10000);
-    END IF;
     IF anew THEN
         DELETE FROM pgbaton.registry AS r
          WHERE r.publisher = publish_locks.publisher AND r.kind IN ('held', 'waiting') AND pgbaton.acts_for(r.service);
@@ -237,13 +235,19 @@ BEGIN
         DELETE FROM pgbaton.registry AS r
          WHERE r.publisher = publish_locks.publisher AND r.looks = publication AND r.kind IN ('held', 'waiting') AND pgbaton.acts_for(r.service);
     END IF;
+    -- Behind the rows of its own: a sweep passes by what others have locked, and would keep them waiting for what it has itself. Of a thousand clients about twenty do it each time.
+    IF sweep AND random() * (SELECT count(*) FROM pgbaton.registry AS r WHERE r.kind = 'client') < 20 THEN
+        PERFORM pgbaton.prune_locks(10000);
+    END IF;
     IF cardinality(publish_locks.ids) = 0 THEN
         DELETE FROM pgbaton.registry AS r
          WHERE r.publisher = publish_locks.publisher AND r.kind = 'client' AND pgbaton.acts_for(r.service);
         RETURN '{}';
     END IF;
+    -- All of a service's rows are counted when a client comes to it, and not each second.
+    known := EXISTS (SELECT FROM pgbaton.registry AS r WHERE r.publisher = publish_locks.publisher AND r.kind = 'client');
     IF rows > 4000 - (SELECT count(*) FROM pgbaton.registry AS r WHERE r.publisher = publish_locks.publisher)
-       OR rows > 0 AND rows > 100000 - (SELECT count(*) FROM pgbaton.registry AS r WHERE r.kind IN ('held', 'waiting', 'client') AND r.service IS NOT DISTINCT FROM me) THEN
+       OR NOT known AND rows > 100000 - (SELECT count(*) FROM pgbaton.registry AS r WHERE r.kind IN ('held', 'waiting', 'client') AND r.service IS NOT DISTINCT FROM me) THEN
         RAISE EXCEPTION 'pgbaton.publish_locks: the client has more than 4,000 rows, or the service more than 100,000'
             USING ERRCODE = 'program_limit_exceeded';
     END IF;
@@ -284,10 +288,12 @@ DECLARE
     pruned bigint;
 BEGIN
     WITH alive AS MATERIALIZED (SELECT s.id FROM pgbaton.sessions AS s),
+    here AS MATERIALIZED (
+        SELECT r.id FROM pgbaton.registry AS r CROSS JOIN LATERAL unnest(r.ids) AS i (id) JOIN alive AS a ON a.id = i.id WHERE r.kind = 'client'),
     old AS MATERIALIZED (
         SELECT r.id FROM pgbaton.registry AS r
-         WHERE CASE r.kind WHEN 'client' THEN NOT EXISTS (SELECT FROM unnest(r.ids) AS i (id) JOIN alive AS a ON a.id = i.id)
-                           ELSE r.kind IN ('held', 'waiting') AND r.holder NOT IN (SELECT a.id FROM alive AS a) END
+         WHERE (r.kind = 'client' AND r.id NOT IN (SELECT h.id FROM here AS h))
+            OR (r.kind IN ('held', 'waiting') AND r.holder NOT IN (SELECT a.id FROM alive AS a))
          LIMIT most FOR UPDATE SKIP LOCKED)
     DELETE FROM pgbaton.registry AS r USING old WHERE r.id = old.id;
     GET DIAGNOSTICS pruned = ROW_COUNT;
@@ -302,17 +308,19 @@ AS $$
 BEGIN
     -- Whom the ids of pgbaton.lock_client and pgbaton.holder stand for, as far as they live. By a process id that was used again, one may seem to
     -- live that does not, to those who are not shown when a session began.
+    --
+    -- Any id can be joined with, and not any be enlisted: where the two are of different sessions, the holder is whose it is.
     CREATE VIEW pgbaton.sessions AS
-    SELECT s.id, max(s.engine) AS engine, max(s.name) AS name, max(s.service) AS service, max(s.pid) AS pid,
-           max(a.application_name) AS application_name, max(a.usesysid) AS role
-      FROM (SELECT c.id, c.engine, c.name, NULL::oid AS service, c.pid, c.joined_at AS since, c.expires_at AS until
-              FROM pgbaton.lock_client AS c
+    SELECT s.id, s.engine, s.name, s.service, s.pid, a.application_name, a.usesysid AS role
+      FROM (SELECT h.id, c.engine, h.name, h.service::oid AS service, h.pid, greatest(h.since, c.joined_at) AS since,
+                   greatest(h.attends_until, c.expires_at) AS until
+              FROM pgbaton.holder AS h LEFT JOIN pgbaton.lock_client AS c ON c.id = h.id AND c.pid IS NOT DISTINCT FROM h.pid
              UNION ALL
-            SELECT h.id, NULL, h.name, h.service::oid, h.pid, h.since, h.attends_until FROM pgbaton.holder AS h) AS s
+            SELECT c.id, c.engine, c.name, NULL, c.pid, c.joined_at, c.expires_at
+              FROM pgbaton.lock_client AS c WHERE NOT EXISTS (SELECT FROM pgbaton.holder AS h WHERE h.id = c.id)) AS s
       LEFT JOIN pg_stat_get_activity(NULL) AS a ON a.pid = s.pid
      WHERE CASE WHEN s.pid IS NULL THEN s.until > clock_timestamp()
-                ELSE a.pid IS NOT NULL AND coalesce(a.backend_start <= s.since, true) END
-     GROUP BY s.id;
+                ELSE a.pid IS NOT NULL AND coalesce(a.backend_start <= s.since, true) END;
 
     -- All that is held and waited for in this database: locks, leases, permits, with names where they are published, and advisory locks of
     -- other programs. It is for a role that only looks, for example a monitoring system's: GRANT USAGE ON SCHEMA pgbaton and SELECT on
@@ -329,12 +337,23 @@ BEGIN
     listed AS MATERIALIZED ( -- what others say of a session does not count
         SELECT r.* FROM pgbaton.registry AS r JOIN session AS s ON s.id = r.holder
          WHERE r.kind IN ('held', 'waiting', 'watched')
-           AND (r.service IS NULL OR s.role IS NULL OR pg_has_role(s.role, r.service::oid, 'MEMBER'))),
+           AND CASE WHEN s.role IS NULL THEN s.service IS NULL OR r.service::oid = s.service
+                    ELSE r.service IS NULL OR pg_has_role(s.role, r.service::oid, 'MEMBER') END),
     client AS MATERIALIZED (
         SELECT DISTINCT ON (u.id) u.id, r.name, r.host, r.process, r.unlisted
           FROM pgbaton.registry AS r CROSS JOIN LATERAL unnest(r.ids) AS u (id) JOIN session AS s ON s.id = u.id
-         WHERE r.kind = 'client' AND (r.service IS NULL OR s.role IS NULL OR pg_has_role(s.role, r.service::oid, 'MEMBER'))
+         WHERE r.kind = 'client'
+           AND CASE WHEN s.role IS NULL THEN s.service IS NULL OR r.service::oid = s.service
+                    ELSE r.service IS NULL OR pg_has_role(s.role, r.service::oid, 'MEMBER') END
          ORDER BY u.id, r.since DESC),
+    permit AS MATERIALIZED ( -- those of one claim have the tokens from that of its slots on, up to 32
+        SELECT m.name, c.permits, c.token AS base, c.holder, s.pid, m.service::oid AS service, r.permits AS published, r.token, r.since
+          FROM (SELECT t.semaphore, t.holder, abs(t.token) AS token, count(*)::int4 AS permits, max(t.expires_at) AS until
+                  FROM pgbaton.slot AS t WHERE t.holder IS NOT NULL GROUP BY t.semaphore, t.holder, abs(t.token)) AS c
+          JOIN pgbaton.semaphore AS m ON m.id = c.semaphore
+          LEFT JOIN session AS s ON s.id = c.holder
+          LEFT JOIN listed AS r ON r.kind = 'held' AND r.what = 'permit' AND r.holder = c.holder AND r.token BETWEEN c.token AND c.token + 31
+         WHERE CASE WHEN c.holder > 0 THEN s.id IS NOT NULL ELSE c.until > clock_timestamp() END),
     own AS MATERIALIZED ( -- the library's own keys
         SELECT k.key # CASE WHEN k.pair THEN 8099550625553935922 ELSE 8099550625553935921 END AS key
           FROM (SELECT a.key, a.pair FROM advisory AS a JOIN session AS s ON s.pid = a.pid AND s.engine IS NOT NULL WHERE a.granted
@@ -344,7 +363,7 @@ BEGIN
     found AS (
         -- locks of sessions, of the library's and of others
         SELECT 'held' AS state, coalesce(r.what, 'lock') AS kind, r.name, a.key, a.pair, a.shared, 1 AS permits, r.token, r.since, s.id AS holder, a.pid,
-               NULL::int8[] AS held_keys, NULL::bool[] AS held_pairs, r.service::oid AS service
+               NULL::int8[] AS held_keys, NULL::bool[] AS held_pairs, r.service::oid AS service, CASE WHEN r.id IS NULL AND s.id IS NOT NULL THEN s.role END AS role
           FROM advisory AS a
           LEFT JOIN session AS s ON s.pid = a.pid AND s.engine = 'session'
           LEFT JOIN listed AS r ON r.kind = 'held' AND r.what <> 'permit' AND r.holder = s.id AND r.key = a.key AND r.pair = a.pair AND r.shared = a.shared
@@ -355,33 +374,31 @@ BEGIN
         SELECT 'held', coalesce(r.what, 'lock'), l.name, l.key, l.pair, l.shared, 1, l.token,
                CASE WHEN coalesce(s.engine, 'lease') = 'lease'
                     THEN least(to_timestamp(1577836800 + (l.token >> 12) / 1000.0::float8), clock_timestamp()) END,
-               l.holder, s.pid, NULL, NULL, coalesce(s.service, h.service::oid)
-          FROM (SELECT e.key, e.pair, false AS shared, e.name, e.token, e.holder, e.expires_at FROM pgbaton.lease AS e WHERE e.holder IS NOT NULL
+               l.holder, s.pid, NULL, NULL, coalesce(s.service, h.service::oid), NULL
+          FROM (SELECT e.key, e.pair, false AS shared, e.name, abs(e.token) AS token, e.holder, e.expires_at FROM pgbaton.lease AS e WHERE e.holder IS NOT NULL
                 UNION ALL
-                SELECT e.key, e.pair, true, n.name, e.token, e.holder, e.expires_at
+                SELECT e.key, e.pair, true, n.name, abs(e.token), e.holder, e.expires_at
                   FROM pgbaton.lease_share AS e LEFT JOIN pgbaton.lease AS n ON n.key = e.key AND n.pair = e.pair) AS l
           LEFT JOIN session AS s ON s.id = l.holder
           LEFT JOIN pgbaton.holder AS h ON h.id = l.holder
           LEFT JOIN listed AS r ON r.kind = 'held' AND r.what <> 'permit' AND r.holder = l.holder AND r.key = l.key AND r.pair = l.pair AND r.shared = l.shared
          WHERE CASE WHEN l.holder > 0 THEN s.id IS NOT NULL ELSE l.expires_at > clock_timestamp() END
         UNION ALL
-        -- permits
-        SELECT 'held', 'permit', m.name, NULL, NULL, false, c.permits, c.token, r.since, c.holder, s.pid, NULL, NULL, m.service::oid
-          FROM (SELECT t.semaphore, t.holder, t.token, count(*)::int4 AS permits, max(t.expires_at) AS until
-                  FROM pgbaton.slot AS t WHERE t.holder IS NOT NULL GROUP BY t.semaphore, t.holder, t.token) AS c
-          JOIN pgbaton.semaphore AS m ON m.id = c.semaphore
-          LEFT JOIN session AS s ON s.id = c.holder
-          LEFT JOIN listed AS r ON r.kind = 'held' AND r.what = 'permit' AND r.holder = c.holder AND r.token = c.token
-         WHERE CASE WHEN c.holder > 0 THEN s.id IS NOT NULL ELSE c.until > clock_timestamp() END
+        -- permits: as they are published and, of a claim, what is not, of which nobody else knows the tokens
+        SELECT 'held', 'permit', p.name, NULL, NULL, false, p.published, p.token, p.since, p.holder, p.pid, NULL, NULL, p.service, NULL
+          FROM permit AS p WHERE p.published IS NOT NULL
+        UNION ALL
+        SELECT 'held', 'permit', p.name, NULL, NULL, false, p.permits - coalesce(sum(p.published), 0)::int4, NULL, NULL, p.holder, p.pid, NULL, NULL, p.service, NULL
+          FROM permit AS p GROUP BY p.name, p.permits, p.base, p.holder, p.pid, p.service HAVING p.permits > coalesce(sum(p.published), 0)
         UNION ALL
         -- waiters
         SELECT 'waiting', r.what, r.name, CASE WHEN r.what <> 'permit' THEN r.key END, CASE WHEN r.what <> 'permit' THEN r.pair END, r.shared, r.permits,
-               NULL, r.since, r.holder, s.pid, r.held_keys, r.held_pairs, r.service::oid
+               NULL, r.since, r.holder, s.pid, r.held_keys, r.held_pairs, r.service::oid, NULL
           FROM listed AS r JOIN session AS s ON s.id = r.holder
          WHERE r.kind <> 'held'
         UNION ALL
         -- waiters that nobody has published: of other programs, and the library's as long as they are young
-        SELECT 'waiting', 'lock', NULL, a.key, a.pair, a.shared, 1, NULL, a.waitstart, NULL, a.pid, NULL, NULL, NULL
+        SELECT 'waiting', 'lock', NULL, a.key, a.pair, a.shared, 1, NULL, a.waitstart, NULL, a.pid, NULL, NULL, NULL, NULL
           FROM advisory AS a
          WHERE NOT a.granted AND (a.pair OR a.key NOT IN (SELECT o.key FROM own AS o))
            AND NOT (EXISTS (SELECT FROM listed AS r WHERE r.kind <> 'held' AND r.what <> 'permit' AND r.key = a.key AND r.pair = a.pair)
@@ -389,7 +406,7 @@ BEGIN
                                    AND g.key = a.key # CASE WHEN a.pair THEN 8099550625553935922 ELSE 8099550625553935921 END)))
     SELECT f.state, f.kind, f.name, f.key, f.pair, f.shared, f.permits, f.token, f.since, f.holder,
            coalesce(c.name, nullif(s.name, ''), nullif(h.name, '')) AS client, c.host, c.process, t.application_name AS application, f.pid,
-           coalesce(c.unlisted, 0) AS unlisted, f.held_keys, f.held_pairs, f.service
+           coalesce(c.unlisted, 0) AS unlisted, f.held_keys, f.held_pairs, f.service, f.role
       FROM found AS f
       LEFT JOIN session AS s ON s.id = f.holder
       LEFT JOIN pgbaton.holder AS h ON h.id = f.holder
@@ -415,6 +432,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     everyone CONSTANT boolean := pgbaton.operates();
+    me       CONSTANT regrole := pgbaton.service();
 BEGIN
     IF current_setting('transaction_read_only') = 'off' THEN
         PERFORM pgbaton.prune_waits(10000, 10000), pgbaton.prune_locks(10000);
@@ -422,12 +440,15 @@ BEGIN
     RETURN QUERY
     WITH found AS MATERIALIZED (SELECT l.* FROM pgbaton.locks AS l),
     visible AS MATERIALIZED (
-        SELECT o.service, everyone OR pgbaton.acts_for(o.service::regrole) AS yes
-          FROM (SELECT DISTINCT coalesce(f.service, 0) AS service FROM found AS f) AS o)
+        SELECT o.service, o.role,
+               everyone OR CASE WHEN o.role = 0 THEN pgbaton.acts_for(o.service::regrole) -- else nobody has published yet whose it is
+                                WHEN me IS NULL THEN o.role = pgbaton.session_role()
+                                ELSE pg_has_role(o.role, me::oid, 'MEMBER') END AS yes
+          FROM (SELECT DISTINCT coalesce(f.service, 0) AS service, coalesce(f.role, 0) AS role FROM found AS f) AS o)
     SELECT f.state, f.kind, CASE WHEN v.yes THEN f.name END, f.key, f.pair, f.shared, f.permits, f.token, f.since,
            CASE WHEN v.yes THEN f.holder END, CASE WHEN v.yes THEN f.client END, CASE WHEN v.yes THEN f.host END, CASE WHEN v.yes THEN f.process END, f.application, f.pid,
            CASE WHEN v.yes THEN f.unlisted ELSE 0 END, CASE WHEN v.yes THEN f.held_keys END, CASE WHEN v.yes THEN f.held_pairs END, NULL::integer[]
-      FROM found AS f JOIN visible AS v ON v.service = coalesce(f.service, 0)
+      FROM found AS f JOIN visible AS v ON v.service = coalesce(f.service, 0) AND v.role = coalesce(f.role, 0)
      WHERE v.yes OR f.kind <> 'permit';
     IF NOT database_waits THEN
         RETURN;

@@ -2,6 +2,8 @@
 
 DROP FUNCTION pgbaton.freeings;
 DROP FUNCTION pgbaton.settle_free;
+DROP FUNCTION pgbaton.end_holder;
+DROP FUNCTION pgbaton.holds_key;
 DROP FUNCTION pgbaton.answer_free;
 DROP FUNCTION pgbaton.look_free;
 DROP FUNCTION pgbaton.speaks_for;

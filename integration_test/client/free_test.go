@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -93,7 +94,13 @@ func TestFree(t *testing.T) {
 		require.NoError(t, err)
 		two, err := sem.Acquire(ctx, 2)
 		require.NoError(t, err)
-		all := listed(t, b, &pgbaton.LockFilter{Kind: "permit", Name: "free/sem"}, "both", func(all []pgbaton.LockInfo) bool { return len(all) == 2 })
+		all := listed(t, b, &pgbaton.LockFilter{Kind: "permit", Name: "free/sem"}, "both", func(all []pgbaton.LockInfo) bool {
+			return len(all) == 2 && all[0].Token != 0 && all[1].Token != 0
+		})
+		unknown := all[0]
+		unknown.Token = 0
+		_, err = b.Free(ctx, unknown, nil)
+		require.ErrorContains(t, err, "list again")
 		for _, held := range all {
 			if held.Permits == 2 {
 				free(t, held, nil)
@@ -102,6 +109,56 @@ func TestFree(t *testing.T) {
 		<-two.Done()
 		require.Equal(t, freedByOperator, pgbaton.LossReasonOf(two.Err()))
 		require.NoError(t, one.Release(ctx))
+	})
+	t.Run("APermitOfAClaim", func(t *testing.T) {
+		t.Parallel()
+		sem, err := a.Semaphore(ctx, "free/claim", 3)
+		require.NoError(t, err)
+		first, err := sem.Acquire(ctx, 3)
+		require.NoError(t, err)
+		permits := make(chan *pgbaton.Permit)
+		for range 3 {
+			go func() {
+				p, err := sem.Acquire(ctx, 1)
+				if err != nil {
+					t.Error(err)
+				}
+				permits <- p
+			}()
+		}
+		listed(t, b, &pgbaton.LockFilter{Kind: "permit", Name: "free/claim"}, "all wait", func(all []pgbaton.LockInfo) bool { return count(all, "waiting") == 3 })
+		require.NoError(t, first.Release(ctx)) // what it had claimed is handed over
+		held := map[pgbaton.Token]*pgbaton.Permit{}
+		for range 3 {
+			p := <-permits
+			held[p.Token()] = p
+		}
+		all := listed(t, b, &pgbaton.LockFilter{Kind: "permit", Name: "free/claim"}, "each", func(all []pgbaton.LockInfo) bool {
+			return len(all) == 3 && all[0].Token != 0 && all[1].Token != 0 && all[2].Token != 0
+		})
+		require.Len(t, free(t, all[1], nil), 1)
+		<-held[all[1].Token].Done()
+		require.NoError(t, held[all[0].Token].Release(ctx))
+		require.NoError(t, held[all[2].Token].Release(ctx))
+	})
+	t.Run("AShareOfTheKey", func(t *testing.T) {
+		t.Parallel()
+		key := pgbaton.Name("free/shared")
+		one, err := a.AcquireShared(ctx, key)
+		require.NoError(t, err)
+		two, err := a.AcquireShared(ctx, key)
+		require.NoError(t, err)
+		held := find(t, &pgbaton.LockFilter{Key: key})
+		held.Token = 0
+		free(t, held, nil)
+		lost, kept := one, two
+		select {
+		case <-one.Done():
+		case <-two.Done():
+			lost, kept = two, one
+		}
+		require.Equal(t, freedByOperator, pgbaton.LossReasonOf(lost.Err()))
+		require.NoError(t, kept.Release(ctx))
 	})
 	t.Run("ATerm", func(t *testing.T) {
 		t.Parallel()
@@ -140,6 +197,46 @@ func TestFree(t *testing.T) {
 	})
 }
 
+// What was handed over within the process is freed by what is on record of it, whichever engine has the record.
+func TestFree_AfterAHandOver(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []pgbaton.Engine{pgbaton.EngineSession, pgbaton.EngineLease} {
+		t.Run(string(engine), func(t *testing.T) {
+			t.Parallel()
+			dsn := testkit.Migrated(t)
+			ctx := testkit.Context(t)
+			a := testclient.New(t, dsn, &pgbaton.Config{TTL: time.Hour, Engine: engine})
+			b := testclient.New(t, dsn, &pgbaton.Config{TTL: time.Hour, Engine: engine})
+			key := pgbaton.Name("k")
+			first, err := a.Acquire(ctx, key)
+			require.NoError(t, err)
+			second := make(chan *pgbaton.Lock)
+			go func() {
+				lock, err := a.Acquire(ctx, key)
+				if err != nil {
+					t.Error(err)
+				}
+				second <- lock
+			}()
+			listed(t, b, &pgbaton.LockFilter{Key: key}, "it waits", func(all []pgbaton.LockInfo) bool { return count(all, "waiting") == 1 })
+			require.NoError(t, first.Release(ctx))
+			lock := <-second
+			held := listed(t, b, &pgbaton.LockFilter{Key: key}, "it", func(all []pgbaton.LockInfo) bool {
+				return published(all) && (engine == pgbaton.EngineLease || all[0].Token == lock.Token())
+			})[0]
+			for {
+				_, err = b.Free(ctx, held, nil)
+				if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil { // else the machine stands still
+					break
+				}
+			}
+			require.NoError(t, err)
+			<-lock.Done()
+			require.Equal(t, freedByOperator, pgbaton.LossReasonOf(lock.Err()))
+		})
+	}
+}
+
 // A holder that does not answer is left alone, unless its session shall be ended.
 func TestFree_OfAFrozenHolder(t *testing.T) {
 	t.Parallel()
@@ -162,6 +259,14 @@ func TestFree_OfAFrozenHolder(t *testing.T) {
 	require.NoError(t, err)
 	held := listed(t, b, &pgbaton.LockFilter{Key: lock.Key()}, "it", published)[0]
 	proxy.Stall(true)
+	brief, cancel := context.WithCancel(ctx)
+	go func() {
+		testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT count(*) = 1 FROM pgbaton.freeing")
+		cancel()
+	}()
+	_, err = b.Free(brief, held, nil)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, "not answered", testkit.Value[string](t, testkit.Connect(t, dsn), "SELECT outcome FROM pgbaton.freeing"), "it is withdrawn")
 	_, err = b.Free(ctx, held, nil)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, `lock "frozen too"`)

@@ -88,6 +88,12 @@ type Identified interface {
 	Client() int64
 }
 
+// Recorded is an anchor whose grants are rows. Recorded returns the token that the row of a key has; 0 if the anchor has none. It is called with the lock
+// manager's mutex.
+type Recorded interface {
+	Recorded(key advisory.Key) int64
+}
+
 // Listener is an engine whose sessions hear notifications from Listen on, also those that come later if it is called again.
 type Listener interface {
 	Listen()

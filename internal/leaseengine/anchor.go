@@ -43,6 +43,7 @@ type lease struct {
 var (
 	_ engine.Anchor     = (*anchor)(nil)
 	_ engine.Identified = (*anchor)(nil)
+	_ engine.Recorded   = (*anchor)(nil)
 )
 
 func newAnchor(e *Engine) *anchor {
@@ -91,6 +92,16 @@ func (a *anchor) Trusted(now time.Time) bool {
 func (a *anchor) Client() int64 {
 	if l := a.current(); l != nil {
 		return l.holder
+	}
+	return 0
+}
+
+// Recorded implements [engine.Recorded].
+func (a *anchor) Recorded(key advisory.Key) int64 {
+	a.engine.mu.Lock()
+	defer a.engine.mu.Unlock()
+	if l := a.leases[key]; l != nil {
+		return l.token
 	}
 	return 0
 }

@@ -27,7 +27,8 @@ type Config struct {
 	Dial   func(ctx context.Context, commands ...session.Command) (*session.Session, error)
 	Budget *session.Budget
 	Report func(event string, err error) // for the log
-	// Notified is told of notifications that are not about turns, after Listen; it must not wait. Nil if nobody listens.
+	// Notified is told of notifications that are not about turns, after Listen, and with "" when a session begins to hear them; it must not wait. Nil if
+	// nobody listens.
 	Notified func(payload string)
 }
 

@@ -58,7 +58,12 @@ func (e *Engine) call(key advisory.Key) {
 // listen has the server notify the session when a turn of it comes.
 func (e *Engine) listen(l *link) {
 	if !e.cfg.Pooled && !l.listening.Swap(true) {
-		l.pipe.Ask(&stmtListen, ignored{}, func(err error) { l.listening.Store(err == nil) }) // the next call asks again
+		l.pipe.Ask(&stmtListen, ignored{}, func(err error) {
+			l.listening.Store(err == nil) // else the next call asks again
+			if err == nil && e.cfg.Notified != nil {
+				e.cfg.Notified("")
+			}
+		})
 		l.pipe.Attend()
 	}
 }

@@ -12,6 +12,7 @@ type Standing struct {
 	Key    advisory.Named
 	Mode   advisory.Mode
 	Token  int64 // 0 of a waiter
+	Row    int64 // the token that the row of the grant has, where the engine has rows; see [engine.Recorded]
 	Client int64 // by which the server knows of it; see [engine.Identified]
 }
 
@@ -29,7 +30,11 @@ func (m *Manager) Walk(visit func(Standing)) {
 			if h.anchor != last {
 				last, client = h.anchor, identity(h.anchor)
 			}
-			visit(Standing{Hold: h, Key: named(h), Mode: h.mode, Token: h.token, Client: client})
+			s := Standing{Hold: h, Key: named(h), Mode: h.mode, Token: h.token, Client: client}
+			if r, ok := h.anchor.(engine.Recorded); ok {
+				s.Row = r.Recorded(key)
+			}
+			visit(s)
 		}
 		for w := range e.waiters.All() {
 			if !w.Value.try && !w.Value.watched {

@@ -52,6 +52,8 @@ const (
 	// that it never answers within a second would otherwise be asked for all of it again and again.
 	patience     = time.Second
 	mostPatience = 10 * patience
+	// mostWalks is how many walks go by at the most before a statement is tried again that has failed: as many as have failed in a row.
+	mostWalks = 10
 	// sweepEvery is how often the client removes what the dead have left, at the most.
 	sweepEvery = 10 * time.Second
 	// overdue is for how many walks what is due waits for room, before a connection that waits is asked to leave.

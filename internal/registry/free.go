@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,15 +39,16 @@ const (
 const FreePrefix = "free/"
 
 var (
-	stmtRequest = pipeline.Statement{Name: "pgbaton_request_free", SQL: "SELECT pgbaton.request_free($1, $2, $3, $4, $5, $6, $7, $8)"}
+	stmtRequest = pipeline.Statement{Name: "pgbaton_request_free", SQL: "SELECT pgbaton.request_free($1, $2, $3, $4, $5, $6, $7, $8, $9)"}
 	stmtSettle  = pipeline.Statement{Name: "pgbaton_settle_free", SQL: "SELECT pgbaton.settle_free($1, $2, $3)"}
 	stmtLook    = pipeline.Statement{Name: "pgbaton_look_free", SQL: "SELECT id, holder, kind, name, key, pair, token, said FROM pgbaton.look_free($1)"}
 	stmtAnswer  = pipeline.Statement{Name: "pgbaton_answer_free", SQL: "SELECT pgbaton.answer_free($1, $2)"}
 )
 
-// RequestFree asks a holder, and returns the number of the request. A request that was made twice, because an answer was lost, is answered twice.
+// RequestFree asks a holder, and returns the id of the request, of which there is one, whatever answers are lost.
 func RequestFree(ctx context.Context, session Session, r Request, client, reason string) (int64, error) {
-	answer, err := session.Query(ctx, &stmtRequest, pgtext.Int(r.Holder), []byte(client), []byte(r.Kind), []byte(r.Name), pgtext.Int(r.Key.ID),
+	number := rand.Int64() //nolint:gosec // only has to be unlike others
+	answer, err := session.Query(ctx, &stmtRequest, pgtext.Int(number), pgtext.Int(r.Holder), []byte(client), []byte(r.Kind), []byte(r.Name), pgtext.Int(r.Key.ID),
 		pgtext.Bool(r.Key.Pair), pgtext.Int(r.Token), []byte(reason))
 	if err != nil {
 		return 0, err
@@ -73,6 +75,7 @@ func SettleFree(ctx context.Context, session Session, id int64, giveUp, endSessi
 type AnswererConfig struct {
 	Session Session
 	Holders func() []int64                // the ids under which the client holds something
+	Room    func() bool                   // reports whether there is a connection to look by
 	Free    func(Request) bool            // gives back what is asked for; false if the client does not have it
 	Report  func(event string, err error) // for the log
 }
@@ -83,6 +86,9 @@ type Answerer struct {
 
 	mu    sync.Mutex
 	named map[int64]bool // holders for whom there may be requests
+	all   bool           // there may be some for any
+
+	answers map[int64]bool // by request: whether it was freed, until the server has taken that; of the goroutine
 
 	asked   chan struct{}
 	ctx     context.Context //nolint:containedctx // of the goroutine
@@ -92,7 +98,7 @@ type Answerer struct {
 
 // NewAnswerer makes an answerer, which works until Close.
 func NewAnswerer(cfg AnswererConfig) *Answerer {
-	a := &Answerer{cfg: cfg, named: map[int64]bool{}, asked: make(chan struct{}, 1)}
+	a := &Answerer{cfg: cfg, named: map[int64]bool{}, answers: map[int64]bool{}, asked: make(chan struct{}, 1)}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	a.workers.Go(a.run)
 	return a
@@ -107,20 +113,20 @@ func (a *Answerer) Notified(payload string) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.named) < mostNamed { // else a flood of what others have made up
+	if len(a.named) < mostNamed {
 		a.named[id] = true
-		chans.Signal(a.asked)
+	} else {
+		a.all = true // a flood, perhaps of what others have made up
 	}
+	chans.Signal(a.asked)
 }
 
-// Look has the answerer look for requests to all that the client holds. It is for a client that hears no notifications.
+// Look has the answerer look for requests to all that the client holds, if there is a connection for that. It is for a client that hears no notifications, or
+// has just begun to. It does not wait.
 func (a *Answerer) Look() {
-	ids := a.cfg.Holders()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, id := range ids {
-		a.named[id] = true
-	}
+	a.all = true
 	chans.Signal(a.asked)
 }
 
@@ -138,7 +144,10 @@ func (a *Answerer) run() {
 		case <-a.asked:
 		}
 		if err := a.answer(); err != nil && a.ctx.Err() == nil {
-			a.cfg.Report("an operator's request to free something cannot be looked at", err)
+			a.cfg.Report("an operator's request to free something cannot be looked at or answered", err)
+			if len(a.answers) > 0 {
+				chans.Signal(a.asked) // what was freed is recorded once there is a session
+			}
 		}
 		select {
 		case <-a.ctx.Done():
@@ -151,11 +160,14 @@ func (a *Answerer) run() {
 // answer looks for requests, and does what they ask for.
 func (a *Answerer) answer() error {
 	a.mu.Lock()
-	named := a.named
-	a.named = map[int64]bool{}
+	named, all := a.named, a.all
+	a.named, a.all = map[int64]bool{}, false
 	a.mu.Unlock()
-	ids := slices.DeleteFunc(a.cfg.Holders(), func(id int64) bool { return !named[id] })
-	if len(ids) == 0 {
+	if len(named) == 0 && len(a.answers) == 0 && !a.cfg.Room() {
+		return nil // nobody has said that there is one
+	}
+	ids := slices.DeleteFunc(a.cfg.Holders(), func(id int64) bool { return !named[id] && !all })
+	if len(ids) == 0 && len(a.answers) == 0 {
 		return nil // it is not about this client
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, 5*patience)
@@ -169,10 +181,15 @@ func (a *Answerer) answer() error {
 		if err != nil {
 			return err
 		}
-		freed := a.cfg.Free(r)
-		if _, err := a.cfg.Session.Query(ctx, &stmtAnswer, pgtext.Int(r.ID), pgtext.Bool(freed)); err != nil {
+		if _, known := a.answers[r.ID]; !known {
+			a.answers[r.ID] = a.cfg.Free(r)
+		}
+	}
+	for id, freed := range a.answers {
+		if _, err := a.cfg.Session.Query(ctx, &stmtAnswer, pgtext.Int(id), pgtext.Bool(freed)); err != nil {
 			return fmt.Errorf("answer a request: %w", err)
 		}
+		delete(a.answers, id)
 	}
 	return nil
 }

@@ -64,6 +64,7 @@ type Registry struct {
 	unlisted int     // as it was published
 	doubt    bool    // nobody knows which rows there are
 	overdue  int     // for how many walks there has been no room for what is due
+	next     int     // the walk after which is published again, after a statement that failed
 	misses   int     // how many statements have failed since the last that did not
 	swept    time.Time
 	said     time.Time // when something was published last
@@ -119,6 +120,9 @@ func (r *Registry) step(now time.Time) {
 	touch := r.cfg.Pooled && r.rows > 0 && now.Sub(r.said) >= touchEvery
 	moved := r.rows > 0 && r.cfg.Session.Known() != 0 && r.cfg.Session.Known() != r.spoke
 	if len(fresh) == 0 && len(r.gone) == 0 && unlisted == r.unlisted && !r.doubt && !touch && !moved {
+		return
+	}
+	if r.misses > 0 && r.walk < r.next {
 		return
 	}
 	if !r.cfg.Room(r.overdue >= overdue) {
@@ -197,13 +201,15 @@ func (r *Registry) fail(err error) {
 		r.cfg.Report("what is held cannot be published by name at the moment", err)
 	}
 	r.misses++
+	r.next = r.walk + min(r.misses, mostWalks)
 }
 
-// Close ends the walks and, if there is a session anyway, withdraws what is published. Otherwise the rows go with the client's sessions.
-func (r *Registry) Close(ctx context.Context) {
+// Close ends the walks and, if there is a session or room for one, withdraws what is published. Otherwise the rows go with the client's sessions,
+// and look until then like those of a client that has died. No new session is asked for of a server that has just not answered.
+func (r *Registry) Close(ctx context.Context, answered bool) {
 	r.stop()
 	<-r.over
-	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || r.cfg.Session.Known() == 0 {
+	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || (r.cfg.Session.Known() == 0 && !(answered && r.cfg.Room(false))) {
 		return
 	}
 	clear(r.marks)

@@ -255,15 +255,24 @@ func TestRegistry(t *testing.T) {
 		d.here = []Entry{held("a")}
 		d.tick()
 		var limits []time.Duration
+		var walks []int // between tries
 		for range 12 {
 			limits = append(limits, d.limit())
 			d.table.failure = context.DeadlineExceeded
-			d.tick()
+			last, tries := d.walk, d.table.statements
+			for d.table.statements == tries {
+				d.tick()
+			}
+			walks = append(walks, d.walk-last)
 		}
 		require.Equal(t, []time.Duration{patience, 2 * patience, 3 * patience}, limits[:3])
 		require.Equal(t, mostPatience, limits[11])
+		require.Equal(t, []int{1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10}, walks)
 		require.Len(t, d.said, 1, "once")
-		d.tick()
+		d.table.failure = nil
+		for range mostWalks {
+			d.tick()
+		}
 		require.Equal(t, []string{"a false"}, d.published())
 		require.Equal(t, patience, d.limit())
 	})
@@ -298,8 +307,19 @@ func TestRegistry(t *testing.T) {
 		d.here = []Entry{held("a")}
 		d.tick()
 		d.tick()
-		d.Close(t.Context())
+		d.table.session = 0 // it was closed for want of use
+		d.Close(t.Context(), true)
 		require.Empty(t, d.published())
+	})
+	t.Run("AsksADeadServerForNothing", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		d.here = []Entry{held("a")}
+		d.tick()
+		d.tick()
+		d.table.session = 0
+		d.Close(t.Context(), false)
+		require.Equal(t, 1, d.table.statements)
 	})
 }
 

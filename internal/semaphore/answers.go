@@ -2,6 +2,7 @@ package semaphore
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 
 	"github.com/pgbaton/pgbaton/internal/pgtext"
@@ -17,7 +18,7 @@ type claimAnswer struct {
 
 func parseClaim(rows [][][]byte) (claimAnswer, error) {
 	if len(rows) != 1 || len(rows[0]) != 4 {
-		return claimAnswer{}, pgtext.ErrAnswer
+		return claimAnswer{}, fmt.Errorf("%w: a claim has %d rows", pgtext.ErrAnswer, len(rows))
 	}
 	var answer claimAnswer
 	var errs [4]error

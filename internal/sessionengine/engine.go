@@ -27,7 +27,7 @@ type Config struct {
 	Dial   func(context.Context) (*session.Session, error)
 	Wait   func(context.Context) (*session.Session, error)
 	Report func(event string, err error) // for the log
-	// Notified is told of notifications, after Listen; it must not wait. Nil if nobody listens.
+	// Notified is told of notifications, after Listen, and with "" when a session begins to hear them; it must not wait. Nil if nobody listens.
 	Notified func(payload string)
 }
 
@@ -149,7 +149,12 @@ func (e *Engine) Client() int64 {
 func (e *Engine) Listen() {
 	for _, a := range *e.anchors.Load() {
 		if !a.listening.Swap(true) {
-			a.Ask(&stmtListen, ignored{}, func(err error) { a.listening.Store(err == nil) })
+			a.Ask(&stmtListen, ignored{}, func(err error) {
+				a.listening.Store(err == nil)
+				if err == nil && e.cfg.Notified != nil {
+					e.cfg.Notified("")
+				}
+			})
 			a.Attend()
 		}
 	}
