@@ -171,6 +171,9 @@ DECLARE
 BEGIN
     PERFORM pgbaton.require_operator('pgbaton.settle_free');
     SELECT r.* INTO f FROM pgbaton.freeing AS r WHERE r.id = settle_free.id;
+    IF NOT FOUND THEN
+        RETURN 'gone';
+    END IF;
     IF f.outcome IS NOT NULL OR NOT give_up THEN
         RETURN f.outcome;
     END IF;

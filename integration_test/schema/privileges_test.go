@@ -159,13 +159,15 @@ var calls = map[string]struct {
 		"SELECT cardinality(pgbaton.publish_locks(5, 1, '{4714}', 'me', 'here', 42, 0, true, true, '{}', '{4714,4714}', '{f,t}', '{lock,permit}', " +
 			"'{a,\"\"}', '{1,0}', '{f,f}', '{f,f}', '{1,2}', '{7,0}', '{1000,0}'))", int32(2),
 	},
-	"request_free(bigint,text,text,text,bigint,boolean,bigint,text)": {
-		"SELECT pgbaton.request_free(4714, 'me', 'lock', 'x', 1, false, 0, 'why') > 0", true,
+	"request_free(bigint,bigint,text,text,text,bigint,boolean,bigint,text)": {
+		"SELECT pgbaton.request_free(1, 4714, 'me', 'lock', 'x', 1, false, 0, 'why') > 0", true,
 	},
 	"look_free(bigint[])":                 {"SELECT count(*) FROM pgbaton.look_free('{4718}')", int64(0)},
 	"answer_free(bigint,boolean)":         {"SELECT pgbaton.answer_free(-1, true)", false},
 	"settle_free(bigint,boolean,boolean)": {"SELECT pgbaton.settle_free(-1, true, true)", "gone"},
 	"freeings(integer)":                   {"SELECT count(*) >= 0 FROM pgbaton.freeings(10)", true},
+	"holds_key(integer,bigint,boolean)":   {"SELECT pgbaton.holds_key(1, 4714, false)", false},
+	"end_holder(pgbaton.freeing)":         {"SELECT pgbaton.end_holder(NULL)", "gone"},
 	"speaks_for(bigint)":                  {"SELECT pgbaton.speaks_for(4719)", nil},
 	"list_locks(boolean)":                 {"SELECT count(*) >= 0 FROM pgbaton.list_locks(true)", true},
 	"prune_locks(bigint)":                 {"SELECT pgbaton.prune_locks(1) >= 0", true},

@@ -209,7 +209,7 @@ func (r *Registry) fail(err error) {
 func (r *Registry) Close(ctx context.Context, answered bool) {
 	r.stop()
 	<-r.over
-	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || (r.cfg.Session.Known() == 0 && !(answered && r.cfg.Room(false))) {
+	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || (r.cfg.Session.Known() == 0 && (!answered || !r.cfg.Room(false))) {
 		return
 	}
 	clear(r.marks)

@@ -122,7 +122,7 @@ func TestDial_AgainstTheRolesSettings(t *testing.T) {
 		"plpgsql.variable_conflict = use_variable", "plpgsql.extra_errors = 'all'", "plpgsql.check_asserts = off",
 		"backslash_quote = off", "quote_all_identifiers = on", "row_security = off", "xmloption = document",
 		"enable_seqscan = off", "enable_indexscan = off", "default_table_access_method = heap", "lc_messages = 'C'",
-		"temp_tablespaces = ''", "jit_above_cost = 0", "max_parallel_workers_per_gather = 4", "idle_session_timeout = 1000",
+		"temp_tablespaces = ''", "jit_above_cost = 0", "max_parallel_workers_per_gather = 4", "idle_session_timeout = 10000",
 		"application_name = 'mine'", "work_mem = 64", "constraint_exclusion = on", "geqo_threshold = 2", "from_collapse_limit = 1",
 	} {
 		t.Run(setting, func(t *testing.T) {
