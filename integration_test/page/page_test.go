@@ -210,7 +210,7 @@ func TestPage(t *testing.T) {
 	v.answers(gate)
 }
 
-// between is what stands before a page, as a proxy or a login does. It can answer in the page's place, but for the page itself.
+// between is what stands before a page, as a proxy or a login does. It can answer in the page's place when the script asks.
 type between struct {
 	page http.Handler
 	code atomic.Int32
@@ -219,7 +219,7 @@ type between struct {
 
 func (b *between) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code := int(b.code.Load())
-	if code == 0 || r.URL.Path == "/" {
+	if code == 0 || r.URL.Path != "/events" && r.URL.Path != "/free" {
 		b.page.ServeHTTP(w, r)
 		return
 	}
