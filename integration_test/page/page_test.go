@@ -260,8 +260,11 @@ func (v *viewer) answers(gate *between) {
 		says    string
 		offered bool
 	}{
-		{504, "text/plain", "says what is between", false}, {409, "text/plain", "says what is between", true}, {503, "text/plain", "says what is between", false},
-		{409, "text/html", "not this page's (409)", false}, {200, "text/html; charset=utf-8", "not this page's (200)", false},
+		{504, "text/plain", "says what is between", false},
+		{409, "text/plain", "says what is between", true},
+		{503, "text/plain", "says what is between", false},
+		{409, "text/html", "not this page's (409)", false},
+		{200, "text/html; charset=utf-8", "not this page's (200)", false},
 	} {
 		gate.kind.Store(c.kind)
 		gate.code.Store(c.code)
