@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -117,17 +118,20 @@ func TestTerminal_Shell(t *testing.T) {
 // TestTerminal_Background: a command that was stopped and goes on in the background leaves the terminal to the shell when it ends.
 func TestTerminal_Background(t *testing.T) {
 	t.Parallel()
-	s := onTerminal(t, testkit.Migrated(t), "bash", "--norc", "--noprofile", "-i")
+	dsn := testkit.Migrated(t)
+	s := onTerminal(t, dsn, "bash", "--norc", "--noprofile", "-i")
 	end := filepath.Join(t.TempDir(), "end")
-	s.types(t, program+` run k --ttl 1h -- sh -c 'echo rea""dy; until [ -e `+end+` ]; do sleep 0.05; done'`+"\n")
+	require.NoError(t, unix.Mkfifo(end, 0o600))
+	s.types(t, program+` run k --ttl 1h -- sh -c 'echo rea""dy; read line < `+end+"'\n")
 	s.shows(t, "ready")
 	s.types(t, "\x1a")
 	s.shows(t, "Stopped")
 	s.types(t, "bg; echo in the back''ground\n")
 	s.shows(t, "in the background")
-	require.NoError(t, os.WriteFile(end, nil, 0o600))
-	s.types(t, "wait; echo it is ov''er\n")
-	s.shows(t, "it is over")
+	require.NoError(t, os.WriteFile(end, []byte("\n"), 0o600))
+	lock, err := client(t, dsn).Acquire(t.Context(), pgbaton.Name("k")) // when nothing of the command is left
+	require.NoError(t, err)
+	require.NoError(t, lock.Release(t.Context()))
 	s.types(t, "echo the sh''ell; exit 0\n")
 	s.shows(t, "the shell\r\n")
 	require.NoError(t, s.cmd.Wait())
