@@ -15,11 +15,14 @@
 //     time, and that a browser has not sent for another site. No cookie is read or set.
 //   - All viewers share one reading of the database. Readings begin at least a second apart, and at least twice the time that the last one took. A
 //     minute after the last viewer has gone there are none.
-//   - What it keeps is bounded: fifteen minutes of history in 180 points, the last 50 losses, and one reading. A page lists at most
-//     300 holders, 100 trees of waiters and 50 waiters each, and says how many more there are. There are at most 100 viewers.
+//   - What it keeps is bounded: fifteen minutes of history in 180 points, the last 50 losses, and one reading. So is the page: 300 locks that
+//     nobody waits for, 100 trees of waiters with 500 waiters and 300 holders, 300 leaders, 200 semaphores with 300 holders, and 100 runs; where there
+//     are many trees or semaphores, two of each are shown above that. It says how many more there are.
+//   - There are at most 100 viewers, with a stream or about to get a page. A viewer has ten seconds to take what is written.
+//   - To end the session of a holder is offered only when the holder was asked and does not answer.
 //   - All that others have chosen, such as names, is escaped by html/template, and control characters are shown as Go quotes them.
 //   - A strict Content-Security-Policy allows no inline script or style, nothing from elsewhere, and no frame around the page.
-//   - With [Config.Hosts] a request whose Host is another name gets nothing, so that no web site can read the page by pointing a name of its
+//   - With [Config.Hosts], a request whose Host is another name gets nothing, so that no web site can read the page by pointing a name of its
 //     own at it.
 //   - After [Handler.Close] no stream and no goroutine is left.
 //

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/pgbaton/pgbaton"
 )
 
@@ -40,7 +42,7 @@ func (h *Handler) free(w http.ResponseWriter, r *http.Request) {
 	}
 	shown, _ := h.readings.current()
 	if shown == nil {
-		http.Error(w, "There was no reading yet.", http.StatusConflict)
+		http.Error(w, "There was no reading yet: nothing was freed.", http.StatusServiceUnavailable)
 		return
 	}
 	held, ok := shown.held[r.PostForm.Get("held")]
@@ -51,11 +53,12 @@ func (h *Handler) free(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), freeTimeout)
 	defer cancel()
 	reason := h.reason(r)
-	freed, err := h.client.Free(ctx, held, &pgbaton.FreeOpts{Reason: reason, EndSession: r.PostForm.Get("end") == "session"})
+	freed, err := h.freeHeld(ctx, held, &pgbaton.FreeOpts{Reason: reason, EndSession: r.PostForm.Get("end") == "session"})
 	h.cfg.Logger.Info("pgbatonui: a holder was asked to give something back", slog.String("what", what(held)), slog.String("holder", held.Client),
 		slog.String("reason", reason), slog.Any("error", err))
+	limit(w)
 	if err != nil {
-		http.Error(w, strings.TrimPrefix(err.Error(), "pgbaton: "), statusOf(err))
+		http.Error(w, strings.TrimPrefix(err.Error(), "pgbaton: "), statusOf(err, ctx.Err() != nil))
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -78,12 +81,15 @@ func (h *Handler) reason(r *http.Request) string {
 	return strings.ToValidUTF8(reason[:min(len(reason), mostReason)], "") // a rune may have been cut
 }
 
-// statusOf is what an error of Free means to the page. 409 is that the holder does not answer, so that its session may be ended.
-func statusOf(err error) int {
+// statusOf is what an error of Free means to the page. 409 is that the holder was asked and does not answer, so that its session may be ended. An
+// error that came after the time was over says nothing of the holder.
+func statusOf(err error, over bool) int {
 	switch {
+	case over:
+		return http.StatusGatewayTimeout
 	case errors.Is(err, pgbaton.ErrNotFound):
 		return http.StatusNotFound
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*pgconn.ConnectError)): // connecting has a deadline of its own
 		return http.StatusConflict
 	}
 	return http.StatusBadGateway

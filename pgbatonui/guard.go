@@ -24,8 +24,8 @@ func secure(header http.Header) {
 	header.Set("Cache-Control", "no-store")
 }
 
-// answers reports whether a request with this Host is for the page. The port does not count: a tunnel may have another one.
-func (h *Handler) answers(host string) bool {
+// isFor reports whether a request with this Host is for the page. The port does not count: a tunnel may have another one.
+func (h *Handler) isFor(host string) bool {
 	if len(h.cfg.Hosts) == 0 {
 		return true
 	}

@@ -57,18 +57,19 @@ const (
 // Handler serves the page. It is made by [New], is safe for concurrent use, and ends with [Handler.Close].
 type Handler struct {
 	cfg      Config
-	client   *pgbaton.Client
+	freeHeld func(context.Context, pgbaton.LockInfo, *pgbaton.FreeOpts) ([]pgbaton.LockInfo, error)
 	readings *readings
 	mux      *http.ServeMux
 	secret   [sha256.Size]byte
 	origins  *http.CrossOriginProtection
 
 	mu      sync.Mutex
-	viewers int
+	viewers int // those that get a page or have a stream
 	closed  bool
 
-	ended   chan struct{} // closed by Close
-	streams sync.WaitGroup
+	ctx     context.Context //nolint:containedctx // ended by Close, which viewers do not wait longer than
+	end     context.CancelFunc
+	answers sync.WaitGroup // to viewers
 }
 
 // New makes the page of a database. The client lists, and frees if that is allowed; db runs the page's own queries, one at a time: a
@@ -94,9 +95,10 @@ func New(client *pgbaton.Client, db pgbaton.Querier, cfg *Config) (*Handler, err
 func newHandler(client *pgbaton.Client, cfg Config, read func(context.Context) *reading) *Handler {
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	h := &Handler{
-		cfg: cfg, client: client, mux: http.NewServeMux(), secret: sha256.Sum256([]byte(cfg.FreeToken)),
-		origins: http.NewCrossOriginProtection(), ended: make(chan struct{}),
+		cfg: cfg, freeHeld: client.Free, mux: http.NewServeMux(), secret: sha256.Sum256([]byte(cfg.FreeToken)),
+		origins: http.NewCrossOriginProtection(),
 	}
+	h.ctx, h.end = context.WithCancel(context.Background())
 	renderer := newRenderer(cfg.FreeToken != "")
 	h.readings = newReadings(every, linger, func(ctx context.Context, last *snapshot) *snapshot {
 		return renderer.render(read(ctx), last)
@@ -113,7 +115,8 @@ func newHandler(client *pgbaton.Client, cfg Config, read func(context.Context) *
 // ServeHTTP answers a request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	secure(w.Header())
-	if !h.answers(r.Host) {
+	limit(w)
+	if !h.isFor(r.Host) {
 		http.Error(w, "This page does not answer to that name.", http.StatusMisdirectedRequest)
 		return
 	}
@@ -123,25 +126,39 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Close ends all streams and the readings, and returns when they have ended. It closes neither the client nor the database.
 func (h *Handler) Close() error {
 	h.mu.Lock()
-	if !h.closed {
-		h.closed = true
-		close(h.ended)
-	}
+	h.closed = true
 	h.mu.Unlock()
-	h.streams.Wait()
+	h.end()
+	h.answers.Wait()
 	h.readings.close()
 	return nil
 }
 
-// page answers with the whole page.
+// page answers with the whole page. Nothing is read for a viewer to whom it is only written.
 func (h *Handler) page(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), firstWait)
-	defer cancel()
-	leave := h.readings.watch()
-	defer leave()
-	shown := h.readings.first(ctx)
+	if !h.enter() {
+		refuse(w)
+		return
+	}
+	defer h.exit()
+	shown := h.first(r.Context())
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	limit(w)
 	if err := writePage(w, shown, h.cfg.FreeToken != ""); err != nil {
 		h.cfg.Logger.Warn("pgbatonui: the page could not be written", slog.Any("error", err))
 	}
+}
+
+// first returns a snapshot for a new viewer, or nil when there is none for a while.
+func (h *Handler) first(ctx context.Context) *snapshot {
+	ctx, cancel := context.WithTimeout(ctx, firstWait)
+	defer cancel()
+	defer context.AfterFunc(h.ctx, cancel)()
+	defer h.readings.watch()()
+	return h.readings.first(ctx)
+}
+
+// limit bounds how long a viewer may take to get what is written to it next.
+func limit(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // where there are none, the server has its own
 }

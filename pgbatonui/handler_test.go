@@ -4,14 +4,20 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton"
@@ -134,6 +140,62 @@ func TestFree_Refused(t *testing.T) {
 	require.Equal(t, 403, ask(closed, "POST", "/free", form(""), nil).Code)
 }
 
+// freeable is a page of one holder, whose freeing does as it is told, and the form that frees it.
+func freeable(t *testing.T, free func(context.Context) error) (*Handler, url.Values) {
+	t.Helper()
+	h := shown(t, Config{FreeToken: token})
+	h.freeHeld = func(ctx context.Context, _ pgbaton.LockInfo, _ *pgbaton.FreeOpts) ([]pgbaton.LockInfo, error) {
+		return []pgbaton.LockInfo{{}}, free(ctx)
+	}
+	return h, url.Values{"token": {token}}
+}
+
+// TestFree_Answers: 409, with which the page offers to end a session, is only that of a holder that was asked and does not answer.
+func TestFree_Answers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		free func(context.Context) error
+		code int
+	}{
+		"Freed":    {func(context.Context) error { return nil }, 200},
+		"Gone":     {func(context.Context) error { return fmt.Errorf("%w: it is over", pgbaton.ErrNotFound) }, 404},
+		"NoAnswer": {func(context.Context) error { return fmt.Errorf("%w: not within 2s", context.DeadlineExceeded) }, 409},
+		"NoTime":   {func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("perhaps: %w", ctx.Err()) }, 504},
+		"NoConnection": {func(ctx context.Context) error {
+			hung, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			_, err := pgconn.ConnectConfig(hung, hanging(t))
+			return err
+		}, 502},
+		"Other": {func(context.Context) error { return errAway }, 502},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h, form := freeable(t, c.free)
+				ask(h, "GET", "/", nil, nil)
+				s, _ := h.readings.current()
+				form.Set("held", slices.Collect(maps.Keys(s.held))[0])
+				require.Equal(t, c.code, ask(h, "POST", "/free", form, nil).Code)
+			})
+		})
+	}
+	h, form := freeable(t, nil)
+	w := ask(h, "POST", "/free", form, nil)
+	require.Equal(t, 503, w.Code)
+	require.Contains(t, w.Body.String(), "There was no reading yet")
+}
+
+// hanging is how to connect to a server that does not answer.
+func hanging(t *testing.T) *pgconn.Config {
+	t.Helper()
+	config, err := pgconn.ParseConfig("postgres://nobody@db.example/nowhere?sslmode=disable")
+	require.NoError(t, err)
+	config.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"192.0.2.1"}, nil }
+	config.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+	return config
+}
+
 func TestNew_Refuses(t *testing.T) {
 	t.Parallel()
 	_, err := New(nil, nil, nil)
@@ -218,15 +280,83 @@ func TestEvents(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, ask(h, "GET", "/events", nil, nil).Code)
 }
 
-// TestViewers_Bounded: there are so many streams and no more.
+// TestViewers_Bounded: there are so many viewers and no more, whether they have a stream or get a page.
 func TestViewers_Bounded(t *testing.T) {
 	t.Parallel()
 	h := shown(t, Config{})
 	for range mostViewers {
 		require.True(t, h.enter())
+		t.Cleanup(h.exit)
 	}
-	require.Equal(t, http.StatusServiceUnavailable, ask(h, "GET", "/events", nil, nil).Code)
-	for range mostViewers {
-		h.exit()
+	for _, path := range []string{"/events", "/"} {
+		w := ask(h, "GET", path, nil, nil)
+		require.Equal(t, http.StatusServiceUnavailable, w.Code, path)
+		require.NotEmpty(t, w.Header().Get("Retry-After"), path)
 	}
+}
+
+// slowViewer looks at the handler at each write, as one may that takes all of its time.
+type slowViewer struct {
+	*httptest.ResponseRecorder
+	wrote    func()
+	deadline time.Time
+}
+
+func (s *slowViewer) Write(b []byte) (int, error) { s.wrote(); return s.ResponseRecorder.Write(b) }
+
+func (s *slowViewer) SetWriteDeadline(t time.Time) error { s.deadline = t; return nil }
+
+// TestViewers_Slow: for a viewer that is slow to take what is written nothing is read, it counts as a viewer, and its time is bounded.
+func TestViewers_Slow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := shown(t, Config{})
+		writes := 0
+		w := &slowViewer{ResponseRecorder: httptest.NewRecorder()}
+		w.wrote = func() {
+			writes++
+			h.readings.mu.Lock()
+			defer h.readings.mu.Unlock()
+			require.Zero(t, h.readings.watchers)
+			require.Equal(t, 1, h.viewers)
+			require.Equal(t, time.Now().Add(writeTimeout), w.deadline)
+		}
+		h.readings.make = late(firstWait/2, h.readings.make)
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		require.NotZero(t, writes)
+		require.Contains(t, w.Body.String(), "invoice/42")
+		for _, path := range []string{"/page.js", "/nothing", "/free"} {
+			w = &slowViewer{ResponseRecorder: httptest.NewRecorder(), wrote: func() {}}
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
+			require.Equal(t, time.Now().Add(writeTimeout), w.deadline, path)
+		}
+	})
+}
+
+// late makes readings that take some time.
+func late(takes time.Duration, read func(context.Context, *snapshot) *snapshot) func(context.Context, *snapshot) *snapshot {
+	return func(ctx context.Context, last *snapshot) *snapshot {
+		select {
+		case <-time.After(takes):
+		case <-ctx.Done():
+		}
+		return read(ctx, last)
+	}
+}
+
+// TestClose_First: Close does not wait for a viewer who waits for the first reading; the viewer gets a page without one.
+func TestClose_First(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := shown(t, Config{})
+		h.readings.make = late(time.Hour, h.readings.make)
+		begun := time.Now()
+		code := make(chan int, 1)
+		go func() { code <- ask(h, "GET", "/", nil, nil).Code }()
+		synctest.Wait()
+		require.NoError(t, h.Close())
+		require.Equal(t, begun, time.Now(), "by the test's own clock")
+		require.Equal(t, 200, <-code)
+		require.Equal(t, 503, ask(h, "GET", "/", nil, nil).Code)
+	})
 }

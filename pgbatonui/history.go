@@ -54,15 +54,18 @@ type chart struct {
 func (h *history) chart(now time.Time, value func(measures) float64, label func(float64) string) chart {
 	last := now.UnixNano()/int64(grain) - 1
 	first := last - int64(points) + 1
-	top := 0.0
+	top, known := 0.0, false
 	at := func(slot int64) (float64, bool) {
 		p := h.ring[int(slot%int64(points))]
 		return value(p.measures), p.slot == slot
 	}
 	for slot := first; slot <= last; slot++ {
 		if v, ok := at(slot); ok {
-			top = max(top, v)
+			top, known = max(top, v), true
 		}
+	}
+	if !known {
+		return chart{Peak: "–"}
 	}
 	var line, area strings.Builder
 	begun, drawn := false, 0

@@ -13,31 +13,38 @@ import (
 
 // loss is something that was on record as held when the session of its holder had ended.
 type loss struct {
-	id         int64
+	row
 	seen       time.Time // by the database's clock
 	what, whom string
-	since      time.Time
+}
+
+// row is that of a loss. After a crash of the server the numbers may begin again.
+type row struct {
+	id    int64
+	since int64 // when it was acquired, in microseconds
 }
 
 // losses are the last that were seen.
 type losses struct {
 	ring  []loss
-	known map[int64]bool // their ids
+	known map[row]bool // theirs
 }
+
+func newLosses() losses { return losses{known: map[row]bool{}} }
 
 const mostLosses = 50
 
 // add keeps a loss that was not seen before.
 func (l *losses) add(one loss) {
-	if l.known[one.id] {
+	if l.known[one.row] {
 		return
 	}
 	if len(l.ring) == mostLosses {
-		delete(l.known, l.ring[0].id)
+		delete(l.known, l.ring[0].row)
 		l.ring = slices.Delete(l.ring, 0, 1)
 	}
 	l.ring = append(l.ring, one)
-	l.known[one.id] = true
+	l.known[one.row] = true
 }
 
 // all returns the losses, the newest first.
@@ -47,11 +54,15 @@ func (l *losses) all() []loss {
 	return all
 }
 
+// The sessions are looked at once, and not for each row.
 const sqlLost = `
-SELECT r.id, clock_timestamp(), r.what, coalesce(r.name, ''), r.key, r.pair, r.permits, r.since, coalesce(c.name, ''), coalesce(c.host, ''), coalesce(c.process, 0)
-  FROM pgbaton.registry AS r LEFT JOIN pgbaton.registry AS c ON c.kind = 'client' AND c.publisher = r.publisher
- WHERE r.kind = 'held' AND NOT EXISTS (SELECT FROM pgbaton.sessions AS s WHERE s.id = r.holder)
- ORDER BY r.id LIMIT $1::int`
+  WITH alive AS MATERIALIZED (SELECT s.id FROM pgbaton.sessions AS s),
+       dead AS MATERIALIZED (
+       SELECT r.* FROM pgbaton.registry AS r WHERE r.kind = 'held' AND r.holder NOT IN (SELECT a.id FROM alive AS a) ORDER BY r.id DESC LIMIT $1::int)
+SELECT r.id, (extract(epoch FROM r.since) * 1000000)::bigint, clock_timestamp(), r.what, coalesce(r.name, ''), r.key, r.pair, r.permits,
+       coalesce(c.name, ''), coalesce(c.host, ''), coalesce(c.process, 0)
+  FROM dead AS r LEFT JOIN pgbaton.registry AS c ON c.kind = 'client' AND c.publisher = r.publisher
+ ORDER BY r.id`
 
 // lost looks for what the dead have held.
 func (s *source) lost(ctx context.Context) error {
@@ -64,7 +75,7 @@ func (s *source) lost(ctx context.Context) error {
 			kind, of  string
 			processes int
 		)
-		if err := rows.Scan(&one.id, &one.seen, &kind, &of, &key, &pair, &l.Permits, &one.since, &l.Client, &l.Host, &processes); err != nil {
+		if err := rows.Scan(&one.id, &one.since, &one.seen, &kind, &of, &key, &pair, &l.Permits, &l.Client, &l.Host, &processes); err != nil {
 			return err
 		}
 		l.Kind, l.Name, l.Process = kind, of, processes

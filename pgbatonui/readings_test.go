@@ -109,15 +109,17 @@ func TestHistory_Bounded(t *testing.T) {
 
 func TestLosses_Bounded(t *testing.T) {
 	t.Parallel()
-	l := losses{known: map[int64]bool{}}
+	l := newLosses()
 	for i := range int64(1000) {
-		l.add(loss{id: i})
-		l.add(loss{id: i})
+		l.add(loss{row: row{id: i}})
+		l.add(loss{row: row{id: i}})
 	}
 	all := l.all()
 	require.Len(t, all, mostLosses)
 	require.Len(t, l.known, mostLosses)
 	require.Equal(t, int64(999), all[0].id)
+	l.add(loss{row: row{id: 999, since: 1}})
+	require.Equal(t, int64(1), l.all()[0].since, "another one: the numbers began again")
 }
 
 // TestTrees: chains are below one another, circles end, and what is much is cut.

@@ -72,6 +72,7 @@ func (a *asset) serve(w http.ResponseWriter, r *http.Request) {
 type renderer struct {
 	allow   bool
 	history history
+	read    bool // there was a reading without an error
 }
 
 func newRenderer(allow bool) *renderer { return &renderer{allow: allow} }
@@ -96,6 +97,8 @@ func (r *renderer) render(from *reading, last *snapshot) *snapshot {
 		r.history.add(from.at, m)
 	}
 	shown.Charts = r.charts(from, shown)
+	shown.Stale = r.read
+	r.read = r.read || from.err == nil
 	for _, name := range sectionNames {
 		var html bytes.Buffer
 		if err := page.ExecuteTemplate(&html, name, shown); err != nil {
@@ -103,11 +106,14 @@ func (r *renderer) render(from *reading, last *snapshot) *snapshot {
 			html.WriteString(template.HTMLEscapeString(fmt.Sprintf("This part cannot be drawn: %v", err)))
 		}
 		text := template.HTML(html.String()) //nolint:gosec // html/template has made it
-		changed := s.number
-		if last != nil && last.sections[name].html == text || last != nil && from.err != nil && name != "notice" && name != "charts" && name != "health" {
-			text, changed = last.sections[name].html, last.sections[name].changed // what is no longer known stays
+		s.sections[name] = section{text, s.number}
+		unknown := from.err != nil && name != "notice" && name != "charts" && name != "health"
+		switch {
+		case last != nil && (unknown || last.sections[name].html == text):
+			s.sections[name] = last.sections[name] // what is no longer known stays
+		case unknown:
+			s.sections[name] = section{"", s.number} // it never was
 		}
-		s.sections[name] = section{text, changed}
 	}
 	if from.err != nil && last != nil {
 		s.held = last.held
@@ -123,14 +129,21 @@ func (r *renderer) charts(from *reading, shown *view) []shownChart {
 	h := &r.history
 	waiting, held, longest, took := "–", "–", "–", "–"
 	if from.err == nil {
-		waiting, held, longest, took = strconv.Itoa(shown.Numbers.Waiting), strconv.Itoa(shown.Numbers.Held), "none", rounded(from.took)
+		held, took = strconv.Itoa(shown.Numbers.Held), rounded(from.took)
 	}
-	return []shownChart{
+	if from.err == nil && !shown.Portable {
+		waiting, longest = strconv.Itoa(shown.Numbers.Waiting), "none"
+	}
+	all := []shownChart{
 		{h.chart(from.at, func(m measures) float64 { return float64(m.waiting) }, count), "waiting", "Waiting", waiting, moment{}},
 		{h.chart(from.at, func(m measures) float64 { return m.longest.Seconds() }, seconds), "longest", "Longest wait", longest, shown.Numbers.Longest},
 		{h.chart(from.at, func(m measures) float64 { return float64(m.held) }, count), "held", "Held", held, moment{}},
 		{h.chart(from.at, func(m measures) float64 { return float64(m.took.Milliseconds()) }, millis), "took", "Reading takes", took, moment{}},
 	}
+	if shown.Portable {
+		all[0].chart, all[1].chart = chart{Peak: "–"}, chart{Peak: "–"}
+	}
+	return all
 }
 
 // rounded is a duration that does not change with every reading.

@@ -62,7 +62,7 @@ func showcase(at time.Time) *reading {
 			{name: "invoices-due", began: ago(3 * time.Hour), ended: ago(179 * time.Minute), window: 24 * time.Hour},
 			{name: "rates", began: ago(70 * time.Minute), ended: ago(69 * time.Minute), window: time.Hour, failed: true, err: "fetch rates: 503 Service Unavailable"},
 		},
-		losses:   []loss{{id: 1, seen: ago(6 * time.Minute), what: "lock invoice/17", whom: "billing-4"}},
+		losses:   []loss{{row: row{id: 1}, seen: ago(6 * time.Minute), what: "lock invoice/17", whom: "billing-4"}},
 		freeings: []freeing{{at: ago(2 * time.Hour), by: "oncall", reason: "hung in a download", client: "imports-2", kind: "lock", name: "tenant/initech", said: "freed"}},
 		findings: []Finding{{"idle transactions", levelWarning, "A session of role report has had a transaction open for 22m.", "Find out what it waits for, or end it: SELECT pg_terminate_backend(4098);"}},
 		diagnosis: pgbaton.Diagnosis{

@@ -24,10 +24,13 @@ type reading struct {
 	locks      []pgbaton.LockInfo
 	semaphores []semaphore
 	runs       []run
-	freeings   []freeing
-	losses     []loss // the newest first, of this and earlier readings
-	findings   []Finding
-	diagnosis  pgbaton.Diagnosis
+
+	moreSemaphores, moreRuns int // than are read
+
+	freeings  []freeing
+	losses    []loss // the newest first, of this and earlier readings
+	findings  []Finding
+	diagnosis pgbaton.Diagnosis
 
 	// What the role may not see, each with what would let it.
 	operator bool
@@ -62,6 +65,7 @@ const (
 	mostSemaphores = 200
 	mostRuns       = 100
 	mostFreeings   = 20
+	mostFindings   = 50
 )
 
 // source reads a database. It is used by one goroutine.
@@ -78,7 +82,7 @@ type source struct {
 }
 
 func newSource(client *pgbaton.Client, db pgbaton.Querier, cfg Config) *source {
-	s := &source{client: client, db: db, cfg: cfg, names: map[int64]string{}, losses: losses{known: map[int64]bool{}}}
+	s := &source{client: client, db: db, cfg: cfg, names: map[int64]string{}, losses: newLosses()}
 	for _, name := range cfg.Names {
 		_, id, _ := pgbaton.Name(name).Parts()
 		s.names[id] = name
@@ -101,6 +105,7 @@ func (s *source) read(parent context.Context) *reading {
 	if s.cfg.Examine != nil && r.err == nil && time.Since(s.examined) >= examineEvery {
 		examine, end := context.WithTimeout(parent, examineTimeout)
 		s.found = s.cfg.Examine(examine)
+		s.found = s.found[:min(len(s.found), mostFindings)]
 		end()
 		s.examined = time.Now()
 	}
@@ -139,14 +144,14 @@ func (s *source) fill(ctx context.Context, r *reading) error {
 	if !all {
 		r.missing["semaphore"] = "GRANT SELECT ON pgbaton.semaphore TO " + ground.role
 	}
-	if r.semaphores, err = s.semaphores(ctx, all, r.locks); err != nil {
+	if r.semaphores, r.moreSemaphores, err = s.semaphores(ctx, all, r.locks); err != nil {
 		return err
 	}
 	if !ground.tables["last_run"] {
 		r.missing["last_run"] = "GRANT SELECT ON pgbaton.last_run TO " + ground.role
 		return nil
 	}
-	r.runs, err = s.runs(ctx)
+	r.runs, r.moreRuns, err = s.runs(ctx)
 	return err
 }
 
@@ -236,61 +241,69 @@ func number(id int64, pair bool) string {
 
 const (
 	sqlSemaphores = `
-SELECT m.name, s.capacity, s.available
-  FROM (SELECT n.id, n.name FROM pgbaton.semaphore AS n ORDER BY n.name LIMIT $1::int) AS m
+SELECT m.name, s.capacity, s.available, m.there
+  FROM (SELECT n.id, n.name, count(*) OVER () AS there FROM pgbaton.semaphore AS n ORDER BY n.name LIMIT $1::int) AS m
  CROSS JOIN LATERAL pgbaton.semaphore_state(m.id) AS s`
 	sqlSemaphoresNamed = `
-SELECT n.name, s.capacity, s.available
+SELECT n.name, s.capacity, s.available, 0
   FROM json_array_elements_text($1::text::json) AS n (name)
  CROSS JOIN LATERAL pgbaton.open_semaphore(n.name, NULL) AS o
  CROSS JOIN LATERAL pgbaton.semaphore_state(o.id) AS s`
 )
 
-// semaphores returns how full all are, or those of which permits are held or waited for.
-func (s *source) semaphores(ctx context.Context, all bool, locks []pgbaton.LockInfo) ([]semaphore, error) {
-	var found []semaphore
+// semaphores returns how full all are, or those of which permits are held or waited for, and how many more there are.
+func (s *source) semaphores(ctx context.Context, all bool, locks []pgbaton.LockInfo) (found []semaphore, more int, err error) {
+	there := 0
 	scan := func(rows pgx.Rows) error {
 		var m semaphore
-		err := rows.Scan(&m.name, &m.capacity, &m.available)
+		err := rows.Scan(&m.name, &m.capacity, &m.available, &there)
 		found = append(found, m)
 		return err
 	}
 	if all {
-		return found, each(ctx, s.db, scan, sqlSemaphores, mostSemaphores)
+		err = each(ctx, s.db, scan, sqlSemaphores, mostSemaphores)
+		return found, there - len(found), err
 	}
 	var names []string
 	seen := map[string]bool{"": true}
 	for _, l := range locks {
-		if l.Kind == kindPermit && !seen[l.Name] && len(names) < mostSemaphores {
-			seen[l.Name] = true
-			names = append(names, l.Name)
+		if l.Kind != kindPermit || seen[l.Name] {
+			continue
 		}
+		seen[l.Name] = true
+		if len(names) == mostSemaphores {
+			more++
+			continue
+		}
+		names = append(names, l.Name)
 	}
 	if len(names) == 0 {
-		return nil, nil
+		return nil, 0, nil
 	}
 	list, err := json.Marshal(names)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return found, each(ctx, s.db, scan, sqlSemaphoresNamed, string(list))
+	err = each(ctx, s.db, scan, sqlSemaphoresNamed, string(list))
+	return found, more, err
 }
 
 const sqlRuns = `
 SELECT r.resource, r.ran_at, r.ended_at, coalesce(extract(epoch FROM r.at_least), 0)::float8, coalesce(r.failed, false) AND r.ended_at IS NOT NULL,
-       coalesce(r.error, '')
+       coalesce(r.error, ''), count(*) OVER ()
   FROM pgbaton.last_run AS r ORDER BY r.ran_at DESC LIMIT $1::int`
 
-func (s *source) runs(ctx context.Context) ([]run, error) {
-	var all []run
-	err := each(ctx, s.db, func(rows pgx.Rows) error {
+// runs returns the last runs, the newest first, and how many more there are.
+func (s *source) runs(ctx context.Context) (all []run, more int, err error) {
+	there := 0
+	err = each(ctx, s.db, func(rows pgx.Rows) error {
 		var (
 			r        run
 			resource string
 			ended    *time.Time
 			window   float64
 		)
-		if err := rows.Scan(&resource, &r.began, &ended, &window, &r.failed, &r.err); err != nil {
+		if err := rows.Scan(&resource, &r.began, &ended, &window, &r.failed, &r.err, &there); err != nil {
 			return err
 		}
 		if ended != nil {
@@ -301,5 +314,5 @@ func (s *source) runs(ctx context.Context) ([]run, error) {
 		all = append(all, r)
 		return nil
 	}, sqlRuns, mostRuns)
-	return all, err
+	return all, there - len(all), err
 }

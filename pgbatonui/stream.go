@@ -2,7 +2,6 @@ package pgbatonui
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -10,15 +9,14 @@ import (
 
 const (
 	mostViewers  = 100
-	writeTimeout = 10 * time.Second // of one event to one viewer
+	writeTimeout = 10 * time.Second // of a page, or of one event, to one viewer
 )
 
 // events streams what changes on the page, as server-sent events, until the viewer or the handler goes. A viewer that reads slowly misses
 // readings, and is brought up to date by the next.
 func (h *Handler) events(w http.ResponseWriter, r *http.Request) {
 	if !h.enter() {
-		w.Header().Set("Retry-After", "10")
-		http.Error(w, "There are too many viewers, or the page is ending.", http.StatusServiceUnavailable)
+		refuse(w)
 		return
 	}
 	defer h.exit()
@@ -43,7 +41,7 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request) {
 		case <-changed:
 		case <-r.Context().Done():
 			return
-		case <-h.ended:
+		case <-h.ctx.Done():
 			return
 		}
 	}
@@ -67,13 +65,17 @@ func send(w http.ResponseWriter, out *http.ResponseController, shown *snapshot, 
 	if err != nil {
 		return err
 	}
-	if err = out.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
+	limit(w)
 	if _, err = fmt.Fprintf(w, "data: %s\n\n", text); err != nil {
 		return err
 	}
 	return out.Flush()
+}
+
+// refuse answers a viewer for whom there is no room.
+func refuse(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "10")
+	http.Error(w, "There are too many viewers, or the page is ending.", http.StatusServiceUnavailable)
 }
 
 // enter counts a viewer in, and reports whether there is room.
@@ -84,7 +86,7 @@ func (h *Handler) enter() bool {
 		return false
 	}
 	h.viewers++
-	h.streams.Add(1)
+	h.answers.Add(1)
 	return true
 }
 
@@ -92,5 +94,5 @@ func (h *Handler) exit() {
 	h.mu.Lock()
 	h.viewers--
 	h.mu.Unlock()
-	h.streams.Done()
+	h.answers.Done()
 }

@@ -8,10 +8,24 @@ import (
 )
 
 const (
-	mostTrees   = 100
-	mostWaiters = 50
-	mostHolders = 8 // of one object in a tree
+	mostTrees   = 100 // those below others as well
+	mostDepth   = 8   // of trees below one another
+	mostWaiters = 50  // of one object
+	mostWaiting = 500 // in all trees, but for a few of each
+	mostHolders = 8   // of one object in a tree
+	mostHolding = 300 // in all trees, but for a few of each
+	few         = 2
 )
+
+// quota bounds rows: so many of one thing, and of all things, but for a few of each.
+type quota struct{ one, all, used int }
+
+// take returns how many of n rows there may be.
+func (q *quota) take(n int) int {
+	n = min(n, q.one, max(q.all-q.used, few))
+	q.used += n
+	return n
+}
 
 // object is what is held or waited for, to be compared.
 type object struct {
@@ -37,11 +51,13 @@ type tree struct {
 	MoreWaiters int
 	Again       bool // drawn elsewhere on the page
 	Circle      bool // it is above itself: a deadlock
+	Deep        bool // too deep to be drawn here: it is a tree of its own, if there is room
 }
 
 type waiter struct {
 	entry
-	Below []tree
+	Below     []tree
+	MoreBelow int
 }
 
 // forest makes trees of a listing.
@@ -52,11 +68,15 @@ type forest struct {
 	waiters map[object][]int
 	hold    map[int][]object // by waiter: what its goroutine holds
 	drawn   map[object]bool
+	count   int // of trees
+
+	waiting, holding quota
 }
 
 func newForest(locks []pgbaton.LockInfo, entry func(pgbaton.LockInfo) entry) *forest {
 	f := &forest{
 		locks: locks, entry: entry, holders: map[object][]int{}, waiters: map[object][]int{}, hold: map[int][]object{}, drawn: map[object]bool{},
+		waiting: quota{one: mostWaiters, all: mostWaiting}, holding: quota{one: mostHolders, all: mostHolding},
 	}
 	for i, l := range locks {
 		o := objectOf(l)
@@ -107,7 +127,7 @@ func (f *forest) trees() (all []tree, more int) {
 			if f.drawn[o] || !circles && f.below(o) {
 				continue
 			}
-			if len(all) == mostTrees {
+			if f.count == mostTrees {
 				more++
 				f.drawn[o] = true
 				continue
@@ -125,28 +145,35 @@ func (f *forest) below(o object) bool {
 
 // tree is an object with what is below it.
 func (f *forest) tree(o object, above []object) tree {
+	f.count++
 	t := tree{What: f.title(o), Circle: slices.Contains(above, o)}
-	if t.Circle || f.drawn[o] {
-		t.Again = !t.Circle
+	switch {
+	case t.Circle:
+		return t
+	case f.drawn[o]:
+		t.Again = true
+		return t
+	case len(above) == mostDepth:
+		t.Deep, t.MoreWaiters = true, len(f.waiters[o])
 		return t
 	}
 	f.drawn[o] = true
-	for _, i := range f.holders[o] {
-		if len(t.Holders) == mostHolders {
-			t.MoreHolders = len(f.holders[o]) - mostHolders
-			break
-		}
+	holders := f.holders[o][:f.holding.take(len(f.holders[o]))]
+	t.MoreHolders = len(f.holders[o]) - len(holders)
+	for _, i := range holders {
 		t.Holders = append(t.Holders, f.entry(f.locks[i]))
 	}
 	above = append(above, o)
-	for _, i := range f.waiters[o] {
-		if len(t.Waiters) == mostWaiters {
-			t.MoreWaiters = len(f.waiters[o]) - mostWaiters
-			break
-		}
+	waiters := f.waiters[o][:f.waiting.take(len(f.waiters[o]))]
+	t.MoreWaiters = len(f.waiters[o]) - len(waiters)
+	for _, i := range waiters {
 		w := waiter{entry: f.entry(f.locks[i])}
 		for _, held := range f.hold[i] {
-			if len(f.waiters[held]) > 0 {
+			switch {
+			case len(f.waiters[held]) == 0:
+			case f.count == mostTrees:
+				w.MoreBelow++
+			default:
 				w.Below = append(w.Below, f.tree(held, above))
 			}
 		}

@@ -13,7 +13,10 @@ import (
 	"github.com/pgbaton/pgbaton"
 )
 
-const mostListed = 300
+const (
+	mostListed   = 300 // locks that are held, leaders, and holders of permits but for a few of each semaphore
+	mostUnlisted = 20
+)
 
 // entry is a holder or a waiter as it is shown.
 type entry struct {
@@ -54,6 +57,7 @@ type bar struct {
 	Full                     bool
 	Holders                  []entry
 	MoreHolders, HoldersHeld int
+	of                       object
 }
 
 // window is a run, and when the next may be.
@@ -94,6 +98,12 @@ type view struct {
 	Unlisted []string
 	Findings []Finding
 	Links    []fact
+
+	Stale    bool // with Error: there was a reading before
+	Portable bool // the schema, which has no waits, no requests to holders and no record of losses
+	Leases   bool // of which only some are on record when they are lost
+
+	MoreLeaders, MoreBars, MoreWindows, MoreUnlistedFrom int // than are shown
 }
 
 type numbers struct {
@@ -139,7 +149,7 @@ func (v *viewer) entry(l pgbaton.LockInfo) entry {
 		e.Token = strconv.FormatInt(int64(l.Token), 10)
 	}
 	// A holder knows what is meant when it has published it, which gives it a token here.
-	if v.allow && l.State == stateHeld && l.Holder != 0 && l.Token != 0 {
+	if v.allow && !v.diagnosis.Portable && l.State == stateHeld && l.Holder != 0 && l.Token != 0 {
 		e.Free = reference(l)
 		v.held[e.Free] = l
 	}
@@ -158,7 +168,8 @@ func reference(l pgbaton.LockInfo) string {
 func (v *viewer) view() *view {
 	shown := &view{
 		AllowFree: v.allow, Database: plain(v.database), Operator: v.operator, Missing: v.missing, Findings: v.findings, Links: v.links(),
-		Losses: v.lost(), Freeings: v.freed(), Windows: v.windows(),
+		Losses: v.lost(), Freeings: v.freed(), Windows: v.windows(), MoreWindows: v.moreRuns, MoreBars: v.moreSemaphores,
+		Portable: v.diagnosis.Portable, Leases: v.diagnosis.Engine != "" && v.diagnosis.Engine != engineSession,
 	}
 	if v.err != nil {
 		shown.Error = v.err.Error()
@@ -166,14 +177,10 @@ func (v *viewer) view() *view {
 	}
 	forest := newForest(v.locks, v.entry)
 	shown.Trees, shown.More = forest.trees()
-	shown.Leaders = v.leaders(forest)
+	shown.Leaders, shown.MoreLeaders = v.leaders(forest)
 	shown.Bars = v.bars(forest)
-	waited := map[object]bool{}
-	for o := range forest.waiters {
-		waited[o] = true
-	}
+	shown.Unlisted, shown.MoreUnlistedFrom = v.unlisted()
 	var held []pgbaton.LockInfo
-	unlisted := map[string]int{}
 	for _, l := range v.locks {
 		if l.State == stateHeld {
 			shown.Numbers.Held++
@@ -183,11 +190,8 @@ func (v *viewer) view() *view {
 				shown.Numbers.Longest = v.moment(l.Since)
 			}
 		}
-		if l.State == stateHeld && l.Kind != kindTerm && l.Kind != kindPermit && !waited[objectOf(l)] {
+		if l.State == stateHeld && l.Kind != kindTerm && l.Kind != kindPermit && len(forest.waiters[objectOf(l)]) == 0 {
 			held = append(held, l)
-		}
-		if l.Unlisted > 0 {
-			unlisted[who(l)] = l.Unlisted
 		}
 	}
 	slices.SortStableFunc(held, func(a, b pgbaton.LockInfo) int { return cmp.Or(since(a, b), cmp.Compare(label(a), label(b))) })
@@ -195,26 +199,49 @@ func (v *viewer) view() *view {
 	for _, l := range held[:len(held)-shown.MoreHeld] {
 		shown.Held = append(shown.Held, v.entry(l))
 	}
-	for _, name := range sortedKeys(unlisted) {
-		shown.Unlisted = append(shown.Unlisted, fmt.Sprintf("%s holds or waits for %d more than it publishes by name.", name, unlisted[name]))
-	}
 	return shown
 }
 
-// leaders are the terms, in the order of their names.
-func (v *viewer) leaders(f *forest) []leader {
-	var all []leader
-	for o, holders := range f.holders {
-		for _, i := range holders {
-			if l := f.locks[i]; l.Kind == kindTerm {
-				e := v.entry(l)
-				e.What = label(l)
-				all = append(all, leader{e, len(f.waiters[o])})
-			}
+// unlisted says which clients hold or wait for more than they publish, and from how many more that is so. Clients may have the same name.
+func (v *viewer) unlisted() (says []string, more int) {
+	type client struct {
+		name, host string
+		process    int
+	}
+	seen, sums := map[client]bool{}, map[string]int{}
+	for _, l := range v.locks {
+		if c := (client{who(l), l.Host, l.Process}); l.Unlisted > 0 && !seen[c] {
+			seen[c] = true
+			sums[c.name] += l.Unlisted
 		}
 	}
-	slices.SortFunc(all, func(a, b leader) int { return cmp.Or(cmp.Compare(a.What, b.What), cmp.Compare(a.Token, b.Token)) })
-	return all
+	for _, name := range sortedKeys(sums) {
+		if len(says) == mostUnlisted {
+			return says, len(sums) - mostUnlisted
+		}
+		says = append(says, fmt.Sprintf("%s holds or waits for %d more than it publishes by name.", name, sums[name]))
+	}
+	return says, 0
+}
+
+// leaders are the terms, in the order of their names, and how many more there are.
+func (v *viewer) leaders(f *forest) (all []leader, more int) {
+	var terms []pgbaton.LockInfo
+	for _, l := range v.locks {
+		if l.Kind == kindTerm && l.State == stateHeld {
+			terms = append(terms, l)
+		}
+	}
+	slices.SortStableFunc(terms, func(a, b pgbaton.LockInfo) int {
+		return cmp.Or(cmp.Compare(label(a), label(b)), cmp.Compare(a.Token, b.Token))
+	})
+	more = max(0, len(terms)-mostListed)
+	for _, l := range terms[:len(terms)-more] {
+		e := v.entry(l)
+		e.What = label(l)
+		all = append(all, leader{e, len(f.waiters[objectOf(l)])})
+	}
+	return all, more
 }
 
 // bars are the semaphores, the fullest first.
@@ -224,19 +251,24 @@ func (v *viewer) bars(f *forest) []bar {
 		o := object{name: m.name}
 		b := bar{
 			Name: plain(m.name), Used: m.capacity - m.available, Capacity: m.capacity, Waiting: len(f.waiters[o]), Full: m.available == 0,
-			HoldersHeld: len(f.holders[o]),
+			HoldersHeld: len(f.holders[o]), of: o,
 		}
 		const percent = 100
 		b.Share = strconv.FormatFloat(percent*float64(b.Used)/float64(max(m.capacity, 1)), 'f', 1, 64)
-		b.MoreHolders = max(0, b.HoldersHeld-mostWaiters)
-		for _, i := range f.holders[o][:b.HoldersHeld-b.MoreHolders] {
-			b.Holders = append(b.Holders, v.entry(f.locks[i]))
-		}
 		all = append(all, b)
 	}
 	slices.SortFunc(all, func(a, b bar) int {
 		return cmp.Or(cmp.Compare(b.Waiting, a.Waiting), cmp.Compare(b.Used*a.Capacity, a.Used*b.Capacity), cmp.Compare(a.Name, b.Name))
 	})
+	rows := quota{one: mostWaiters, all: mostListed}
+	for i := range all {
+		b := &all[i]
+		shown := rows.take(b.HoldersHeld)
+		b.MoreHolders = b.HoldersHeld - shown
+		for _, j := range f.holders[b.of][:shown] {
+			b.Holders = append(b.Holders, v.entry(f.locks[j]))
+		}
+	}
 	return all
 }
 

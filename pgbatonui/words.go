@@ -12,11 +12,13 @@ import (
 
 // The words of [pgbaton.LockInfo] and of findings.
 const (
-	stateHeld    = "held"
-	kindTerm     = "term"
-	kindPermit   = "permit"
-	kindOnce     = "once"
-	kindSet      = "set"
+	stateHeld     = "held"
+	kindTerm      = "term"
+	kindPermit    = "permit"
+	kindOnce      = "once"
+	kindSet       = "set"
+	engineSession = "session" // of a diagnosis
+
 	levelOK      = "ok"
 	levelWarning = "warning"
 	levelError   = "error"

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/testkit"
@@ -26,7 +27,8 @@ import (
 type baton struct {
 	*exec.Cmd
 
-	lines  *bufio.Reader
+	output *os.File
+	lines  *bufio.Reader // of output
 	stderr *bytes.Buffer
 }
 
@@ -42,7 +44,7 @@ func call(t *testing.T, dsn string, args ...string) *baton {
 	b.Stderr = b.stderr
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
-	b.Stdout, b.lines = w, bufio.NewReader(r)
+	b.Stdout, b.output, b.lines = w, r, bufio.NewReader(r)
 	require.NoError(t, b.Start())
 	w.Close()
 	t.Cleanup(func() {
@@ -57,6 +59,15 @@ func call(t *testing.T, dsn string, args ...string) *baton {
 func patient(t *testing.T, dsn string) string {
 	t.Helper()
 	return testkit.With(t, dsn, "connect_timeout", "60")
+}
+
+// hasEnded reports whether nobody has standard output: the call has ended, and its command too.
+func (b *baton) hasEnded(t *testing.T) bool {
+	t.Helper()
+	poll := []unix.PollFd{{Fd: int32(b.output.Fd())}} //nolint:gosec // a file's number
+	_, err := unix.Poll(poll, 0)
+	require.NoError(t, err)
+	return poll[0].Revents&unix.POLLHUP != 0
 }
 
 // line reads a line of standard output.

@@ -6,10 +6,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -266,11 +266,14 @@ func TestInterrupted(t *testing.T) {
 	dsn := testkit.Migrated(t)
 	_, err := client(t, dsn).Acquire(t.Context(), pgbaton.Name("k"))
 	require.NoError(t, err)
-	b := call(t, dsn, "wait", "k")
-	testkit.WaitFor(t, testkit.Connect(t, dsn), sqlWaits)
-	require.NoError(t, b.Process.Signal(os.Interrupt))
-	b.requireStatus(t, 130)
-	require.Contains(t, b.stderr.String(), "interrupted")
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		b := call(t, dsn, "wait", "k")
+		testkit.WaitFor(t, testkit.Connect(t, dsn), sqlWaits)
+		require.NoError(t, b.Process.Signal(sig))
+		b.requireStatus(t, 128+int(sig))
+		require.Contains(t, b.stderr.String(), "interrupted")
+		testkit.WaitFor(t, testkit.Connect(t, dsn), "SELECT NOT EXISTS ("+sqlWaits+" HAVING count(*) > 0)")
+	}
 }
 
 // TestCompletion_Bash loads the script into a shell.

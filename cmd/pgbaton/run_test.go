@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -53,6 +54,33 @@ func TestRun_Database(t *testing.T) {
 		"PGDATABASE="+config.Database, "PGPASSFILE="+passwords, "PGCONNECT_TIMEOUT=60")
 	out, err := b.CombinedOutput()
 	require.NoError(t, err, "%s", out)
+}
+
+// TestRun_StoppedBeforeItHolds stops calls later and later, until one that looks for its command has the signal: none runs its command, which is
+// found behind a long PATH.
+func TestRun_StoppedBeforeItHolds(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	holder := client(t, dsn)
+	path := "PATH=" + strings.Repeat("/x:", 40_000) + os.Getenv("PATH")
+	for delay, early := time.Duration(0), true; early; delay += 2 * time.Millisecond {
+		lock, err := holder.Acquire(t.Context(), pgbaton.Name("k"))
+		require.NoError(t, err)
+		b := &baton{Cmd: exec.Command(program, longTTL, "run", "k", "--", "echo", "it ran"), stderr: new(bytes.Buffer)}
+		b.Env = append(os.Environ(), "DATABASE_URL="+patient(t, dsn), path)
+		var out bytes.Buffer
+		b.Stdout, b.Stderr = &out, b.stderr
+		require.NoError(t, b.Start())
+		time.Sleep(delay)
+		require.NoError(t, b.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, lock.Release(t.Context()))
+		require.Error(t, b.Wait(), "%s", b.stderr)
+		require.Empty(t, out.String())
+		early = b.ProcessState.Sys().(syscall.WaitStatus).Signaled() // the process did not take signals yet
+		if !early {
+			require.Equal(t, 128+15, b.ProcessState.ExitCode(), "%s", b.stderr)
+		}
+	}
 }
 
 func TestRun_NotAcquired(t *testing.T) {
@@ -181,10 +209,13 @@ func TestRun_Signals(t *testing.T) {
 				// A shell without job control has its children ignore INT and QUIT.
 				b := call(t, dsn, "run", name+"/"+sig.String(), "--kill-after", "100ms", "--", "sh", "-c", script)
 				pids := b.pids(t)
-				if name == "Deaf" && sig == syscall.SIGHUP {
-					return // it is deaf to it, and HUP need not be a signal to stop
-				}
 				require.NoError(t, b.Process.Signal(sig))
+				if name == "Deaf" && sig == syscall.SIGHUP { // it is deaf to it, and HUP need not be a signal to stop
+					require.NoError(t, b.Process.Signal(syscall.SIGUSR1))
+					b.requireStatus(t, 128+int(syscall.SIGUSR1))
+					requireGone(t, pids...)
+					return
+				}
 				if sig == syscall.SIGKILL {
 					waitGone(t, pids...)
 					return

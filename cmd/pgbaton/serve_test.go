@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,6 +73,37 @@ func TestServe(t *testing.T) {
 	_, err = io.Copy(io.Discard, events)
 	require.NoError(t, err, "the stream was ended, not cut")
 	require.NotContains(t, b.stderr.String(), token)
+}
+
+// TestServe_Hosts: on all addresses it answers to this machine's own name and addresses and to those that were given, and to no other name.
+func TestServe_Hosts(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	b := call(t, dsn, "serve", "--listen", "0.0.0.0:0", "--host", "locks.example", "--host", "2001:db8::1")
+	address := b.line(t)
+	require.Regexp(t, `^http://localhost:\d+/$`, address)
+	name, err := os.Hostname()
+	require.NoError(t, err)
+	for _, host := range []string{"", "127.0.0.1", "[::1]:5480", name, strings.ToUpper(name) + ":80", "locks.example:5480", "[2001:db8::1]:5480"} {
+		status, _ := get(t, address, host)
+		require.Equal(t, http.StatusOK, status, host)
+	}
+	for _, host := range []string{"evil.example", "evil.example:5480", name + ".evil.example", "0.0.0.0", "[::]"} {
+		for _, path := range []string{"", "events", "free"} {
+			status, body := get(t, address+path, host)
+			require.Equal(t, http.StatusMisdirectedRequest, status, host)
+			require.NotContains(t, body, "pgbaton", host)
+		}
+	}
+	require.NoError(t, b.Process.Signal(syscall.SIGTERM))
+	b.requireStatus(t, 0)
+	require.Contains(t, b.stderr.String(), "It answers to localhost, 127.0.0.1, ::1, ")
+
+	for _, host := range []string{"", "locks.example:5480", "http://locks.example/"} {
+		b = call(t, dsn, "serve", "--listen", "127.0.0.1:0", "--host", host)
+		b.requireStatus(t, 2)
+		require.Contains(t, b.stderr.String(), "without a port", host)
+	}
 }
 
 // TestServe_ReadOnly: without --allow-free nobody frees; with it there is a token at each start.

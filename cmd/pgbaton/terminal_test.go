@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/pgbaton/pgbaton"
 	"github.com/pgbaton/pgbaton/internal/testkit"
 )
 
@@ -110,5 +112,71 @@ func TestTerminal_Shell(t *testing.T) {
 	s.shows(t, "read a line")
 	s.types(t, "echo the e''nd; exit\n")
 	s.shows(t, "the end\r\n")
+	require.NoError(t, s.cmd.Wait())
+}
+
+// TestTerminal_Background: a command that was stopped and goes on in the background leaves the terminal to the shell when it ends.
+func TestTerminal_Background(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	s := onTerminal(t, dsn, "bash", "--norc", "--noprofile", "-i")
+	end := filepath.Join(t.TempDir(), "end")
+	require.NoError(t, unix.Mkfifo(end, 0o600))
+	s.types(t, program+` run k --ttl 1h -- sh -c 'echo rea""dy; read line < `+end+"'\n")
+	s.shows(t, "ready")
+	s.types(t, "\x1a")
+	s.shows(t, "Stopped")
+	s.types(t, "bg; echo in the back''ground\n")
+	s.shows(t, "in the background")
+	require.NoError(t, os.WriteFile(end, []byte("\n"), 0o600))
+	lock, err := client(t, dsn).Acquire(t.Context(), pgbaton.Name("k")) // when nothing of the command is left
+	require.NoError(t, err)
+	require.NoError(t, lock.Release(t.Context()))
+	s.types(t, "echo the sh''ell; exit 0\n")
+	s.shows(t, "the shell\r\n")
+	require.NoError(t, s.cmd.Wait())
+}
+
+// TestTerminal_Pipeline: the terminal is left to a pager behind the command, and lent to a command that reads from it none the less.
+func TestTerminal_Pipeline(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	const pager = ` | sh -c 'read word; echo "$word"; read line < /dev/tty; echo "read $line"'`
+	s := onTerminal(t, dsn, "sh", "-c", program+` run k --ttl 1h -- sh -c 'echo ready; exec sleep 999'`+pager)
+	s.shows(t, "ready")
+	s.types(t, "a line\n")
+	s.shows(t, "read a line")
+	s.types(t, "\x03")
+	require.Error(t, s.cmd.Wait())
+
+	s = onTerminal(t, dsn, "sh", "-c", program+` run l --ttl 1h -- sh -c 'echo ready; read line < /dev/tty; echo "read $line"' | cat`)
+	s.shows(t, "ready")
+	s.types(t, "a line\n")
+	s.shows(t, "read a line")
+	require.NoError(t, s.cmd.Wait())
+}
+
+// TestTerminal_NoShell: where nobody could have the command go on, Ctrl-Z does not stop it.
+func TestTerminal_NoShell(t *testing.T) {
+	t.Parallel()
+	s := onTerminal(t, testkit.Migrated(t), program, longTTL, "run", "k", "--", "sh", "-c",
+		`trap 'echo went on' CONT; echo ready; read line; echo "read $line"; read line; echo "read $line"`)
+	s.shows(t, "ready")
+	s.types(t, "\x1a")
+	s.shows(t, "went on")
+	s.types(t, "a line\nanother line\n")
+	s.shows(t, "line")
+	require.NoError(t, s.cmd.Wait())
+}
+
+// TestTerminal_CannotRun: the terminal is the caller's again when there was no command.
+func TestTerminal_CannotRun(t *testing.T) {
+	t.Parallel()
+	broken := filepath.Join(t.TempDir(), "broken")
+	require.NoError(t, os.WriteFile(broken, []byte("this is text\n"), 0o700)) //nolint:gosec // it is to be executable
+	s := onTerminal(t, testkit.Migrated(t), "sh", "-c", program+` run k --ttl 1h -- "$0"; echo "status $?"; read line; echo "read $line"`, broken)
+	s.shows(t, "status 126")
+	s.types(t, "a line\n")
+	s.shows(t, "read a line")
 	require.NoError(t, s.cmd.Wait())
 }

@@ -3,14 +3,18 @@ package page
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/chromedp/cdproto/cdp"
@@ -145,7 +149,8 @@ func TestPage(t *testing.T) {
 	require.NoError(t, err)
 	page, err := pgbatonui.New(testclient.New(t, dsn, &pgbaton.Config{Name: "page"}), testkit.Pool(t, dsn), &pgbatonui.Config{FreeToken: token})
 	require.NoError(t, err)
-	server := httptest.NewServer(page)
+	gate := &between{page: page}
+	server := httptest.NewServer(gate)
 	t.Cleanup(func() {
 		require.NoError(t, page.Close())
 		server.Close()
@@ -172,7 +177,10 @@ func TestPage(t *testing.T) {
 	require.NoError(t, err)
 	v.has("semaphores", "6 of 8")
 	require.True(t, value[bool](v, `document.querySelector("#semaphores details").open`))
-	v.until("ages go on", `/^(\d+m ?)?(\d+s)?$/.test(document.querySelector("#waiting .waiters time").textContent)`)
+	const age = `document.querySelector("#waiting .waiters time").textContent`
+	v.until("it has an age", `/^(\d+m ?)?\d+s$/.test(`+age+`)`)
+	young := value[string](v, age)
+	v.until("ages go on", fmt.Sprintf(`%s !== %q && /^(\d+m ?)?\d+s$/.test(%s)`, age, young, age))
 
 	// What is looked for is left.
 	// The key alone: a tool's typing of its character does not heed that the page has taken it.
@@ -194,6 +202,79 @@ func TestPage(t *testing.T) {
 	v.has("endings", "it hangs")
 	v.hasNot("waiting", "bert")
 	v.requireNoProblem()
+
+	v.refused(gate, server)
+	_, err = anna.Acquire(ctx, pgbaton.Name("after all that"))
+	require.NoError(t, err)
+	v.has("held", "after all that")
+	v.answers(gate)
+}
+
+// between is what stands before a page, as a proxy or a login does. It can answer in the page's place when the script asks.
+type between struct {
+	page http.Handler
+	code atomic.Int32
+	kind atomic.Value // of its answers
+}
+
+func (b *between) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	code := int(b.code.Load())
+	if code == 0 || r.URL.Path != "/events" && r.URL.Path != "/free" {
+		b.page.ServeHTTP(w, r)
+		return
+	}
+	kind, _ := b.kind.Load().(string)
+	w.Header().Set("Content-Type", cmp.Or(kind, "text/plain"))
+	w.WriteHeader(code)
+	_, _ = io.WriteString(w, "<p>says what is between</p>")
+}
+
+// refused has the stream refused in a page that is live, and in one that is opened: both say so, and are live again by themselves.
+func (v *viewer) refused(gate *between, server *httptest.Server) {
+	v.t.Helper()
+	const says = `document.getElementById("live").textContent`
+	for _, c := range []struct {
+		code   int32
+		opened bool
+	}{{503, false}, {401, true}} {
+		gate.code.Store(c.code)
+		if c.opened {
+			v.do(chromedp.Navigate(server.URL))
+		} else {
+			server.CloseClientConnections()
+		}
+		v.until("it says that it is refused", `/^not live: refused, the next try is within \d+s$/.test(`+says+`)`)
+		gate.code.Store(0)
+		v.until("it is live again", says+` === "live"`)
+	}
+}
+
+// answers has freeings answered: to end a session is offered by 409 alone, and what is not the page's answer is no success.
+func (v *viewer) answers(gate *between) {
+	v.t.Helper()
+	v.do(chromedp.Evaluate[chromedp.Void](`document.querySelector("button.free").click(); document.getElementById("free-form").token.value = "any"`))
+	const offered, bad = `!document.getElementById("free-end").hidden`, `document.getElementById("free-said").className === "bad"`
+	for _, c := range []struct {
+		code    int32
+		kind    string
+		says    string
+		offered bool
+	}{
+		{504, "text/plain", "says what is between", false},
+		{409, "text/plain", "says what is between", true},
+		{503, "text/plain", "says what is between", false},
+		{409, "text/html", "not this page's (409)", false},
+		{200, "text/html; charset=utf-8", "not this page's (200)", false},
+	} {
+		gate.kind.Store(c.kind)
+		gate.code.Store(c.code)
+		v.do(chromedp.Evaluate[chromedp.Void](`document.getElementById("free-said").textContent = ""; document.querySelector("#free-form [type=submit]").click()`))
+		v.has("free-said", c.says)
+		v.until("it can be tried again", `!document.querySelector("#free-form [type=submit]").disabled`)
+		require.True(v.t, value[bool](v, bad), c.code)
+		require.Equal(v.t, c.offered, value[bool](v, offered), c.code)
+		require.False(v.t, value[bool](v, `document.querySelector("#free-form [type=submit]").hidden`), c.code)
+	}
 }
 
 // free frees what the button of this label is for, with the keyboard alone.

@@ -51,20 +51,38 @@
     }
   };
 
-  const state = (word, says) => { if (live.dataset.state !== word) { live.dataset.state = word; live.textContent = says; } };
-  const events = new EventSource("events");
-  events.onmessage = (message) => {
-    const event = JSON.parse(message.data);
-    now = event.now; asOf = performance.now(); heard = asOf;
-    for (const [name, html] of Object.entries(event.sections)) replace(name, html);
-    state("on", "live");
-    tell();
-    narrow();
+  // A browser connects again by itself when a stream breaks, but not when the answer is no stream: an error of the service, or of a proxy before it.
+  const silence = 10000, dead = 90000, first = 2000, longest = 30000;
+  let events, failures = 0;
+  const state = (word, says) => { live.dataset.state = word; text(live, says); };
+  const connect = () => {
+    heard = performance.now();
+    events = new EventSource("events");
+    events.onmessage = (message) => {
+      const event = JSON.parse(message.data);
+      now = event.now; asOf = performance.now(); heard = asOf; failures = 0;
+      for (const [name, html] of Object.entries(event.sections)) replace(name, html);
+      state("on", "live");
+      tell();
+      narrow();
+    };
+    events.onerror = () => {
+      if (events.readyState !== EventSource.CLOSED) { state("off", "not live: connecting"); return; }
+      const most = Math.min(longest, first * 2 ** failures++);
+      state("off", `not live: refused, the next try is within ${most / 1000}s`);
+      setTimeout(() => { state("off", "not live: connecting"); connect(); }, most * (0.5 + Math.random() / 2));
+    };
   };
-  events.onerror = () => state("off", "not live: connecting");
+  connect();
   setInterval(() => {
     tell();
-    if (live.dataset.state === "on" && performance.now() - heard > 10000) state("late", "no news");
+    const silent = performance.now() - heard;
+    if (live.dataset.state === "on" && silent > silence) state("late", "no news");
+    if (live.dataset.state === "late" && silent > dead) { // a network that drops everything tells nobody
+      events.close();
+      state("off", "not live: connecting");
+      connect();
+    }
   }, 1000);
   tell();
 
@@ -85,7 +103,7 @@
     form.held.value = from; form.reason.value = ""; form.end.checked = false; end.hidden = true;
     byID("free-what").textContent = b.dataset.what;
     byID("free-who").textContent = `held by ${b.dataset.who}`;
-    said.textContent = ""; submit.disabled = false; submit.hidden = false; byID("free-cancel").textContent = "Cancel";
+    said.textContent = ""; said.className = ""; submit.disabled = false; submit.hidden = false; byID("free-cancel").textContent = "Cancel";
     dialog.showModal();
     (form.token.value ? form.reason : form.token).focus();
   });
@@ -98,15 +116,21 @@
     e.preventDefault();
     submit.disabled = true;
     said.textContent = "The holder is asked…";
+    said.className = "";
     try {
       const answer = await fetch("free", { method: "POST", body: new URLSearchParams(new FormData(form)) });
-      said.textContent = (await answer.text()).trim();
-      submit.hidden = answer.ok;
-      if (answer.ok) { byID("free-cancel").textContent = "Close"; byID("free-cancel").focus(); }
-      if (answer.status === 409) end.hidden = false;
-      if (answer.status === 403) { form.token.value = ""; form.token.focus(); }
+      const own = !answer.redirected && (answer.headers.get("Content-Type") || "").startsWith("text/plain"); // not a login's, or a proxy's
+      const ok = own && answer.ok;
+      said.textContent = own ? (await answer.text()).trim() : `The answer was not this page's (${answer.status}). It may have been freed or not.`;
+      said.className = ok ? "" : "bad";
+      submit.hidden = ok;
+      if (ok) { byID("free-cancel").textContent = "Close"; byID("free-cancel").focus(); }
+      end.hidden = !own || answer.status !== 409; // only a holder that was asked, and does not answer
+      if (end.hidden) form.end.checked = false;
+      if (own && answer.status === 403) { form.token.value = ""; form.token.focus(); }
     } catch {
       said.textContent = "There was no answer. It may have been freed or not.";
+      said.className = "bad";
     }
     submit.disabled = false;
   });

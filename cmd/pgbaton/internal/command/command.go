@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,8 @@ type Streams struct {
 
 // app is one call of the command.
 type app struct {
-	std Streams
+	std     Streams
+	signals *signals
 
 	databaseURL   string
 	name          string
@@ -71,9 +73,12 @@ func exit(status int, err error) error {
 	return &statusError{status, err}
 }
 
-// Execute runs a call and returns its exit status.
+// Execute runs a call and returns its exit status. It takes this process's signals until it returns.
 func Execute(ctx context.Context, args []string, std Streams) int {
-	a := &app{std: std}
+	a := &app{std: std, signals: takeSignals()}
+	defer a.signals.end()
+	ctx, cancel := a.signals.context(ctx)
+	defer cancel()
 	root := a.root()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
@@ -196,7 +201,7 @@ func (a *app) conclude(ctx context.Context, cmd *cobra.Command, err error) int {
 		return status.status
 	case ctx.Err() != nil:
 		a.say("%s: interrupted: %s", name, plain(err))
-		return exitInterrupted
+		return cmp.Or(haltStatus(context.Cause(ctx)), exitInterrupted)
 	}
 	a.say("%s: %s", name, plain(cli.Explain(err)))
 	return failureOf(cmd, exitFailed)

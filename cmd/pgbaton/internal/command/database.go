@@ -100,11 +100,18 @@ func (c *client) close(ctx context.Context) error {
 // nine tenths, and before the server gives the key to others at the whole.
 const lifeShare = 2
 
-// life returns until when a command may live, by what is known now.
+// messages is the least number of messages that the client writes in a TTL.
+const messages = 3
+
+// life returns until when a command may live, by what is known now: from when the server owes an answer, or would owe one if this process
+// had not stood still.
 func (c *client) life() time.Time {
 	since := c.pulse.Silent()
 	if since.IsZero() {
 		since = time.Now()
+		if due := c.pulse.Answered().Add(c.ttl / messages); !c.pulse.Answered().IsZero() && due.Before(since) {
+			since = due
+		}
 	}
 	return since.Add(c.ttl / lifeShare)
 }

@@ -52,14 +52,16 @@ func (a *app) newHolder(ctx context.Context, argv []string, killAfter time.Durat
 	if err != nil {
 		return nil, cannotRun(err)
 	}
-	h := &holder{app: a, signals: takeSignals(), path: path, argv: argv, killAfter: killAfter}
+	h := &holder{app: a, signals: a.signals, path: path, argv: argv, killAfter: killAfter}
+	if err := h.signals.hold(); err != nil {
+		return nil, h.failure(err)
+	}
 	opening, cancel := h.signals.context(ctx)
 	defer cancel()
 	if h.client, err = a.open(opening); err != nil {
 		if halted := h.signals.halt(); halted != nil {
 			err = halted
 		}
-		h.signals.end()
 		return nil, h.failure(err)
 	}
 	return h, nil
@@ -70,13 +72,12 @@ func (h *holder) close(ctx context.Context) {
 	if err := h.client.close(ctx); err != nil {
 		h.app.say("pgbaton: close: %v", err)
 	}
-	h.signals.end()
 }
 
 // failure gives an error its exit status.
 func (h *holder) failure(err error) error {
 	if status := haltStatus(err); status != 0 {
-		return exit(status, err)
+		return exit(status, fmt.Errorf("%w; no command was started", err))
 	}
 	return err
 }
@@ -95,14 +96,17 @@ type outcome struct {
 	lost   error // why the command no longer had what it ran under; nil if it had it until its end
 }
 
-// run runs the command until nothing of it is left. An error means that it was not started. A command is asked to stop when ask ends.
+// run runs the command until nothing of it is left. An error means that it was not started, and not for a loss. A command is asked to stop when ask ends.
 func (h *holder) run(ask <-chan struct{}, key string, g grant) (outcome, error) {
 	p, err := h.signals.start(supervise.Command{
 		Path: h.path, Args: h.argv, Env: h.environment(key, g.Token()),
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Life: time.Until(h.client.life()), Grace: h.grace(),
-	})
-	if err != nil {
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Grace: h.grace(),
+	}, g, h.client.life)
+	var lost *lostError
+	switch {
+	case errors.As(err, &lost):
+		return outcome{lost: lost}, nil
+	case err != nil:
 		return outcome{}, err
 	}
 	defer h.signals.finish()

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,7 +66,10 @@ func (a *app) lead(ctx context.Context, name string, argv []string, killAfter ti
 		ran = true
 		switch {
 		case out.lost != nil:
-			a.say("pgbaton lead: %s; the command was stopped", plain(out.lost))
+			if unstarted := new(lostError); !errors.As(out.lost, &unstarted) {
+				out.lost = fmt.Errorf("%w; the command was stopped", out.lost)
+			}
+			a.say("pgbaton lead: %s", plain(out.lost))
 			return nil
 		case errors.Is(context.Cause(ctx), pgbaton.ErrResigned):
 			a.say("pgbaton lead: resigned, as asked")

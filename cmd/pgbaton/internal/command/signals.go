@@ -13,8 +13,8 @@ import (
 	"github.com/pgbaton/pgbaton/cmd/pgbaton/internal/supervise"
 )
 
-// signals takes the signals of this process and hands them on to the command that runs, if one does. A signal to stop that comes before
-// a command has started keeps it from being started:
+// signals takes the signals of this process, from the beginning of a call to its end, and hands them on to the command that runs, if one
+// does. A signal to stop that comes before a command has started keeps it from being started:
 //
 //	signal               | no command runs           | a command runs
 //	INT, QUIT, TERM      | halted: none is started   | handed on; halted, so none is started after it
@@ -22,7 +22,11 @@ import (
 //	USR1, USR2           | dropped                   | handed on
 //	CONT                 | nothing                   | the command goes on, with the terminal if this process has it
 //
-// A signal that this process ignores, as nohup has it ignore HUP, stays ignored, here and in the command.
+// That is so once a holder has taken all of them ([signals.hold]). Until then, and in calls that run no command, INT and TERM halt, a second
+// one ends the process at once, and the others do what the system has them do. One channel takes them in both times, so none is lost between.
+//
+// HUP and INT that this process was started to ignore, as nohup does it, stay ignored, here and in the command. Go's runtime does not know
+// that of the others: they are heeded.
 type signals struct {
 	events chan os.Signal
 	ended  chan struct{}
@@ -30,6 +34,7 @@ type signals struct {
 	settle chan struct{} // answers to the process's own signal, see barrier
 
 	mu      sync.Mutex
+	holds   bool // there is a holder
 	process *supervise.Process
 	stop    syscall.Signal // the first signal to stop; 0 for none
 }
@@ -38,11 +43,7 @@ func takeSignals() *signals {
 	s := &signals{
 		events: make(chan os.Signal, 64), ended: make(chan struct{}), halted: make(chan struct{}), settle: make(chan struct{}, 1),
 	}
-	for _, sig := range handedOn {
-		if !signal.Ignored(sig) {
-			signal.Notify(s.events, sig)
-		}
-	}
+	s.notify(os.Interrupt, syscall.SIGTERM)
 	go func() {
 		defer close(s.ended)
 		for sig := range s.events {
@@ -50,6 +51,25 @@ func takeSignals() *signals {
 		}
 	}()
 	return s
+}
+
+func (s *signals) notify(wanted ...os.Signal) {
+	for _, sig := range wanted {
+		if !signal.Ignored(sig) {
+			signal.Notify(s.events, sig)
+		}
+	}
+}
+
+// hold takes all signals for a holder. The error is that of a signal to stop that has come.
+func (s *signals) hold() error {
+	s.mu.Lock()
+	if s.stop == 0 {
+		s.holds = true
+		s.notify(handedOn...)
+	}
+	s.mu.Unlock()
+	return s.halt()
 }
 
 // end gives the signals back.
@@ -82,20 +102,26 @@ func (s *signals) take(sig syscall.Signal) {
 	if ends := sig == syscall.SIGINT || sig == syscall.SIGQUIT || sig == syscall.SIGTERM; s.stop == 0 && (ends || sig == syscall.SIGHUP && !running) {
 		s.stop = sig
 		close(s.halted)
+		if !s.holds {
+			signal.Stop(s.events) // the next one ends the process
+		}
 	}
 }
 
-// haltError means that a signal to stop came before the command was started.
+// haltError means that a signal to stop came.
 type haltError struct{ signal syscall.Signal }
 
-func (e *haltError) Error() string {
-	return fmt.Sprintf("stopped by signal %v; no command was started", e.signal)
-}
+func (e *haltError) Error() string { return fmt.Sprintf("stopped by signal %v", e.signal) }
 
 // halt returns the error of a signal to stop, nil if there was none.
 func (s *signals) halt() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.halting()
+}
+
+// halting is halt for callers that have mu.
+func (s *signals) halting() error {
 	if s.stop == 0 {
 		return nil
 	}
@@ -115,13 +141,30 @@ func (s *signals) context(parent context.Context) (context.Context, context.Canc
 	return ctx, func() { cancel(nil) }
 }
 
-// start starts a command, unless a signal to stop has come to this process.
-func (s *signals) start(cmd supervise.Command) (*supervise.Process, error) {
+// lostError means that a grant was lost before the command was started.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string { return fmt.Sprintf("%v; no command was started", e.err) }
+
+func (e *lostError) Unwrap() error { return e.err }
+
+// errSilent is the loss of a grant whose server has been silent for so long that a command may not live.
+var errSilent = errors.New("the server was silent")
+
+// start starts a command for a life that ends when until says, unless a signal to stop has come to this process, or what the command is to run
+// under is lost: this process may have stood still since it was granted.
+func (s *signals) start(cmd supervise.Command, g grant, until func() time.Time) (*supervise.Process, error) {
 	s.barrier()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stop != 0 {
-		return nil, &haltError{s.stop}
+	if err := s.halting(); err != nil {
+		return nil, err
+	}
+	if cmd.Life = time.Until(until()); cmd.Life <= cmd.Grace {
+		return nil, &lostError{errSilent}
+	}
+	if err := g.Err(); err != nil {
+		return nil, &lostError{err}
 	}
 	p, err := supervise.Start(cmd)
 	if err != nil {
@@ -159,7 +202,7 @@ func (s *signals) barrier() {
 	}
 }
 
-// haltStatus is the exit status of a call that a signal has ended before its command was started; 0 if err is not about that.
+// haltStatus is the exit status of a call that a signal has ended; 0 if err is not about that.
 func haltStatus(err error) int {
 	var halted *haltError
 	if errors.As(err, &halted) {

@@ -21,9 +21,10 @@ import (
 
 // Monitor watches connections. The zero Monitor is ready.
 type Monitor struct {
-	mu    sync.Mutex
-	open  map[*watched]struct{}
-	ended time.Time // when the last connection was closed, if none is open
+	mu       sync.Mutex
+	open     map[*watched]struct{}
+	ended    time.Time // when the last connection was closed, if none is open
+	answered time.Time // when the latest was sent of what was answered
 }
 
 // Watch returns a dial function whose connections are watched.
@@ -60,6 +61,14 @@ func (m *Monitor) Silent() time.Time {
 	return since
 }
 
+// Answered returns when the latest was sent of what was answered, so that a process that stood still can tell for how long it may have; the
+// zero time if nothing was.
+func (m *Monitor) Answered() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.answered
+}
+
 // watched is a connection.
 type watched struct {
 	net.Conn
@@ -83,6 +92,9 @@ func (w *watched) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
 	if n > 0 {
 		w.monitor.mu.Lock()
+		if w.owed.After(w.monitor.answered) {
+			w.monitor.answered = w.owed
+		}
 		w.owed = time.Time{}
 		w.monitor.mu.Unlock()
 	}

@@ -74,28 +74,6 @@ func keeperOf(t *testing.T, caller int) int {
 	return keeper
 }
 
-func TestKeeper_Killed(t *testing.T) {
-	t.Parallel()
-	cmd, pids := caller(t, time.Hour, `sleep 999 & echo $$ $!; wait`)
-	require.NoError(t, unix.Kill(keeperOf(t, cmd.Process.Pid), unix.SIGKILL))
-	require.Error(t, cmd.Wait())
-	require.Equal(t, 128+9, cmd.ProcessState.ExitCode())
-	waitGone(t, pids...)
-}
-
-// TestKeeper_SurvivesSignals sends the keeper what it withstands.
-func TestKeeper_SurvivesSignals(t *testing.T) {
-	t.Parallel()
-	cmd, _ := caller(t, time.Hour, `trap 'exit 9' USR2; echo $$; while :; do sleep 0.01; done`)
-	keeper := keeperOf(t, cmd.Process.Pid)
-	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2} {
-		require.NoError(t, unix.Kill(keeper, sig))
-	}
-	require.True(t, alive(keeper))
-	require.NoError(t, unix.Kill(cmd.Process.Pid, unix.SIGKILL))
-	waitGone(t, keeper)
-}
-
 // TestIgnoredStaysIgnored is what nohup is for.
 func TestIgnoredStaysIgnored(t *testing.T) {
 	t.Parallel()

@@ -36,17 +36,20 @@ func BecomeKeeper() {
 // keeper is the state of a keeper's process.
 type keeper struct {
 	reports *os.File
-	group   int           // the command's process and group
-	until   int64         // the end of its life
-	grace   int64         // before which it gets TERM
-	waits   chan waited   // of the command
-	none    chan struct{} // closed when there is no child
-	orders  chan message  // closed when the caller is gone
+	group   int          // the command's process and group
+	until   int64        // the end of its life
+	grace   int64        // before which it gets TERM
+	waits   chan waited  // of the command
+	orders  chan message // closed when the caller is gone
 
 	status   int
 	ended    bool
 	expiring bool
 	killing  bool
+
+	none    chan struct{} // closed when there is no child
+	alone   bool          // none is closed
+	refused int           // processes of other users that the last look at all found, if it found no others
 }
 
 // waited is what happened to the command.
@@ -154,11 +157,14 @@ func (k *keeper) watch() {
 		case w := <-k.waits:
 			k.took(w.status)
 		case <-none:
-			none = nil
+			none, k.alone = nil, true
 		case m, open := <-orders:
 			if !open {
 				orders, k.killing = nil, true
 				break
+			}
+			if !k.killing {
+				k.age() // first: an order may be late
 			}
 			k.obey(m)
 		case <-timer.C:
@@ -167,8 +173,7 @@ func (k *keeper) watch() {
 			timer.Reset(k.age())
 		}
 		if k.killing {
-			left, refused := k.killAll()
-			if k.ended && left == refused {
+			if left, over := k.killAll(); over {
 				_ = send(k.reports, reportGone, int64(k.status), asNumber(k.expiring), int64(left))
 				return
 			}
@@ -188,13 +193,14 @@ func asNumber(b bool) int64 {
 func (k *keeper) took(status unix.WaitStatus) {
 	switch {
 	case status.Stopped():
-		_ = send(k.reports, reportStopped)
+		_ = send(k.reports, reportStopped, int64(status.StopSignal()))
 		return
 	case status.Signaled():
 		k.status = StatusSignalled + int(status.Signal())
 	default:
 		k.status = status.ExitStatus()
 	}
+	k.expiring = k.expiring || k.until <= now() // all stood still, and the command was the first that went on
 	k.ended, k.killing = true, true
 }
 
@@ -202,7 +208,7 @@ func (k *keeper) obey(m message) {
 	switch m.word {
 	case orderSignal:
 		if !k.ended {
-			_ = unix.Kill(-k.group, syscall.Signal(m.number(0)))
+			k.signal(syscall.Signal(m.number(0)))
 		}
 	case orderLive:
 		if !k.expiring {
@@ -226,13 +232,26 @@ func (k *keeper) age() time.Duration {
 		return min(patrol, time.Duration(left-k.grace))
 	}
 	k.expiring = true
-	_ = unix.Kill(-k.group, unix.SIGTERM)
-	_ = unix.Kill(-k.group, unix.SIGCONT) // a process that is stopped does not take the first
+	k.signal(unix.SIGTERM)
 	return min(patrol, time.Duration(left))
 }
 
-// killAll kills the command's group and all children, and returns how many processes there were and how many could not be killed.
-func (k *keeper) killAll() (left, refused int) {
+// signal sends a signal to the command's group. A process that is stopped takes none before it goes on, so those that are to end it are
+// followed by CONT.
+func (k *keeper) signal(sig syscall.Signal) {
+	_ = unix.Kill(-k.group, sig)
+	switch sig {
+	case unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM:
+		_ = unix.Kill(-k.group, unix.SIGCONT)
+	}
+}
+
+// killAll kills the command's group and all children, and reports whether that was the end: no process is left, or only processes of
+// other users, which cannot be killed; left is how many. A look at the list of processes misses one that forks and ends meanwhile, so
+// nobody is there only when the kernel says that there is no child; and others' processes are all that is left when two looks
+// running have found the same.
+func (k *keeper) killAll() (left int, over bool) {
+	refused := 0
 	switch err := unix.Kill(-k.group, unix.SIGKILL); err {
 	case nil:
 		left = 1
@@ -240,5 +259,11 @@ func (k *keeper) killAll() (left, refused int) {
 		left, refused = 1, 1
 	}
 	there, denied := killAdopted()
-	return left + there, refused + denied
+	left, refused = left+there, refused+denied
+	if left != refused {
+		refused = 0
+	}
+	again := refused > 0 && refused == k.refused
+	k.refused = refused
+	return left, k.ended && (again || k.alone && left == 0)
 }

@@ -39,21 +39,33 @@ func killAdopted() (there, refused int) {
 	return there, refused
 }
 
-// children returns the processes whose parent is this one.
-func children() []int {
+// children returns the processes whose parent is this one, without those that have ended.
+func children() (living []int) {
+	for pid, state := range offspring() {
+		if state != zombie {
+			living = append(living, pid)
+		}
+	}
+	return living
+}
+
+const zombie = "Z"
+
+// offspring returns the processes whose parent is this one, and their states.
+func offspring() map[int]string {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
 	self := os.Getpid()
-	var found []int
+	found := map[int]string{}
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			continue
 		}
-		if parent, state := parentOf(pid); parent == self && state != "Z" {
-			found = append(found, pid)
+		if parent, state := parentOf(pid); parent == self {
+			found[pid] = state
 		}
 	}
 	return found

@@ -18,13 +18,19 @@ import (
 // system is the caller's side of a keeper.
 type system struct {
 	keeper *os.Process
-	orders *os.File
+	kin    kin
 
 	started chan error // the keeper's first report, nil if the command is executed
 
+	writing sync.Mutex // of orders: a keeper that is stopped takes none when its pipe is full
+	orders  *os.File
+
 	mu         sync.Mutex
-	group      int // 0 before the command is executed, and when it is gone
-	foreground bool
+	group      int   // 0 before the command is executed, and when it is gone
+	until      int64 // the end of the command's life
+	overdue    bool  // the command was killed at that time
+	foreground bool  // the command's group was given the terminal, and has not given it back
+	continued  int   // how often the command was told to go on
 }
 
 // orderTimeout bounds the time that an order may take. A keeper that reads none is stopped, and has work for as long as the pipe is full.
@@ -34,7 +40,7 @@ const orderTimeout = time.Second
 func Start(cmd Command) (*Process, error) {
 	p := &Process{done: make(chan struct{})}
 	p.system.started = make(chan error, 1)
-	p.system.foreground = inForeground()
+	p.system.foreground = isTerminal(cmd.Stdin) && isTerminal(cmd.Stdout) && inForeground()
 	reports, err := p.system.startKeeper(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("start the keeper of the command: %w", err)
@@ -44,6 +50,7 @@ func Start(cmd Command) (*Process, error) {
 		<-p.done
 		return nil, &RunError{Name: cmd.Args[0], Err: err}
 	}
+	go p.watch()
 	return p, nil
 }
 
@@ -86,16 +93,18 @@ func (s *system) startKeeper(cmd Command) (reports *os.File, err error) {
 	if s.foreground {
 		tty = "1"
 	}
-	life := now() + int64(cmd.Life)
+	s.until = now() + int64(cmd.Life)
 	args := append([]string{
-		keeperName, strconv.Itoa(in), strconv.Itoa(out), strconv.FormatInt(life, 10), strconv.FormatInt(int64(cmd.Grace), 10), tty, cmd.Path,
+		keeperName, strconv.Itoa(in), strconv.Itoa(out), strconv.FormatInt(s.until, 10), strconv.FormatInt(int64(cmd.Grace), 10), tty, cmd.Path,
 	}, cmd.Args...)
+	s.kin = meet()
 	s.keeper, err = os.StartProcess(program, args, &os.ProcAttr{
 		Env: cmd.Env, Files: []*os.File{cmd.Stdin, cmd.Stdout, cmd.Stderr}, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err != nil {
 		return fail(err)
 	}
+	keepers[s.keeper.Pid] = true
 	s.orders = ordersWrite
 	return reportsRead, nil
 }
@@ -137,9 +146,9 @@ func (p *Process) listen(reports *os.File) {
 			p.system.started <- syscall.Errno(m.number(0))
 			first, gone = false, true
 		case reportStopped:
-			p.system.stopped()
+			p.system.stopped(syscall.Signal(m.number(0)))
 		case reportGone:
-			p.result = Result{Status: int(m.number(0)), Expired: m.number(1) != 0, Left: int(m.number(2))}
+			p.result = Result{Status: int(m.number(0)), Expired: m.number(1) != 0 || p.system.isOverdue(), Left: int(m.number(2))}
 			gone = true
 		}
 		return gone
@@ -150,9 +159,8 @@ func (p *Process) listen(reports *os.File) {
 			err = errors.New("the keeper of the command was killed")
 		}
 		p.result = Result{Status: StatusSignalled + int(unix.SIGKILL), Broken: err}
-		p.system.killGroup()
 	}
-	p.system.end()
+	p.result.Left += p.system.end(!gone)
 	if first {
 		p.system.started <- p.result.Broken
 	}
@@ -165,47 +173,79 @@ func (s *system) setGroup(group int) {
 	s.group = group
 }
 
-// end takes leave of the keeper.
-func (s *system) end() {
-	_, _ = s.keeper.Wait()
+// end takes leave of the keeper. If it is broken, it is killed, and what it has left after it; end returns how many processes of other users
+// are left then.
+func (s *system) end(broken bool) (left int) {
+	if broken {
+		_ = s.keeper.Kill()
+	}
+	_, _ = s.keeper.Wait() // its children have another parent then
+	starting.Lock()
+	delete(keepers, s.keeper.Pid)
+	starting.Unlock()
+	s.writing.Lock()
 	s.orders.Close()
+	s.writing.Unlock()
+	s.mu.Lock()
+	group := s.group
+	s.mu.Unlock()
+	if broken {
+		left = s.kin.killOrphans(group)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.foreground && s.group != 0 {
-		giveTerminal(unix.Getpgrp())
+	if s.foreground {
+		takeTerminalBack(group)
 	}
-	s.group = 0
+	s.group, s.foreground = 0, false
+	return left
 }
 
-// killGroup kills the command's group without a keeper, until nobody is in it.
-func (s *system) killGroup() {
+// stopped does what is to be done when the command was stopped. If it had the terminal, the caller stops as well, so that the shell has it.
+// If it has not, but wants it, it gets it when the caller has it; else the caller stops, and the shell says so. Where nobody could have the
+// caller go on, as without a shell in ssh -t, the kernel does not stop it; nor does it leave a group stopped for ever, and the command fares
+// as that group: it goes on, or hangs up if it wants a terminal that it cannot have.
+func (s *system) stopped(sig syscall.Signal) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.group != 0 && unix.Kill(-s.group, unix.SIGKILL) == nil {
-		time.Sleep(time.Millisecond) // the kernel tells nobody but a parent when a process has ended
-	}
-}
-
-// stopped has the caller stop as well when the terminal has stopped the command, so that the shell has the terminal.
-func (s *system) stopped() {
-	if !s.foreground {
+	had, group, continued := s.foreground, s.group, s.continued
+	s.foreground = false
+	s.mu.Unlock()
+	wants := sig == unix.SIGTTIN || sig == unix.SIGTTOU
+	switch {
+	case had:
+		takeTerminalBack(group)
+	case wants && inForeground():
+		s.proceed()
+		return
+	case !wants:
 		return
 	}
-	giveTerminal(unix.Getpgrp())
-	_ = unix.Kill(0, unix.SIGTSTP)
+	switch stopSelf(); {
+	case s.wasContinued(continued):
+	case had:
+		s.proceed()
+	default:
+		s.signal(syscall.SIGHUP)
+	}
+}
+
+func (s *system) wasContinued(before int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.continued != before
 }
 
 func (s *system) proceed() {
+	lend := inForeground()
 	s.mu.Lock()
 	group := s.group
+	s.continued++
+	s.foreground = s.foreground || lend && group != 0
 	s.mu.Unlock()
 	if group == 0 {
 		return
 	}
-	if inForeground() {
-		s.mu.Lock()
-		s.foreground = true
-		s.mu.Unlock()
+	if lend {
 		giveTerminal(group)
 	}
 	s.signal(syscall.SIGCONT)
@@ -213,14 +253,62 @@ func (s *system) proceed() {
 
 func (s *system) signal(sig syscall.Signal) { s.order(orderSignal, int64(sig)) }
 
-func (s *system) extend(until time.Time) { s.order(orderLive, now()+int64(time.Until(until))) }
+func (s *system) extend(until time.Time) {
+	end := now() + int64(time.Until(until))
+	if s.age() { // no later word saves a command whose life is over
+		return
+	}
+	s.mu.Lock()
+	s.until = end
+	s.mu.Unlock()
+	s.order(orderLive, end)
+}
 
-func (s *system) kill() { s.order(orderKill) }
+// watch counts the command's life beside the keeper, which may be stopped.
+func (p *Process) watch() {
+	ticker := time.NewTicker(patrol)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.done:
+			return
+		case <-ticker.C:
+			if p.system.age() {
+				p.system.kill()
+			}
+		}
+	}
+}
+
+// age reports whether the command's life is over.
+func (s *system) age() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.overdue = s.overdue || s.until <= now()
+	return s.overdue
+}
+
+func (s *system) isOverdue() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.overdue
+}
+
+// kill has the keeper kill all that it keeps. One that is stopped goes on for that, and the group does not wait for it.
+func (s *system) kill() {
+	s.mu.Lock()
+	if s.group != 0 {
+		_ = unix.Kill(-s.group, unix.SIGKILL)
+	}
+	s.mu.Unlock()
+	s.order(orderKill)
+	_ = s.keeper.Signal(unix.SIGCONT)
+}
 
 // order sends an order. A keeper that is gone needs none, and one that takes none goes by what it has.
 func (s *system) order(word string, numbers ...int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	_ = s.orders.SetWriteDeadline(time.Now().Add(orderTimeout))
 	_ = send(s.orders, word, numbers...)
 }

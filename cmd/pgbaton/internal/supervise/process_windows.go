@@ -184,6 +184,7 @@ func (s *system) signal(syscall.Signal) {
 }
 
 func (s *system) extend(until time.Time) {
+	s.age() // first: the word may be late
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.expiring {

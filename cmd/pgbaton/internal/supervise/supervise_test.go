@@ -63,7 +63,8 @@ func command(life time.Duration, args ...string) supervise.Command {
 // started is a command whose standard output is read by the test.
 type started struct {
 	*supervise.Process
-	lines *bufio.Reader
+	output *os.File
+	lines  *bufio.Reader
 }
 
 func start(t *testing.T, change func(*supervise.Command), args ...string) started {
@@ -83,7 +84,7 @@ func start(t *testing.T, change func(*supervise.Command), args ...string) starte
 		p.Kill()
 		p.Result()
 	})
-	return started{p, bufio.NewReader(r)}
+	return started{p, r, bufio.NewReader(r)}
 }
 
 // line reads a line of the command's output.
