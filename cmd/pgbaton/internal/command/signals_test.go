@@ -39,7 +39,7 @@ func exits(status string) supervise.Command {
 }
 
 // TestSignals_NoneIsMissed sends a signal to stop just before a holder takes all signals: it is heard of, and no command starts.
-func TestSignals_NoneIsMissed(t *testing.T) { //nolint:paralleltest // other calls in this process would take the signals
+func TestSignals_NoneIsMissed(t *testing.T) { // alone: other calls in this process would take the signals
 	for range 100 {
 		s := takeSignals()
 		require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
@@ -55,7 +55,7 @@ func TestSignals_NoneIsMissed(t *testing.T) { //nolint:paralleltest // other cal
 }
 
 // TestStart_NotAfterALoss: what was lost before the command starts keeps it from being started.
-func TestStart_NotAfterALoss(t *testing.T) { //nolint:paralleltest // as above
+func TestStart_NotAfterALoss(t *testing.T) { // alone, as above
 	s := takeSignals()
 	defer s.end()
 	require.NoError(t, s.hold())

@@ -29,7 +29,8 @@ func (k kin) killOrphans(group int) (left int) {
 			_ = unix.Kill(-group, unix.SIGKILL)
 		}
 		there, refused, others := k.killOwn()
-		if there == refused && there == last && there+others > 0 || childless() {
+		again := there == last
+		if again && refused == there && there+others > 0 || childless() {
 			return there
 		}
 		last = there
