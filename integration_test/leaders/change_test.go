@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgbaton/pgbaton/integration_test/internal/history"
@@ -133,8 +134,15 @@ func TestChange_Freeze(t *testing.T) {
 	}
 	lab.Report(t, "SIGSTOP of the leader to the next leader's func, TTL 2 s", lab.NewSpread(spans), ttl+1200*time.Millisecond)
 	lab.Report(t, "SIGCONT to the old leader told", lab.NewSpread(told), time.Second)
+	awaitWrite(t, control)
 	f.judge()
 	requireOrder(t, dsn)
+}
+
+// awaitWrite waits until a leader has written, which takes a transaction: more than a short term has on a slow machine.
+func awaitWrite(t *testing.T, control *pgx.Conn) {
+	t.Helper()
+	testkit.Eventually(t, "a leader writes", func() bool { return testkit.Value[int](t, control, "SELECT count(*) FROM written") > 0 })
 }
 
 // requireOrder checks that no leader wrote after a newer one had.
@@ -186,6 +194,7 @@ func TestChange_Chaos(t *testing.T) {
 			}
 		}
 	}
+	awaitWrite(t, control)
 	testkit.Figure(t, "chaos: %v; overlaps after losses: %v", counts, lab.NewSpread(f.judge()))
 	requireOrder(t, dsn)
 }
