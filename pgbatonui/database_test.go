@@ -148,6 +148,22 @@ VALUES ('held', 123, 77, clock_timestamp(), 'permit', 'render', 2, 6)`)
 	require.Equal(t, 2, strings.Count(ask(h, "GET", "/", nil, nil).Body.String(), "its session has ended"), "the page keeps them")
 }
 
+// TestDatabase_Closed: a client that is closed has lost nothing of what it held, however long that was.
+func TestDatabase_Closed(t *testing.T) {
+	t.Parallel()
+	ctx := testkit.Context(t)
+	dsn := testkit.Migrated(t)
+	conn := testkit.Connect(t, dsn)
+	anna := testclient.Open(t, dsn, &pgbaton.Config{Name: "anna", TTL: testkit.Patience})
+	_, err := anna.Acquire(ctx, pgbaton.Name("invoice/42"))
+	require.NoError(t, err)
+	testkit.WaitFor(t, conn, "SELECT EXISTS (SELECT FROM pgbaton.registry WHERE kind = 'held')")
+	testkit.WaitFor(t, conn, `SELECT count(*) = 1 FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'`) // that for rows is closed for want of use
+	require.NoError(t, anna.Close(ctx))
+	require.NotContains(t, until(t, onDatabase(t, dsn, nil), "Nobody waits."), "its session has ended")
+}
+
 // TestDatabase_Away: a database that cannot be read is said.
 func TestDatabase_Away(t *testing.T) {
 	t.Parallel()
