@@ -245,6 +245,9 @@ func (c *Client) Close(ctx context.Context) error {
 	defer cancel()
 	c.endTerms(ctx)
 	c.endPermits(ctx)
+	if c.registry != nil {
+		c.registry.Stop(ctx)
+	}
 	err := c.locks.Close(ctx)
 	c.waits.Close(ctx)
 	if c.registry != nil {

@@ -204,12 +204,26 @@ func (r *Registry) fail(err error) {
 	r.next = r.walk + min(r.misses, mostWalks)
 }
 
-// Close ends the walks and, if there is a session or room for one, withdraws what is published. Otherwise the rows go with the client's sessions,
-// and look until then like those of a client that has died. No new session is asked for of a server that has just not answered.
-func (r *Registry) Close(ctx context.Context, answered bool) {
+// Stop ends the walks and, if there is a session anyway, withdraws what is published, before the sessions end that hold it.
+func (r *Registry) Stop(ctx context.Context) {
 	r.stop()
 	<-r.over
-	if (r.rows == 0 && len(r.gone) == 0 && !r.doubt) || (r.cfg.Session.Known() == 0 && (!answered || !r.cfg.Room(false))) {
+	if r.cfg.Session.Known() != 0 {
+		r.clear(ctx)
+	}
+}
+
+// Close withdraws, after Stop, what is still published, if there is room for a session. No new one is asked for of a server that has just not answered: then
+// the rows go with the client's sessions, and look until then like those of a client that has died.
+func (r *Registry) Close(ctx context.Context, answered bool) {
+	if answered && r.cfg.Room(false) {
+		r.clear(ctx)
+	}
+}
+
+// clear withdraws all rows.
+func (r *Registry) clear(ctx context.Context) {
+	if r.rows == 0 && len(r.gone) == 0 && !r.doubt {
 		return
 	}
 	clear(r.marks)
@@ -217,5 +231,7 @@ func (r *Registry) Close(ctx context.Context, answered bool) {
 	r.walk++
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	_, _ = r.send(bounded, nil, 0, false, time.Now())
+	if _, err := r.send(bounded, nil, 0, false, time.Now()); err == nil {
+		r.rows, r.gone, r.doubt = 0, nil, false
+	}
 }

@@ -307,7 +307,19 @@ func TestRegistry(t *testing.T) {
 		d.here = []Entry{held("a")}
 		d.tick()
 		d.tick()
+		d.Stop(t.Context())
+		require.Empty(t, d.published())
+		d.Close(t.Context(), true)
+		require.Equal(t, 2, d.table.statements)
+	})
+	t.Run("LeavesNothingWithoutASession", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		d.here = []Entry{held("a")}
+		d.tick()
+		d.tick()
 		d.table.session = 0 // it was closed for want of use
+		d.Stop(t.Context())
 		d.Close(t.Context(), true)
 		require.Empty(t, d.published())
 	})
@@ -318,6 +330,7 @@ func TestRegistry(t *testing.T) {
 		d.tick()
 		d.tick()
 		d.table.session = 0
+		d.Stop(t.Context())
 		d.Close(t.Context(), false)
 		require.Equal(t, 1, d.table.statements)
 	})
