@@ -83,7 +83,7 @@ func (a *app) runCommand() *cobra.Command {
 	flags.DurationVar(&f.once, "once", 0, "run only if the last run by anybody began this `time` ago or earlier")
 	flags.IntVarP(&f.busyStatus, "conflict-exit-code", "E", exitNotAcquired, "exit `status` when not acquired")
 	holdFlags(cmd, &f.killAfter)
-	cmd.MarkFlagsMutuallyExclusive("try", "wait", "once")
+	cmd.MarkFlagsMutuallyExclusive("try", "wait")
 	cmd.MarkFlagsMutuallyExclusive("shared", "semaphore", "once")
 	cmd.MarkFlagsMutuallyExclusive("at-least", "once")
 	return cmd
@@ -182,7 +182,7 @@ func (h *holder) acquire(ctx context.Context, text string, f runFlags) (held, er
 	opened := waiting
 	if f.wait > 0 {
 		var stop context.CancelFunc
-		waiting, stop = context.WithTimeoutCause(waiting, f.wait, fmt.Errorf("the wait of %v is over", f.wait))
+		waiting, stop = context.WithTimeoutCause(waiting, f.wait, f.waited())
 		defer stop()
 	}
 	if f.semaphore > 0 {
@@ -214,6 +214,9 @@ func (h *holder) acquire(ctx context.Context, text string, f runFlags) (held, er
 	}
 	return grantOf(acquire(waiting, key))
 }
+
+// waited is why a wait has ended.
+func (f *runFlags) waited() error { return fmt.Errorf("the wait of %v is over", f.wait) }
 
 // grantOf keeps a nil of a type from becoming a grant.
 func grantOf[G held](g G, err error) (held, error) {
@@ -255,7 +258,8 @@ func conclude(out outcome) error {
 	return exit(out.status, nil)
 }
 
-// once runs the command if it is due.
+// once runs the command if it is due. A run of others is not waited for, since it is the one that was due; what --wait bounds is the time until
+// the command begins, while the server cannot be reached.
 func (h *holder) once(ctx context.Context, key string, f runFlags) error {
 	name, err := parseName(key, "--once")
 	if err != nil {
@@ -263,10 +267,17 @@ func (h *holder) once(ctx context.Context, key string, f runFlags) error {
 	}
 	waiting, cancel := h.signals.context(ctx)
 	defer cancel()
+	waiting, stop := context.WithCancelCause(waiting)
+	defer stop(nil)
+	began := func() bool { return false }
+	if f.wait > 0 {
+		began = time.AfterFunc(f.wait, func() { stop(f.waited()) }).Stop
+	}
 	var out outcome
 	var failed error
 	ran := false
 	err = h.client.Once(waiting, name, f.once, func(_ context.Context, lock *pgbaton.Lock) error {
+		began()
 		if out, failed = h.run(nil, key, lock); failed != nil {
 			return failed
 		}
