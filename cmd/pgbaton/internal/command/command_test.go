@@ -47,7 +47,7 @@ func TestUsage(t *testing.T) {
 		"RunEmptyCommand":  {[]string{"run", "k", "--"}, nil, 125, "the command is missing"},
 		"RunTwoKeys":       {[]string{"run", "k", "l", "--", "true"}, nil, 125, "there is more than KEY before --"},
 		"RunNoKey":         {[]string{"run", "--", "true"}, nil, 125, "KEY is missing"},
-		"RunTryAndWait":    {[]string{"run", "k", "--try", "--wait", "1s", "--", "true"}, nowhere, 125, "[try wait once]"},
+		"RunTryAndWait":    {[]string{"run", "k", "--try", "--wait", "1s", "--", "true"}, nowhere, 125, "[try wait]"},
 		"RunSharedOnce":    {[]string{"run", "k", "--shared", "--once", "1h", "--", "true"}, nowhere, 125, "[shared semaphore once]"},
 		"RunNoTime":        {[]string{"run", "k", "--wait", "0s", "--", "true"}, nowhere, 125, "give a time above 0"},
 		"RunPermits":       {[]string{"run", "k", "--permits", "2", "--", "true"}, nowhere, 125, "--permits needs --semaphore"},

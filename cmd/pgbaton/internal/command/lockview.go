@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -143,38 +144,31 @@ func about(locks []pgbaton.LockInfo, key pgbaton.Key) []pgbaton.LockInfo {
 	return arrange(locks, order)
 }
 
-// inOrder sorts for people: by what it is, holders before waiters, the longest first.
+// inOrder sorts for people: by what it is, holders before waiters, the longest first. Names are before numbers, and the database's own last.
 func inOrder(locks []pgbaton.LockInfo) []pgbaton.LockInfo {
+	type place struct {
+		group    int
+		argument string
+	}
+	places := make([]place, len(locks))
 	order := make([]int, len(locks))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(i, j int) int { return compare(&locks[i], &locks[j]) })
-	return arrange(locks, order)
-}
-
-func compare(a, b *pgbaton.LockInfo) int {
-	database := func(l *pgbaton.LockInfo) string {
-		if l.Kind == kindDatabase {
-			return "1"
-		}
-		return "0"
-	}
-	unnamed := func(l *pgbaton.LockInfo) string { // names are before numbers
+	for i, l := range locks {
+		order[i], places[i] = i, place{argument: argument(l)}
 		if l.Name == "" {
-			return "1"
+			places[i].group = 1
 		}
-		return "0"
-	}
-	for _, c := range []int{
-		strings.Compare(database(a), database(b)), strings.Compare(unnamed(a), unnamed(b)), strings.Compare(argument(*a), argument(*b)),
-		strings.Compare(a.Kind, b.Kind), strings.Compare(a.State, b.State), a.Since.Compare(b.Since),
-	} {
-		if c != 0 {
-			return c
+		if l.Kind == kindDatabase {
+			places[i].group += 2
 		}
 	}
-	return a.Session - b.Session
+	slices.SortStableFunc(order, func(i, j int) int {
+		a, b := &locks[i], &locks[j]
+		return cmp.Or(
+			cmp.Compare(places[i].group, places[j].group), strings.Compare(places[i].argument, places[j].argument),
+			strings.Compare(a.Kind, b.Kind), strings.Compare(a.State, b.State), a.Since.Compare(b.Since), a.Session-b.Session,
+		)
+	})
+	return arrange(locks, order)
 }
 
 // arrange returns some of the locks in an order. All that one of them waits for has to be among them.

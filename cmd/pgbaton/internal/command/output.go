@@ -44,10 +44,10 @@ func table(out io.Writer, head []string, rows [][]string) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	var trimmed strings.Builder
 	for line := range strings.Lines(text.String()) {
-		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
-			return err
-		}
+		trimmed.WriteString(strings.TrimRight(line, " \n") + "\n")
 	}
-	return nil
+	_, err := io.WriteString(out, trimmed.String()) // in one write: a listing may have thousands of lines
+	return err
 }
