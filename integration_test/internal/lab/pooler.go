@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,7 +77,7 @@ ignore_startup_parameters = extra_float_digits
 	through.RawQuery = query.Encode()
 	b.URL = through.String()
 	b.start(t)
-	t.Cleanup(b.kill)
+	t.Cleanup(func() { b.kill(t) })
 	return b
 }
 
@@ -121,15 +122,20 @@ func (b *Bouncer) start(tb testing.TB) {
 	awaitPooler(tb, b.URL)
 }
 
-func (b *Bouncer) kill() {
+// kill ends the program, and says so if it had ended before.
+func (b *Bouncer) kill(tb testing.TB) {
+	tb.Helper()
 	_ = b.cmd.Process.Kill()
-	_ = b.cmd.Wait()
+	err := b.cmd.Wait()
+	if status, ok := b.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && (!status.Signaled() || status.Signal() != syscall.SIGKILL) {
+		tb.Logf("PgBouncer had ended by itself: %v", err)
+	}
 }
 
 // Restart kills the pooler, as a crash of its machine does, and starts it again at the same address.
 func (b *Bouncer) Restart(tb testing.TB) {
 	tb.Helper()
-	b.kill()
+	b.kill(tb)
 	b.start(tb)
 }
 
