@@ -3,6 +3,7 @@ package pgbatonui
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -121,7 +122,7 @@ func diagnosed(d pgbaton.Diagnosis) []Finding {
 			Do: fmt.Sprintf("What a dead process held is free after %v, and not at once. To change that, connect to the server itself.", d.TTL),
 		})
 	}
-	for _, setting := range sortedKeys(d.Refused) {
+	for _, setting := range slices.Sorted(maps.Keys(d.Refused)) {
 		do := "Locks behind a dead network are free later. Have the server's operator allow it."
 		if setting == "idle_session_timeout" {
 			do = "Locks of a frozen process are not freed. Have the server's operator allow it."

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -215,7 +216,7 @@ func (v *viewer) unlisted() (says []string, more int) {
 			sums[c.name] += l.Unlisted
 		}
 	}
-	for _, name := range sortedKeys(sums) {
+	for _, name := range slices.Sorted(maps.Keys(sums)) {
 		if len(says) == mostUnlisted {
 			return says, len(sums) - mostUnlisted
 		}

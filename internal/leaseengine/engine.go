@@ -117,15 +117,19 @@ func (e *Engine) Client() int64 {
 	return e.anchor.link.holder
 }
 
+// link returns the present link; nil if there is none.
+func (e *Engine) link() *link {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.anchor == nil {
+		return nil
+	}
+	return e.anchor.link
+}
+
 // Listen has the server notify the session of what operators ask for.
 func (e *Engine) Listen() {
-	e.mu.Lock()
-	var l *link
-	if e.anchor != nil {
-		l = e.anchor.link
-	}
-	e.mu.Unlock()
-	if l != nil {
+	if l := e.link(); l != nil {
 		e.listen(l)
 	}
 }
@@ -317,13 +321,7 @@ func (e *Engine) renew() {
 
 // tend has the server tidied up.
 func (e *Engine) tend() {
-	e.mu.Lock()
-	var l *link
-	if e.anchor != nil {
-		l = e.anchor.link
-	}
-	e.mu.Unlock()
-	if l != nil {
+	if l := e.link(); l != nil {
 		l.pipe.Ask(&stmtTend, ignored{}, nil)
 		l.pipe.Attend()
 	}
