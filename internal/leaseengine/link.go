@@ -238,7 +238,9 @@ func (r *round) refuse(ops []op, sink pipeline.Sink, err error) {
 			l.pipe.Attend()
 		}
 		if !e.later(rand.N(backoff.Bound(most)), resend) { //nolint:gosec // jitter, not a secret
-			resend() // Close waits for it
+			// Close waits for the others, and gives back what would be renewed.
+			again = slices.DeleteFunc(again, func(o op) bool { return o.renewal != nil })
+			resend()
 		}
 	}
 	if len(answered) > 0 {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/session"
 )
 
 // batch is one round trip: what it carries, and how far its answer has come.
@@ -19,6 +20,7 @@ type batch[O any] struct {
 
 	sinks    []Sink // of the statements that were sent, in order
 	answered int    // statements
+	echo     echo
 	parsed   []*Statement
 	err      *pgconn.PgError
 }
@@ -63,6 +65,9 @@ func (b *batch[O]) accept(msg pgproto3.BackendMessage) (bool, error) {
 	case *pgproto3.ErrorResponse:
 		b.err = pgconn.ErrorResponseToPgError(msg)
 	case *pgproto3.ReadyForQuery:
+		if !b.echo.heard() {
+			return false, session.ErrForeign
+		}
 		if b.err != nil {
 			return true, nil
 		}
@@ -88,6 +93,9 @@ func (b *batch[O]) culprit() Sink {
 // write puts the batch into the frontend's buffer.
 func (b *batch[O]) write(w *Writer) {
 	w.sinks, w.parsed = b.sinks[:0], b.parsed[:0]
+	if w.relayed {
+		b.echo.write(w)
+	}
 	if len(b.ops) > 0 {
 		b.round.Encode(w, b.ops)
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	stmtEcho  = Statement{Name: "echo", SQL: "SELECT $1::text, $2::bigint, NULL FROM generate_series(1, 2)"}
+	stmtSay   = Statement{Name: "echo", SQL: "SELECT $1::text, $2::bigint, NULL FROM generate_series(1, 2)"}
 	stmtFail  = Statement{Name: "fail", SQL: "SELECT 1 / $1::integer"}
 	stmtXact  = Statement{Name: "xact", SQL: "SELECT pg_current_xact_id()"}
 	stmtSleep = Statement{Name: "sleep", SQL: "SELECT pg_sleep(60)"}
@@ -30,7 +30,7 @@ func TestPipeline_Calls(t *testing.T) {
 	t.Parallel()
 	f := open(t, time.Minute, false)
 	for range 2 { // prepared, and known
-		echo, same, beside := newCall(&stmtEcho, "it's {text}", "42"), newCall(&stmtXact), newCall(&stmtXact)
+		echo, same, beside := newCall(&stmtSay, "it's {text}", "42"), newCall(&stmtXact), newCall(&stmtXact)
 		answered, counted := make(chan error, 1), &count{}
 		before := time.Now()
 		f.Ask(&stmtCount, counted, func(err error) { answered <- err })
@@ -67,7 +67,7 @@ func TestPipeline_CallFails(t *testing.T) {
 		return nil
 	}
 	for range 3 { // the failure may have prepared statements or not
-		innocent, culprit, late := newCall(&stmtEcho, "a", "1"), newCall(&stmtFail, "0"), newCall(&stmtXact)
+		innocent, culprit, late := newCall(&stmtSay, "a", "1"), newCall(&stmtFail, "0"), newCall(&stmtXact)
 		f.do(innocent, culprit, late)
 		require.True(t, culprit.culprit)
 		for _, c := range []*call{innocent, culprit, late} {
@@ -128,7 +128,7 @@ func TestPipeline_Pooled(t *testing.T) {
 	f := open(t, 3*time.Second, true)
 	require.True(t, f.Pooled())
 	for range 2 {
-		c, other := newCall(&stmtEcho, "a", "1"), newCall(&stmtXact)
+		c, other := newCall(&stmtSay, "a", "1"), newCall(&stmtXact)
 		f.do(c, other)
 		require.NoError(t, errors.Join(c.err, other.err))
 	}

@@ -8,6 +8,8 @@
 //     that message's statement ended, so no earlier than TTL after it was sent.
 //   - A dead session is noticed within milliseconds, also while the pipeline is idle: a goroutine is always reading.
 //   - After a failed round trip nothing is sent before the owner has set right what the round trip may have left behind.
+//   - Through a pooler, an answer that was meant for another client fails the pipeline, see [session.ErrForeign]; and there is one round
+//     trip under way at a time, so that no other client is given one that was meant for the pipeline.
 //   - A lost pipeline stays lost: what is submitted to it is lost, too.
 //
 // # What it does not

@@ -22,7 +22,7 @@ const (
 	// WriteBuffer is the size of the socket's buffer, in bytes.
 	WriteBuffer = 128 << 10
 	// maxFlight is how many round trips may be under way: with two the server works on one while the
-	// client digests the other.
+	// client digests the other. Through a pooler there is one, see [echo].
 	maxFlight = 2
 	// idleAfter is when a pipeline without traffic gets its idle read.
 	idleAfter = 2 * time.Millisecond
@@ -41,6 +41,7 @@ type Config struct {
 // Pipeline is a session that many callers share, for operations of type O.
 type Pipeline[O any] struct {
 	cfg   Config
+	room  int // round trips that may be under way
 	conn  net.Conn
 	front *pgproto3.Frontend
 	owner Owner[O]
@@ -95,7 +96,10 @@ func New[O any](ctx context.Context, s *session.Session, owner Owner[O], cfg Con
 		lastSent: born, lastAnswer: born, left: s.Left,
 		wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	p.writer = Writer{front: p.front, pooled: s.Pooled, prepared: map[*Statement]bool{}}
+	p.writer = Writer{front: p.front, pooled: s.Pooled, relayed: s.Relayed, prepared: map[*Statement]bool{}}
+	if p.room = maxFlight; s.Relayed {
+		p.room = 1
+	}
 	if p.signal = &stmtPing; s.Portable {
 		p.signal = &stmtPortablePing
 	}
@@ -149,7 +153,7 @@ func (p *Pipeline[O]) Ask(statement *Statement, sink Sink, then func(err error))
 // pump sends what may be sent.
 func (p *Pipeline[O]) pump() {
 	p.mu.Lock()
-	for !p.sending && !p.closed && len(p.queue)+len(p.asides) > 0 && len(p.flight) < maxFlight && len(p.failed) == 0 {
+	for !p.sending && !p.closed && len(p.queue)+len(p.asides) > 0 && len(p.flight) < p.room && len(p.failed) == 0 {
 		b := p.load()
 		p.sending = true
 		p.mu.Unlock()

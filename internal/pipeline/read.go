@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/pgbaton/pgbaton/internal/chans"
+	"github.com/pgbaton/pgbaton/internal/session"
 )
 
 // errInterrupted ends a reader's turn early: its context has ended.
@@ -192,6 +193,9 @@ func (p *Pipeline[O]) readError(err error) error {
 		if interrupted {
 			return errInterrupted
 		}
+	}
+	if errors.Is(err, session.ErrForeign) {
+		p.spoil()
 	}
 	p.Fail(lossOf(err))
 	return err

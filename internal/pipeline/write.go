@@ -14,6 +14,7 @@ type Statement struct {
 type Writer struct {
 	front    *pgproto3.Frontend
 	pooled   bool // nothing stays prepared
+	relayed  bool // answers may be somebody else's
 	prepared map[*Statement]bool
 
 	sinks  []Sink       // of what was sent, in order

@@ -11,7 +11,8 @@ import (
 )
 
 // Command is a statement of a flight: several that are sent together and answered together, in one round trip, each in a
-// transaction of its own, so that one that fails does not cost the others.
+// transaction of its own, so that one that fails does not cost the others. Through a pooler they are one transaction if none fails, see
+// [ErrForeign].
 type Command struct {
 	What   string // for errors: "become a holder"
 	SQL    string
@@ -45,9 +46,17 @@ func texts(values [][]byte) []string {
 	return row
 }
 
+func (s *Session) fly(ctx context.Context, commands []Command) ([]answer, error) {
+	return fly(ctx, s.PgConn(), s.Relayed, commands)
+}
+
 // fly sends commands together and returns an answer for each. An error is one of the connection. What had to give way to another
 // transaction is sent again, as often as [patience] says: some engines answer so to every third statement.
-func fly(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
+func fly(ctx context.Context, conn *pgconn.PgConn, relayed bool, commands []Command) ([]answer, error) {
+	send := send
+	if relayed {
+		send = sendRelayed
+	}
 	answers, err := send(ctx, conn, commands)
 	for attempt := 1; err == nil && attempt < patience; attempt++ {
 		var places []int
@@ -80,32 +89,90 @@ func send(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answe
 		return nil, errors.Join(err, p.Close())
 	}
 	answers := make([]answer, len(commands))
-	for i := range commands {
-		a := &answers[i]
-		for done := false; !done; {
-			results, err := p.GetResults()
-			switch results := results.(type) {
-			case *pgconn.ResultReader:
-				read := results.Read()
-				a.rows, a.err = read.Rows, read.Err
-				if broken(conn, a.err) {
-					return nil, fmt.Errorf("%s: %w", commands[i].What, errors.Join(a.err, p.Close()))
-				}
-			case *pgconn.PipelineSync:
-				done = true
-			default:
-				if err == nil {
-					err = errors.New("the server's answer does not fit the statement sent")
-				}
-				a.err = err
-				if broken(conn, err) {
-					return nil, fmt.Errorf("%s: %w", commands[i].What, errors.Join(err, p.Close()))
-				}
-			}
+	for i, c := range commands {
+		got, err := readTransaction(conn, p, c.What)
+		if err != nil {
+			return nil, err
+		}
+		if len(got) > 0 {
+			answers[i] = got[len(got)-1]
 		}
 	}
 	return answers, p.Close()
 }
+
+// readTransaction reads the answers up to the end of the next transaction. After a statement that failed there is none, and that the
+// commit failed comes last.
+func readTransaction(conn *pgconn.PgConn, p *pgconn.Pipeline, what string) ([]answer, error) {
+	var answers []answer
+	for {
+		var a answer
+		results, err := p.GetResults()
+		switch results := results.(type) {
+		case *pgconn.ResultReader:
+			read := results.Read()
+			a = answer{read.Rows, read.Err}
+		case *pgconn.PipelineSync:
+			return answers, nil
+		default:
+			if a.err = err; err == nil {
+				a.err = errors.New("the server's answer does not fit the statement sent")
+			}
+		}
+		if broken(conn, a.err) {
+			return nil, fmt.Errorf("%s: %w", what, errors.Join(a.err, p.Close()))
+		}
+		answers = append(answers, a)
+	}
+}
+
+// sendRelayed is send through a pooler: all in one transaction, or, if one fails, one after the other.
+func sendRelayed(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
+	answers, err := sendTransaction(ctx, conn, commands)
+	if err != nil || answers[len(answers)-1].err == nil {
+		return answers, err
+	}
+	answers = make([]answer, 0, len(commands))
+	for i := range commands {
+		one, err := sendTransaction(ctx, conn, commands[i:i+1])
+		if err != nil {
+			return nil, err
+		}
+		answers = append(answers, one[len(one)-1])
+	}
+	return answers, nil
+}
+
+// sendTransaction sends commands, at least one, as one transaction, and makes sure that the answer is to them. That the transaction has
+// failed comes last, in place of what it leaves unanswered, or after all answers.
+func sendTransaction(ctx context.Context, conn *pgconn.PgConn, commands []Command) ([]answer, error) {
+	number := Number()
+	p := conn.StartPipeline(ctx)
+	for _, c := range append([]Command{numbered(number)}, commands...) {
+		p.SendQueryParams(c.SQL, c.Params, nil, nil, nil)
+	}
+	p.SendPipelineSync()
+	if err := p.Flush(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	what := commands[0].What
+	got, err := readTransaction(conn, p, what)
+	if err == nil {
+		err = p.Close()
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case len(got) == 1 && passing(got[0].err): // if it is somebody else's, the next answer shows it
+		return got, nil
+	case len(got) < 2 || !echoed(got[0].rows, number) || got[len(got)-1].err == nil && len(got) != len(commands)+1:
+		return nil, fmt.Errorf("%s: %w", what, ErrForeign)
+	}
+	return got[1:], nil
+}
+
+// passing reports whether an error is no reason not to send the same once more.
+func passing(err error) bool { return pgerr.Code(err) == pgerr.QueryCanceled || pgerr.Retryable(err) }
 
 // patience is how often what the role's statement_timeout ended is sent again. It can be so short that even the statement
 // that lifts it is caught by a slow moment. PostgreSQL may tell a timeout that comes as its statement ends as a cancel by the user.
@@ -121,9 +188,9 @@ func Insist(send func() error) error {
 }
 
 // flyOn is fly for commands of which the first lifts the role's statement_timeout.
-func flyOn(ctx context.Context, conn *pgconn.PgConn, commands []Command) (answers []answer, err error) {
+func flyOn(ctx context.Context, conn *pgconn.PgConn, relayed bool, commands []Command) (answers []answer, err error) {
 	_ = Insist(func() error {
-		if answers, err = fly(ctx, conn, commands); err != nil {
+		if answers, err = fly(ctx, conn, relayed, commands); err != nil {
 			return nil
 		}
 		return answers[0].err

@@ -47,7 +47,7 @@ func findPortable(ctx context.Context, conn *pgconn.PgConn) error {
 func (s *Session) preparePortable(ctx context.Context, commands []Command) error {
 	s.Portable = true
 	flight := append([]Command{readPortable, {What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
-	answers, err := fly(ctx, s.PgConn(), flight)
+	answers, err := s.fly(ctx, flight)
 	if err != nil {
 		return err
 	}

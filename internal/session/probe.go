@@ -94,7 +94,7 @@ func (w *witness) testify(
 			return nil, err
 		}
 	}
-	answers, err := flyOn(ctx, other, []Command{
+	answers, err := flyOn(ctx, other, pooler, []Command{
 		{What: "set statement_timeout", SQL: "SET statement_timeout TO 0"}, // the role's may be too short for a look
 		{What: "set idle_session_timeout", SQL: "SET idle_session_timeout TO 0"},
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},

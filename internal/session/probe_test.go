@@ -24,7 +24,7 @@ func TestProbe(t *testing.T) {
 		close(w.called)
 		commands, err := w.testify(ctx, witnessed.PgConn(), pid(witnessed), true, true)
 		require.NoError(t, err)
-		answers, err := fly(ctx, witnessed.PgConn(), commands)
+		answers, err := fly(ctx, witnessed.PgConn(), false, commands)
 		require.NoError(t, err)
 		return w.judge(ctx, w.identity, answers)
 	}

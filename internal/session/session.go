@@ -61,6 +61,7 @@ type Session struct {
 	Record      Record
 	Protections []Protection
 	Pooled      bool      // it may be another session of the server's in each transaction, see DialPooled
+	Relayed     bool      // a pooler is in between, in whatever mode
 	Portable    bool      // it is pooled, and the server may lack all that engines besides PostgreSQL lack
 	Repaired    bool      // this session found the token sequence in doubt and moved it, though it had been used
 	Drawn       int64     // what the token sequence was at, after that
@@ -95,7 +96,7 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 // transaction that draws one.
 func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session, error) {
 	return d.dial(ctx, func(ctx context.Context, s *Session) error {
-		s.Pooled = true
+		s.Pooled, s.Relayed = true, true
 		if d.Portable {
 			s.Heard = time.Now()
 			return s.preparePortable(ctx, commands)
@@ -107,7 +108,7 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 		s.Server = found.server
 		s.Heard = time.Now()
 		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
-		answers, err := fly(ctx, s.PgConn(), flight)
+		answers, err := s.fly(ctx, flight)
 		if err != nil {
 			return err
 		}
@@ -173,7 +174,7 @@ func (d *Dialer) dial(ctx context.Context, prepare func(context.Context, *Sessio
 		return nil, because(ctx, dsn.Connect(err)) // which has the address
 	}
 	opened.Store(true)
-	s := &Session{Conn: conn, home: d.Home}
+	s := &Session{Conn: conn, home: d.Home, Relayed: d.SessionPooler}
 	err = d.afterConnect(ctx, s)
 	if err == nil {
 		err = prepare(ctx, s)
@@ -182,6 +183,7 @@ func (d *Dialer) dial(ctx context.Context, prepare func(context.Context, *Sessio
 		s.member, err = d.Home.enter(s.Server.Identity, visit, func(error) { closeRaw(conn) })
 	}
 	if err != nil {
+		spoilIfForeign(conn.PgConn(), err)
 		Close(conn) //nolint:contextcheck // also when ctx has ended
 		return nil, fmt.Errorf("%w (server %s)", because(ctx, err), address(cfg))
 	}
@@ -246,7 +248,7 @@ func (d *Dialer) prepare(ctx context.Context, s *Session, role Role, w *witness,
 	flight = append(flight, commands...)
 	flight = append(flight, probe...)
 	s.Heard = time.Now()
-	answers, err := flyOn(ctx, s.PgConn(), flight)
+	answers, err := flyOn(ctx, s.PgConn(), s.Relayed, flight)
 	if err != nil {
 		return err
 	}
@@ -361,19 +363,25 @@ func address(cfg *pgx.ConnConfig) string {
 }
 
 // queryRow runs statements without parameters, whatever query mode the caller's config asks for, and returns the only
-// row of the last one as text; an SQL NULL becomes "". The first one lifts the role's statement_timeout.
+// row of the last one as text; an SQL NULL becomes "". The first one lifts the role's statement_timeout. It does not know yet whether a
+// pooler is in between, and makes sure of the answer, see [ErrForeign].
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
+	number := Number()
+	sql = "SELECT " + strconv.FormatInt(number, 10) + ";" + sql
 	results, err := conn.Exec(ctx, sql).ReadAll()
-	for attempt := 1; attempt < patience && (pgerr.Code(err) == pgerr.QueryCanceled || pgerr.Retryable(err)); attempt++ {
+	for attempt := 1; attempt < patience && passing(err); attempt++ {
 		if conn.TxStatus() != 'I' {
 			return nil, err
 		}
 		results, err = conn.Exec(ctx, sql).ReadAll()
 	}
+	if !broken(conn, err) && (len(results) == 0 || !echoed(results[0].Rows, number)) {
+		return nil, errors.Join(ErrForeign, err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if len(results) == 0 || len(results[len(results)-1].Rows) != 1 {
+	if len(results[len(results)-1].Rows) != 1 {
 		return nil, errNotOneRow
 	}
 	return texts(results[len(results)-1].Rows[0]), nil
