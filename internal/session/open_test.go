@@ -217,7 +217,17 @@ func TestDial_GoesByTheLastLook(t *testing.T) {
 	first, err := d.Dial(t.Context(), session.Holding)
 	require.NoError(t, err)
 	defer first.HangUp()
+	pooled := dialer(t, testkit.As(t, dsn, service))
+	pooled.Home = session.NewHome()
+	dialPooled := func() *session.Session {
+		s, err := pooled.DialPooled(t.Context())
+		require.NoError(t, err, "the catalogs were read again")
+		t.Cleanup(s.HangUp)
+		return s
+	}
+	before := dialPooled().Server
 	testkit.Exec(t, owner, "ALTER SEQUENCE pgbaton.token CACHE 2")
+	require.Equal(t, before, dialPooled().Server)
 	second, err := d.Dial(t.Context(), session.Waiting)
 	require.NoError(t, err, "the catalogs were read again")
 	defer second.HangUp()

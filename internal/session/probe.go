@@ -98,7 +98,7 @@ func (w *witness) testify(
 		{What: "set statement_timeout", SQL: "SET statement_timeout TO 0"}, // the role's may be too short for a look
 		{What: "set idle_session_timeout", SQL: "SET idle_session_timeout TO 0"},
 		{What: sayTryOut, SQL: "SELECT pg_catalog.pg_try_advisory_lock(" + w.key + ")"},
-		{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"},
+		askIdentity,
 	})
 	if err == nil {
 		err = answers[2].err

@@ -74,7 +74,7 @@ type Session struct {
 // Dial opens a session for a role, runs commands on it and lets it into the dialer's home. On failure nothing is left
 // open. The error names host and port, never a password, and matches one of the sentinels when the ground is wrong.
 func (d *Dialer) Dial(ctx context.Context, role Role, commands ...Command) (*Session, error) {
-	return d.dial(ctx, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, d.boundCancels, func(ctx context.Context, s *Session) error {
 		return d.prepare(ctx, s, role, nil, commands)
 	})
 }
@@ -86,7 +86,7 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 	w := d.callWitness(ctx)
 	defer w.dismiss()
 	defer cancel() // a witness that is still being called is not needed
-	return d.dial(ctx, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, d.boundCancels, func(ctx context.Context, s *Session) error {
 		return d.prepare(ctx, s, role, w, commands)
 	})
 }
@@ -95,19 +95,19 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 // in another one. So nothing is set on it, no protection is asked for, and the tokens must be looked at in each
 // transaction that draws one.
 func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session, error) {
-	return d.dial(ctx, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, d.muteCancels, func(ctx context.Context, s *Session) error {
 		s.Pooled, s.Relayed = true, true
 		if d.Portable {
 			s.Heard = time.Now()
 			return s.preparePortable(ctx, commands)
 		}
-		found, err := inspect(ctx, s.PgConn(), nil)
+		found, err := inspect(ctx, s.PgConn(), d.Home)
 		if err != nil {
 			return err
 		}
 		s.Server = found.server
 		s.Heard = time.Now()
-		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
+		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord, askIdentity}, commands...)
 		answers, err := s.fly(ctx, flight)
 		if err != nil {
 			return err
@@ -118,7 +118,14 @@ func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session,
 		if s.Record, err = recordOf(answers[1]); err != nil {
 			return err
 		}
-		return firstFailure(commands, answers[2:])
+		identity, err := answers[2].only()
+		if err != nil {
+			return err
+		}
+		if s.Server.Identity = identity[0]; !found.known {
+			d.Home.looked(s.Server, found.role)
+		}
+		return firstFailure(commands, answers[3:])
 	})
 }
 
@@ -159,8 +166,11 @@ func applicationName(client string) string {
 	return name
 }
 
-// dial opens a connection, makes it ready and lets it in.
-func (d *Dialer) dial(ctx context.Context, prepare func(context.Context, *Session) error) (*Session, error) {
+// dial opens a connection, makes it ready and lets it in. What tame returns it sets once the connection is open: what is dialled from then
+// on are cancel requests.
+func (d *Dialer) dial(
+	ctx context.Context, tame func(*pgx.ConnConfig) *atomic.Bool, prepare func(context.Context, *Session) error,
+) (*Session, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSlow)
 	defer cancel()
 	visit := d.Home.visit()
@@ -168,7 +178,7 @@ func (d *Dialer) dial(ctx context.Context, prepare func(context.Context, *Sessio
 	if err != nil {
 		return nil, err
 	}
-	opened := d.boundCancels(cfg)
+	opened := tame(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, because(ctx, dsn.Connect(err)) // which has the address
@@ -202,27 +212,6 @@ func because(ctx context.Context, err error) error {
 
 // closeRaw ends a connection that somebody may be using.
 func closeRaw(conn *pgx.Conn) { _ = conn.PgConn().Conn().Close() }
-
-// boundCancels bounds what is dialled once the session is open, which is cancel requests. pgx sends one in the
-// background when it gives a connection up, and lets it take 15 s.
-func (d *Dialer) boundCancels(cfg *pgx.ConnConfig) *atomic.Bool {
-	opened := &atomic.Bool{}
-	dial, limit := cfg.DialFunc, min(d.TTL/4, cancelTimeout)
-	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if !opened.Load() {
-			return dial(ctx, network, addr)
-		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		deadline := time.Now().Add(limit)
-		conn, err := dial(ctx, network, addr)
-		if err == nil {
-			err = conn.SetDeadline(deadline)
-		}
-		return conn, err
-	}
-	return opened
-}
 
 // prepare makes a fresh connection fit for its role, in two round trips: one looks, and changes nothing, because the
 // session may turn out to be somebody else's too; one sets, checks what needs the schema, and runs the commands. A pooler

@@ -207,3 +207,25 @@ func TestClose_OnADeadNetwork(t *testing.T) {
 		require.Fail(t, "it is still being closed")
 	}
 }
+
+// A connection through a pooler that is given up sends no cancel request, unlike one of the server's own.
+func TestPooled_SendsNoCancel(t *testing.T) {
+	t.Parallel()
+	dsn := testkit.Migrated(t)
+	for name, dial := range map[string]func(d *session.Dialer) (*session.Session, error){
+		"pooled": func(d *session.Dialer) (*session.Session, error) { return d.DialPooled(t.Context()) },
+		"direct": func(d *session.Dialer) (*session.Session, error) { return d.Dial(t.Context(), session.Holding) },
+	} {
+		proxy, cfg := testkit.Through(t, dsn)
+		s, err := dial(&session.Dialer{Config: cfg, TTL: testkit.Patience})
+		require.NoError(t, err)
+		before := proxy.Dialled()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		_, err = s.PgConn().Exec(ctx, "SELECT pg_sleep(0.2)").ReadAll()
+		require.Error(t, err)
+		<-s.PgConn().CleanupDone()
+		require.Equal(t, name == "direct", proxy.Dialled() > before, name)
+		session.Close(s.Conn)
+	}
+}

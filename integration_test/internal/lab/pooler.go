@@ -30,6 +30,7 @@ type Bouncer struct {
 
 	program string
 	file    string // its configuration
+	log     string // a file
 	cmd     *exec.Cmd
 }
 
@@ -52,6 +53,9 @@ func StartPgBouncer(t *testing.T, dsn, mode string, settings ...string) *Bouncer
 	port, err := pgserver.FreePort()
 	require.NoError(t, err)
 	dir := t.TempDir()
+	log := filepath.Join(dir, "pgbouncer.log")
+	require.NoError(t, os.WriteFile(log, nil, 0o600))
+	require.NoError(t, os.Chmod(log, 0o666)) //nolint:gosec // written by another user
 	config := fmt.Sprintf(`[databases]
 * = host=%[1]s port=%[2]s user=%[3]s%[4]s
 [pgbouncer]
@@ -61,11 +65,14 @@ auth_type = any
 admin_users = %[3]s
 pool_mode = %[6]s
 unix_socket_dir =
+logfile = %[8]s
+log_connections = 0
+log_disconnections = 0
 ignore_startup_parameters = extra_float_digits
 %[7]s
 `, target.Hostname(), target.Port(), target.User.Username(), password, port, mode,
-		strings.Join(append([]string{"default_pool_size = 4"}, settings...), "\n"))
-	b := &Bouncer{program: pgBouncerProgram(t), file: filepath.Join(dir, "pgbouncer.ini")}
+		strings.Join(append([]string{"default_pool_size = 4"}, settings...), "\n"), log)
+	b := &Bouncer{program: pgBouncerProgram(t), log: log, file: filepath.Join(dir, "pgbouncer.ini")}
 	require.NoError(t, os.WriteFile(b.file, []byte(config), 0o644)) //nolint:gosec // read by another user
 	for _, d := range []string{dir, filepath.Dir(dir)} {            // both are the test's own
 		require.NoError(t, os.Chmod(d, 0o755)) //nolint:gosec // read by another user
@@ -128,7 +135,8 @@ func (b *Bouncer) kill(tb testing.TB) {
 	_ = b.cmd.Process.Kill()
 	err := b.cmd.Wait()
 	if status, ok := b.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && (!status.Signaled() || status.Signal() != syscall.SIGKILL) {
-		tb.Logf("PgBouncer had ended by itself: %v", err)
+		said, _ := os.ReadFile(b.log)
+		tb.Logf("PgBouncer had ended by itself: %v\n%s", err, said[max(0, len(said)-4000):])
 	}
 }
 
