@@ -1,4 +1,4 @@
-package poolers
+package ground
 
 import (
 	"context"
