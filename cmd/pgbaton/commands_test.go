@@ -227,17 +227,13 @@ func TestDoctor(t *testing.T) {
 	require.NotContains(t, out, "warning")
 	for _, topic := range []string{
 		"server", "client", "pooler", "protections", "schema", "engine", "privileges", "connections", "lock table", "waiting", "clock", "round trip",
-		"idle transactions", "prepared transactions", "rows",
+		"idle transactions", "prepared transactions", "rows", "stale rows",
 	} {
 		require.Contains(t, out, "ok       "+topic+": ")
 	}
 	require.Empty(t, testkit.Value[string](t, testkit.Connect(t, dsn), "SELECT coalesce(string_agg(engine, ''), '') FROM pgbaton.lock_engine"),
 		"a look records no engine")
 
-	type finding struct {
-		Topic, Level, Says, Do string
-		SQL                    []string
-	}
 	findings := decoded[[]finding](t, dsn, 1, "doctor", "--replicas", "100000")
 	require.Contains(t, findings[7].Do, "max_connections")
 	require.Equal(t, []string{"connections", "warning"}, []string{findings[7].Topic, findings[7].Level})

@@ -31,6 +31,7 @@ func (e *examination) schema() {
 		}
 		return
 	}
+	e.portable = version == session.PortableVersion
 	f := Finding{Topic: "schema", Says: fmt.Sprintf("It has version %d and serves clients from version %d on; this one is %d.",
 		version, oldest, session.ClientVersion)}
 	switch {

@@ -65,6 +65,7 @@ type examination struct {
 
 	ctx      context.Context //nolint:containedctx // of the call
 	conn     *pgx.Conn
+	portable bool // the schema is the portable one
 	findings []Finding
 }
 
@@ -99,6 +100,7 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 		{"idle transactions", e.idleTransactions},
 		{"prepared transactions", e.preparedTransactions},
 		{"rows", e.rows},
+		{"stale rows", e.stale},
 	} {
 		if err := look.check(); err != nil {
 			e.add(Finding{Topic: look.topic, Level: Warning, Says: fmt.Sprintf("It could not be looked at: %v", err)})
@@ -131,6 +133,9 @@ func (e *examination) client() {
 	client, end, err := e.Open(e.ctx)
 	if err != nil {
 		e.add(refusal(err))
+		if errors.Is(err, pgbaton.ErrPooler) {
+			e.add(e.pool())
+		}
 		return
 	}
 	defer end()
@@ -141,6 +146,9 @@ func (e *examination) client() {
 	}
 	e.add(Finding{Topic: "client", Says: fmt.Sprintf("A client can be opened, and takes locks by the engine %q.", d.Engine)})
 	e.add(e.pooler(d))
+	if d.Pooler != "none" {
+		e.add(e.pool())
+	}
 	if len(d.Refused) == 0 {
 		e.add(Finding{Topic: "protections", Says: fmt.Sprintf(
 			"The server frees what a silent client holds after %v.", d.TTL)})
