@@ -31,8 +31,8 @@ func found(t *testing.T, dsn string, status int, topic string) finding {
 func TestDoctor_StaleRows(t *testing.T) {
 	t.Parallel()
 	const none = "There are none: nothing is left of the dead."
-	dsn := testkit.Migrated(t)
 	role := testkit.Role(t)
+	dsn := testkit.Migrated(t)
 	testkit.Run(t, dsn, "SELECT pgbaton.grant_service('"+role+"')")
 	require.Equal(t, none, found(t, dsn, 0, "stale rows").Says)
 	conn := testkit.Connect(t, dsn)

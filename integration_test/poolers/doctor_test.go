@@ -3,6 +3,8 @@ package poolers
 import (
 	"encoding/json"
 	"errors"
+	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -65,7 +67,14 @@ func TestDoctor(t *testing.T) {
 	require.Equal(t, "warning", f.Level)
 	require.Contains(t, f.Do, "max_client_conn: raise it above 52")
 
-	closed := lab.PgBouncer(t, dsn, "transaction", "admin_users = somebody_else")
+	users := filepath.Join(t.TempDir(), "users")
+	for _, dir := range []string{filepath.Dir(users), filepath.Dir(filepath.Dir(users))} { // both are the test's own
+		require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // read by another user
+	}
+	location, err := url.Parse(dsn)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(users, []byte(`"`+location.User.Username()+`" ""`+"\n"), 0o644)) //nolint:gosec // read by another user
+	closed := lab.PgBouncer(t, dsn, "transaction", "auth_type = trust", "auth_file = "+users, "admin_users = somebody_else")
 	f = pool(closed, "--replicas", "12")
 	require.Equal(t, "ok", f.Level)
 	require.Contains(t, f.Says, "The pooler could not be asked for the size of its pool")
