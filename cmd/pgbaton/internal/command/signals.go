@@ -22,6 +22,9 @@ import (
 //	USR1, USR2           | dropped                   | handed on
 //	CONT                 | nothing                   | the command goes on, with the terminal if this process has it
 //
+// A command that the system is executing at that moment has the signal once it runs. After INT, QUIT, TERM and HUP it is killed if that takes
+// long (see await).
+//
 // That is so once a holder has taken all of them ([signals.hold]). Until then, and in calls that run no command, INT and TERM halt, a second
 // one ends the process at once, and the others do what the system has them do. One channel takes them in both times, so none is lost between.
 //
@@ -33,10 +36,11 @@ type signals struct {
 	halted chan struct{} // closed by the first signal to stop
 	settle chan struct{} // answers to the process's own signal, see barrier
 
-	mu      sync.Mutex
-	holds   bool // there is a holder
-	process *supervise.Process
-	stop    syscall.Signal // the first signal to stop; 0 for none
+	mu       sync.Mutex
+	holds    bool // there is a holder
+	process  *supervise.Process
+	starting bool           // the system has not executed the command yet
+	stop     syscall.Signal // the first signal to stop; 0 for none
 }
 
 func takeSignals() *signals {
@@ -99,7 +103,7 @@ func (s *signals) take(sig syscall.Signal) {
 	case running:
 		s.process.Signal(sig)
 	}
-	if ends := sig == syscall.SIGINT || sig == syscall.SIGQUIT || sig == syscall.SIGTERM; s.stop == 0 && (ends || sig == syscall.SIGHUP && !running) {
+	if ends := sig == syscall.SIGINT || sig == syscall.SIGQUIT || sig == syscall.SIGTERM; s.stop == 0 && (ends || sig == syscall.SIGHUP && (!running || s.starting)) {
 		s.stop = sig
 		close(s.halted)
 		if !s.holds {
@@ -154,6 +158,57 @@ var errSilent = errors.New("the server was silent")
 // start starts a command for a life that ends when until says, unless a signal to stop has come to this process, or what the command is to run
 // under is lost: this process may have stood still since it was granted.
 func (s *signals) start(cmd supervise.Command, g grant, until func() time.Time) (*supervise.Process, error) {
+	p, err := s.begin(cmd, g, until)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.await(p, g, until); err != nil {
+		s.finish()
+		return nil, err
+	}
+	s.mu.Lock()
+	s.starting = false
+	s.mu.Unlock()
+	return p, nil
+}
+
+// startPatience is how long the system may take to execute a command after a signal to stop.
+const startPatience = time.Second
+
+// await waits until the system has executed a command. Where the program is on a network that is dead, that does not happen: the command is killed
+// when what it is to run under is lost, when its life ends, and shortly after a signal to stop, which it has as well.
+func (s *signals) await(p *supervise.Process, g grant, until func() time.Time) error {
+	var tooLate <-chan time.Time
+	for halted, lost := s.halted, g.Done(); ; {
+		select {
+		case <-p.Starting():
+			err := p.Started()
+			if err == nil || !errors.Is(err, supervise.ErrUnexecuted) {
+				return err
+			}
+			if halted := s.halt(); halted != nil {
+				return halted
+			}
+			if g.Err() != nil {
+				return &lostError{g.Err()}
+			}
+			if !until().After(time.Now()) {
+				return &lostError{errSilent}
+			}
+			return err
+		case <-halted:
+			halted, tooLate = nil, time.After(startPatience)
+		case <-lost:
+			lost = nil
+			p.Kill()
+		case <-tooLate:
+			p.Kill()
+		}
+	}
+}
+
+// begin is the first part of start.
+func (s *signals) begin(cmd supervise.Command, g grant, until func() time.Time) (*supervise.Process, error) {
 	s.barrier()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,11 +221,11 @@ func (s *signals) start(cmd supervise.Command, g grant, until func() time.Time) 
 	if err := g.Err(); err != nil {
 		return nil, &lostError{err}
 	}
-	p, err := supervise.Start(cmd)
+	p, err := supervise.Begin(cmd)
 	if err != nil {
 		return nil, err
 	}
-	s.process = p
+	s.process, s.starting = p, true
 	return p, nil
 }
 
@@ -178,7 +233,7 @@ func (s *signals) start(cmd supervise.Command, g grant, until func() time.Time) 
 func (s *signals) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.process = nil
+	s.process, s.starting = nil, false
 }
 
 // barrierTimeout ends a wait for a signal that the system has lost.

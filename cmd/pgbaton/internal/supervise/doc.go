@@ -26,6 +26,7 @@
 // processes by this package alone.
 //
 //	state      | event                              | then
+//	starting   | end of the life, kill, no caller   | killing; on Linux the keeper gets KILL, and the command with it
 //	starting   | the command cannot be executed     | gone, with the system's error
 //	starting   | it is executed                     | running
 //	running    | signal                             | running; the group has it, and CONT if it is to end the command
@@ -49,6 +50,7 @@
 //	keeper and caller killed together   | the command is killed, its children live on | all live on | all are killed
 //	children in groups of their own     | killed | live on   | killed
 //	suspended machine counts as silence | yes   | no         | no keeper
+//	program on a dead network: life ends | yes  | no         | no
 //
 // What it does not: a process of another user (sudo) cannot be killed, and is left; the caller is told. A process in an uninterruptible
 // wait of the kernel is waited for.

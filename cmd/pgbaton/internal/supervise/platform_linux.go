@@ -27,6 +27,9 @@ func adopt() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 // dieWithParent has the kernel kill the command when the keeper's thread ends.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
 
+// dieTogether says that the command does not outlive its keeper.
+const dieTogether = true
+
 // killAdopted kills this process's children, and returns how many were there and how many could not be killed. Children
 // of children come to this process when their parents are gone.
 func killAdopted() (there, refused int) {

@@ -27,6 +27,8 @@ func adopt() {}
 
 func dieWithParent(*syscall.SysProcAttr) {}
 
+const dieTogether = false
+
 func killAdopted() (there, refused int) { return 0, 0 }
 
 type kin struct{}

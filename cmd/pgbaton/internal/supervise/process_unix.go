@@ -20,12 +20,12 @@ type system struct {
 	keeper *os.Process
 	kin    kin
 
-	started chan error // the keeper's first report, nil if the command is executed
-
 	writing sync.Mutex // of orders: a keeper that is stopped takes none when its pipe is full
 	orders  *os.File
 
 	mu         sync.Mutex
+	reported   bool  // the keeper has said what became of the start, or is gone
+	abandoned  bool  // the command was killed before that
 	group      int   // 0 before the command is executed, and when it is gone
 	until      int64 // the end of the command's life
 	overdue    bool  // the command was killed at that time
@@ -36,20 +36,16 @@ type system struct {
 // orderTimeout bounds the time that an order may take. A keeper that reads none is stopped, and has work for as long as the pipe is full.
 const orderTimeout = time.Second
 
-// Start starts a command. The error is a [*RunError] if the system does not execute it.
-func Start(cmd Command) (*Process, error) {
-	p := &Process{done: make(chan struct{})}
-	p.system.started = make(chan error, 1)
+// Begin has a keeper start a command, and does not wait until the system has executed it: where the program is on a network that is dead, that
+// can take for ever. The command's life counts from now on.
+func Begin(cmd Command) (*Process, error) {
+	p := &Process{started: make(chan struct{}), done: make(chan struct{})}
 	p.system.foreground = isTerminal(cmd.Stdin) && isTerminal(cmd.Stdout) && inForeground()
 	reports, err := p.system.startKeeper(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("start the keeper of the command: %w", err)
 	}
-	go p.listen(reports)
-	if err := <-p.system.started; err != nil {
-		<-p.done
-		return nil, &RunError{Name: cmd.Args[0], Err: err}
-	}
+	go p.listen(reports, cmd.Args[0])
 	go p.watch()
 	return p, nil
 }
@@ -133,18 +129,16 @@ func closeAll(fds ...int) {
 }
 
 // listen takes the keeper's reports until it is gone.
-func (p *Process) listen(reports *os.File) {
+func (p *Process) listen(reports *os.File, name string) {
 	gone := false
-	first := true
+	var failed error
 	err := receive(reports, func(m message) bool {
 		switch m.word {
 		case reportStarted:
-			p.system.setGroup(int(m.number(0)))
-			p.system.started <- nil
-			first = false
+			p.system.begun(int(m.number(0)))
+			close(p.started)
 		case reportFailed:
-			p.system.started <- syscall.Errno(m.number(0))
-			first, gone = false, true
+			failed, gone = syscall.Errno(m.number(0)), true
 		case reportStopped:
 			p.system.stopped(syscall.Signal(m.number(0)))
 		case reportGone:
@@ -161,16 +155,34 @@ func (p *Process) listen(reports *os.File) {
 		p.result = Result{Status: StatusSignalled + int(unix.SIGKILL), Broken: err}
 	}
 	p.result.Left += p.system.end(!gone)
-	if first {
-		p.system.started <- p.result.Broken
-	}
 	close(p.done)
+	select {
+	case <-p.started:
+		return
+	default:
+	}
+	switch {
+	case failed != nil:
+	case p.system.wasAbandoned():
+		failed = ErrUnexecuted
+	default:
+		failed = p.result.Broken
+	}
+	p.failed = &RunError{Name: name, Err: failed}
+	close(p.started)
 }
 
-func (s *system) setGroup(group int) {
+// begun notes that the command is executed.
+func (s *system) begun(group int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.group = group
+	s.group, s.reported = group, true
+}
+
+func (s *system) wasAbandoned() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.abandoned
 }
 
 // end takes leave of the keeper. If it is broken, it is killed, and what it has left after it; end returns how many processes of other users
@@ -294,13 +306,21 @@ func (s *system) isOverdue() bool {
 	return s.overdue
 }
 
-// kill has the keeper kill all that it keeps. One that is stopped goes on for that, and the group does not wait for it.
+// kill has the keeper kill all that it keeps. One that is stopped goes on for that, and the group does not wait for it. A keeper that is starting
+// the command takes no orders before the system has executed that: it is killed itself, and the kernel kills the command after it before the
+// command's first instruction. Where the kernel does not do that, the order waits for the keeper.
 func (s *system) kill() {
 	s.mu.Lock()
 	if s.group != 0 {
 		_ = unix.Kill(-s.group, unix.SIGKILL)
 	}
+	abandon := !s.reported && dieTogether
+	s.abandoned = s.abandoned || !s.reported
 	s.mu.Unlock()
+	if abandon {
+		_ = s.keeper.Kill()
+		return
+	}
 	s.order(orderKill)
 	_ = s.keeper.Signal(unix.SIGCONT)
 }

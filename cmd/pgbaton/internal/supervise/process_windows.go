@@ -30,8 +30,8 @@ type system struct {
 // patrol is how often the command's life is looked at.
 const patrol = 20 * time.Millisecond
 
-// Start starts a command. The error is a [*RunError] if the system does not execute it.
-func Start(cmd Command) (*Process, error) {
+// Begin starts a command. The error is a [*RunError] if the system does not execute it.
+func Begin(cmd Command) (*Process, error) {
 	job, err := newJob()
 	if err != nil {
 		return nil, fmt.Errorf("make a job object: %w", err)
@@ -54,7 +54,8 @@ func Start(cmd Command) (*Process, error) {
 		_ = windows.CloseHandle(job)
 		return nil, fmt.Errorf("put the command into a job object: %w", err)
 	}
-	p := &Process{done: make(chan struct{})}
+	p := &Process{started: make(chan struct{}), done: make(chan struct{})}
+	close(p.started)
 	p.system.process, p.system.job = process, job
 	p.system.until, p.system.grace = time.Now().Add(cmd.Life), cmd.Grace
 	go p.wait()

@@ -71,11 +71,38 @@ func Find(name string) (string, error) {
 	return path, nil
 }
 
-// Process is a command that was started.
+// ErrUnexecuted means that a command was killed before the system had executed it.
+var ErrUnexecuted = errors.New("the system has not executed it in time")
+
+// Process is a command that was started, or is being started.
 type Process struct {
-	done   chan struct{}
-	result Result // valid when done is closed
-	system system
+	started chan struct{}
+	failed  error // why the command was not executed; valid when started is closed
+	done    chan struct{}
+	result  Result // valid when done is closed
+	system  system
+}
+
+// Start starts a command, and waits until the system has executed it. The error is a [*RunError] if the system does not execute it.
+func Start(cmd Command) (*Process, error) {
+	p, err := Begin(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Started(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Starting is closed when the system has executed the command, and when it was not executed and nothing of it is left.
+func (p *Process) Starting() <-chan struct{} { return p.started }
+
+// Started waits for that, and returns why the command was not executed, a [*RunError]; nil if it was. The error matches [ErrUnexecuted] if the
+// command was killed before.
+func (p *Process) Started() error {
+	<-p.started
+	return p.failed
 }
 
 // Done is closed when no process of the command is left.
