@@ -251,7 +251,9 @@ func (c *Client) Close(ctx context.Context) error {
 	err := c.locks.Close(ctx)
 	c.waits.Close(ctx)
 	if c.registry != nil {
-		c.answerer.Load().Close()
+		if a := c.answerer.Load(); a != nil {
+			a.Close()
+		}
 		c.registry.Close(ctx, err == nil)
 	}
 	err = also(err, c.sidecar.Close(ctx))

@@ -10,15 +10,20 @@ import (
 	"github.com/pgbaton/pgbaton/internal/semaphore"
 )
 
-// newRegistry makes what publishes the names of what the client holds and waits for; nil where there is no connection for it, or no table.
+// newRegistry makes what publishes the names of what the client holds and waits for; nil where there is no connection for it. In the portable schema
+// it publishes the client's host and process alone.
 func (c *Client) newRegistry() *registry.Registry {
-	if c.cfg.MaxConns <= minMaxConns || c.dialer.Portable {
+	if c.cfg.MaxConns <= minMaxConns {
 		return nil
+	}
+	walk := c.walk
+	if c.dialer.Portable {
+		walk = c.walkHeld
 	}
 	host, _ := os.Hostname() // without one there is the name
 	return registry.New(registry.Config{
 		Session: c.sidecar, Name: c.cfg.Name, Host: host, Process: os.Getpid(), Pooled: c.pooled != nil,
-		Walk: c.walk, Room: c.room, Report: c.journal.Report,
+		Walk: walk, Room: c.room, Report: c.journal.Report,
 		Listen: c.listen,
 	})
 }
@@ -38,7 +43,7 @@ func (c *Client) room(pressing bool) bool {
 
 // newAnswerer makes what gives back what operators ask for; nil where there is no connection for it, or no table.
 func (c *Client) newAnswerer() *registry.Answerer {
-	if c.registry == nil {
+	if c.registry == nil || c.dialer.Portable {
 		return nil
 	}
 	return registry.NewAnswerer(registry.AnswererConfig{
@@ -88,6 +93,16 @@ func (c *Client) walk(visit func(registry.Entry)) {
 			e.Client = holder
 		}
 		visit(e)
+	})
+}
+
+// walkHeld is walk for the portable schema: what is held has a row of its own there, and what waits has none.
+func (c *Client) walkHeld(visit func(registry.Entry)) {
+	c.walk(func(e registry.Entry) {
+		if !e.Waits {
+			e.Listed = true
+			visit(e)
+		}
 	})
 }
 

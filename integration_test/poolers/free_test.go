@@ -2,6 +2,7 @@ package poolers
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -55,6 +56,12 @@ func TestFree(t *testing.T) {
 	require.NoError(t, err)
 	permit, err := sem.Acquire(ctx, 1)
 	require.NoError(t, err)
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	testkit.Eventually(t, "it is listed where the holder runs", func() bool {
+		l := held(&pgbaton.LockFilter{Key: lock.Key()})
+		return l.Client == "holder" && l.Host == host && l.Process == os.Getpid()
+	})
 	l := held(&pgbaton.LockFilter{Key: lock.Key()})
 	would, err := operator.Free(ctx, l, &pgbaton.FreeOpts{DryRun: true, EndSession: true})
 	require.NoError(t, err)

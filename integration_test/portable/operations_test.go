@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -117,15 +119,36 @@ func listing(p *place) {
 	require.Len(p, found, 1)
 	require.Equal(p, pgbaton.LockInfo{
 		State: "held", Kind: "lock", Name: "listed", Key: lock.Key(), Permits: 1, Token: lock.Token(), Since: found[0].Since,
-		Client: "one", Holder: found[0].Holder,
+		Client: "one", Host: found[0].Host, Process: found[0].Process, Holder: found[0].Holder,
 	}, found[0])
 	require.False(p, found[0].Since.IsZero())
 	_, err = p.two.Free(p.ctx, found[0], nil)
 	require.ErrorIs(p, err, pgbaton.ErrUnsupportedServer)
+	sem, err := p.one.Semaphore(p.ctx, "listed", 1)
+	require.NoError(p, err)
+	permit, err := sem.Acquire(p.ctx, 1)
+	require.NoError(p, err)
+	reader := p.acquired(p.one.AcquireShared(p.ctx, pgbaton.Name("listed/shared")))
+	p.locates("one", 3)
+	require.NoError(p, reader.Release(p.ctx))
+	require.NoError(p, permit.Release(p.ctx))
 	require.NoError(p, lock.Release(p.ctx))
 	found, err = p.two.Locks(p.ctx, nil)
 	require.NoError(p, err)
 	require.Empty(p, found)
+}
+
+// locates waits until it is listed of all that is held where its client runs, which says so when something has lasted for a second.
+func (p *place) locates(client string, held int) {
+	p.Helper()
+	host, err := os.Hostname()
+	require.NoError(p, err)
+	testkit.Eventually(p.T, "host and process are listed", func() bool {
+		found, err := p.two.Locks(p.ctx, &pgbaton.LockFilter{Client: client})
+		require.NoError(p, err)
+		require.Len(p, found, held)
+		return !slices.ContainsFunc(found, func(l pgbaton.LockInfo) bool { return l.Host != host || l.Process != os.Getpid() })
+	})
 }
 
 func sets(p *place) {

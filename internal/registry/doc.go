@@ -18,7 +18,8 @@
 //
 // It decides nothing: who holds what is known to the server, and the rows give names to that. A hand-over within the process of which
 // both holders had the lock for less than a second leaves no trace. Where leases are rows with a name, a token and a holder, they are not published again; their waiters
-// are. Waits that are watched for deadlocks are published by package waitgraph, in the same table.
+// are, and a row of the client itself, with its host and its process, by the ids of the holders that it is. That row is written once for as long as
+// the ids are the same, however many leases come and go. Waits that are watched for deadlocks are published by package waitgraph, in the same table.
 //
 // # The states of a grant
 //
@@ -36,6 +37,8 @@
 //   - changed: a walk finds it held that waited, at another session, or, of a wait for several keys, at the next of them.
 //   - not found: a walk does not find it.
 //   - failed: the statement that published it, or another one after it, was not answered: nobody knows which rows there are.
+//
+// A grant that is listed elsewhere is published, in this table, with the row of its client alone.
 //
 // More are the grants beyond [Most], which are counted. To withdraw a row is to delete it with the next statement; anew says that the next
 // statement deletes all rows of the client before it adds those that are to be there.

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/pgbaton/pgbaton/internal/advisory"
@@ -29,7 +30,7 @@ type Entry struct {
 	Shared  bool
 	Permits int
 	Token   int64
-	Listed  bool  // it has a row elsewhere, and needs none here
+	Listed  bool  // it has a row elsewhere, and needs none here but its client's
 	Client  int64 // the id under which the server knows whose it is; 0 if it does not
 }
 
@@ -60,6 +61,8 @@ type Registry struct {
 	lasting  bool    // it has found something held as the one before did
 	marks    map[any]mark
 	rows     int     // published
+	told     []int64 // the ids with which the client's own row was published; none if there is no such row
+	strange  bool    // the last walk has found something lasting whose id is not among them
 	gone     []int64 // rows to be withdrawn
 	unlisted int     // as it was published
 	doubt    bool    // nobody knows which rows there are
@@ -79,6 +82,7 @@ type Registry struct {
 type mark struct {
 	waits  bool
 	client int64
+	listed bool // it lasts, and its row is elsewhere
 	key    advisory.Key
 	walk   int       // the last that found it
 	first  time.Time // when the first walk has found it so
@@ -118,8 +122,8 @@ func (r *Registry) step(now time.Time) {
 		r.cfg.Listen()
 	}
 	touch := r.cfg.Pooled && r.rows > 0 && now.Sub(r.said) >= touchEvery
-	moved := r.rows > 0 && r.cfg.Session.Known() != 0 && r.cfg.Session.Known() != r.spoke
-	if len(fresh) == 0 && len(r.gone) == 0 && unlisted == r.unlisted && !r.doubt && !touch && !moved {
+	moved := len(r.told) > 0 && r.cfg.Session.Known() != 0 && r.cfg.Session.Known() != r.spoke
+	if len(fresh) == 0 && len(r.gone) == 0 && unlisted == r.unlisted && !r.doubt && !touch && !moved && !r.strange {
 		return
 	}
 	if r.misses > 0 && r.walk < r.next {
@@ -148,7 +152,7 @@ func (r *Registry) step(now time.Time) {
 // look walks, and returns what is to be published, and how many more there are than may be.
 func (r *Registry) look(now time.Time) (fresh []Entry, unlisted int) {
 	r.walk++
-	r.lasting = false
+	r.lasting, r.strange = false, false
 	clear(r.found) // they keep grants from being collected
 	r.found = r.found[:0]
 	r.cfg.Walk(func(e Entry) { r.found = append(r.found, e) })
@@ -162,11 +166,13 @@ func (r *Registry) look(now time.Time) (fresh []Entry, unlisted int) {
 			r.marks[e.Grant] = mark{waits: e.Waits, client: e.Client, key: e.Key, walk: r.walk, first: now}
 			continue
 		}
-		m.walk = r.walk
+		m.walk, m.listed = r.walk, e.Listed
 		r.marks[e.Grant] = m
 		r.lasting = r.lasting || !e.Waits
 		switch {
-		case m.row != 0, e.Listed:
+		case e.Listed:
+			r.strange = r.strange || len(r.told) < mostIDs && !slices.Contains(r.told, e.Client)
+		case m.row != 0:
 		case r.rows+len(fresh) < Most:
 			fresh = append(fresh, e)
 		default:
@@ -196,7 +202,7 @@ func (r *Registry) fail(err error) {
 		m.row = 0
 		r.marks[grant] = m
 	}
-	r.rows, r.gone, r.doubt = 0, r.gone[:0], true
+	r.rows, r.told, r.gone, r.doubt = 0, nil, r.gone[:0], true
 	if r.misses == 0 && r.ctx.Err() == nil {
 		r.cfg.Report("what is held cannot be published by name at the moment", err)
 	}
@@ -223,7 +229,7 @@ func (r *Registry) Close(ctx context.Context, answered bool) {
 
 // clear withdraws all rows.
 func (r *Registry) clear(ctx context.Context) {
-	if r.rows == 0 && len(r.gone) == 0 && !r.doubt {
+	if len(r.told) == 0 && len(r.gone) == 0 && !r.doubt {
 		return
 	}
 	clear(r.marks)

@@ -301,6 +301,61 @@ func TestRegistry(t *testing.T) {
 		require.Equal(t, 24, d.table.statements)
 		require.Equal(t, 3, d.table.sweeps)
 	})
+	t.Run("SaysWhoHasWhatIsListedElsewhere", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		lease := func(client int64) Entry {
+			e := held("a")
+			e.Listed, e.Client = true, client
+			return e
+		}
+		d.here = []Entry{lease(11)}
+		d.tick()
+		require.Zero(t, d.table.statements, "it may be short")
+		for range 5 {
+			d.tick()
+		}
+		require.Equal(t, 1, d.table.statements)
+		require.Equal(t, "{11,1}", d.table.ids)
+		require.Empty(t, d.published())
+		d.here = nil
+		d.tick()
+		for range 5 { // others, that come and go
+			d.here = []Entry{lease(11), lease(11)}
+			d.tick()
+			d.tick()
+		}
+		require.Equal(t, 1, d.table.statements, "once")
+		d.here = []Entry{held("b"), d.here[0]}
+		d.tick()
+		d.tick()
+		d.here = d.here[1:]
+		d.tick()
+		require.Equal(t, 3, d.table.statements, "a row that came and went")
+		require.Equal(t, "{11,1}", d.table.ids, "and did not take the client's with it")
+		d.here = []Entry{lease(12)} // another session has taken the leases over
+		d.tick()
+		d.tick()
+		require.Equal(t, 4, d.table.statements)
+		require.Equal(t, "{12,1}", d.table.ids)
+		d.Stop(t.Context())
+		require.Equal(t, 5, d.table.statements)
+		require.Equal(t, "{}", d.table.ids)
+	})
+	t.Run("SaysAgainWhoHasItWhenAnAnswerIsLost", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		d.here = []Entry{held("a")}
+		d.here[0].Listed = true
+		d.tick()
+		d.table.failure = errCut
+		d.tick()
+		d.tick()
+		d.tick()
+		d.tick()
+		require.Equal(t, 2, d.table.statements)
+		require.Equal(t, []error{errCut}, d.causes())
+	})
 	t.Run("LeavesNothing", func(t *testing.T) {
 		t.Parallel()
 		d := newDesk(t)

@@ -50,8 +50,9 @@ func (r *Registry) send(ctx context.Context, fresh []Entry, unlisted int, sweep 
 		permits, tokens = append(permits, int32(e.Permits)), append(tokens, e.Token) //nolint:gosec // at most 10,000
 		ages = append(ages, now.Sub(r.marks[e.Grant].first).Milliseconds())
 	}
+	ids := r.ids(fresh)
 	answer, err := r.cfg.Session.Query(ctx, &stmtPublish,
-		pgtext.Int(r.publisher), pgtext.Int(int64(r.walk)), pgtext.Ints(r.ids(fresh)), []byte(r.cfg.Name), []byte(r.cfg.Host), pgtext.Int(int64(r.cfg.Process)),
+		pgtext.Int(r.publisher), pgtext.Int(int64(r.walk)), pgtext.Ints(ids), []byte(r.cfg.Name), []byte(r.cfg.Host), pgtext.Int(int64(r.cfg.Process)),
 		pgtext.Int(int64(unlisted)), pgtext.Bool(r.doubt), pgtext.Bool(sweep), pgtext.Ints(r.gone),
 		pgtext.Ints(clients), pgtext.Bools(waits), pgtext.Texts(kinds), pgtext.Texts(names), pgtext.Ints(keys), pgtext.Bools(pairs),
 		pgtext.Bools(shared), pgtext.Ints(permits), pgtext.Ints(tokens), pgtext.Ints(ages))
@@ -65,10 +66,13 @@ func (r *Registry) send(ctx context.Context, fresh []Entry, unlisted int, sweep 
 	if err == nil && len(rows) != len(fresh) {
 		err = pgtext.ErrAnswer
 	}
+	if err == nil {
+		r.told = ids
+	}
 	return rows, err
 }
 
-// ids are those under which the client holds and waits for what is published, each once.
+// ids are those under which the client holds and waits for what is published, or is listed elsewhere and lasts, each once.
 func (r *Registry) ids(fresh []Entry) []int64 {
 	known := map[int64]bool{}
 	var ids []int64
@@ -82,7 +86,7 @@ func (r *Registry) ids(fresh []Entry) []int64 {
 		add(e.Client)
 	}
 	for _, m := range r.marks {
-		if m.row != 0 {
+		if m.row != 0 || m.listed {
 			add(m.client)
 		}
 	}

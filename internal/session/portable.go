@@ -11,7 +11,7 @@ import (
 )
 
 // PortableVersion is [ClientVersion] for the portable set of migrations, which counts by itself.
-const PortableVersion = 2
+const PortableVersion = 3
 
 // PortableError reports that the database has the portable schema. It matches [lockerr.UnsupportedServer]: there are no sessions to hold
 // locks there.
