@@ -65,7 +65,7 @@ func (b *batch[O]) accept(msg pgproto3.BackendMessage) (bool, error) {
 	case *pgproto3.ErrorResponse:
 		b.err = pgconn.ErrorResponseToPgError(msg)
 	case *pgproto3.ReadyForQuery:
-		if !b.echo.heard() {
+		if !b.echo.heard() && (b.err == nil || !session.Passing(b.err)) { // a foreign answer of that kind shows itself by the next one
 			return false, session.ErrForeign
 		}
 		if b.err != nil {

@@ -32,6 +32,19 @@ func TestPipeline_ForeignAnswer(t *testing.T) {
 	}
 }
 
+// An error that any statement may meet is refused as one's own. If it was somebody else's, the answer after it shows that.
+func TestPipeline_ForeignConflict(t *testing.T) {
+	t.Parallel()
+	f := open(t, time.Minute, true)
+	f.sendBehindItsBack("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'serialization_failure'; END $$")
+	first := newCall(&stmtCount)
+	f.do(first)
+	require.ErrorIs(t, first.err, ErrRetry)
+	f.Submit(newCall(&stmtCount))
+	f.Attend()
+	require.ErrorIs(t, f.waitLost(), session.ErrForeign)
+}
+
 // sendBehindItsBack has the server answer what the pipeline has not sent.
 func (f *fixture) sendBehindItsBack(sql string) {
 	f.t.Helper()

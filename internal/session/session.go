@@ -358,7 +358,7 @@ func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, e
 	number := Number()
 	sql = "SELECT " + strconv.FormatInt(number, 10) + ";" + sql
 	results, err := conn.Exec(ctx, sql).ReadAll()
-	for attempt := 1; attempt < patience && passing(err); attempt++ {
+	for attempt := 1; attempt < patience && Passing(err); attempt++ {
 		if conn.TxStatus() != 'I' {
 			return nil, err
 		}
