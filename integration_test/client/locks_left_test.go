@@ -3,6 +3,8 @@ package client
 import (
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -115,13 +117,15 @@ func TestLocks_OfTheDead(t *testing.T) {
 	require.NoError(t, busy.Release(ctx))
 }
 
-// A client with private names publishes numbers.
+// A client with private names publishes numbers, and its own name, host and process.
 func TestLocks_Private(t *testing.T) {
 	t.Parallel()
 	dsn := testkit.Migrated(t)
 	conn := testkit.Connect(t, dsn)
 	ctx := testkit.Context(t)
-	a := testclient.New(t, dsn, &pgbaton.Config{Private: true})
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	a := testclient.New(t, dsn, &pgbaton.Config{Private: true, Name: "anna"})
 	outer, err := a.Acquire(ctx, pgbaton.Name("secret"))
 	require.NoError(t, err)
 	taken, err := a.Acquire(ctx, pgbaton.Name("secret too"))
@@ -129,10 +133,14 @@ func TestLocks_Private(t *testing.T) {
 	got := background(t, func() (*pgbaton.Lock, error) { return a.Acquire(outer.Context(), pgbaton.Name("secret too")) })
 	for key, holders := range map[string]int{"secret": 2, "secret too": 1} { // its own and those of what it is behind
 		found := listed(t, a, &pgbaton.LockFilter{Key: pgbaton.Name(key)}, key, func(all []pgbaton.LockInfo) bool {
-			return count(all, "held") == holders && count(all, "waiting") == 1 && all[0].Token != 0
+			return count(all, "held") == holders && count(all, "waiting") == 1 && all[0].Token != 0 &&
+				!slices.ContainsFunc(all, func(l pgbaton.LockInfo) bool { return l.Host == "" })
 		})
 		for _, l := range found {
 			require.Empty(t, l.Name)
+			require.Equal(t, "anna", l.Client)
+			require.Equal(t, host, l.Host)
+			require.Equal(t, os.Getpid(), l.Process)
 		}
 	}
 	require.Zero(t, testkit.Value[int](t, conn, `SELECT count(*)::int FROM (
