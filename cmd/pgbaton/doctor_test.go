@@ -15,9 +15,10 @@ type finding struct {
 	SQL                    []string
 }
 
-// found returns what a doctor says of a topic.
-func found(t *testing.T, dsn string, status int, topic string) finding {
+// staleRows returns what a doctor says of stale rows.
+func staleRows(t *testing.T, dsn string, status int) finding {
 	t.Helper()
+	const topic = "stale rows"
 	for _, f := range decoded[[]finding](t, dsn, status, "doctor") {
 		if f.Topic == topic {
 			return f
@@ -34,7 +35,7 @@ func TestDoctor_StaleRows(t *testing.T) {
 	role := testkit.Role(t)
 	dsn := testkit.Migrated(t)
 	testkit.Run(t, dsn, "SELECT pgbaton.grant_service('"+role+"')")
-	require.Equal(t, none, found(t, dsn, 0, "stale rows").Says)
+	require.Equal(t, none, staleRows(t, dsn, 0).Says)
 	conn := testkit.Connect(t, dsn)
 	const long = "clock_timestamp() - interval '3 hours'"
 	testkit.Exec(t, conn, `
@@ -45,7 +46,7 @@ func TestDoctor_StaleRows(t *testing.T) {
 		INSERT INTO pgbaton.lease (key, pair, last, holder, token, expires_at, length)
 		VALUES (1, false, 1, -5, 1, `+long+`, 15000), (2, false, 1, -5, 1, clock_timestamp() - interval '1 minute', 15000)`)
 
-	f := found(t, dsn, 1, "stale rows")
+	f := staleRows(t, dsn, 1)
 	require.Equal(t, "warning", f.Level)
 	for _, says := range []string{"3 of registry, the oldest from ", "2 of leases, the oldest from ", "1 of connections, the oldest from "} {
 		require.Contains(t, f.Says, says)
@@ -54,12 +55,12 @@ func TestDoctor_StaleRows(t *testing.T) {
 
 	// A service cannot see them, and is told so.
 	as := testkit.As(t, dsn, role)
-	require.Contains(t, found(t, as, 0, "stale rows").Says, "cannot be counted")
+	require.Contains(t, staleRows(t, as, 0).Says, "cannot be counted")
 
 	// What a client that runs will sweep is no fault. Of the leases nobody but the lease engine's clients takes care.
 	held := call(t, dsn, "run", "k", "--", "sh", "-c", "echo ready; exec sleep 999")
 	require.Equal(t, "ready", held.line(t))
-	f = found(t, dsn, 1, "stale rows")
+	f = staleRows(t, dsn, 1)
 	require.Equal(t, []string{"SELECT pgbaton.tend_leases()"}, f.SQL)
 	require.NoError(t, held.Process.Kill())
 	held.requireStatus(t, -1)
@@ -67,7 +68,7 @@ func TestDoctor_StaleRows(t *testing.T) {
 	for _, sql := range []string{"SELECT count(*) FROM pgbaton.list_locks()", "SELECT pgbaton.tend_leases()"} {
 		testkit.Run(t, as, sql)
 	}
-	f = found(t, dsn, 0, "stale rows")
+	f = staleRows(t, dsn, 0)
 	require.Contains(t, f.Says, "1 of leases, the oldest from ", "it is too young to be swept")
 	require.Empty(t, f.SQL)
 }
@@ -81,9 +82,9 @@ func TestDoctor_StaleRowsOfThePortableSchema(t *testing.T) {
 	testkit.Exec(t, conn, `
 		INSERT INTO pgbaton.lease (key, pair, last, holder, token, expires_at, length)
 		VALUES (1, false, 1, -5, 1, clock_timestamp() - interval '3 hours', 15000)`)
-	f := found(t, dsn, 1, "stale rows")
+	f := staleRows(t, dsn, 1)
 	require.Contains(t, f.Says, "1 of leases, the oldest from ")
 	require.Equal(t, []string{"SELECT pgbaton.tend_leases()"}, f.SQL)
 	testkit.Run(t, dsn, f.SQL[0])
-	require.Equal(t, "There are none: nothing is left of the dead.", found(t, dsn, 1, "stale rows").Says)
+	require.Equal(t, "There are none: nothing is left of the dead.", staleRows(t, dsn, 1).Says)
 }

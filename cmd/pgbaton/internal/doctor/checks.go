@@ -31,13 +31,18 @@ func (e *examination) schema() {
 		}
 		return
 	}
-	e.portable = version == session.PortableVersion
-	f := Finding{Topic: "schema", Says: fmt.Sprintf("It has version %d and serves clients from version %d on; this one is %d.",
-		version, oldest, session.ClientVersion)}
+	var reason string
+	e.portable = e.conn.QueryRow(e.ctx, "SELECT pgbaton.portable_reason()").Scan(&reason) == nil // which the full schema has not
+	needs, set := session.ClientVersion, "It"
+	if e.portable {
+		needs, set = session.PortableVersion, "It is the portable one, which"
+	}
+	f := Finding{Topic: "schema", Says: fmt.Sprintf("%s has version %d and serves clients from version %d on; this one is %d.",
+		set, version, oldest, needs)}
 	switch {
-	case oldest > session.ClientVersion:
+	case oldest > needs:
 		f.Level, f.Do = Error, "Use a newer release of the program."
-	case version < session.ClientVersion && version != session.PortableVersion:
+	case version < needs:
 		f.Level, f.Do = Error, "Run the migrations: pgbaton migrate up"
 	}
 	e.add(f)
