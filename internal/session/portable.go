@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 )
 
 // PortableVersion is [ClientVersion] for the portable set of migrations, which counts by itself.
@@ -33,11 +34,14 @@ var errPortable = errors.New("the schema is the portable one")
 
 var readPortable = Command{What: "read why the schema is the portable one", SQL: "SELECT pgbaton.portable_reason()"}
 
-// findPortable returns what is to be said of a portable schema, nil if there is none that the role may use.
+// findPortable returns what is to be said of a portable schema, nil if there is none that the role may use; or why it cannot be known.
 func findPortable(ctx context.Context, conn *pgconn.PgConn) error {
 	row, err := queryRow(ctx, conn, readPortable.SQL)
-	if err != nil {
+	if pgerr.Code(err) != "" {
 		return nil // the first look has the better error
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", readPortable.What, err)
 	}
 	return &PortableError{Reason: row[0]}
 }
