@@ -88,7 +88,7 @@ func distributed() (list []ground) {
 
 const (
 	quorum = 5 * time.Millisecond
-	seed   = 20261127
+	seed   = 20261128
 )
 
 func bouncer(t *testing.T, dsn string) string {
