@@ -75,7 +75,7 @@ func (c *Client) acquire(ctx context.Context, key Key, mode advisory.Mode, try b
 	if try {
 		hold, err = c.locks.Acquire(ctx, c.named(key), mode, true)
 	} else {
-		hold, err = c.wait(ctx, key, mode)
+		hold, err = c.wait(ctx, key, advisory.Single, mode)
 	}
 	if err != nil {
 		return nil, wrap(err, "acquire %s", key.what())

@@ -80,7 +80,7 @@ func (c *Client) holdAll(ctx context.Context, keys []Key, try bool) (holds []*lo
 	case ctx.Err() != nil: // after the key was found taken
 		return nil, failed, c.locks.Ended(ctx)
 	case len(keys) == 1:
-		hold, err := c.wait(ctx, failed, advisory.Exclusive)
+		hold, err := c.wait(ctx, failed, advisory.Single, advisory.Exclusive)
 		return []*lockmgr.Hold{hold}, failed, err
 	}
 	return c.gatherAll(ctx, keys, failed)

@@ -62,7 +62,7 @@ func (c *Client) gatherAll(ctx context.Context, keys []Key, failed Key) ([]*lock
 func (c *Client) waitInOrder(ctx context.Context, keys []Key) ([]*lockmgr.Hold, Key, error) {
 	holds := make([]*lockmgr.Hold, 0, len(keys))
 	for _, key := range keys {
-		hold, err := c.wait(c.holding(ctx, keys, holds), key, advisory.Exclusive)
+		hold, err := c.wait(c.holding(ctx, keys, holds), key, advisory.InSet, advisory.Exclusive)
 		if err != nil {
 			c.locks.GiveBackMany(holds)
 			return nil, key, err

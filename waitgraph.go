@@ -57,12 +57,12 @@ func (h *heldLocks) in(c *Client) []waitgraph.Lock {
 
 // wait waits for a key. When other locks are held by ctx, and the wait is not a short one, it is watched for
 // deadlocks; a key that is free costs no more than without.
-func (c *Client) wait(ctx context.Context, key Key, mode advisory.Mode) (*lockmgr.Hold, error) {
+func (c *Client) wait(ctx context.Context, key Key, use advisory.Use, mode advisory.Mode) (*lockmgr.Hold, error) {
 	held := heldBy(ctx)
 	if held == nil {
-		return c.locks.Acquire(ctx, c.named(key), mode, false)
+		return c.locks.Acquire(ctx, c.namedFor(key, use), mode, false)
 	}
-	request, err := c.locks.Begin(ctx, c.named(key), mode, false)
+	request, err := c.locks.Begin(ctx, c.namedFor(key, use), mode, false)
 	if err != nil {
 		return nil, err
 	}
