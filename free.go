@@ -42,7 +42,7 @@ const (
 // it has not answered, and what else its session holds; the request is withdrawn then. What another program holds cannot be freed: end its session.
 //
 // A LockInfo without a token, as of a lock that is held for less than two seconds, means what the client has of the key when it is asked, and of several shared locks
-// one of them; a permit cannot be meant without one. A client of which all connections hold locks, or that has two at the most ([Config.MaxConns]), has none to look by, and does not answer.
+// one of them (as leases they are one row, and are freed together); a permit cannot be meant without one. A client of which all connections hold locks, or that has two at the most ([Config.MaxConns]), has none to look by, and does not answer.
 //
 // Only operators may, see docs/operations.md. Each freeing leaves a row in the table pgbaton.freeing, and a line in the logs of both sides. The portable schema
 // has no such requests.
