@@ -2,6 +2,7 @@ package ground
 
 import (
 	"context"
+	"strconv"
 	"testing"
 	"time"
 
@@ -90,5 +91,5 @@ func answerOf(t *testing.T, dsn, sql string) string {
 	if err := conn.QueryRow(ctx, sql).Scan(&answer); err != nil {
 		return err.Error()
 	}
-	return string(rune('0' + answer))
+	return strconv.Itoa(answer)
 }

@@ -170,6 +170,9 @@ func Retryable(err error) bool {
 	return code == SerializationFailure || code == DeadlockDetected
 }
 
+// Passing reports whether err is no reason not to send the same once more: a conflict, or a cancel, as by a timeout.
+func Passing(err error) bool { return Code(err) == QueryCanceled || Retryable(err) }
+
 // StalePlan reports whether err is "cached plan must not change result type": the table was altered after the statement
 // was prepared. The server says so before the statement does anything. The name of its routine is not translated.
 func StalePlan(err error) bool {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/pgbaton/pgbaton/internal/lockerr"
+	"github.com/pgbaton/pgbaton/internal/pgerr"
 	"github.com/pgbaton/pgbaton/internal/session"
 )
 
@@ -65,7 +66,7 @@ func (b *batch[O]) accept(msg pgproto3.BackendMessage) (bool, error) {
 	case *pgproto3.ErrorResponse:
 		b.err = pgconn.ErrorResponseToPgError(msg)
 	case *pgproto3.ReadyForQuery:
-		if !b.echo.heard() && (b.err == nil || !session.Passing(b.err)) { // a foreign answer of that kind shows itself by the next one
+		if !b.echo.heard() && (b.err == nil || !pgerr.Passing(b.err)) { // a foreign answer of that kind shows itself by the next one
 			return false, session.ErrForeign
 		}
 		if b.err != nil {

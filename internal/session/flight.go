@@ -163,16 +163,13 @@ func sendTransaction(ctx context.Context, conn *pgconn.PgConn, commands []Comman
 	switch {
 	case err != nil:
 		return nil, err
-	case len(got) == 1 && Passing(got[0].err): // if it is somebody else's, the next answer shows it
+	case len(got) == 1 && pgerr.Passing(got[0].err): // if it is somebody else's, the next answer shows it
 		return got, nil
 	case len(got) < 2 || !echoed(got[0].rows, number) || got[len(got)-1].err == nil && len(got) != len(commands)+1:
 		return nil, fmt.Errorf("%s: %w", what, ErrForeign)
 	}
 	return got[1:], nil
 }
-
-// Passing reports whether an error is no reason not to send the same once more.
-func Passing(err error) bool { return pgerr.Code(err) == pgerr.QueryCanceled || pgerr.Retryable(err) }
 
 // patience is how often what the role's statement_timeout ended is sent again. It can be so short that even the statement
 // that lifts it is caught by a slow moment. PostgreSQL may tell a timeout that comes as its statement ends as a cancel by the user.

@@ -220,14 +220,15 @@ func checkSchema(role string, yes []string, oursMissing, theirsMissing string) e
 	return nil
 }
 
-const sqlSchemaVersion = "SELECT version, oldest_client FROM pgbaton.schema_version()"
-
-var askIdentity = Command{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"}
+var (
+	readVersion = Command{What: "read the schema's version", SQL: "SELECT version, oldest_client FROM pgbaton.schema_version()"}
+	askIdentity = Command{What: "ask which server it is", SQL: "SELECT pgbaton.server_identity()"}
+)
 
 // schemaChecks are the commands that look at the schema by its own functions. The token sequence is made sure of, see the
 // migration: a crash or restart of the server ends every session, so a session that has looked once need not look again.
 var schemaChecks = []Command{
-	{What: "read the schema's version", SQL: sqlSchemaVersion},
+	readVersion,
 	askIdentity,
 	{What: "check the token sequence", SQL: "SELECT repaired, last_drawn FROM pgbaton.begin_session()"},
 	readRecord,

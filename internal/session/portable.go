@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -50,7 +51,8 @@ func findPortable(ctx context.Context, conn *pgconn.PgConn) error {
 // that belongs to a session.
 func (s *Session) preparePortable(ctx context.Context, commands []Command) error {
 	s.Portable = true
-	flight := append([]Command{readPortable, {What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord}, commands...)
+	s.Heard = time.Now()
+	flight := append([]Command{readPortable, readVersion, readRecord}, commands...)
 	answers, err := s.fly(ctx, flight)
 	if err != nil {
 		return err

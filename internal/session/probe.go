@@ -46,7 +46,7 @@ func (d *Dialer) second(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	opened := d.boundCancels(cfg)
+	opened := d.tameCancels(cfg, false)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	opened.Store(true)
 	if err != nil {

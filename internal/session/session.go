@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -74,7 +73,7 @@ type Session struct {
 // Dial opens a session for a role, runs commands on it and lets it into the dialer's home. On failure nothing is left
 // open. The error names host and port, never a password, and matches one of the sentinels when the ground is wrong.
 func (d *Dialer) Dial(ctx context.Context, role Role, commands ...Command) (*Session, error) {
-	return d.dial(ctx, d.boundCancels, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, false, func(ctx context.Context, s *Session) error {
 		return d.prepare(ctx, s, role, nil, commands)
 	})
 }
@@ -86,7 +85,7 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 	w := d.callWitness(ctx)
 	defer w.dismiss()
 	defer cancel() // a witness that is still being called is not needed
-	return d.dial(ctx, d.boundCancels, func(ctx context.Context, s *Session) error {
+	return d.dial(ctx, false, func(ctx context.Context, s *Session) error {
 		return d.prepare(ctx, s, role, w, commands)
 	})
 }
@@ -95,38 +94,40 @@ func (d *Dialer) DialProbed(ctx context.Context, role Role, commands ...Command)
 // in another one. So nothing is set on it, no protection is asked for, and the tokens must be looked at in each
 // transaction that draws one.
 func (d *Dialer) DialPooled(ctx context.Context, commands ...Command) (*Session, error) {
-	return d.dial(ctx, d.muteCancels, func(ctx context.Context, s *Session) error {
-		s.Pooled, s.Relayed = true, true
+	return d.dial(ctx, true, func(ctx context.Context, s *Session) error {
 		if d.Portable {
-			s.Heard = time.Now()
 			return s.preparePortable(ctx, commands)
 		}
-		found, err := inspect(ctx, s.PgConn(), d.Home)
-		if err != nil {
-			return err
-		}
-		s.Server = found.server
-		s.Heard = time.Now()
-		flight := append([]Command{{What: "read the schema's version", SQL: sqlSchemaVersion}, readRecord, askIdentity}, commands...)
-		answers, err := s.fly(ctx, flight)
-		if err != nil {
-			return err
-		}
-		if s.Server.Schema, err = checkSchemaVersion(answers[0], ClientVersion); err != nil {
-			return err
-		}
-		if s.Record, err = recordOf(answers[1]); err != nil {
-			return err
-		}
-		identity, err := answers[2].only()
-		if err != nil {
-			return err
-		}
-		if s.Server.Identity = identity[0]; !found.known {
-			d.Home.looked(s.Server, found.role)
-		}
-		return firstFailure(commands, answers[3:])
+		return s.preparePooled(ctx, commands)
 	})
+}
+
+// preparePooled makes a fresh connection ready that may be another session of the server's in each transaction.
+func (s *Session) preparePooled(ctx context.Context, commands []Command) error {
+	found, err := inspect(ctx, s.PgConn(), s.home)
+	if err != nil {
+		return err
+	}
+	s.Server = found.server
+	s.Heard = time.Now()
+	answers, err := s.fly(ctx, append([]Command{readVersion, readRecord, askIdentity}, commands...))
+	if err != nil {
+		return err
+	}
+	if s.Server.Schema, err = checkSchemaVersion(answers[0], ClientVersion); err != nil {
+		return err
+	}
+	if s.Record, err = recordOf(answers[1]); err != nil {
+		return err
+	}
+	identity, err := answers[2].only()
+	if err != nil {
+		return err
+	}
+	if s.Server.Identity = identity[0]; !found.known {
+		s.home.looked(s.Server, found.role)
+	}
+	return firstFailure(commands, answers[3:])
 }
 
 // openTimeout bounds the opening of a session, so that a server that is silent does not hold its caller for ever. It has
@@ -166,11 +167,8 @@ func applicationName(client string) string {
 	return name
 }
 
-// dial opens a connection, makes it ready and lets it in. What tame returns it sets once the connection is open: what is dialled from then
-// on are cancel requests.
-func (d *Dialer) dial(
-	ctx context.Context, tame func(*pgx.ConnConfig) *atomic.Bool, prepare func(context.Context, *Session) error,
-) (*Session, error) {
+// dial opens a connection, makes it ready and lets it in.
+func (d *Dialer) dial(ctx context.Context, pooled bool, prepare func(context.Context, *Session) error) (*Session, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSlow)
 	defer cancel()
 	visit := d.Home.visit()
@@ -178,13 +176,13 @@ func (d *Dialer) dial(
 	if err != nil {
 		return nil, err
 	}
-	opened := tame(cfg)
+	opened := d.tameCancels(cfg, pooled)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, because(ctx, dsn.Connect(err)) // which has the address
 	}
 	opened.Store(true)
-	s := &Session{Conn: conn, home: d.Home, Relayed: d.SessionPooler}
+	s := &Session{Conn: conn, home: d.Home, Pooled: pooled, Relayed: pooled || d.SessionPooler}
 	err = d.afterConnect(ctx, s)
 	if err == nil {
 		err = prepare(ctx, s)
@@ -352,19 +350,19 @@ func address(cfg *pgx.ConnConfig) string {
 }
 
 // queryRow runs statements without parameters, whatever query mode the caller's config asks for, and returns the only
-// row of the last one as text; an SQL NULL becomes "". The first one lifts the role's statement_timeout. It does not know yet whether a
-// pooler is in between, and makes sure of the answer, see [ErrForeign].
+// row of the last one as text; an SQL NULL becomes "". It does not know yet whether a pooler is in between, and makes sure of the answer,
+// see [ErrForeign]. What the role's statement_timeout has ended is sent again: the statements lift it.
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([]string, error) {
 	number := Number()
 	sql = "SELECT " + strconv.FormatInt(number, 10) + ";" + sql
 	results, err := conn.Exec(ctx, sql).ReadAll()
-	for attempt := 1; attempt < patience && Passing(err); attempt++ {
+	for attempt := 1; attempt < patience && pgerr.Passing(err); attempt++ {
 		if conn.TxStatus() != 'I' {
 			return nil, err
 		}
 		results, err = conn.Exec(ctx, sql).ReadAll()
 	}
-	if !broken(conn, err) && (len(results) == 0 || !echoed(results[0].Rows, number)) {
+	if !broken(conn, err) && !pgerr.Passing(err) && (len(results) == 0 || !echoed(results[0].Rows, number)) {
 		return nil, errors.Join(ErrForeign, err)
 	}
 	if err != nil {

@@ -97,7 +97,7 @@ func TestStart_ManyAtATime(t *testing.T) {
 	t.Parallel()
 	processes := make([]*supervise.Process, 20)
 	for i := range processes {
-		p, err := supervise.Start(command(time.Hour, "sh", "-c", "exit "+strconv.Itoa(i)))
+		p, err := executed(command(time.Hour, "sh", "-c", "exit "+strconv.Itoa(i)))
 		require.NoError(t, err)
 		processes[i] = p
 	}

@@ -83,18 +83,6 @@ type Process struct {
 	system  system
 }
 
-// Start starts a command, and waits until the system has executed it. The error is a [*RunError] if the system does not execute it.
-func Start(cmd Command) (*Process, error) {
-	p, err := Begin(cmd)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.Started(); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
 // Starting is closed when the system has executed the command, and when it was not executed and nothing of it is left.
 func (p *Process) Starting() <-chan struct{} { return p.started }
 

@@ -36,7 +36,7 @@ func becomeCaller() {
 		return
 	}
 	os.Unsetenv(callerVariable)
-	p, err := supervise.Start(command(life, os.Args[1:]...))
+	p, err := executed(command(life, os.Args[1:]...))
 	if err != nil {
 		os.Exit(1)
 	}
@@ -60,6 +60,15 @@ func command(life time.Duration, args ...string) supervise.Command {
 	}
 }
 
+// executed starts a command, and waits until the system has executed it.
+func executed(cmd supervise.Command) (*supervise.Process, error) {
+	p, err := supervise.Begin(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Started()
+}
+
 // started is a command whose standard output is read by the test.
 type started struct {
 	*supervise.Process
@@ -77,7 +86,7 @@ func start(t *testing.T, change func(*supervise.Command), args ...string) starte
 	if change != nil {
 		change(&cmd)
 	}
-	p, err := supervise.Start(cmd)
+	p, err := executed(cmd)
 	w.Close()
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -169,7 +178,7 @@ func TestCannotRun(t *testing.T) {
 	} {
 		cmd := command(time.Hour, "true")
 		cmd.Path = write(name, c.text, 0o700)
-		_, err := supervise.Start(cmd)
+		_, err := executed(cmd)
 		requireStatus(t, err, c.want)
 	}
 }
